@@ -1,0 +1,114 @@
+//! The one error type of the library.
+//!
+//! Every message is one line that says what was expected, what was found and what to do next.
+//! The library never prints and never exits; `main.rs` turns an [`Error`] into a line on standard
+//! error and an exit code.
+
+use std::path::{Path, PathBuf};
+
+/// Shorthand for results of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Everything that can go wrong, by what the user can do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The request itself cannot be carried out as asked (exit code 2).
+    #[error("{0}")]
+    Usage(String),
+
+    /// A data file or folder that is not what it should be (exit code 2).
+    #[error("{}: {what}", path.display())]
+    Data { path: PathBuf, what: String },
+
+    /// An architecture file with a mistake at a known line (exit code 2).
+    #[error("{file}:{line}: {what}")]
+    Model {
+        file: String,
+        line: usize,
+        what: String,
+    },
+
+    /// Shapes that do not fit together (exit code 2).
+    #[error("shape mismatch in {operation}: {what}")]
+    Shape {
+        operation: &'static str,
+        what: String,
+    },
+
+    /// The operating system refused a file operation (exit code 1).
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        source: std::io::Error,
+    },
+
+    /// A run folder or checkpoint that cannot be used (exit code 1).
+    #[error("{}: {what}", path.display())]
+    Checkpoint { path: PathBuf, what: String },
+
+    /// No adapter fits the request (exit code 1).
+    #[error("{0}")]
+    NoAdapter(String),
+
+    /// The GPU ran out of memory while making or running what the label names (exit code 1).
+    #[error("out of GPU memory at '{label}': {what}; try a smaller --batch-size")]
+    OutOfMemory { label: String, what: String },
+
+    /// The device refused an operation or was lost (exit code 1).
+    #[error("GPU error at '{label}': {what}")]
+    Gpu { label: String, what: String },
+
+    /// The loss stopped being a number (exit code 1).
+    #[error(
+        "training diverged: expected a finite loss, found {loss} at epoch {epoch}, step {step}; lower --lr (it was {lr}) or choose another --schedule"
+    )]
+    Diverged {
+        loss: f64,
+        epoch: usize,
+        step: u64,
+        lr: f64,
+    },
+
+    /// A kernel or gradient is out of its tolerance (exit code 1).
+    #[error("{0}")]
+    Verify(String),
+}
+
+impl Error {
+    /// Exit code for the command line: 2 for misuse (including unusable input), 1 for failure.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Error::Usage(_)
+            | Error::Data { .. }
+            | Error::Model { .. }
+            | Error::Shape { .. } => 2,
+            _ => 1,
+        }
+    }
+
+    /// An I/O error with the action ("read", "write", "create", …) and the path it concerned.
+    pub fn io(action: &'static str, path: &Path, source: std::io::Error) -> Self {
+        Error::Io {
+            action,
+            path: path.to_path_buf(),
+            source,
+        }
+    }
+
+    /// A [`Error::Data`] for `path`.
+    pub fn data(path: &Path, what: impl Into<String>) -> Self {
+        Error::Data {
+            path: path.to_path_buf(),
+            what: what.into(),
+        }
+    }
+
+    /// A [`Error::Checkpoint`] for `path`.
+    pub fn checkpoint(path: &Path, what: impl Into<String>) -> Self {
+        Error::Checkpoint {
+            path: path.to_path_buf(),
+            what: what.into(),
+        }
+    }
+}

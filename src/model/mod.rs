@@ -1,0 +1,358 @@
+//! Architectures: what a network is made of, before any device is involved.
+//!
+//! An architecture file (`models/*.toml`) is read by [`file`] into a [`Definition`]; together with
+//! the dataset's image shape and class count it becomes a [`Model`], in which every layer knows its
+//! input and output shape and where its parameters lie in the flat parameter vector. This module
+//! knows nothing of wgpu; the GPU path and the CPU oracle both build on it.
+
+mod file;
+mod init;
+mod summary;
+
+pub use file::{SHIPPED, load};
+pub use summary::summary;
+
+use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+/// Parameters of every layer start at a multiple of this many elements (256 bytes), the largest
+/// storage-buffer offset alignment that WebGPU allows an adapter to ask for.
+pub const PARAMETER_ALIGNMENT: usize = 64;
+
+/// Shape of one image or activation without the batch: height, width, channels (NHWC order).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Shape {
+    pub height: usize,
+    pub width: usize,
+    pub channels: usize,
+}
+
+impl Shape {
+    pub const fn new(height: usize, width: usize, channels: usize) -> Self {
+        Shape {
+            height,
+            width,
+            channels,
+        }
+    }
+
+    /// Elements of one sample.
+    pub const fn elements(&self) -> usize {
+        self.height * self.width * self.channels
+    }
+}
+
+impl std::fmt::Display for Shape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}×{}×{}", self.height, self.width, self.channels)
+    }
+}
+
+/// Geometry of a 2-D convolution (cross-correlation, as in every deep-learning library):
+/// `output = (input + 2·padding − kernel) / stride + 1` per axis, rounded down, zero padding.
+///
+/// A dense layer is the case of a 1×1 image under a 1×1 kernel, see [`Conv2d::dense`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Conv2d {
+    pub input: Shape,
+    pub output: Shape,
+    /// `[height, width]`, like stride and padding.
+    pub kernel: [usize; 2],
+    pub stride: [usize; 2],
+    pub padding: [usize; 2],
+}
+
+impl Conv2d {
+    /// Geometry for `out_channels` filters over `input`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when a size is zero or the kernel exceeds the padded input.
+    pub fn new(
+        input: Shape,
+        out_channels: usize,
+        kernel: [usize; 2],
+        stride: [usize; 2],
+        padding: [usize; 2],
+    ) -> Result<Self> {
+        let output = window_output("conv2d", input, kernel, stride, padding)?;
+        if out_channels == 0 {
+            return Err(Error::Shape {
+                operation: "conv2d",
+                what: "expected at least one output channel, found 0; set out_channels".into(),
+            });
+        }
+        Ok(Conv2d {
+            input,
+            output: Shape::new(output[0], output[1], out_channels),
+            kernel,
+            stride,
+            padding,
+        })
+    }
+
+    /// The dense layer `y[units] = x[inputs] · W[inputs, units] + b` as a 1×1 convolution over a
+    /// 1×1 image.
+    pub const fn dense(inputs: usize, units: usize) -> Self {
+        Conv2d {
+            input: Shape::new(1, 1, inputs),
+            output: Shape::new(1, 1, units),
+            kernel: [1, 1],
+            stride: [1, 1],
+            padding: [0, 0],
+        }
+    }
+
+    /// Rows of the weight matrix: KH·KW·C, one column of the im2col matrix each.
+    pub const fn patch(&self) -> usize {
+        self.kernel[0] * self.kernel[1] * self.input.channels
+    }
+
+    /// Elements of the weight, layout `[KH][KW][C][OC]`.
+    pub const fn weight_elements(&self) -> usize {
+        self.patch() * self.output.channels
+    }
+
+    /// Output positions of one sample: OH·OW.
+    pub const fn positions(&self) -> usize {
+        self.output.height * self.output.width
+    }
+}
+
+/// Geometry of a 2-D pooling window without padding; positions that no window covers are dropped
+/// (floor mode, as in PyTorch).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Pool2d {
+    pub input: Shape,
+    pub output: Shape,
+    /// `[height, width]`, like stride.
+    pub kernel: [usize; 2],
+    pub stride: [usize; 2],
+}
+
+impl Pool2d {
+    /// # Errors
+    /// [`Error::Shape`] when a size is zero or the window exceeds the input.
+    pub fn new(input: Shape, kernel: [usize; 2], stride: [usize; 2]) -> Result<Self> {
+        let output = window_output("pool2d", input, kernel, stride, [0, 0])?;
+        Ok(Pool2d {
+            input,
+            output: Shape::new(output[0], output[1], input.channels),
+            kernel,
+            stride,
+        })
+    }
+
+    /// Whether two windows can share an input position (stride < kernel on an axis).
+    pub const fn overlapping(&self) -> bool {
+        self.stride[0] < self.kernel[0] || self.stride[1] < self.kernel[1]
+    }
+}
+
+fn window_output(
+    operation: &'static str,
+    input: Shape,
+    kernel: [usize; 2],
+    stride: [usize; 2],
+    padding: [usize; 2],
+) -> Result<[usize; 2]> {
+    let mut output = [0; 2];
+    for (axis, size) in [input.height, input.width].into_iter().enumerate() {
+        let name = ["height", "width"][axis];
+        if kernel[axis] == 0 || stride[axis] == 0 {
+            return Err(Error::Shape {
+                operation,
+                what: format!(
+                    "expected kernel and stride of at least 1 along the {name}, found kernel {} and stride {}",
+                    kernel[axis], stride[axis]
+                ),
+            });
+        }
+        // A padding as large as the kernel adds outputs that see nothing but zeros: a mistake.
+        if padding[axis] >= kernel[axis] {
+            return Err(Error::Shape {
+                operation,
+                what: format!(
+                    "expected padding smaller than the kernel ({}) along the {name}, found {}",
+                    kernel[axis], padding[axis]
+                ),
+            });
+        }
+        let padded = size + 2 * padding[axis];
+        if kernel[axis] > padded {
+            return Err(Error::Shape {
+                operation,
+                what: format!(
+                    "expected a kernel no larger than the padded input, found kernel {} over input {name} {size} with padding {}; use a smaller kernel or fewer pooling layers",
+                    kernel[axis], padding[axis]
+                ),
+            });
+        }
+        output[axis] = (padded - kernel[axis]) / stride[axis] + 1;
+    }
+    Ok(output)
+}
+
+/// What a layer computes, with its resolved geometry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Op {
+    /// Convolution with bias; with `relu` the layer's output is `max(0, ·)` of that.
+    Conv2d { geometry: Conv2d, relu: bool },
+    /// Dense layer with bias over the flattened (NHWC) input; `geometry` is the 1×1 case.
+    Dense { geometry: Conv2d, relu: bool },
+    MaxPool2d(Pool2d),
+    MeanPool2d(Pool2d),
+    /// ReLU as a layer of its own.
+    Relu,
+    Sigmoid,
+}
+
+impl Op {
+    /// Name as written in architecture files.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Op::Conv2d { .. } => "conv2d",
+            Op::Dense { .. } => "dense",
+            Op::MaxPool2d(_) => "max_pool2d",
+            Op::MeanPool2d(_) => "mean_pool2d",
+            Op::Relu => "relu",
+            Op::Sigmoid => "sigmoid",
+        }
+    }
+
+    /// Geometry and fused-ReLU flag of the layers that have weights.
+    pub fn product(&self) -> Option<(&Conv2d, bool)> {
+        match self {
+            Op::Conv2d { geometry, relu } | Op::Dense { geometry, relu } => Some((geometry, *relu)),
+            _ => None,
+        }
+    }
+}
+
+/// One layer of a [`Model`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Layer {
+    /// Unique within the model: the op's name and its count, `conv2d1`, `dense2`, …
+    pub name: String,
+    pub op: Op,
+    pub input: Shape,
+    pub output: Shape,
+    /// Where the weight `[KH][KW][C][OC]` starts in the flat parameter vector, in elements; the
+    /// bias `[OC]` follows it at once, so that weight and bias are one `[KH·KW·C + 1, OC]` matrix.
+    pub parameters: Option<usize>,
+}
+
+impl Layer {
+    /// Number of trained parameters (weight and bias).
+    pub fn parameter_count(&self) -> usize {
+        self.op
+            .product()
+            .map_or(0, |(g, _)| g.weight_elements() + g.output.channels)
+    }
+
+    /// Multiply-adds of one sample's forward pass (products only, as usual in the literature).
+    pub fn multiply_adds(&self) -> u64 {
+        self.op
+            .product()
+            .map_or(0, |(g, _)| (g.weight_elements() * g.positions()) as u64)
+    }
+}
+
+/// What is minimised, averaged over the batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Loss {
+    /// `−log softmax(logits)[label]`.
+    SoftmaxCrossEntropy,
+    /// `½ Σ_k (output_k − onehot_k)²`.
+    SquaredError,
+}
+
+/// A network whose shapes are all known: a chain of layers ending in one value per class.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Model {
+    pub name: String,
+    pub input: Shape,
+    pub classes: usize,
+    pub loss: Loss,
+    pub layers: Vec<Layer>,
+    /// Length of the flat parameter vector in elements, alignment gaps (always zero) included.
+    pub parameter_elements: usize,
+}
+
+impl Model {
+    /// Chains `ops` from `input`: `build` turns each entry into an op for the input shape it meets.
+    ///
+    /// # Errors
+    /// The first error of `build`, or [`Error::Shape`] when the last output is not one value per
+    /// class.
+    pub fn chain<T>(
+        name: &str,
+        input: Shape,
+        classes: usize,
+        loss: Loss,
+        entries: &[T],
+        mut build: impl FnMut(&T, Shape) -> Result<Op>,
+    ) -> Result<Model> {
+        let mut layers: Vec<Layer> = Vec::with_capacity(entries.len());
+        let (mut shape, mut offset) = (input, 0usize);
+        for entry in entries {
+            let op = build(entry, shape)?;
+            let output = match &op {
+                Op::Conv2d { geometry, .. } | Op::Dense { geometry, .. } => geometry.output,
+                Op::MaxPool2d(pool) | Op::MeanPool2d(pool) => pool.output,
+                Op::Relu | Op::Sigmoid => shape,
+            };
+            let count = 1 + layers
+                .iter()
+                .filter(|l| l.op.name() == op.name())
+                .count();
+            let mut layer = Layer {
+                name: format!("{}{count}", op.name()),
+                op,
+                input: shape,
+                output,
+                parameters: None,
+            };
+            if layer.parameter_count() > 0 {
+                layer.parameters = Some(offset);
+                offset = (offset + layer.parameter_count()).next_multiple_of(PARAMETER_ALIGNMENT);
+            }
+            shape = output;
+            layers.push(layer);
+        }
+        if shape.elements() != classes || layers.is_empty() {
+            return Err(Error::Shape {
+                operation: "model",
+                what: format!(
+                    "expected the last layer to give one value for each of {classes} classes, found output {shape}; end the model with type = \"dense\", units = \"classes\""
+                ),
+            });
+        }
+        Ok(Model {
+            name: name.into(),
+            input,
+            classes,
+            loss,
+            layers,
+            parameter_elements: offset,
+        })
+    }
+
+    /// Number of trained parameters.
+    pub fn parameter_count(&self) -> usize {
+        self.layers.iter().map(Layer::parameter_count).sum()
+    }
+
+    /// Multiply-adds of one sample's forward pass.
+    pub fn multiply_adds(&self) -> u64 {
+        self.layers.iter().map(Layer::multiply_adds).sum()
+    }
+
+    /// Multiply-adds of one sample's training step: forward, weight gradient, and the input
+    /// gradient of every layer but the first one with weights.
+    pub fn training_multiply_adds(&self) -> u64 {
+        let first = self.layers.iter().find(|l| l.parameters.is_some());
+        3 * self.multiply_adds() - first.map_or(0, Layer::multiply_adds)
+    }
+}
