@@ -7,6 +7,7 @@
 
 mod file;
 mod init;
+pub mod recipe;
 mod summary;
 
 pub use file::{SHIPPED, load};

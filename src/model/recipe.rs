@@ -1,0 +1,105 @@
+//! How a model is trained by default: optimiser, learning-rate schedule, epochs, batch size.
+//!
+//! Pure numbers without a device: the update rules themselves are `shaders/optimizer.wgsl` and
+//! their CPU twins.
+
+use serde::{Deserialize, Serialize};
+
+/// Update rule and its constants.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "name", rename_all = "snake_case")]
+pub enum Optimizer {
+    /// SGD with momentum and L2 weight decay as in `torch.optim.SGD`:
+    /// `g += weight_decay·w; v = momentum·v + g; w −= lr·v`.
+    Sgd { momentum: f32, weight_decay: f32 },
+    /// Adam with decoupled weight decay (Loshchilov & Hutter, 2019), as in `torch.optim.AdamW`.
+    Adamw {
+        beta1: f32,
+        beta2: f32,
+        epsilon: f32,
+        weight_decay: f32,
+    },
+}
+
+impl Optimizer {
+    /// Number of state vectors (each as long as the parameters) that the rule keeps.
+    pub fn state_vectors(&self) -> usize {
+        match self {
+            Optimizer::Sgd { .. } => 1,
+            Optimizer::Adamw { .. } => 2,
+        }
+    }
+
+    /// What one update needs besides parameters and gradients, for update number `step` (from 1).
+    pub fn step_scalars(&self, lr: f64, step: u64) -> StepScalars {
+        let (bias1, bias2) = match *self {
+            Optimizer::Sgd { .. } => (1.0, 1.0),
+            Optimizer::Adamw { beta1, beta2, .. } => (
+                1.0 - f64::from(beta1).powf(step as f64),
+                1.0 - f64::from(beta2).powf(step as f64),
+            ),
+        };
+        StepScalars {
+            lr: lr as f32,
+            bias_correction1: bias1 as f32,
+            bias_correction2: bias2 as f32,
+        }
+    }
+}
+
+/// The numbers of an update that change from step to step. Computed once on the host in f64, so
+/// that GPU and CPU use the very same ones.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepScalars {
+    pub lr: f32,
+    /// `1 − beta1^step` (AdamW; 1 for SGD).
+    pub bias_correction1: f32,
+    /// `1 − beta2^step` (AdamW; 1 for SGD).
+    pub bias_correction2: f32,
+}
+
+/// How the learning rate moves over the whole training.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Schedule {
+    /// The same rate at every step.
+    Constant,
+    /// Half a cosine from the rate to 0 (Loshchilov & Hutter, 2017, without restarts).
+    Cosine,
+    /// Cosine up from rate/25 over the first 30 % of the steps, cosine down to rate/250,000 over
+    /// the rest (Smith & Topin, 2018; the constants of `torch.optim.lr_scheduler.OneCycleLR`).
+    OneCycle,
+}
+
+impl Schedule {
+    /// Learning rate of update number `step` (from 0) out of `total`, with peak or base rate `lr`.
+    pub fn lr_at(&self, lr: f64, step: u64, total: u64) -> f64 {
+        let cosine = |from: f64, to: f64, t: f64| {
+            to + (from - to) * (1.0 + (std::f64::consts::PI * t.clamp(0.0, 1.0)).cos()) / 2.0
+        };
+        let (step, total) = (step as f64, total.max(1) as f64);
+        match self {
+            Schedule::Constant => lr,
+            Schedule::Cosine => cosine(lr, 0.0, step / total),
+            Schedule::OneCycle => {
+                let start = lr / 25.0;
+                let peak = 0.3 * total - 1.0;
+                if step <= peak {
+                    cosine(start, lr, step / peak.max(1.0))
+                } else {
+                    cosine(lr, start / 1e4, (step - peak) / (total - 1.0 - peak).max(1.0))
+                }
+            }
+        }
+    }
+}
+
+/// The defaults that an architecture file brings along; flags override them one by one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Recipe {
+    pub optimizer: Optimizer,
+    pub lr: f64,
+    pub schedule: Schedule,
+    pub epochs: usize,
+    pub batch_size: usize,
+}
