@@ -1,0 +1,201 @@
+//! Device memory: buffers of 4-byte elements, slices of them, uploads and read-backs.
+
+use super::{Direction, Gpu};
+use crate::error::{Error, Result};
+
+/// A range of a device buffer, counted in 4-byte elements (f32 or u32). Cloning it clones a
+/// handle, not the memory.
+#[derive(Clone)]
+pub struct Buffer {
+    inner: wgpu::Buffer,
+    /// First element and number of elements of the range.
+    start: u64,
+    len: u64,
+}
+
+impl Buffer {
+    /// Number of 4-byte elements.
+    pub fn len(&self) -> usize {
+        self.len as usize
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The `len` elements from `start` on. As a kernel argument `start` must respect the adapter's
+    /// offset alignment; [`crate::model::PARAMETER_ALIGNMENT`] does so on all of them.
+    pub fn slice(&self, start: usize, len: usize) -> Buffer {
+        assert!(
+            (start + len) as u64 <= self.len,
+            "slice {start}+{len} of a buffer of {} elements",
+            self.len
+        );
+        Buffer {
+            inner: self.inner.clone(),
+            start: self.start + start as u64,
+            len: len as u64,
+        }
+    }
+
+    pub(super) fn binding(&self) -> wgpu::BindingResource<'_> {
+        wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+            buffer: &self.inner,
+            offset: self.start * 4,
+            size: wgpu::BufferSize::new(self.len * 4),
+        })
+    }
+}
+
+impl Gpu {
+    /// A zeroed storage buffer of `len` 4-byte elements (at least one).
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] when the adapter's limits or memory do not hold it.
+    pub fn buffer(&self, label: &str, len: usize) -> Result<Buffer> {
+        let len = len.max(1) as u64;
+        let limit = self
+            .report()
+            .max_storage_binding_bytes
+            .min(self.report().max_buffer_bytes);
+        if len * 4 > limit {
+            return Err(Error::OutOfMemory {
+                label: label.into(),
+                what: format!(
+                    "expected at most {limit} bytes in one buffer on this adapter, found {}",
+                    len * 4
+                ),
+            });
+        }
+        let inner = self.scoped(label, || {
+            self.device().create_buffer(&wgpu::BufferDescriptor {
+                label: Some(label),
+                size: len * 4,
+                usage: wgpu::BufferUsages::STORAGE
+                    | wgpu::BufferUsages::COPY_SRC
+                    | wgpu::BufferUsages::COPY_DST,
+                mapped_at_creation: false,
+            })
+        })?;
+        Ok(Buffer {
+            inner,
+            start: 0,
+            len,
+        })
+    }
+
+    /// A storage buffer holding `data`.
+    pub fn upload<T: bytemuck::NoUninit>(
+        &self,
+        label: &'static str,
+        data: &[T],
+    ) -> Result<Buffer> {
+        let bytes: &[u8] = bytemuck::cast_slice(data);
+        let buffer = self.buffer(label, bytes.len().div_ceil(4))?;
+        self.write(label, &buffer, data)?;
+        Ok(buffer)
+    }
+
+    /// Overwrites the start of `buffer` with `data`, in order with the submissions.
+    /// `purpose` names the transfer in [`Gpu::take_transfers`].
+    pub fn write<T: bytemuck::NoUninit>(
+        &self,
+        purpose: &'static str,
+        buffer: &Buffer,
+        data: &[T],
+    ) -> Result<()> {
+        let bytes: &[u8] = bytemuck::cast_slice(data);
+        assert!(bytes.len() as u64 <= buffer.len * 4, "{purpose}: write past the end");
+        self.count_transfer(purpose, Direction::ToGpu, bytes.len() as u64);
+        let whole = bytes.len() / 4 * 4;
+        self.scoped(purpose, || {
+            // Pieces, because the queue stages each write in a buffer of its own.
+            for (i, piece) in bytes[..whole].chunks(1 << 24).enumerate() {
+                let at = buffer.start * 4 + ((i as u64) << 24);
+                self.queue().write_buffer(&buffer.inner, at, piece);
+            }
+            if whole < bytes.len() {
+                let mut last = [0u8; 4];
+                last[..bytes.len() - whole].copy_from_slice(&bytes[whole..]);
+                let at = buffer.start * 4 + whole as u64;
+                self.queue().write_buffer(&buffer.inner, at, &last);
+            }
+        })
+    }
+
+    /// Starts copying `buffer` to the host behind everything submitted so far; does not wait.
+    pub fn start_readback(&self, purpose: &'static str, buffer: &Buffer) -> Result<Readback> {
+        let bytes = buffer.len * 4;
+        self.count_transfer(purpose, Direction::ToHost, bytes);
+        let (staging, ready) = self.scoped(purpose, || {
+            let staging = self.device().create_buffer(&wgpu::BufferDescriptor {
+                label: Some(purpose),
+                size: bytes,
+                usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+                mapped_at_creation: false,
+            });
+            let mut encoder = self.device().create_command_encoder(&Default::default());
+            encoder.copy_buffer_to_buffer(&buffer.inner, buffer.start * 4, &staging, 0, bytes);
+            self.queue().submit([encoder.finish()]);
+            let (sender, ready) = futures_intrusive::channel::shared::oneshot_channel();
+            staging.map_async(wgpu::MapMode::Read, .., move |result| {
+                // The receiver may be gone: a read-back that nobody waits for is dropped.
+                let _ = sender.send(result);
+            });
+            (staging, ready)
+        })?;
+        Ok(Readback {
+            purpose,
+            staging,
+            ready,
+        })
+    }
+
+    /// Copies `buffer` to the host and waits for it.
+    pub fn read<T: bytemuck::AnyBitPattern>(
+        &self,
+        purpose: &'static str,
+        buffer: &Buffer,
+    ) -> Result<Vec<T>> {
+        self.start_readback(purpose, buffer)?.finish(self)
+    }
+}
+
+/// A copy to the host that is under way.
+pub struct Readback {
+    purpose: &'static str,
+    staging: wgpu::Buffer,
+    ready: futures_intrusive::channel::shared::OneshotReceiver<
+        std::result::Result<(), wgpu::BufferAsyncError>,
+    >,
+}
+
+impl Readback {
+    /// Waits for the copy and returns its elements.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`] when the device was lost or the mapping failed.
+    pub fn finish<T: bytemuck::AnyBitPattern>(self, gpu: &Gpu) -> Result<Vec<T>> {
+        let fail = |what: String| Error::Gpu {
+            label: self.purpose.into(),
+            what,
+        };
+        gpu.wait_all()?;
+        match pollster::block_on(self.ready.receive()) {
+            Some(Ok(())) => {}
+            _ => return Err(fail("the read-back could not be mapped".into())),
+        }
+        let view = self
+            .staging
+            .get_mapped_range(..)
+            .map_err(|e| fail(e.to_string()))?;
+        // A byte copy: the mapped pointer's alignment is the driver's affair.
+        let mut out = vec![<T as bytemuck::Zeroable>::zeroed(); view.len() / size_of::<T>()];
+        // SAFETY-free: `T: AnyBitPattern` allows any bytes; the element count matches.
+        let bytes = view.len() / size_of::<T>() * size_of::<T>();
+        for (element, chunk) in out.iter_mut().zip(view[..bytes].chunks_exact(size_of::<T>())) {
+            *element = bytemuck::pod_read_unaligned(chunk);
+        }
+        Ok(out)
+    }
+}

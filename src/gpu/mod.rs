@@ -1,0 +1,242 @@
+//! The adapter, the device and the few things every kernel needs from them: buffers, pipelines,
+//! dispatches, submissions and read-backs.
+//!
+//! Every creation runs inside error scopes, so that a validation error or a lack of memory comes
+//! back as an [`Error`] with the label of what was being made, never as a zeroed buffer. Errors
+//! that surface later (a lost device, say) are kept and reported by the next synchronising call.
+
+mod adapter;
+mod buffer;
+mod dispatch;
+mod step;
+
+pub use adapter::{AdapterReport, Choice, NO_ADAPTER_HINT, adapters, choose};
+pub use buffer::{Buffer, Readback};
+pub use dispatch::{Dispatch, Kernel, fold_groups};
+pub use step::{Metrics, Step};
+
+use crate::error::{Error, Result};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+/// An open device with its queue, its pipelines and what was learned about its adapter.
+pub struct Gpu {
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    report: AdapterReport,
+    /// One pipeline per (entry point, source, constants): kernels of equal shape share it.
+    pipelines: Mutex<HashMap<String, wgpu::ComputePipeline>>,
+    /// The first error that reached no error scope.
+    fault: Arc<Mutex<Option<String>>>,
+    transfers: Mutex<Transfers>,
+}
+
+/// Bytes that crossed between host and GPU, by purpose, in the order of first appearance.
+#[derive(Clone, Debug, Default)]
+pub struct Transfers {
+    pub by_purpose: Vec<(&'static str, Direction, u64)>,
+}
+
+/// Which way a transfer goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    ToGpu,
+    ToHost,
+}
+
+impl Transfers {
+    fn add(&mut self, purpose: &'static str, direction: Direction, bytes: u64) {
+        match self
+            .by_purpose
+            .iter_mut()
+            .find(|(p, d, _)| *p == purpose && *d == direction)
+        {
+            Some(entry) => entry.2 += bytes,
+            None => self.by_purpose.push((purpose, direction, bytes)),
+        }
+    }
+
+    /// Sum over all purposes.
+    pub fn total(&self) -> u64 {
+        self.by_purpose.iter().map(|(_, _, bytes)| bytes).sum()
+    }
+}
+
+impl Gpu {
+    /// Opens the device that `choice` names, with the adapter's own limits.
+    ///
+    /// # Errors
+    /// [`Error::NoAdapter`] when nothing fits, [`Error::Gpu`] when the driver refuses the device.
+    pub fn open(choice: &Choice) -> Result<Gpu> {
+        let (adapter, report) = choose(choice)?;
+        Self::from_adapter(&adapter, report)
+    }
+
+    fn from_adapter(adapter: &wgpu::Adapter, report: AdapterReport) -> Result<Gpu> {
+        let wanted = wgpu::Features::SUBGROUP
+            | wgpu::Features::TIMESTAMP_QUERY
+            | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES;
+        let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
+            label: Some("wgrad"),
+            required_features: adapter.features() & wanted,
+            required_limits: adapter.limits(),
+            ..Default::default()
+        }))
+        .map_err(|e| Error::Gpu {
+            label: report.name.clone(),
+            what: format!(
+                "the driver refused to open a device: {}; try another --device",
+                one_line(&e)
+            ),
+        })?;
+        let fault = Arc::new(Mutex::new(None));
+        let keep = |fault: &Arc<Mutex<Option<String>>>, what: String| {
+            fault.lock().unwrap_or_else(|p| p.into_inner()).get_or_insert(what);
+        };
+        let slot = fault.clone();
+        device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| keep(&slot, one_line(&e))));
+        let slot = fault.clone();
+        device.set_device_lost_callback(move |reason, message| {
+            // Dropping the device is reported as "destroyed", which is no fault.
+            if reason != wgpu::DeviceLostReason::Destroyed {
+                keep(&slot, format!("the device was lost ({message})"));
+            }
+        });
+        Ok(Gpu {
+            device,
+            queue,
+            report,
+            pipelines: Mutex::default(),
+            fault,
+            transfers: Mutex::default(),
+        })
+    }
+
+    /// What is known about the adapter.
+    pub fn report(&self) -> &AdapterReport {
+        &self.report
+    }
+
+    pub fn device(&self) -> &wgpu::Device {
+        &self.device
+    }
+
+    pub fn queue(&self) -> &wgpu::Queue {
+        &self.queue
+    }
+
+    /// Takes the transfer counts since the last call.
+    pub fn take_transfers(&self) -> Transfers {
+        std::mem::take(&mut self.transfers.lock().unwrap_or_else(|p| p.into_inner()))
+    }
+
+    fn count_transfer(&self, purpose: &'static str, direction: Direction, bytes: u64) {
+        self.transfers
+            .lock()
+            .unwrap_or_else(|p| p.into_inner())
+            .add(purpose, direction, bytes);
+    }
+
+    /// Runs `make` inside error scopes; an error inside becomes an [`Error`] with `label`.
+    pub(crate) fn scoped<T>(&self, label: &str, make: impl FnOnce() -> T) -> Result<T> {
+        let memory = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let internal = self.device.push_error_scope(wgpu::ErrorFilter::Internal);
+        let validation = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let made = make();
+        // Popped in reverse order of their creation.
+        let errors = [validation, internal, memory].map(|scope| pollster::block_on(scope.pop()));
+        match errors.into_iter().flatten().next() {
+            None => Ok(made),
+            Some(wgpu::Error::OutOfMemory { source }) => Err(Error::OutOfMemory {
+                label: label.into(),
+                what: one_line(&*source),
+            }),
+            Some(e) => Err(Error::Gpu {
+                label: label.into(),
+                what: one_line(&e),
+            }),
+        }
+    }
+
+    /// The error that reached no scope, if there was one.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`] with `label` as the place where it was noticed.
+    pub fn check(&self, label: &str) -> Result<()> {
+        match &*self.fault.lock().unwrap_or_else(|p| p.into_inner()) {
+            None => Ok(()),
+            Some(what) => Err(Error::Gpu {
+                label: label.into(),
+                what: what.clone(),
+            }),
+        }
+    }
+
+    /// Submits `dispatches` in order, `repeat` times over, as one submission; does not wait.
+    pub fn submit(&self, label: &str, dispatches: &[&Dispatch], repeat: usize) -> Result<Ticket> {
+        let index = self.scoped(label, || {
+            let mut encoder = self
+                .device
+                .create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some(label) });
+            {
+                let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+                    label: Some(label),
+                    timestamp_writes: None,
+                });
+                for _ in 0..repeat {
+                    for dispatch in dispatches {
+                        dispatch.record(&mut pass);
+                    }
+                }
+            }
+            self.queue.submit([encoder.finish()])
+        })?;
+        Ok(Ticket(index))
+    }
+
+    /// Waits until everything up to `ticket` has finished.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`] when the device was lost or reported an error.
+    pub fn wait(&self, ticket: &Ticket) -> Result<()> {
+        self.poll("waiting for the GPU", wgpu::PollType::Wait {
+            submission_index: Some(ticket.0.clone()),
+            timeout: None,
+        })
+    }
+
+    /// Waits until the queue is empty.
+    pub fn wait_all(&self) -> Result<()> {
+        self.poll(
+            "waiting for the GPU",
+            wgpu::PollType::wait_indefinitely(),
+        )
+    }
+
+    fn poll(&self, label: &str, how: wgpu::PollType) -> Result<()> {
+        let polled = self.device.poll(how);
+        self.check(label)?;
+        polled.map(|_| ()).map_err(|e| Error::Gpu {
+            label: label.into(),
+            what: one_line(&e),
+        })
+    }
+}
+
+/// Names a submission, to wait for it later.
+#[derive(Clone)]
+pub struct Ticket(wgpu::SubmissionIndex);
+
+/// An error and its causes on one line.
+fn one_line(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
