@@ -2,3 +2,5 @@
 //! buffers and gives a [`crate::gpu::Dispatch`].
 //!
 //! Entry point, wrapper, CPU twin (`crate::cpu`) and pipeline label share one name.
+
+pub mod conv2d;

@@ -1,0 +1,205 @@
+{#- A template: rendered by src/kernels/conv2d.rs with the shapes and a tile. `wgrad verify --dump DIR` writes the rendered texts. -#}
+// Convolution (cross-correlation) as an implicit matrix product: the im2col matrix is never stored,
+// the tile loader computes its index. A dense layer is the case of a 1×1 image under a 1×1 kernel.
+//
+//   forward          y  = im2col(x) · W + b, then max(0, ·) where RELU is fused   M = N·OH·OW, K = KH·KW·C
+//   backward_weight  dW = im2col(x)ᵀ · dy, db = 1ᵀ · dy                           M = KH·KW·C + 1, K = N·OH·OW
+//   backward_input   dx = the transposed convolution of dy with W                M = N·H·W, K = KH·KW·OC
+//
+// Layout: x [N,H,W,C], y and dy [N,OH,OW,OC], W [KH,KW,C,OC] followed by b [OC]: one matrix of
+// KH·KW·C + 1 rows, the last of which meets a column of ones in the weight gradient.
+// One subgroup (or workgroup, or invocation: the families differ in that alone) computes one tile
+// of the result; columns are handled four at a time. Writes its output, adds to nothing; the weight
+// gradient writes one partial sum per split, added up in order by `reduce_splits`.
+// CPU twins: conv2d_forward, conv2d_backward_weight, conv2d_backward_input in src/cpu/conv2d.rs.
+// Maths: Chellapilla, Puri, Simard (2006), "High Performance Convolutional Neural Networks for
+// Document Processing"; Dumoulin & Visin (2016), "A guide to convolution arithmetic".
+{% set weight_pass = pass == "conv2d_backward_weight" %}
+{%- set input_pass = pass == "conv2d_backward_input" %}
+const N = {{ n }}u;
+const H = {{ h }}u;   const W = {{ w }}u;   const C = {{ c }}u;
+const OH = {{ oh }}u; const OW = {{ ow }}u; const OC = {{ oc }}u;
+const KH = {{ kh }}u; const KW = {{ kw }}u;
+const SH = {{ sh }}u; const SW = {{ sw }}u;
+const PH = {{ ph }}u; const PW = {{ pw }}u;
+// The product: M rows, K terms per sum, COLUMNS columns.
+const M = {{ m }}u;   const K = {{ k }}u;   const COLUMNS = {{ columns }}u;
+const COLUMNS4 = {{ columns4 }}u;
+// Terms in fours (rows in fours for the weight gradient, whose loader runs along the rows).
+const CHUNKS = {{ chunks }}u;
+
+{% set scalar = "f32" -%}
+{% set vector = "vec4<f32>" -%}
+@group(0) @binding(0) var<storage, read> a_source: array<{{ vector if a4 else scalar }}>;  // {{ "dy" if input_pass else "x" }}
+@group(0) @binding(1) var<storage, read> b_source: array<{{ vector if b4 else scalar }}>;  // {{ "dy" if weight_pass else "W and b" }}
+@group(0) @binding(2) var<storage, read_write> result: array<{{ vector if o4 else scalar }}>;  // {{ "dx" if input_pass else ("partial dW and db" if weight_pass else "y") }}
+{% if input_pass and relu -%}
+@group(0) @binding(3) var<storage, read> activation: array<{{ vector if o4 else scalar }}>;  // x, whose layer ended in ReLU
+{% endif %}
+{#- ── Where a row (an image position) starts, and how far a chunk of four terms is from there. ── #}
+{% set wide = "u32" if a4 else "vec4<u32>" -%}
+{% set per = "/ 4u" if a4 else "" -%}
+{% set a_channels = "OC" if input_pass else "C" -%}
+struct Row { base: u32, y: u32, x: u32 }
+struct Chunk { offset: {{ wide }}, y: {{ wide }}, x: {{ wide }}{% if guard_chunk %}, live: {{ "bool" if a4 else "vec4<bool>" }}{% endif %} }
+
+// Unsigned arithmetic wraps, so "negative" coordinates in the padding become huge and fail `< size`.
+fn row(m: u32) -> Row {
+    let p = min(m, {{ "N * OH * OW" if weight_pass else "M" }} - 1u);
+{%- if input_pass %}
+    let y = (p / W) % H + PH;
+    let x = p % W + PW;
+  {%- if unit_stride %}
+    return Row((((p / (H * W)) * OH + y) * OW + x) * (OC {{ per }}), y, x);
+  {%- else %}
+    return Row((p / (H * W)) * OH * OW * (OC {{ per }}), y, x);
+  {%- endif %}
+{%- else %}
+    let y = ((p / OW) % OH) * SH - PH;
+    let x = (p % OW) * SW - PW;
+    return Row((((p / (OH * OW)) * H + y) * W + x) * (C {{ per }}), y, x);
+{%- endif %}
+}
+
+fn chunk(q: u32) -> Chunk {
+{%- if a4 %}
+    let k = min(q, {{ "K" if not weight_pass else "(M - 1u)" }} / 4u - 1u) * 4u;
+{%- else %}
+    let k = vec4<u32>(q * 4u, q * 4u + 1u, q * 4u + 2u, q * 4u + 3u);
+{%- endif %}
+    let tap = k / {{ a_channels }};
+    let y = tap / KW;
+    let x = tap % KW;
+{%- if input_pass and not unit_stride %}
+    let offset = (k % OC) {{ per }};
+{%- elif input_pass %}
+    let offset = (k % OC) {{ per }} - (y * OW + x) * (OC {{ per }});
+{%- else %}
+    let offset = (y * W + x) * (C {{ per }}) + (k % C) {{ per }};
+{%- endif %}
+    return Chunk(offset, y, x{% if guard_chunk %}, {% if a4 %}q < {{ "K" if not weight_pass else "(M - 1u)" }} / 4u{% else %}k < vec4<u32>({{ "K" if not weight_pass else "M - 1u" }}){% endif %}{% endif %});
+}
+
+// Four elements of the im2col matrix (of dy's for the input gradient), zeros in the padding.
+fn load_a(r: Row, t: Chunk) -> vec4<f32> {
+{%- set one = "" if a4 else "vec4<u32>" %}
+{%- if input_pass and not unit_stride %}
+    let y = ({{ one }}(r.y) - t.y);
+    let x = ({{ one }}(r.x) - t.x);
+    let inside = {% if a4 %}y % SH == 0u && x % SW == 0u && y / SH < OH && x / SW < OW{% else %}(y % SH == {{ one }}(0u)) & (x % SW == {{ one }}(0u)) & (y / SH < {{ one }}(OH)) & (x / SW < {{ one }}(OW)){% endif %}{% if guard_chunk %} {{ "&&" if a4 else "&" }} t.live{% endif %};
+    let at = r.base + ((y / SH) * OW + x / SW) * (OC {{ per }}) + t.offset;
+{%- elif input_pass %}
+    let inside = ({{ one }}(r.y) - t.y < {{ one }}(OH)) {{ "&&" if a4 else "&" }} ({{ one }}(r.x) - t.x < {{ one }}(OW)){% if guard_chunk %} {{ "&&" if a4 else "&" }} t.live{% endif %};
+    let at = r.base + t.offset;
+{%- elif padded %}
+    let inside = ({{ one }}(r.y) + t.y < {{ one }}(H)) {{ "&&" if a4 else "&" }} ({{ one }}(r.x) + t.x < {{ one }}(W)){% if guard_chunk %} {{ "&&" if a4 else "&" }} t.live{% endif %};
+    let at = r.base + t.offset;
+{%- else %}
+    let at = r.base + t.offset;
+  {%- if guard_chunk %}
+    let inside = t.live;
+  {%- endif %}
+{%- endif %}
+{%- set guarded = input_pass or padded or guard_chunk %}
+{%- if guarded %}
+    let safe = select({{ wide }}(0u), at, inside);
+{%- else %}
+    let safe = at;
+{%- endif %}
+{%- if a4 %}
+    let v = a_source[safe];
+{%- else %}
+    let v = vec4<f32>(a_source[safe.x], a_source[safe.y], a_source[safe.z], a_source[safe.w]);
+{%- endif %}
+    return {% if guarded %}select(vec4<f32>(0.0), v, inside){% else %}v{% endif %};
+}
+{% if weight_pass %}
+// The element of the column of ones that makes the bias gradient: row KH·KW·C of the result.
+fn bias_row(q: u32) -> vec4<f32> {
+    return select(vec4<f32>(0.0), vec4<f32>(1.0), vec4<u32>(q * 4u) + vec4<u32>(0u, 1u, 2u, 3u) == vec4<u32>(M - 1u));
+}
+{% endif %}
+{#- ── Four columns of one row of the right-hand matrix. ── #}
+{% if not input_pass -%}
+fn load_b(k: u32, column4: u32) -> vec4<f32> {
+    let q = min(column4, COLUMNS4 - 1u);
+  {%- if b4 %}
+    return b_source[k * COLUMNS4 + q];
+  {%- else %}
+    let first = k * COLUMNS;
+    let at = vec4<u32>(first) + min(vec4<u32>(q * 4u) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(COLUMNS - 1u));
+    return vec4<f32>(b_source[at.x], b_source[at.y], b_source[at.z], b_source[at.w]);
+  {%- endif %}
+}
+{% endif -%}
+{% if not weight_pass -%}
+// The 4×4 block of W at four terms and four columns: one vec4 of columns per term.
+fn load_b_block(q: u32, column4: u32) -> mat4x4<f32> {
+  {%- if input_pass %}
+    let column = min(column4, COLUMNS4 - 1u) * 4u;
+    {%- if b4 %}
+    let k = min(q, CHUNKS - 1u) * 4u;
+    let base = (k / OC) * C * (OC / 4u) + (k % OC) / 4u;
+    // Along the terms in memory, along the columns in the product.
+    return transpose(mat4x4<f32>(
+      {%- for e in range(4) %}
+        b_source[base + min(column + {{ e }}u, C - 1u) * (OC / 4u)]{{ "," if not loop.last }}
+      {%- endfor %}
+    ));
+    {%- else %}
+    let k = min(vec4<u32>(q * 4u, q * 4u + 1u, q * 4u + 2u, q * 4u + 3u), vec4<u32>(K - 1u));
+    let base = (k / OC) * (C * OC) + k % OC;
+    return transpose(mat4x4<f32>(
+      {%- for e in range(4) %}
+      {%- set s = "min(column + " ~ e ~ "u, C - 1u) * OC" %}
+        vec4<f32>(b_source[base.x + {{ s }}], b_source[base.y + {{ s }}], b_source[base.z + {{ s }}], b_source[base.w + {{ s }}]){{ "," if not loop.last }}
+      {%- endfor %}
+    ));
+    {%- endif %}
+  {%- else %}
+    {%- set clamp = k % 4 != 0 or guard_terms %}
+    {#- Terms past K meet zeros of A; the clamp only keeps the load inside the buffer. #}
+    return mat4x4<f32>(
+      {%- for e in range(4) %}
+        load_b({% if clamp %}min(q * 4u + {{ e }}u, K){% else %}q * 4u + {{ e }}u{% endif %}, column4){{ "," if not loop.last }}
+      {%- endfor %}
+    );
+  {%- endif %}
+}
+{% endif %}
+{#- ── Four columns of one row of the result. ── #}
+fn store(m: u32, column4: u32, value: vec4<f32>{% if weight_pass %}, split: u32{% endif %}) {
+    if (m >= M || column4 >= COLUMNS4) { return; }
+{%- if weight_pass %}
+    let row = split * M + m;
+{%- else %}
+    let row = m;
+{%- endif %}
+    var v = value;
+{%- if pass == "conv2d_forward" %}
+    v += load_b(K, column4);
+  {%- if relu %}
+    v = select(v, vec4<f32>(0.0), v < vec4<f32>(0.0));  // unlike max(), keeps NaN
+  {%- endif %}
+{%- endif %}
+{%- if o4 %}
+    let at = row * COLUMNS4 + column4;
+  {%- if input_pass and relu %}
+    v = select(vec4<f32>(0.0), v, activation[at] > vec4<f32>(0.0));
+  {%- endif %}
+    result[at] = v;
+{%- else %}
+  {%- for e in range(4) %}
+    if (column4 * 4u + {{ e }}u < COLUMNS) {
+        let at = row * COLUMNS + column4 * 4u + {{ e }}u;
+    {%- if input_pass and relu %}
+        result[at] = select(0.0, v[{{ e }}], activation[at] > 0.0);
+    {%- else %}
+        result[at] = v[{{ e }}];
+    {%- endif %}
+    }
+  {%- endfor %}
+{%- endif %}
+}
+
+{% include "product_" ~ family ~ ".wgsl" %}

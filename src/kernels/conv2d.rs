@@ -1,0 +1,628 @@
+//! `shaders/conv2d.wgsl`: convolution and dense layers as implicit matrix products, in three
+//! passes and three families, and the choice of a tile.
+
+use crate::error::{Error, Result};
+use crate::gpu::{AdapterReport, Buffer, Dispatch, Gpu, Kernel, fold_groups};
+use crate::model::Conv2d;
+use minijinja::{Environment, context};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// How a product is spread over the device; see the three `shaders/product_*.wgsl`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Family {
+    /// Registers and shuffles, no workgroup memory: for adapters where loads are dear.
+    Subgroup,
+    /// Tiles staged in workgroup memory: for real GPUs.
+    Workgroup,
+    /// One invocation per four outputs: for everything else.
+    Plain,
+}
+
+impl Family {
+    pub const ALL: [Family; 3] = [Family::Subgroup, Family::Workgroup, Family::Plain];
+
+    /// Whether the adapter can run the family at all.
+    pub fn supported(self, adapter: &AdapterReport) -> bool {
+        match self {
+            // The lanes of a tile are a subgroup, so its size must be known and fixed.
+            Family::Subgroup => lanes(adapter).is_some(),
+            Family::Workgroup => {
+                adapter.max_workgroup_storage_bytes >= 16 << 10
+                    && adapter.max_workgroup_invocations >= 256
+            }
+            Family::Plain => true,
+        }
+    }
+
+    /// The family for an adapter: `forced` if given, else what suits the kind of device.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when the forced family cannot run here.
+    pub fn select(adapter: &AdapterReport, forced: Option<Family>) -> Result<Family> {
+        if let Some(family) = forced {
+            return if family.supported(adapter) {
+                Ok(family)
+            } else {
+                Err(Error::Usage(format!(
+                    "expected a kernel family that {} can run, found {family} (subgroup size {:?}); leave --kernels out to have one chosen",
+                    adapter.name, adapter.subgroup_size
+                )))
+            };
+        }
+        let order = if adapter.software {
+            [Family::Subgroup, Family::Plain, Family::Workgroup]
+        } else {
+            [Family::Workgroup, Family::Subgroup, Family::Plain]
+        };
+        Ok(order
+            .into_iter()
+            .find(|f| f.supported(adapter))
+            .unwrap_or(Family::Plain))
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Family::Subgroup => "subgroup",
+            Family::Workgroup => "workgroup",
+            Family::Plain => "plain",
+        })
+    }
+}
+
+impl std::str::FromStr for Family {
+    type Err = String;
+
+    fn from_str(s: &str) -> std::result::Result<Self, String> {
+        Family::ALL
+            .into_iter()
+            .find(|f| f.to_string() == s)
+            .ok_or_else(|| format!("expected subgroup, workgroup or plain, found '{s}'"))
+    }
+}
+
+/// The fixed subgroup size, where there is one between 4 and 32.
+fn lanes(adapter: &AdapterReport) -> Option<usize> {
+    match adapter.subgroup_size {
+        Some([min, max]) if min == max && (4..=32).contains(&min) => Some(min as usize),
+        _ => None,
+    }
+}
+
+/// Which of the three products of a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Pass {
+    Forward,
+    BackwardWeight,
+    BackwardInput,
+}
+
+impl Pass {
+    pub const ALL: [Pass; 3] = [Pass::Forward, Pass::BackwardWeight, Pass::BackwardInput];
+
+    /// The entry point.
+    pub fn name(self) -> &'static str {
+        match self {
+            Pass::Forward => "conv2d_forward",
+            Pass::BackwardWeight => "conv2d_backward_weight",
+            Pass::BackwardInput => "conv2d_backward_input",
+        }
+    }
+}
+
+/// How a product's result is cut up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Tile {
+    /// `lanes_n` of the `lanes` along the columns; `rows` × `cols` (vec4) sums a lane.
+    Subgroup {
+        lanes: usize,
+        lanes_n: usize,
+        rows: usize,
+        cols: usize,
+    },
+    /// `threads_m` × `threads_n` invocations of `rows` × `cols` (vec4) sums, `block_k` terms staged.
+    Workgroup {
+        threads_m: usize,
+        threads_n: usize,
+        rows: usize,
+        cols: usize,
+        block_k: usize,
+    },
+    Plain,
+}
+
+impl Tile {
+    pub fn family(&self) -> Family {
+        match self {
+            Tile::Subgroup { .. } => Family::Subgroup,
+            Tile::Workgroup { .. } => Family::Workgroup,
+            Tile::Plain => Family::Plain,
+        }
+    }
+
+    /// Rows and vec4 columns of one tile of the result, for pass `pass`.
+    fn size(&self, pass: Pass) -> [usize; 2] {
+        match *self {
+            Tile::Subgroup {
+                lanes,
+                lanes_n,
+                rows,
+                cols,
+            } => [lanes / lanes_n * rows, lanes_n * cols],
+            Tile::Workgroup {
+                threads_m,
+                threads_n,
+                rows,
+                cols,
+                ..
+            } => [threads_m * rows, threads_n * cols],
+            Tile::Plain => [if pass == Pass::BackwardWeight { 4 } else { 1 }, 1],
+        }
+    }
+}
+
+impl fmt::Display for Tile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [m, n4] = self.size(Pass::Forward);
+        match self {
+            Tile::Subgroup { rows, cols, .. } => {
+                write!(f, "subgroup {m}×{} ({rows}×{} a lane)", n4 * 4, cols * 4)
+            }
+            Tile::Workgroup {
+                rows,
+                cols,
+                block_k,
+                ..
+            } => write!(
+                f,
+                "workgroup {m}×{}×{block_k} ({rows}×{} an invocation)",
+                n4 * 4,
+                cols * 4
+            ),
+            Tile::Plain => f.write_str("plain"),
+        }
+    }
+}
+
+/// One product of one layer with everything that its kernel bakes in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Product {
+    pub geometry: Conv2d,
+    pub batch: usize,
+    pub pass: Pass,
+    /// Forward: the layer ends in ReLU. Input gradient: the layer *before* ended in ReLU, so the
+    /// gradient passes where its stored output (this layer's input) is positive.
+    pub relu: bool,
+    pub tile: Tile,
+    /// Parts into which the sum of a weight gradient is cut (1 for the other passes). Part of the
+    /// plan because it changes the order of the additions.
+    pub splits: usize,
+}
+
+impl Product {
+    /// The product with the built-in choice of tile and splits for `family`.
+    pub fn new(
+        geometry: Conv2d,
+        batch: usize,
+        pass: Pass,
+        relu: bool,
+        family: Family,
+        adapter: &AdapterReport,
+    ) -> Product {
+        let mut product = Product {
+            geometry,
+            batch,
+            pass,
+            relu,
+            tile: Tile::Plain,
+            splits: 1,
+        };
+        match family {
+            Family::Subgroup => product.choose_subgroup_tile(lanes(adapter).unwrap_or(8)),
+            Family::Workgroup => product.choose_workgroup_tile(),
+            Family::Plain => {}
+        }
+        product.splits = product.choose_splits();
+        product
+    }
+
+    /// The product with a given tile and its splits.
+    pub fn with_tile(mut self, tile: Tile) -> Product {
+        self.tile = tile;
+        self.splits = self.choose_splits();
+        self
+    }
+
+    /// Rows, columns and terms per sum of the matrix product.
+    pub fn dimensions(&self) -> [usize; 3] {
+        let g = &self.geometry;
+        let positions = self.batch * g.positions();
+        match self.pass {
+            Pass::Forward => [positions, g.output.channels, g.patch()],
+            Pass::BackwardWeight => [g.patch() + 1, g.output.channels, positions],
+            Pass::BackwardInput => [
+                self.batch * g.input.height * g.input.width,
+                g.input.channels,
+                g.kernel[0] * g.kernel[1] * g.output.channels,
+            ],
+        }
+    }
+
+    /// Floating-point operations as usually counted: two per multiply-add of the convolution,
+    /// padding included, bias and ReLU not.
+    pub fn flops(&self) -> f64 {
+        2.0 * (self.batch * self.geometry.positions()) as f64
+            * self.geometry.weight_elements() as f64
+    }
+
+    /// Elements of the result: of all partial sums for the weight gradient.
+    pub fn result_elements(&self) -> usize {
+        let [m, n, _] = self.dimensions();
+        m * n * self.splits
+    }
+
+    fn tiles(&self) -> [usize; 2] {
+        let [m, n, _] = self.dimensions();
+        let [tile_m, tile_n4] = self.tile.size(self.pass);
+        [m.div_ceil(tile_m), n.div_ceil(4).div_ceil(tile_n4)]
+    }
+
+    /// A weight gradient has few outputs and long sums: cut the sums until there is enough to do.
+    fn choose_splits(&self) -> usize {
+        if self.pass != Pass::BackwardWeight {
+            return 1;
+        }
+        let [tiles_m, tiles_n] = self.tiles();
+        let [_, _, k] = self.dimensions();
+        let (wanted, shortest) = match self.tile {
+            Tile::Subgroup { .. } => (32, 128),
+            Tile::Workgroup { .. } => (512, 256),
+            Tile::Plain => (1 << 14, 256),
+        };
+        (wanted / (tiles_m * tiles_n))
+            .min(k / shortest)
+            .clamp(1, 256)
+    }
+
+    /// Lowest estimated cost on the software adapter, whose operations have known prices: loads are
+    /// dear (a vec4 load costs as much as 75 multiply-adds), so tiles as large as the registers
+    /// allow, shaped to the number of columns. See docs/performance.md.
+    fn choose_subgroup_tile(&mut self, lanes: usize) {
+        let mut best = (f64::INFINITY, Tile::Plain);
+        for tile in Self::subgroup_tiles(lanes) {
+            self.tile = tile;
+            let cost = self.estimated_cost();
+            if cost < best.0 {
+                best = (cost, tile);
+            }
+        }
+        self.tile = best.1;
+    }
+
+    /// All tiles of the subgroup family: at most 64 vec4 sums a lane, more compile too slowly.
+    pub fn subgroup_tiles(lanes: usize) -> impl Iterator<Item = Tile> {
+        let lanes_n = [1, 2, 4, 8, 16, 32].into_iter().filter(move |n| *n <= lanes);
+        lanes_n.flat_map(move |lanes_n| {
+            [4, 8, 16, 32].into_iter().flat_map(move |rows| {
+                [1, 2, 3, 4]
+                    .into_iter()
+                    .filter(move |cols| rows * cols <= 64)
+                    .map(move |cols| Tile::Subgroup {
+                        lanes,
+                        lanes_n,
+                        rows,
+                        cols,
+                    })
+            })
+        })
+    }
+
+    /// Nanoseconds per subgroup, from the prices measured on the software adapter.
+    fn estimated_cost(&self) -> f64 {
+        let Tile::Subgroup {
+            lanes_n,
+            rows,
+            cols,
+            ..
+        } = self.tile
+        else {
+            return f64::INFINITY;
+        };
+        const MULTIPLY_ADD: f64 = 0.35;
+        const SHUFFLE: f64 = 0.8;
+        let load = |vector: bool| if vector { 27.0 } else { 62.0 };
+        let store = |vector: bool| if vector { 30.0 } else { 60.0 };
+        let align = self.alignment();
+        let (rows_f, cols_f, lanes_n_f) = (rows as f64, cols as f64, lanes_n as f64);
+        let [_, _, k] = self.dimensions();
+        let [tiles_m, tiles_n] = self.tiles();
+        let tiles = (tiles_m * tiles_n) as f64;
+        let sums = match self.pass {
+            Pass::BackwardWeight => {
+                let loads = (rows / 4).div_ceil(lanes_n) as f64;
+                k as f64
+                    * (10.0
+                        + loads * load(align.a)
+                        + cols_f * load(align.b)
+                        + rows_f * SHUFFLE
+                        + rows_f * cols_f * 4.0 * MULTIPLY_ADD)
+            }
+            _ => {
+                let chunks = k.div_ceil(4) as f64;
+                (chunks / lanes_n_f).ceil() * (rows_f * (load(align.a) + 6.0) + 10.0)
+                    + chunks
+                        * (cols_f * 4.0 * load(align.b)
+                            + rows_f * 4.0 * SHUFFLE
+                            + rows_f * cols_f * 16.0 * MULTIPLY_ADD)
+            }
+        };
+        let one = sums + rows_f * (10.0 + cols_f * store(align.o));
+        // Fewer tiles than a handful leave cores idle (a weight gradient is split instead).
+        let idle = if self.pass == Pass::BackwardWeight {
+            1.0
+        } else {
+            (8.0 / tiles).max(1.0)
+        };
+        one * tiles * idle
+    }
+
+    fn choose_workgroup_tile(&mut self) {
+        let [m, n, _] = self.dimensions();
+        // The largest tile that still gives the device enough workgroups, and no wider than needed.
+        let enough = |tile: Tile| {
+            let [tile_m, tile_n4] = tile.size(self.pass);
+            let tiles = m.div_ceil(tile_m) * n.div_ceil(tile_n4 * 4);
+            (tiles >= 256 || self.pass == Pass::BackwardWeight) && n > tile_n4 * 2 && m > tile_m / 2
+        };
+        let candidates = Self::workgroup_tiles();
+        self.tile = candidates
+            .into_iter()
+            .find(|t| enough(*t))
+            .unwrap_or(candidates[candidates.len() - 1]);
+    }
+
+    /// The tiles of the workgroup family, largest first.
+    pub const fn workgroup_tiles() -> [Tile; 5] {
+        const fn tile(
+            threads_m: usize,
+            threads_n: usize,
+            rows: usize,
+            cols: usize,
+            block_k: usize,
+        ) -> Tile {
+            Tile::Workgroup {
+                threads_m,
+                threads_n,
+                rows,
+                cols,
+                block_k,
+            }
+        }
+        [
+            tile(16, 16, 8, 2, 8),
+            tile(16, 8, 8, 2, 16),
+            tile(8, 8, 8, 2, 16),
+            tile(16, 8, 4, 1, 16),
+            tile(8, 4, 4, 1, 16),
+        ]
+    }
+
+    fn alignment(&self) -> Alignment {
+        let (c, oc) = (
+            self.geometry.input.channels.is_multiple_of(4),
+            self.geometry.output.channels.is_multiple_of(4),
+        );
+        match self.pass {
+            Pass::Forward | Pass::BackwardWeight => Alignment { a: c, b: oc, o: oc },
+            Pass::BackwardInput => Alignment { a: oc, b: oc, o: c },
+        }
+    }
+
+    /// The WGSL of the kernel.
+    pub fn source(&self) -> Result<String> {
+        let g = &self.geometry;
+        let align = self.alignment();
+        let [m, n, k] = self.dimensions();
+        let [tiles_m, tiles_n] = self.tiles();
+        let [tile_m, tile_n4] = self.tile.size(self.pass);
+        let weight_pass = self.pass == Pass::BackwardWeight;
+        let chunks = if weight_pass { m } else { k }.div_ceil(4);
+        let split_length = k.div_ceil(self.splits).next_multiple_of(UNROLL);
+        // Staged blocks of terms run past the last chunk when they do not divide it.
+        let overrun = match self.tile {
+            Tile::Workgroup { block_k, .. } => !weight_pass && !(chunks * 4).is_multiple_of(block_k),
+            _ => false,
+        };
+        let shape = context! {
+            pass => self.pass.name(),
+            family => self.tile.family().to_string(),
+            n => self.batch,
+            h => g.input.height, w => g.input.width, c => g.input.channels,
+            oh => g.output.height, ow => g.output.width, oc => g.output.channels,
+            kh => g.kernel[0], kw => g.kernel[1],
+            sh => g.stride[0], sw => g.stride[1],
+            ph => g.padding[0], pw => g.padding[1],
+            m, k, columns => n, columns4 => n.div_ceil(4), chunks,
+            a4 => align.a, b4 => align.b, o4 => align.o,
+            relu => self.relu,
+            padded => g.padding != [0, 0],
+            unit_stride => g.stride == [1, 1],
+            guard_chunk => !align.a || overrun,
+            guard_terms => overrun,
+            splits => self.splits, split_length, tiles_m, tiles_n,
+        };
+        let tile = match self.tile {
+            Tile::Subgroup {
+                lanes,
+                lanes_n,
+                rows,
+                cols,
+            } => context! {
+                lanes, lanes_n, rows, cols, tile_m, tile_n4,
+                loads => (rows / 4).div_ceil(lanes_n), unroll => UNROLL,
+            },
+            Tile::Workgroup {
+                threads_m,
+                threads_n,
+                rows,
+                cols,
+                block_k,
+            } => context! {
+                threads_m, threads_n, rows, cols, block_k,
+                threads => threads_m * threads_n, block_m => tile_m, block_n => tile_n4 * 4,
+            },
+            Tile::Plain => context! {},
+        };
+        let render = || -> std::result::Result<String, minijinja::Error> {
+            let mut environment = Environment::new();
+            environment.set_undefined_behavior(minijinja::UndefinedBehavior::Strict);
+            for (name, text) in TEMPLATES {
+                environment.add_template(name, text)?;
+            }
+            environment
+                .get_template("conv2d.wgsl")?
+                .render(context! { ..shape, ..tile })
+        };
+        render().map_err(|e| Error::Gpu {
+            label: self.pass.name().into(),
+            what: format!("the kernel template cannot be rendered: {e:#}"),
+        })
+    }
+
+    fn groups(&self) -> [u32; 3] {
+        let [tiles_m, tiles_n] = self.tiles();
+        let tiles = tiles_m * tiles_n * self.splits;
+        fold_groups(match self.tile {
+            Tile::Plain => tiles.div_ceil(64),
+            _ => tiles,
+        })
+    }
+
+    fn dispatch(&self, gpu: &Gpu, bindings: &[(u32, &Buffer)]) -> Result<Dispatch> {
+        gpu.dispatch(&Kernel {
+            entry_point: self.pass.name(),
+            source: &self.source()?,
+            constants: &[],
+            bindings,
+            groups: self.groups(),
+        })
+    }
+}
+
+/// Which operands can be read or written four elements at a time.
+struct Alignment {
+    a: bool,
+    b: bool,
+    o: bool,
+}
+
+/// Positions per turn of a weight gradient's loop in the subgroup family.
+const UNROLL: usize = 2;
+
+const TEMPLATES: [(&str, &str); 4] = [
+    ("conv2d.wgsl", include_str!("../../shaders/conv2d.wgsl")),
+    (
+        "product_subgroup.wgsl",
+        include_str!("../../shaders/product_subgroup.wgsl"),
+    ),
+    (
+        "product_workgroup.wgsl",
+        include_str!("../../shaders/product_workgroup.wgsl"),
+    ),
+    (
+        "product_plain.wgsl",
+        include_str!("../../shaders/product_plain.wgsl"),
+    ),
+];
+
+fn expect(what: &'static str, name: &str, buffer: &Buffer, len: usize) -> Result<()> {
+    if buffer.len() < len {
+        return Err(Error::Shape {
+            operation: what,
+            what: format!(
+                "expected {name} of {len} elements, found {}",
+                buffer.len()
+            ),
+        });
+    }
+    Ok(())
+}
+
+/// `y[N,OH,OW,OC] = im2col(x[N,H,W,C]) · W + b`, then ReLU if the product says so. `parameters` is
+/// the layer's `[KH·KW·C + 1, OC]` matrix. Writes `y`.
+///
+/// # Errors
+/// [`Error::Shape`] for buffers that are too short, [`Error::Gpu`] from the device.
+pub fn conv2d_forward(
+    gpu: &Gpu,
+    product: &Product,
+    x: &Buffer,
+    parameters: &Buffer,
+    y: &Buffer,
+) -> Result<Dispatch> {
+    let g = &product.geometry;
+    let name = product.pass.name();
+    expect(name, "x", x, product.batch * g.input.elements())?;
+    expect(name, "parameters", parameters, g.weight_elements() + g.output.channels)?;
+    expect(name, "y", y, product.result_elements())?;
+    product.dispatch(gpu, &[(0, x), (1, parameters), (2, y)])
+}
+
+/// Partial sums `[splits, KH·KW·C + 1, OC]` of `im2col(x)ᵀ · dy` with the bias gradient as the last
+/// row; `reduce_splits` adds them up. Writes `partials`.
+///
+/// # Errors
+/// As [`conv2d_forward`].
+pub fn conv2d_backward_weight(
+    gpu: &Gpu,
+    product: &Product,
+    x: &Buffer,
+    dy: &Buffer,
+    partials: &Buffer,
+) -> Result<Dispatch> {
+    let g = &product.geometry;
+    let name = product.pass.name();
+    expect(name, "x", x, product.batch * g.input.elements())?;
+    expect(name, "dy", dy, product.batch * g.output.elements())?;
+    expect(name, "partials", partials, product.result_elements())?;
+    product.dispatch(gpu, &[(0, x), (1, dy), (2, partials)])
+}
+
+/// `dx[N,H,W,C]` from `dy[N,OH,OW,OC]`: the transposed convolution; where the product has `relu`
+/// the gradient passes only where `activation` (this layer's input) is positive. Writes `dx`.
+///
+/// # Errors
+/// As [`conv2d_forward`]; also when `relu` is set without an activation.
+pub fn conv2d_backward_input(
+    gpu: &Gpu,
+    product: &Product,
+    dy: &Buffer,
+    parameters: &Buffer,
+    dx: &Buffer,
+    activation: Option<&Buffer>,
+) -> Result<Dispatch> {
+    let g = &product.geometry;
+    let name = product.pass.name();
+    expect(name, "dy", dy, product.batch * g.output.elements())?;
+    expect(name, "parameters", parameters, g.weight_elements())?;
+    expect(name, "dx", dx, product.result_elements())?;
+    let mut bindings = vec![(0, dy), (1, parameters), (2, dx)];
+    match (product.relu, activation) {
+        (true, Some(activation)) => {
+            expect(name, "activation", activation, product.result_elements())?;
+            bindings.push((3, activation));
+        }
+        (false, _) => {}
+        (true, None) => {
+            return Err(Error::Shape {
+                operation: name,
+                what: "expected the activation whose ReLU masks the gradient, found none".into(),
+            });
+        }
+    }
+    product.dispatch(gpu, &bindings)
+}

@@ -1,0 +1,895 @@
+//! A model on the GPU: resident buffers and the list of dispatches that is a training step.
+//!
+//! Everything is allocated and compiled once. An epoch uploads its shuffle and its step table, then
+//! only says how many steps to run; losses come back in a small read-back that stalls nothing.
+
+use crate::error::{Error, Result};
+use crate::gpu::{Buffer, Dispatch, Gpu, Metrics, Readback, Step, Ticket};
+pub use crate::kernels::conv2d::{Family, Pass, Product, Tile};
+use crate::kernels::{activation, conv2d, gather, im2col, loss, optimizer, pool, reduce, step};
+use crate::model::recipe::Optimizer;
+use crate::model::{Conv2d, Layer, Loss, Model, Op, Pool2d};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Which part of a dataset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Split {
+    Train,
+    Test,
+}
+
+/// How the plan is made.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// Kernel family to use instead of the one that suits the adapter.
+    pub family: Option<Family>,
+    /// Store the im2col matrix instead of computing its index in the product.
+    pub explicit_conv: bool,
+}
+
+/// Result of running a whole split through the network.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Evaluation {
+    /// Sum of the per-sample losses.
+    pub loss_sum: f64,
+    /// Predicted class of every sample, in the split's order.
+    pub predictions: Vec<u32>,
+}
+
+/// What one submission may take at most; far below the two seconds after which Windows resets a
+/// GPU, and short enough for a smooth progress bar.
+const SUBMISSION: Duration = Duration::from_millis(100);
+
+/// A model with its parameters, its optimiser state and its plan on the GPU.
+pub struct Network {
+    gpu: Arc<Gpu>,
+    model: Model,
+    batch: usize,
+    buffers: Buffers,
+    /// From the batch to the logits.
+    forward: Vec<Dispatch>,
+    /// From the loss gradient to the parameter gradients.
+    backward: Vec<Dispatch>,
+    optimizer: Optimizer,
+    selection: Vec<String>,
+    train: Option<Resident>,
+    test: Option<Resident>,
+}
+
+/// The buffers that live as long as the network.
+struct Buffers {
+    parameters: Buffer,
+    gradients: Buffer,
+    state: Vec<Buffer>,
+    /// The batch, then the output of every layer.
+    activations: Vec<Buffer>,
+    labels: Buffer,
+    losses: Buffer,
+    predictions: Buffer,
+    /// The gradient that a layer receives and the one it hands on, taking turns.
+    gradient: [Buffer; 2],
+}
+
+/// One split of the dataset with the dispatches that begin and end its steps.
+struct Resident {
+    len: usize,
+    order: Buffer,
+    steps: Buffer,
+    counter: Buffer,
+    metrics: Buffer,
+    predictions: Buffer,
+    begin: Vec<Dispatch>,
+    end: Vec<Dispatch>,
+}
+
+/// Lengths of the large buffers in elements, known without a GPU.
+struct Sizes {
+    activations: Vec<(String, usize)>,
+    pool_indices: Vec<(String, usize)>,
+    gradient: usize,
+    columns: usize,
+}
+
+impl Sizes {
+    fn of(model: &Model, batch: usize, explicit_conv: bool) -> Sizes {
+        let mut activations = vec![("input batch".to_string(), batch * model.input.elements())];
+        let mut pool_indices = Vec::new();
+        let mut columns = 0;
+        for layer in &model.layers {
+            activations.push((layer.name.clone(), batch * layer.output.elements()));
+            match &layer.op {
+                Op::MaxPool2d(pool) => pool_indices.push((
+                    layer.name.clone(),
+                    (batch * pool.output.elements()).div_ceil(4),
+                )),
+                Op::Conv2d { geometry, .. } if explicit_conv => {
+                    columns = columns.max(batch * geometry.positions() * geometry.patch());
+                }
+                _ => {}
+            }
+        }
+        // The gradient of the batch itself is never computed.
+        let gradient = activations.iter().skip(1).map(|a| a.1).max().unwrap_or(1);
+        Sizes {
+            activations,
+            pool_indices,
+            gradient,
+            columns,
+        }
+    }
+}
+
+/// GPU memory of a training step by purpose, in bytes, without touching a GPU; the dataset and the
+/// weight gradients' partial sums (a few megabytes at most, depending on the adapter) come on top.
+pub fn memory(
+    model: &Model,
+    batch_size: usize,
+    optimizer: &Optimizer,
+    explicit_conv: bool,
+) -> Vec<(String, u64)> {
+    let sizes = Sizes::of(model, batch_size, explicit_conv);
+    let total = |list: &[(String, usize)]| list.iter().map(|(_, n)| 4 * *n as u64).sum::<u64>();
+    let parameters = 4 * model.parameter_elements as u64;
+    [
+        ("parameters", parameters),
+        ("gradients", parameters),
+        (
+            "optimiser state",
+            parameters * optimizer.state_vectors() as u64,
+        ),
+        ("activations", total(&sizes.activations)),
+        ("max-pool indices", total(&sizes.pool_indices)),
+        ("activation gradients", 2 * 4 * sizes.gradient as u64),
+        ("im2col columns", 2 * 4 * sizes.columns as u64),
+    ]
+    .into_iter()
+    .filter(|(_, bytes)| *bytes > 0)
+    .map(|(name, bytes)| (name.to_string(), bytes))
+    .collect()
+}
+
+impl Network {
+    /// Allocates the buffers and compiles the plan of `model` for batches of `batch_size`.
+    /// Parameters start at zero; see [`Network::set_parameters`].
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a batch size of 0 or a family the adapter cannot run,
+    /// [`Error::OutOfMemory`] and [`Error::Gpu`] with the label of what was being made.
+    pub fn new(
+        gpu: Arc<Gpu>,
+        model: &Model,
+        batch_size: usize,
+        optimizer: &Optimizer,
+        options: &Options,
+    ) -> Result<Network> {
+        if batch_size == 0 {
+            return Err(Error::Usage(
+                "expected a batch size of at least 1, found 0; use --batch-size".into(),
+            ));
+        }
+        let family = Family::select(gpu.report(), options.family)?;
+        let sizes = Sizes::of(model, batch_size, options.explicit_conv);
+        let state_names = ["optimiser state 1", "optimiser state 2"];
+        let buffers = Buffers {
+            parameters: gpu.buffer("parameters", model.parameter_elements)?,
+            gradients: gpu.buffer("gradients", model.parameter_elements)?,
+            state: state_names[..optimizer.state_vectors()]
+                .iter()
+                .map(|name| gpu.buffer(name, model.parameter_elements))
+                .collect::<Result<_>>()?,
+            activations: sizes
+                .activations
+                .iter()
+                .map(|(name, len)| gpu.buffer(&format!("activation of {name}"), *len))
+                .collect::<Result<_>>()?,
+            labels: gpu.buffer("batch labels", batch_size)?,
+            losses: gpu.buffer("losses", batch_size)?,
+            predictions: gpu.buffer("batch predictions", batch_size)?,
+            gradient: [
+                gpu.buffer("activation gradient", sizes.gradient)?,
+                gpu.buffer("activation gradient", sizes.gradient)?,
+            ],
+        };
+        let mut planner = Planner {
+            gpu: &gpu,
+            model,
+            batch: batch_size,
+            family,
+            buffers: &buffers,
+            indices: sizes
+                .pool_indices
+                .iter()
+                .map(|(name, len)| {
+                    let label = format!("index of {name}");
+                    Ok((name.clone(), gpu.buffer(&label, *len)?))
+                })
+                .collect::<Result<_>>()?,
+            columns: if sizes.columns > 0 {
+                Some([
+                    gpu.buffer("im2col columns", sizes.columns)?,
+                    gpu.buffer("im2col column gradients", sizes.columns)?,
+                ])
+            } else {
+                None
+            },
+            dispatches: Vec::new(),
+            selection: Vec::new(),
+        };
+        let forward = planner.forward()?;
+        let backward = planner.backward()?;
+        let selection = planner.selection;
+        Ok(Network {
+            model: model.clone(),
+            batch: batch_size,
+            forward,
+            backward,
+            optimizer: *optimizer,
+            selection,
+            train: None,
+            test: None,
+            buffers,
+            gpu,
+        })
+    }
+
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    /// One line per matrix product: which kernel was chosen for it.
+    pub fn selection(&self) -> &[String] {
+        &self.selection
+    }
+
+    /// Puts a split on the GPU: `images` as N×H×W×C bytes, one label per image, and
+    /// `normalization` as scale per channel, then shift per channel.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when the lengths do not fit the model, [`Error::OutOfMemory`] when the
+    /// images exceed what the adapter binds at once.
+    pub fn upload_dataset(
+        &mut self,
+        split: Split,
+        images: &[u8],
+        labels: &[u32],
+        normalization: &[f32],
+    ) -> Result<()> {
+        let (len, model) = (labels.len(), &self.model);
+        let elements = model.input.elements();
+        if images.len() != len * elements || len == 0 {
+            return Err(Error::Shape {
+                operation: "upload_dataset",
+                what: format!(
+                    "expected {len} images of {} ({} bytes), found {} bytes",
+                    model.input,
+                    len * elements,
+                    images.len()
+                ),
+            });
+        }
+        if let Some(label) = labels.iter().find(|l| **l as usize >= model.classes) {
+            return Err(Error::Shape {
+                operation: "upload_dataset",
+                what: format!(
+                    "expected labels below {}, found {label}",
+                    model.classes
+                ),
+            });
+        }
+        if normalization.len() != 2 * model.input.channels {
+            return Err(Error::Shape {
+                operation: "upload_dataset",
+                what: format!(
+                    "expected a scale and a shift for each of {} channels, found {} numbers",
+                    model.input.channels,
+                    normalization.len()
+                ),
+            });
+        }
+        let limit = self.gpu.report().max_storage_binding_bytes as usize;
+        if images.len() > limit {
+            return Err(Error::OutOfMemory {
+                label: "dataset images".into(),
+                what: format!(
+                    "expected at most {limit} bytes in one buffer on this adapter, found {}; use --limit {} or fewer",
+                    images.len(),
+                    limit / elements
+                ),
+            });
+        }
+        let gpu = &self.gpu;
+        let row_count = len.div_ceil(self.batch);
+        let row_len = size_of::<Step>() / 4;
+        let images = gpu.upload("dataset images", images)?;
+        let label_buffer = gpu.upload("dataset labels", labels)?;
+        let normalization = gpu.upload("normalisation", normalization)?;
+        let order = gpu.buffer("order", len)?;
+        let steps = gpu.buffer("step table", row_count * row_len)?;
+        let counter = gpu.buffer("step counter", 1)?;
+        let metrics = gpu.buffer("metrics", row_count * 2)?;
+        let predictions = gpu.buffer("predictions", len)?;
+        let b = &self.buffers;
+        let logits = &b.activations[b.activations.len() - 1];
+        let loss_kernel = match model.loss {
+            Loss::SoftmaxCrossEntropy => loss::softmax_cross_entropy,
+            Loss::SquaredError => loss::squared_error,
+        };
+        let begin = vec![gather::gather_batch(
+            gpu,
+            model.input,
+            self.batch,
+            &images,
+            &label_buffer,
+            &order,
+            &steps,
+            &counter,
+            &normalization,
+            &b.activations[0],
+            &b.labels,
+        )?];
+        let mut end = vec![
+            loss_kernel(
+                gpu,
+                self.batch,
+                model.classes,
+                logits,
+                &b.labels,
+                &steps,
+                &counter,
+                &b.losses,
+                &b.gradient[0],
+                &b.predictions,
+                &predictions,
+            )?,
+            loss::sum_metrics(
+                gpu,
+                self.batch,
+                &b.losses,
+                &b.predictions,
+                &b.labels,
+                &steps,
+                &counter,
+                &metrics,
+            )?,
+        ];
+        if split == Split::Train {
+            end.push(match self.optimizer {
+                Optimizer::Sgd { .. } => optimizer::sgd_update(
+                    gpu,
+                    &self.optimizer,
+                    &b.parameters,
+                    &b.gradients,
+                    &b.state[0],
+                    &steps,
+                    &counter,
+                )?,
+                Optimizer::Adamw { .. } => optimizer::adamw_update(
+                    gpu,
+                    &self.optimizer,
+                    &b.parameters,
+                    &b.gradients,
+                    &b.state[0],
+                    &b.state[1],
+                    &steps,
+                    &counter,
+                )?,
+            });
+        }
+        end.push(step::advance_step(gpu, &counter)?);
+        let resident = Resident {
+            len,
+            order,
+            steps,
+            counter,
+            metrics,
+            predictions,
+            begin,
+            end,
+        };
+        match split {
+            Split::Train => self.train = Some(resident),
+            Split::Test => {
+                let order: Vec<u32> = (0..len as u32).collect();
+                let rows: Vec<Step> = (0..row_count)
+                    .map(|i| Step {
+                        first: (i * self.batch) as u32,
+                        count: self.batch.min(len - i * self.batch) as u32,
+                        lr: 0.0,
+                        bias_correction1: 1.0,
+                        bias_correction2: 1.0,
+                        padding: [0; 3],
+                    })
+                    .collect();
+                gpu.write("order", &resident.order, &order)?;
+                gpu.write("step table", &resident.steps, &rows)?;
+                self.test = Some(resident);
+            }
+        }
+        Ok(())
+    }
+
+    /// Trains one epoch: the samples of the training split in the given `order`, one step per row
+    /// of `steps`. `progress` gets the metrics of newly finished steps, in order, now and then;
+    /// an error of its own stops the epoch.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when order or table do not fit the split, or what the device reports.
+    pub fn train_epoch(
+        &mut self,
+        order: &[u32],
+        steps: &[Step],
+        progress: &mut dyn FnMut(&[Metrics]) -> Result<()>,
+    ) -> Result<Vec<Metrics>> {
+        let resident = self.resident(Split::Train)?;
+        let fits = order.len() == resident.len
+            && order.iter().all(|i| (*i as usize) < resident.len)
+            && steps.len() <= resident.metrics.len() / 2
+            && steps.iter().all(|s| {
+                s.count as usize <= self.batch
+                    && s.count > 0
+                    && s.first as usize + s.count as usize <= resident.len
+            });
+        if !fits {
+            return Err(Error::Shape {
+                operation: "train_epoch",
+                what: format!(
+                    "expected an order of {} samples and steps of 1 to {} of them, found {} samples and {} steps that reach elsewhere",
+                    resident.len,
+                    self.batch,
+                    order.len(),
+                    steps.len()
+                ),
+            });
+        }
+        self.gpu.write("order", &resident.order, order)?;
+        self.gpu.write("step table", &resident.steps, steps)?;
+        let [end_loss, end_metrics, rest @ ..] = &resident.end[..] else {
+            unreachable!("the end of a step is at least loss and metrics");
+        };
+        let plan: Vec<&Dispatch> = resident
+            .begin
+            .iter()
+            .chain(&self.forward)
+            .chain([end_loss, end_metrics])
+            .chain(&self.backward)
+            .chain(rest)
+            .collect();
+        self.run(resident, &plan, steps.len(), progress)
+    }
+
+    /// Runs the whole split forward.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when the split was not uploaded, or what the device reports.
+    pub fn evaluate(
+        &mut self,
+        split: Split,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Evaluation> {
+        if split == Split::Train {
+            return Err(Error::Usage(
+                "expected the test split: the training split's steps also update the parameters; upload the images as a test split to evaluate them".into(),
+            ));
+        }
+        let resident = self.resident(split)?;
+        let plan: Vec<&Dispatch> = resident
+            .begin
+            .iter()
+            .chain(&self.forward)
+            .chain(&resident.end)
+            .collect();
+        let row_count = resident.len.div_ceil(self.batch);
+        let mut done = 0;
+        let metrics = self.run(resident, &plan, row_count, &mut |new| {
+            done += new.len();
+            progress((done * self.batch).min(resident.len));
+            Ok(())
+        })?;
+        Ok(Evaluation {
+            loss_sum: metrics.iter().map(|m| f64::from(m.loss_sum)).sum(),
+            predictions: self.gpu.read("predictions", &resident.predictions)?,
+        })
+    }
+
+    fn resident(&self, split: Split) -> Result<&Resident> {
+        match split {
+            Split::Train => self.train.as_ref(),
+            Split::Test => self.test.as_ref(),
+        }
+        .ok_or_else(|| Error::Shape {
+            operation: "network",
+            what: format!("expected {split:?} data on the GPU, found none; call upload_dataset"),
+        })
+    }
+
+    /// Runs `plan` once per row of the step table, a few steps per submission, at most two
+    /// submissions ahead of the GPU, and collects the metrics without stalling it.
+    fn run(
+        &self,
+        resident: &Resident,
+        plan: &[&Dispatch],
+        rows: usize,
+        progress: &mut dyn FnMut(&[Metrics]) -> Result<()>,
+    ) -> Result<Vec<Metrics>> {
+        let gpu = &self.gpu;
+        gpu.write("step counter", &resident.counter, &[0u32])?;
+        let mut metrics: Vec<Metrics> = Vec::with_capacity(rows);
+        let mut in_flight: std::collections::VecDeque<(Ticket, usize)> = Default::default();
+        let mut readback: Option<Readback> = None;
+        let (mut submitted, mut fetched) = (0, 0);
+        // Start with single steps, then as many as fit the time a submission may take.
+        let mut per_submission = 1;
+        let mut last_wait = Instant::now();
+        let mut last_readback = Instant::now();
+        while submitted < rows || !in_flight.is_empty() {
+            if submitted < rows && in_flight.len() < 2 {
+                let repeat = per_submission.min(rows - submitted);
+                let ticket = gpu.submit("step", plan, repeat)?;
+                submitted += repeat;
+                in_flight.push_back((ticket, repeat));
+                if last_readback.elapsed() > Duration::from_millis(250) && readback.is_none() {
+                    let new = resident
+                        .metrics
+                        .slice(2 * fetched, 2 * (submitted - fetched));
+                    fetched = submitted;
+                    readback = Some(gpu.start_readback("metrics", &new)?);
+                    last_readback = Instant::now();
+                }
+                continue;
+            }
+            if let Some((ticket, repeat)) = in_flight.pop_front() {
+                gpu.wait(&ticket)?;
+                let step_time = last_wait.elapsed().div_f64(repeat as f64);
+                last_wait = Instant::now();
+                per_submission = (SUBMISSION.as_secs_f64() / step_time.as_secs_f64().max(1e-6))
+                    .clamp(1.0, 64.0)
+                    .min(2.0 * per_submission as f64) as usize;
+            }
+            // What was started before the submission just waited for has long arrived.
+            if let Some(readback) = readback.take_if(|r| r.arrived(gpu)) {
+                let new: Vec<Metrics> = readback.finish(gpu)?;
+                progress(&new)?;
+                metrics.extend(new);
+            }
+        }
+        if let Some(readback) = readback {
+            let new: Vec<Metrics> = readback.finish(gpu)?;
+            progress(&new)?;
+            metrics.extend(new);
+        }
+        if fetched < rows {
+            let rest = resident.metrics.slice(2 * fetched, 2 * (rows - fetched));
+            let new: Vec<Metrics> = gpu.read("metrics", &rest)?;
+            progress(&new)?;
+            metrics.extend(new);
+        }
+        Ok(metrics)
+    }
+
+    /// The flat parameter vector, see [`crate::model::Layer::parameters`].
+    pub fn parameters(&self) -> Result<Vec<f32>> {
+        self.gpu.read("parameters", &self.buffers.parameters)
+    }
+
+    /// Gradients of the last training step, laid out like the parameters.
+    pub fn gradients(&self) -> Result<Vec<f32>> {
+        self.gpu.read("gradients", &self.buffers.gradients)
+    }
+
+    /// # Errors
+    /// [`Error::Shape`] when the length is not the model's.
+    pub fn set_parameters(&mut self, parameters: &[f32]) -> Result<()> {
+        self.fill("parameters", &self.buffers.parameters, parameters)
+    }
+
+    /// The optimiser's state vectors (velocity, or first and second moment).
+    pub fn optimizer_state(&self) -> Result<Vec<Vec<f32>>> {
+        self.buffers
+            .state
+            .iter()
+            .map(|s| self.gpu.read("optimiser state", s))
+            .collect()
+    }
+
+    /// # Errors
+    /// [`Error::Shape`] when the number or length of the vectors is not the optimiser's.
+    pub fn set_optimizer_state(&mut self, state: &[Vec<f32>]) -> Result<()> {
+        if state.len() != self.buffers.state.len() {
+            return Err(Error::Shape {
+                operation: "set_optimizer_state",
+                what: format!(
+                    "expected {} state vectors, found {}",
+                    self.buffers.state.len(),
+                    state.len()
+                ),
+            });
+        }
+        for (buffer, values) in self.buffers.state.iter().zip(state) {
+            self.fill("optimiser state", buffer, values)?;
+        }
+        Ok(())
+    }
+
+    fn fill(&self, what: &'static str, buffer: &Buffer, values: &[f32]) -> Result<()> {
+        if values.len() != buffer.len() {
+            return Err(Error::Shape {
+                operation: what,
+                what: format!("expected {} values, found {}", buffer.len(), values.len()),
+            });
+        }
+        self.gpu.write(what, buffer, values)
+    }
+}
+
+/// Turns the layers into dispatches.
+struct Planner<'a> {
+    gpu: &'a Gpu,
+    model: &'a Model,
+    batch: usize,
+    family: Family,
+    buffers: &'a Buffers,
+    /// Max-pool indices by layer name.
+    indices: Vec<(String, Buffer)>,
+    /// im2col columns and their gradient, for explicit convolution.
+    columns: Option<[Buffer; 2]>,
+    dispatches: Vec<Dispatch>,
+    selection: Vec<String>,
+}
+
+impl Planner<'_> {
+    fn forward(&mut self) -> Result<Vec<Dispatch>> {
+        let buffers = self.buffers;
+        for (i, layer) in self.model.layers.iter().enumerate() {
+            let (x, y) = (&buffers.activations[i], &buffers.activations[i + 1]);
+            match &layer.op {
+                Op::Conv2d { geometry, relu } | Op::Dense { geometry, relu } => {
+                    let parameters = self.slice(&buffers.parameters, layer);
+                    let (x, product) = self.lower(layer, geometry, x, Pass::Forward, *relu)?;
+                    let forward =
+                        conv2d::conv2d_forward(self.gpu, &product, &x, &parameters, y)?;
+                    self.dispatches.push(forward);
+                }
+                Op::MaxPool2d(p) => {
+                    let index = self.index(layer);
+                    self.dispatches.push(pool::maxpool2d_forward(
+                        self.gpu, p, self.batch, x, y, &index,
+                    )?);
+                }
+                Op::MeanPool2d(p) => self.dispatches.push(pool::meanpool2d_forward(
+                    self.gpu, p, self.batch, x, y,
+                )?),
+                Op::Relu => self
+                    .dispatches
+                    .push(activation::relu_forward(self.gpu, x, y)?),
+                Op::Sigmoid => self
+                    .dispatches
+                    .push(activation::sigmoid_forward(self.gpu, x, y)?),
+            }
+        }
+        Ok(std::mem::take(&mut self.dispatches))
+    }
+
+    fn backward(&mut self) -> Result<Vec<Dispatch>> {
+        let buffers = self.buffers;
+        let layers = &self.model.layers;
+        // Nothing before the first layer with parameters needs a gradient.
+        let first = layers.iter().position(|l| l.parameters.is_some());
+        let Some(first) = first else {
+            return Ok(Vec::new());
+        };
+        // The loss kernels leave their gradient in the first of the two buffers.
+        let [mut dy, mut dx] = buffers.gradient.clone();
+        let last = layers.len() - 1;
+        if ends_in_relu(&layers[last]) {
+            let y = &buffers.activations[last + 1];
+            let masked = activation::relu_backward(self.gpu, y, &dy.slice(0, y.len()), &dx)?;
+            self.dispatches.push(masked);
+            std::mem::swap(&mut dy, &mut dx);
+        }
+        for (i, layer) in layers.iter().enumerate().skip(first).rev() {
+            let (x, y) = (&buffers.activations[i], &buffers.activations[i + 1]);
+            // The gradient handed on must stop where the ReLU fused into the layer before did.
+            let masked = i > 0 && ends_in_relu(&layers[i - 1]);
+            let hand_on = i > first;
+            match &layer.op {
+                Op::Conv2d { geometry, .. } | Op::Dense { geometry, .. } => {
+                    self.backward_weight(layer, geometry, x, &dy)?;
+                    if hand_on {
+                        self.backward_input(layer, geometry, &dy, &dx, masked.then_some(x))?;
+                    }
+                }
+                Op::MaxPool2d(p) => {
+                    self.max_pool_backward(layer, p, &dy, &dx, masked.then_some(y))?;
+                }
+                Op::MeanPool2d(p) => {
+                    let backward = pool::meanpool2d_backward(
+                        self.gpu,
+                        p,
+                        self.batch,
+                        &dy,
+                        masked.then_some(x),
+                        &dx,
+                    )?;
+                    self.dispatches.push(backward);
+                }
+                Op::Relu | Op::Sigmoid => {
+                    let kernel = match layer.op {
+                        Op::Relu => activation::relu_backward,
+                        _ => activation::sigmoid_backward,
+                    };
+                    let backward = kernel(self.gpu, y, &dy.slice(0, y.len()), &dx)?;
+                    self.dispatches.push(backward);
+                    if masked {
+                        std::mem::swap(&mut dy, &mut dx);
+                        let mask =
+                            activation::relu_backward(self.gpu, x, &dy.slice(0, x.len()), &dx)?;
+                        self.dispatches.push(mask);
+                    }
+                }
+            }
+            std::mem::swap(&mut dy, &mut dx);
+        }
+        Ok(std::mem::take(&mut self.dispatches))
+    }
+
+    fn backward_weight(
+        &mut self,
+        layer: &Layer,
+        geometry: &Conv2d,
+        x: &Buffer,
+        dy: &Buffer,
+    ) -> Result<()> {
+        let gradients = self.slice(&self.buffers.gradients, layer);
+        let (x, product) = self.lower(layer, geometry, x, Pass::BackwardWeight, false)?;
+        if product.splits == 1 {
+            let whole = conv2d::conv2d_backward_weight(self.gpu, &product, &x, dy, &gradients)?;
+            self.dispatches.push(whole);
+            return Ok(());
+        }
+        let label = format!("partial gradients of {}", layer.name);
+        let partials = self.gpu.buffer(&label, product.result_elements())?;
+        self.dispatches.push(conv2d::conv2d_backward_weight(
+            self.gpu, &product, &x, dy, &partials,
+        )?);
+        self.dispatches.push(reduce::reduce_splits(
+            self.gpu,
+            product.splits,
+            &partials,
+            &gradients,
+        )?);
+        Ok(())
+    }
+
+    fn backward_input(
+        &mut self,
+        layer: &Layer,
+        geometry: &Conv2d,
+        dy: &Buffer,
+        dx: &Buffer,
+        mask: Option<&Buffer>,
+    ) -> Result<()> {
+        let parameters = self.slice(&self.buffers.parameters, layer);
+        let columns = self.columns.clone().filter(|_| is_conv(layer));
+        let Some([_, columns]) = columns else {
+            let product = self.product(layer, *geometry, Pass::BackwardInput, mask.is_some());
+            self.dispatches.push(conv2d::conv2d_backward_input(
+                self.gpu,
+                &product,
+                dy,
+                &parameters,
+                dx,
+                mask,
+            )?);
+            return Ok(());
+        };
+        // Explicit: the gradient of the columns first, then added back onto the image.
+        let as_matrix = as_matrix(geometry, self.batch);
+        let product = self.product_of(layer, as_matrix, Pass::BackwardInput, false);
+        let to_columns = conv2d::conv2d_backward_input(
+            self.gpu,
+            &product,
+            dy,
+            &parameters,
+            &columns,
+            None,
+        )?;
+        self.dispatches.push(to_columns);
+        self.dispatches.push(im2col::col2im(
+            self.gpu, geometry, self.batch, &columns, mask, dx,
+        )?);
+        Ok(())
+    }
+
+    fn max_pool_backward(
+        &mut self,
+        layer: &Layer,
+        p: &Pool2d,
+        dy: &Buffer,
+        dx: &Buffer,
+        mask: Option<&Buffer>,
+    ) -> Result<()> {
+        let index = self.index(layer);
+        let kernel = if p.overlapping() {
+            pool::maxpool2d_backward_overlapping
+        } else {
+            pool::maxpool2d_backward
+        };
+        self.dispatches
+            .push(kernel(self.gpu, p, self.batch, dy, &index, mask, dx)?);
+        Ok(())
+    }
+
+    /// The left operand and the product of a layer: as it is, or through explicit im2col columns.
+    fn lower(
+        &mut self,
+        layer: &Layer,
+        geometry: &Conv2d,
+        x: &Buffer,
+        pass: Pass,
+        relu: bool,
+    ) -> Result<(Buffer, Product)> {
+        match self.columns.clone().filter(|_| is_conv(layer)) {
+            None => {
+                let product = self.product(layer, *geometry, pass, relu);
+                Ok((x.clone(), product))
+            }
+            Some([columns, _]) => {
+                self.dispatches.push(im2col::im2col(
+                    self.gpu, geometry, self.batch, x, &columns,
+                )?);
+                let product = self.product_of(layer, as_matrix(geometry, self.batch), pass, relu);
+                Ok((columns, product))
+            }
+        }
+    }
+
+    fn product(&mut self, layer: &Layer, geometry: Conv2d, pass: Pass, relu: bool) -> Product {
+        self.product_of(layer, (geometry, self.batch), pass, relu)
+    }
+
+    fn product_of(
+        &mut self,
+        layer: &Layer,
+        (geometry, batch): (Conv2d, usize),
+        pass: Pass,
+        relu: bool,
+    ) -> Product {
+        let report = self.gpu.report();
+        let product = Product::new(geometry, batch, pass, relu, self.family, report);
+        self.selection.push(format!(
+            "{} {}: {}, {} splits",
+            layer.name,
+            pass.name(),
+            product.tile,
+            product.splits
+        ));
+        product
+    }
+
+    fn slice(&self, whole: &Buffer, layer: &Layer) -> Buffer {
+        // Only layers with parameters come here.
+        whole.slice(layer.parameters.unwrap_or(0), layer.parameter_count())
+    }
+
+    fn index(&self, layer: &Layer) -> Buffer {
+        let found = self.indices.iter().find(|(name, _)| *name == layer.name);
+        found.expect("every max-pool layer has an index").1.clone()
+    }
+}
+
+/// A convolution whose im2col matrix is stored is a dense layer over its rows.
+fn as_matrix(geometry: &Conv2d, batch: usize) -> (Conv2d, usize) {
+    (
+        Conv2d::dense(geometry.patch(), geometry.output.channels),
+        batch * geometry.positions(),
+    )
+}
+
+fn is_conv(layer: &Layer) -> bool {
+    matches!(layer.op, Op::Conv2d { .. })
+}
+
+fn ends_in_relu(layer: &Layer) -> bool {
+    layer.op.product().is_some_and(|(_, relu)| relu)
+}
