@@ -1,0 +1,70 @@
+// Activations as layers of their own, element by element.
+//
+//   relu:     y = max(0, x)            dx = dy where y > 0, else 0 (so 0 at 0)
+//   sigmoid:  y = 1 / (1 + e^−x)       dx = dy · y · (1 − y)
+//
+// Both gradients need the stored output alone, so the input is not kept. The sigmoid takes e^−|x|,
+// which never overflows.
+// Layout: every buffer has ELEMENTS elements, in any order.
+// One invocation computes one element. Forward writes y, backward writes dx.
+// CPU twins: relu_forward, relu_backward, sigmoid_forward, sigmoid_backward in
+// src/cpu/activation.rs.
+
+override ELEMENTS: u32;
+
+const WORKGROUP_SIZE = 64u;
+
+@group(0) @binding(0) var<storage, read> x: array<f32>;
+@group(0) @binding(1) var<storage, read_write> y: array<f32>;
+@group(0) @binding(2) var<storage, read> output: array<f32>;
+@group(0) @binding(3) var<storage, read> dy: array<f32>;
+@group(0) @binding(4) var<storage, read_write> dx: array<f32>;
+
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn relu_forward(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let i = (group.y * groups.x + group.x) * WORKGROUP_SIZE + local;
+    if i < ELEMENTS {
+        y[i] = max(0.0, x[i]);
+    }
+}
+
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn relu_backward(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let i = (group.y * groups.x + group.x) * WORKGROUP_SIZE + local;
+    if i < ELEMENTS {
+        dx[i] = select(0.0, dy[i], output[i] > 0.0);
+    }
+}
+
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn sigmoid_forward(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let i = (group.y * groups.x + group.x) * WORKGROUP_SIZE + local;
+    if i < ELEMENTS {
+        let e = exp(-abs(x[i]));
+        y[i] = select(e, 1.0, x[i] >= 0.0) / (1.0 + e);
+    }
+}
+
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn sigmoid_backward(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let i = (group.y * groups.x + group.x) * WORKGROUP_SIZE + local;
+    if i < ELEMENTS {
+        dx[i] = dy[i] * output[i] * (1.0 - output[i]);
+    }
+}

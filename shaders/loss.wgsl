@@ -1,0 +1,150 @@
+// The two losses with their gradients and predictions, and the sums of a step.
+//
+//   softmax_cross_entropy:  p = softmax(z),  loss = −log p[label],     dz = (p − onehot(label)) / count
+//   squared_error:          loss = ½ Σ_k (z[k] − onehot(label)[k])²,   dz = (z − onehot(label)) / count
+//   sum_metrics:            metrics[step] = (Σ loss, Σ [prediction = label])   over the first count
+//
+// The softmax is taken of z − max z, which never overflows and changes nothing. The gradient is
+// that of the *mean* over the batch, hence 1 / count.
+//
+// Layout: logits and gradient [BATCH,CLASSES]; batch_labels, loss and prediction [BATCH];
+// predictions: one per sample of the dataset, in the epoch's order; metrics: one per step.
+// The losses: one invocation handles one sample. It writes loss, gradient and prediction (argmax,
+// of equal values the first), and for the first count samples predictions[first + i]. The samples
+// after them get loss 0 and gradient 0.
+// sum_metrics: one workgroup; each invocation adds up every 64th sample, then halves are added
+// pairwise, so that the order of the additions is always the same. Writes metrics[step].
+// CPU twins: softmax_cross_entropy, squared_error, sum_metrics in src/cpu/loss.rs.
+// Maths: Goodfellow, Bengio, Courville (2016), "Deep Learning", 4.1 and 6.2.2.3.
+
+override BATCH: u32;
+override CLASSES: u32;
+
+const WORKGROUP_SIZE = 64u;
+
+struct Step {
+    first: u32,
+    count: u32,
+    lr: f32,
+    bias_correction1: f32,
+    bias_correction2: f32,
+    padding: array<u32, 3>,
+}
+
+struct Metrics {
+    loss_sum: f32,
+    correct: u32,
+}
+
+@group(0) @binding(0) var<storage, read> logits: array<f32>;
+@group(0) @binding(1) var<storage, read> batch_labels: array<u32>;
+@group(0) @binding(2) var<storage, read> steps: array<Step>;
+@group(0) @binding(3) var<storage, read> counter: array<u32>;
+@group(0) @binding(4) var<storage, read_write> loss: array<f32>;
+@group(0) @binding(5) var<storage, read_write> gradient: array<f32>;
+@group(0) @binding(6) var<storage, read_write> prediction: array<u32>;
+@group(0) @binding(7) var<storage, read_write> predictions: array<u32>;
+@group(0) @binding(8) var<storage, read> batch_loss: array<f32>;
+@group(0) @binding(9) var<storage, read> batch_prediction: array<u32>;
+@group(0) @binding(10) var<storage, read_write> metrics: array<Metrics>;
+
+fn argmax(start: u32) -> u32 {
+    var best = 0u;
+    for (var k = 1u; k < CLASSES; k++) {
+        if logits[start + k] > logits[start + best] {
+            best = k;
+        }
+    }
+    return best;
+}
+
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn softmax_cross_entropy(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let i = (group.y * groups.x + group.x) * WORKGROUP_SIZE + local;
+    if i >= BATCH {
+        return;
+    }
+    let step = steps[counter[0]];
+    let start = i * CLASSES;
+    let best = argmax(start);
+    let largest = logits[start + best];
+    prediction[i] = best;
+    if i >= step.count {
+        loss[i] = 0.0;
+        for (var k = 0u; k < CLASSES; k++) {
+            gradient[start + k] = 0.0;
+        }
+        return;
+    }
+    predictions[step.first + i] = best;
+    var sum = 0.0;
+    for (var k = 0u; k < CLASSES; k++) {
+        sum += exp(logits[start + k] - largest);
+    }
+    let label = batch_labels[i];
+    loss[i] = log(sum) - (logits[start + label] - largest);
+    for (var k = 0u; k < CLASSES; k++) {
+        let p = exp(logits[start + k] - largest) / sum;
+        gradient[start + k] = (p - select(0.0, 1.0, k == label)) / f32(step.count);
+    }
+}
+
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn squared_error(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let i = (group.y * groups.x + group.x) * WORKGROUP_SIZE + local;
+    if i >= BATCH {
+        return;
+    }
+    let step = steps[counter[0]];
+    let start = i * CLASSES;
+    let best = argmax(start);
+    prediction[i] = best;
+    if i < step.count {
+        predictions[step.first + i] = best;
+    }
+    // Zero takes the samples after the count out of both loss and gradient.
+    let weight = select(0.0, 1.0, i < step.count);
+    let label = batch_labels[i];
+    var sum = 0.0;
+    for (var k = 0u; k < CLASSES; k++) {
+        let difference = logits[start + k] - select(0.0, 1.0, k == label);
+        sum += difference * difference;
+        gradient[start + k] = weight * difference / f32(step.count);
+    }
+    loss[i] = weight * 0.5 * sum;
+}
+
+var<workgroup> loss_sums: array<f32, WORKGROUP_SIZE>;
+var<workgroup> correct_sums: array<u32, WORKGROUP_SIZE>;
+
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn sum_metrics(@builtin(local_invocation_index) local: u32) {
+    let row = counter[0];
+    let count = min(steps[row].count, BATCH);
+    var loss_sum = 0.0;
+    var correct = 0u;
+    for (var i = local; i < count; i += WORKGROUP_SIZE) {
+        loss_sum += batch_loss[i];
+        correct += select(0u, 1u, batch_prediction[i] == batch_labels[i]);
+    }
+    loss_sums[local] = loss_sum;
+    correct_sums[local] = correct;
+    for (var half = WORKGROUP_SIZE / 2u; half > 0u; half /= 2u) {
+        workgroupBarrier();
+        if local < half {
+            loss_sums[local] += loss_sums[local + half];
+            correct_sums[local] += correct_sums[local + half];
+        }
+    }
+    if local == 0u {
+        metrics[row] = Metrics(loss_sums[0], correct_sums[0]);
+    }
+}

@@ -1,0 +1,214 @@
+// Max- and mean-pooling over windows of KH×KW at steps of SH×SW, without padding.
+//
+//   maxpool2d:   y[n,oh,ow,c] = max over (kh,kw) of x[n, oh·SH + kh, ow·SW + kw, c]
+//                dx = the gradients of the windows whose maximum stands there, added up
+//   meanpool2d:  y[n,oh,ow,c] = Σ over (kh,kw) of x[n, oh·SH + kh, ow·SW + kw, c] / (KH·KW)
+//                dx = the gradients of the windows that contain the position, added up, / (KH·KW)
+//
+// The index of a maximum is its place kh·KW + kw inside the window; of equal values the first in
+// row-major order wins, as in PyTorch. The whole gradient of a window goes to its winner.
+// With MASK the gradient passes only where the ReLU fused into the layer before passed it: for
+// max-pooling where y > 0 (y *is* the winner's value), for mean-pooling where x > 0.
+//
+// Layout: x and dx [N,H,W,C]; y and dy [N,OH,OW,C]; index as y but one byte each, four to a word,
+// lowest byte first, hence KH·KW ≤ 256.
+// maxpool2d_forward: one invocation computes four consecutive elements of y, one word of index.
+// maxpool2d_backward: for windows that do not overlap; one invocation per element of dy, which
+//   fills its own region of dx: the window, the gap up to the next one, and at the last windows
+//   what is left of the image. Every element of dx belongs to exactly one region.
+// All others: one invocation computes one element of the output; the backward kernels gather over
+//   the windows in row-major order, so that no two invocations add to the same place.
+// Forward writes y (and index), backward writes dx.
+// CPU twins: maxpool2d_forward, maxpool2d_backward, maxpool2d_backward_overlapping,
+// meanpool2d_forward, meanpool2d_backward in src/cpu/pool.rs.
+
+override N: u32;
+override H: u32;
+override W: u32;
+override C: u32;
+override OH: u32;
+override OW: u32;
+override KH: u32;
+override KW: u32;
+override SH: u32;
+override SW: u32;
+override MASK: bool = false;
+
+const WORKGROUP_SIZE = 64u;
+
+@group(0) @binding(0) var<storage, read> x: array<f32>;
+@group(0) @binding(1) var<storage, read_write> y: array<f32>;
+@group(0) @binding(2) var<storage, read_write> index: array<u32>;
+@group(0) @binding(3) var<storage, read> dy: array<f32>;
+@group(0) @binding(4) var<storage, read> winner: array<u32>;  // the index, read back
+@group(0) @binding(5) var<storage, read> activation: array<f32>;  // what MASK looks at
+@group(0) @binding(6) var<storage, read_write> dx: array<f32>;
+
+// The windows along one axis that contain position `at`: from `first` to before `end`.
+struct Windows { first: u32, end: u32 }
+
+fn windows(at: u32, kernel: u32, stride: u32, count: u32) -> Windows {
+    var first = 0u;
+    if at >= kernel {
+        first = (at - kernel) / stride + 1u;
+    }
+    return Windows(first, min(at / stride + 1u, count));
+}
+
+fn winner_of(output: u32) -> u32 {
+    return (winner[output / 4u] >> (8u * (output % 4u))) & 0xffu;
+}
+
+// The gradient of an output, or nothing where the ReLU before it passed nothing.
+fn pooled_gradient(output: u32) -> f32 {
+    var gradient = dy[output];
+    if MASK {
+        gradient = select(0.0, gradient, activation[output] > 0.0);
+    }
+    return gradient;
+}
+
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn maxpool2d_forward(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let t = (group.y * groups.x + group.x) * WORKGROUP_SIZE + local;
+    if t * 4u >= N * OH * OW * C {
+        return;
+    }
+    var packed = 0u;
+    for (var part = 0u; part < 4u; part++) {
+        let output = t * 4u + part;
+        if output >= N * OH * OW * C {
+            break;
+        }
+        let c = output % C;
+        let ow = (output / C) % OW;
+        let oh = (output / (C * OW)) % OH;
+        let n = output / (C * OW * OH);
+        let corner = ((n * H + oh * SH) * W + ow * SW) * C + c;
+        var best = x[corner];
+        var place = 0u;
+        for (var kh = 0u; kh < KH; kh++) {
+            for (var kw = 0u; kw < KW; kw++) {
+                let value = x[corner + (kh * W + kw) * C];
+                if value > best {
+                    best = value;
+                    place = kh * KW + kw;
+                }
+            }
+        }
+        y[output] = best;
+        packed |= place << (8u * part);
+    }
+    index[t] = packed;
+}
+
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn maxpool2d_backward(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let t = (group.y * groups.x + group.x) * WORKGROUP_SIZE + local;
+    if t >= N * OH * OW * C {
+        return;
+    }
+    let c = t % C;
+    let ow = (t / C) % OW;
+    let oh = (t / (C * OW)) % OH;
+    let n = t / (C * OW * OH);
+    let gradient = pooled_gradient(t);
+    let place = winner_of(t);
+    let winner_h = oh * SH + place / KW;
+    let winner_w = ow * SW + place % KW;
+    let end_h = select((oh + 1u) * SH, H, oh + 1u == OH);
+    let end_w = select((ow + 1u) * SW, W, ow + 1u == OW);
+    for (var h = oh * SH; h < end_h; h++) {
+        for (var w = ow * SW; w < end_w; w++) {
+            dx[((n * H + h) * W + w) * C + c] = select(0.0, gradient, h == winner_h && w == winner_w);
+        }
+    }
+}
+
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn maxpool2d_backward_overlapping(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let t = (group.y * groups.x + group.x) * WORKGROUP_SIZE + local;
+    if t >= N * H * W * C {
+        return;
+    }
+    let c = t % C;
+    let w = (t / C) % W;
+    let h = (t / (C * W)) % H;
+    let n = t / (C * W * H);
+    let rows = windows(h, KH, SH, OH);
+    let columns = windows(w, KW, SW, OW);
+    var sum = 0.0;
+    for (var oh = rows.first; oh < rows.end; oh++) {
+        for (var ow = columns.first; ow < columns.end; ow++) {
+            let output = ((n * OH + oh) * OW + ow) * C + c;
+            if winner_of(output) == (h - oh * SH) * KW + (w - ow * SW) {
+                sum += pooled_gradient(output);
+            }
+        }
+    }
+    dx[t] = sum;
+}
+
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn meanpool2d_forward(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let t = (group.y * groups.x + group.x) * WORKGROUP_SIZE + local;
+    if t >= N * OH * OW * C {
+        return;
+    }
+    let c = t % C;
+    let ow = (t / C) % OW;
+    let oh = (t / (C * OW)) % OH;
+    let n = t / (C * OW * OH);
+    let corner = ((n * H + oh * SH) * W + ow * SW) * C + c;
+    var sum = 0.0;
+    for (var kh = 0u; kh < KH; kh++) {
+        for (var kw = 0u; kw < KW; kw++) {
+            sum += x[corner + (kh * W + kw) * C];
+        }
+    }
+    y[t] = sum / f32(KH * KW);
+}
+
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn meanpool2d_backward(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let t = (group.y * groups.x + group.x) * WORKGROUP_SIZE + local;
+    if t >= N * H * W * C {
+        return;
+    }
+    let c = t % C;
+    let w = (t / C) % W;
+    let h = (t / (C * W)) % H;
+    let n = t / (C * W * H);
+    let rows = windows(h, KH, SH, OH);
+    let columns = windows(w, KW, SW, OW);
+    var sum = 0.0;
+    for (var oh = rows.first; oh < rows.end; oh++) {
+        for (var ow = columns.first; ow < columns.end; ow++) {
+            sum += dy[((n * OH + oh) * OW + ow) * C + c];
+        }
+    }
+    if MASK {
+        sum = select(0.0, sum, activation[t] > 0.0);
+    }
+    dx[t] = sum / f32(KH * KW);
+}
