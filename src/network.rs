@@ -517,7 +517,7 @@ impl Network {
         let mut metrics: Vec<Metrics> = Vec::with_capacity(rows);
         let mut in_flight: std::collections::VecDeque<(Ticket, usize)> = Default::default();
         let mut readback: Option<Readback> = None;
-        let (mut submitted, mut fetched) = (0, 0);
+        let (mut submitted, mut completed, mut fetched) = (0, 0, 0);
         // Start with single steps, then as many as fit the time a submission may take.
         let mut per_submission = 1;
         let mut last_wait = Instant::now();
@@ -540,14 +540,15 @@ impl Network {
             }
             if let Some((ticket, repeat)) = in_flight.pop_front() {
                 gpu.wait(&ticket)?;
+                completed += repeat;
                 let step_time = last_wait.elapsed().div_f64(repeat as f64);
                 last_wait = Instant::now();
                 per_submission = (SUBMISSION.as_secs_f64() / step_time.as_secs_f64().max(1e-6))
                     .clamp(1.0, 64.0)
                     .min(2.0 * per_submission as f64) as usize;
             }
-            // What was started before the submission just waited for has long arrived.
-            if let Some(readback) = readback.take_if(|r| r.arrived(gpu)) {
+            // A submission behind the copy has finished, so the copy has: this does not wait.
+            if let Some(readback) = readback.take_if(|_| completed > fetched) {
                 let new: Vec<Metrics> = readback.finish(gpu)?;
                 progress(&new)?;
                 metrics.extend(new);
