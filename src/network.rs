@@ -444,17 +444,7 @@ impl Network {
         }
         self.gpu.write("order", &resident.order, order)?;
         self.gpu.write("step table", &resident.steps, steps)?;
-        let [end_loss, end_metrics, rest @ ..] = &resident.end[..] else {
-            unreachable!("the end of a step is at least loss and metrics");
-        };
-        let plan: Vec<&Dispatch> = resident
-            .begin
-            .iter()
-            .chain(&self.forward)
-            .chain([end_loss, end_metrics])
-            .chain(&self.backward)
-            .chain(rest)
-            .collect();
+        let plan = self.step_plan(resident);
         self.run(resident, &plan, steps.len(), progress)
     }
 
@@ -490,6 +480,32 @@ impl Network {
             loss_sum: metrics.iter().map(|m| f64::from(m.loss_sum)).sum(),
             predictions: self.gpu.read("predictions", &resident.predictions)?,
         })
+    }
+
+    /// Runs one training step (the first of the last epoch's table, again) and tells how long each
+    /// of its dispatches took, in order. The step counts: it updates the parameters.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] before the first epoch, [`Error::Usage`] without timestamp queries.
+    pub fn profile_step(&mut self) -> Result<Vec<crate::gpu::Span>> {
+        let resident = self.resident(Split::Train)?;
+        self.gpu
+            .write("step counter", &resident.counter, &[0u32])?;
+        self.gpu.profile(&self.step_plan(resident))
+    }
+
+    /// The dispatches of a training step.
+    fn step_plan<'a>(&'a self, resident: &'a Resident) -> Vec<&'a Dispatch> {
+        // The gradients are computed between the loss and the update.
+        let (loss, update) = resident.end.split_at(2);
+        resident
+            .begin
+            .iter()
+            .chain(&self.forward)
+            .chain(loss)
+            .chain(&self.backward)
+            .chain(update)
+            .collect()
     }
 
     fn resident(&self, split: Split) -> Result<&Resident> {

@@ -38,6 +38,16 @@ impl Buffer {
         }
     }
 
+    /// All of a raw buffer.
+    pub(super) fn whole(inner: wgpu::Buffer) -> Buffer {
+        let len = inner.size() / 4;
+        Buffer {
+            inner,
+            start: 0,
+            len,
+        }
+    }
+
     pub(super) fn binding(&self) -> wgpu::BindingResource<'_> {
         wgpu::BindingResource::Buffer(wgpu::BufferBinding {
             buffer: &self.inner,
@@ -77,11 +87,7 @@ impl Gpu {
                 mapped_at_creation: false,
             })
         })?;
-        Ok(Buffer {
-            inner,
-            start: 0,
-            len,
-        })
+        Ok(Buffer::whole(inner))
     }
 
     /// A storage buffer holding `data`.

@@ -8,11 +8,13 @@
 mod adapter;
 mod buffer;
 mod dispatch;
+mod profile;
 mod step;
 
 pub use adapter::{AdapterReport, Choice, NO_ADAPTER_HINT, adapters, choose};
 pub use buffer::{Buffer, Readback};
 pub use dispatch::{Dispatch, Kernel, fold_groups};
+pub use profile::Span;
 pub use step::{Metrics, Step};
 
 use crate::error::{Error, Result};
