@@ -91,11 +91,7 @@ impl Gpu {
     }
 
     /// A storage buffer holding `data`.
-    pub fn upload<T: bytemuck::NoUninit>(
-        &self,
-        label: &'static str,
-        data: &[T],
-    ) -> Result<Buffer> {
+    pub fn upload<T: bytemuck::NoUninit>(&self, label: &'static str, data: &[T]) -> Result<Buffer> {
         let bytes: &[u8] = bytemuck::cast_slice(data);
         let buffer = self.buffer(label, bytes.len().div_ceil(4))?;
         self.write(label, &buffer, data)?;
@@ -111,7 +107,10 @@ impl Gpu {
         data: &[T],
     ) -> Result<()> {
         let bytes: &[u8] = bytemuck::cast_slice(data);
-        assert!(bytes.len() as u64 <= buffer.len * 4, "{purpose}: write past the end");
+        assert!(
+            bytes.len() as u64 <= buffer.len * 4,
+            "{purpose}: write past the end"
+        );
         self.count_transfer(purpose, Direction::ToGpu, bytes.len() as u64);
         let whole = bytes.len() / 4 * 4;
         self.scoped(purpose, || {
@@ -199,7 +198,10 @@ impl Readback {
         let mut out = vec![<T as bytemuck::Zeroable>::zeroed(); view.len() / size_of::<T>()];
         // SAFETY-free: `T: AnyBitPattern` allows any bytes; the element count matches.
         let bytes = view.len() / size_of::<T>() * size_of::<T>();
-        for (element, chunk) in out.iter_mut().zip(view[..bytes].chunks_exact(size_of::<T>())) {
+        for (element, chunk) in out
+            .iter_mut()
+            .zip(view[..bytes].chunks_exact(size_of::<T>()))
+        {
             *element = bytemuck::pod_read_unaligned(chunk);
         }
         Ok(out)
