@@ -27,6 +27,8 @@ use std::path::{Path, PathBuf};
 /// Where run folders go when nothing else is said.
 const RUNS: &str = "runs";
 
+const WEIGHTS: &str = "model.safetensors";
+
 /// `run.json`: everything that decides a run, and how far it has come.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Config {
@@ -255,7 +257,7 @@ impl Run {
     /// # Errors
     /// [`Error::Checkpoint`] when no epoch was finished, or for a damaged file.
     pub fn weights(&self) -> Result<Vec<f32>> {
-        let path = self.folder.join("model.safetensors");
+        let path = self.folder.join(WEIGHTS);
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == ErrorKind::NotFound => {
@@ -275,15 +277,17 @@ impl Run {
 
     /// Weights and configuration of a checkpoint that is on disk.
     fn publish(&mut self, checkpoint: &Checkpoint) -> Result<()> {
-        let metadata = json(&WeightsMetadata {
+        let path = self.folder.join(WEIGHTS);
+        let metadata = serde_json::to_string(&WeightsMetadata {
             wgrad: env!("CARGO_PKG_VERSION"),
             epoch: checkpoint.epoch,
             model: &self.config.model,
             normalization: &self.config.normalization,
-        });
+        })
+        .map_err(|e| not_json(&path, e))?;
         let vectors = [("", &checkpoint.parameters[..])];
         let bytes = write_safetensors(&self.model, &vectors, &metadata)?;
-        replace(&self.folder.join("model.safetensors"), &bytes)?;
+        replace(&path, &bytes)?;
         self.config.finished_epochs = checkpoint.epoch;
         self.config.parameter_sha256 = Some(parameter_hash(&checkpoint.parameters));
         self.write_config()
@@ -294,13 +298,19 @@ impl Run {
     }
 
     fn write_config(&self) -> Result<()> {
-        let text = serde_json::to_string_pretty(&self.config).unwrap_or_default() + "\n";
-        replace(&self.folder.join("run.json"), text.as_bytes())
+        let path = self.folder.join("run.json");
+        let text = serde_json::to_string_pretty(&self.config).map_err(|e| not_json(&path, e))?;
+        replace(&path, (text + "\n").as_bytes())
     }
 
     fn write_metrics(&self) -> Result<()> {
-        let lines: String = self.metrics.iter().map(|r| json(r) + "\n").collect();
-        replace(&self.folder.join("metrics.jsonl"), lines.as_bytes())
+        let path = self.folder.join("metrics.jsonl");
+        let mut lines = String::new();
+        for record in &self.metrics {
+            lines += &serde_json::to_string(record).map_err(|e| not_json(&path, e))?;
+            lines.push('\n');
+        }
+        replace(&path, lines.as_bytes())
     }
 }
 
@@ -337,7 +347,6 @@ fn read(path: &Path) -> Result<Option<String>> {
     }
 }
 
-/// One line of JSON. Plain structs of numbers and text cannot fail to become one.
-fn json(value: &impl Serialize) -> String {
-    serde_json::to_string(value).unwrap_or_default()
+fn not_json(path: &Path, e: serde_json::Error) -> Error {
+    Error::checkpoint(path, format!("cannot be written as JSON: {e}"))
 }
