@@ -28,7 +28,8 @@ fn relu_forward(
 ) {
     let i = (group.y * groups.x + group.x) * WORKGROUP_SIZE + local;
     if i < ELEMENTS {
-        y[i] = max(0.0, x[i]);
+        // Not max(0, x): what that makes of NaN is undefined, and a NaN must not vanish here.
+        y[i] = select(x[i], 0.0, x[i] <= 0.0);
     }
 }
 
