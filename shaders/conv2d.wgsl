@@ -11,6 +11,10 @@
 // One subgroup (or workgroup, or invocation: the families differ in that alone) computes one tile
 // of the result; columns are handled four at a time. Writes its output, adds to nothing; the weight
 // gradient writes one partial sum per split, added up in order by `reduce_splits`.
+// Rows (image positions) run over the batch first: the rows of a tile mostly stand at the same place
+// of different images, so a whole tile can skip the taps that lie in the padding.
+// With POOL the forward pass ends in the max-pooling that follows it: the rows of a window lie
+// together in one invocation, only the maximum and its index (see pool.wgsl) are written.
 // CPU twins: conv2d_forward, conv2d_backward_weight, conv2d_backward_input in src/cpu/conv2d.rs.
 // Maths: Chellapilla, Puri, Simard (2006), "High Performance Convolutional Neural Networks for
 // Document Processing"; Dumoulin & Visin (2016), "A guide to convolution arithmetic".
@@ -23,6 +27,9 @@ const KH = {{ kh }}u; const KW = {{ kw }}u;
 const SH = {{ sh }}u; const SW = {{ sw }}u;
 const PH = {{ ph }}u; const PW = {{ pw }}u;
 // The product: M rows, K terms per sum, COLUMNS columns.
+{% if pool -%}
+const POOL_H = {{ pool_h }}u; const POOL_W = {{ pool_w }}u; const WINDOWS_H = {{ windows_h }}u; const WINDOWS_W = {{ windows_w }}u;
+{% endif -%}
 const M = {{ m }}u;   const K = {{ k }}u;   const COLUMNS = {{ columns }}u;
 const COLUMNS4 = {{ columns4 }}u;
 // Terms in fours (rows in fours for the weight gradient, whose loader runs along the rows).
@@ -35,6 +42,9 @@ const CHUNKS = {{ chunks }}u;
 @group(0) @binding(2) var<storage, read_write> result: array<{{ vector if o4 else scalar }}>;  // {{ "dx" if input_pass else ("partial dW and db" if weight_pass else "y") }}
 {% if input_pass and relu -%}
 @group(0) @binding(3) var<storage, read> activation: array<{{ vector if o4 else scalar }}>;  // x, whose layer ended in ReLU
+{% endif -%}
+{% if pool -%}
+@group(0) @binding(3) var<storage, read_write> index: array<u32>;  // of the maxima, one byte each
 {% endif %}
 {#- ── Where a row (an image position) starts, and how far a chunk of four terms is from there. ── #}
 {% set wide = "u32" if a4 else "vec4<u32>" -%}
@@ -47,17 +57,31 @@ struct Chunk { offset: {{ wide }}, y: {{ wide }}, x: {{ wide }}{% if guard_chunk
 fn row(m: u32) -> Row {
     let p = min(m, {{ "N * OH * OW" if weight_pass else "M" }} - 1u);
 {%- if input_pass %}
-    let y = (p / W) % H + PH;
-    let x = p % W + PW;
+    let n = p % N;
+    let y = p / (N * W) + PH;
+    let x = (p / N) % W + PW;
   {%- if unit_stride %}
-    return Row((((p / (H * W)) * OH + y) * OW + x) * (OC {{ per }}), y, x);
+    return Row(((n * OH + y) * OW + x) * (OC {{ per }}), y, x);
   {%- else %}
-    return Row((p / (H * W)) * OH * OW * (OC {{ per }}), y, x);
+    return Row(n * OH * OW * (OC {{ per }}), y, x);
   {%- endif %}
-{%- else %}
+{%- elif weight_pass %}
+    let n = p / (OH * OW);
     let y = ((p / OW) % OH) * SH - PH;
     let x = (p % OW) * SW - PW;
-    return Row((((p / (OH * OW)) * H + y) * W + x) * (C {{ per }}), y, x);
+    return Row(((n * H + y) * W + x) * (C {{ per }}), y, x);
+{%- elif pool %}
+    let place = p % (POOL_H * POOL_W);
+    let window = p / (POOL_H * POOL_W);
+    let n = window % N;
+    let y = ((window / (N * WINDOWS_W)) * POOL_H + place / POOL_W) * SH - PH;
+    let x = (((window / N) % WINDOWS_W) * POOL_W + place % POOL_W) * SW - PW;
+    return Row(((n * H + y) * W + x) * (C {{ per }}), y, x);
+{%- else %}
+    let n = p % N;
+    let y = (p / (N * OW)) * SH - PH;
+    let x = ((p / N) % OW) * SW - PW;
+    return Row(((n * H + y) * W + x) * (C {{ per }}), y, x);
 {%- endif %}
 }
 
@@ -80,29 +104,36 @@ fn chunk(q: u32) -> Chunk {
     return Chunk(offset, y, x{% if guard_chunk %}, {% if a4 %}q < {{ "K" if not weight_pass else "(M - 1u)" }} / 4u{% else %}k < vec4<u32>({{ "K" if not weight_pass else "M - 1u" }}){% endif %}{% endif %});
 }
 
-// Four elements of the im2col matrix (of dy's for the input gradient), zeros in the padding.
-fn load_a(r: Row, t: Chunk) -> vec4<f32> {
 {%- set one = "" if a4 else "vec4<u32>" %}
+{%- set and = "&&" if a4 else "&" %}
+{%- set guarded = input_pass or padded or guard_chunk %}
+{%- set flag = "bool" if a4 else "vec4<bool>" %}
+// Whether the chunk of this row lies in the image, not in the padding.
+fn inside(r: Row, t: Chunk) -> {{ flag }} {
 {%- if input_pass and not unit_stride %}
-    let y = ({{ one }}(r.y) - t.y);
-    let x = ({{ one }}(r.x) - t.x);
-    let inside = {% if a4 %}y % SH == 0u && x % SW == 0u && y / SH < OH && x / SW < OW{% else %}(y % SH == {{ one }}(0u)) & (x % SW == {{ one }}(0u)) & (y / SH < {{ one }}(OH)) & (x / SW < {{ one }}(OW)){% endif %}{% if guard_chunk %} {{ "&&" if a4 else "&" }} t.live{% endif %};
-    let at = r.base + ((y / SH) * OW + x / SW) * (OC {{ per }}) + t.offset;
+    let y = {{ one }}(r.y) - t.y;
+    let x = {{ one }}(r.x) - t.x;
+    return (y % SH == {{ one }}(0u)) {{ and }} (x % SW == {{ one }}(0u)) {{ and }} (y / SH < {{ one }}(OH)) {{ and }} (x / SW < {{ one }}(OW)){% if guard_chunk %} {{ and }} t.live{% endif %};
 {%- elif input_pass %}
-    let inside = ({{ one }}(r.y) - t.y < {{ one }}(OH)) {{ "&&" if a4 else "&" }} ({{ one }}(r.x) - t.x < {{ one }}(OW)){% if guard_chunk %} {{ "&&" if a4 else "&" }} t.live{% endif %};
-    let at = r.base + t.offset;
+    return ({{ one }}(r.y) - t.y < {{ one }}(OH)) {{ and }} ({{ one }}(r.x) - t.x < {{ one }}(OW)){% if guard_chunk %} {{ and }} t.live{% endif %};
 {%- elif padded %}
-    let inside = ({{ one }}(r.y) + t.y < {{ one }}(H)) {{ "&&" if a4 else "&" }} ({{ one }}(r.x) + t.x < {{ one }}(W)){% if guard_chunk %} {{ "&&" if a4 else "&" }} t.live{% endif %};
-    let at = r.base + t.offset;
+    return ({{ one }}(r.y) + t.y < {{ one }}(H)) {{ and }} ({{ one }}(r.x) + t.x < {{ one }}(W)){% if guard_chunk %} {{ and }} t.live{% endif %};
+{%- elif guard_chunk %}
+    return t.live;
+{%- else %}
+    return true;
+{%- endif %}
+}
+
+// Four elements of the im2col matrix (of dy's for the input gradient), zeros where not inside.
+fn load_a(r: Row, t: Chunk, live: {{ flag }}) -> vec4<f32> {
+{%- if input_pass and not unit_stride %}
+    let at = r.base + (({{ one }}(r.y) - t.y) / SH * OW + ({{ one }}(r.x) - t.x) / SW) * (OC {{ per }}) + t.offset;
 {%- else %}
     let at = r.base + t.offset;
-  {%- if guard_chunk %}
-    let inside = t.live;
-  {%- endif %}
 {%- endif %}
-{%- set guarded = input_pass or padded or guard_chunk %}
 {%- if guarded %}
-    let safe = select({{ wide }}(0u), at, inside);
+    let safe = select({{ wide }}(0u), at, live);
 {%- else %}
     let safe = at;
 {%- endif %}
@@ -111,8 +142,9 @@ fn load_a(r: Row, t: Chunk) -> vec4<f32> {
 {%- else %}
     let v = vec4<f32>(a_source[safe.x], a_source[safe.y], a_source[safe.z], a_source[safe.w]);
 {%- endif %}
-    return {% if guarded %}select(vec4<f32>(0.0), v, inside){% else %}v{% endif %};
+    return {% if guarded %}select(vec4<f32>(0.0), v, live){% else %}v{% endif %};
 }
+
 {% if weight_pass %}
 // The element of the column of ones that makes the bias gradient: row KH·KW·C of the result.
 fn bias_row(q: u32) -> vec4<f32> {
@@ -167,39 +199,58 @@ fn load_b_block(q: u32, column4: u32) -> mat4x4<f32> {
   {%- endif %}
 }
 {% endif %}
-{#- ── Four columns of one row of the result. ── #}
+{% if pass == "conv2d_forward" %}
+fn finish(value: vec4<f32>, column4: u32) -> vec4<f32> {
+    let v = value + load_b(K, column4);  // the bias
+  {%- if relu %}
+    return select(v, vec4<f32>(0.0), v < vec4<f32>(0.0));  // unlike max(), keeps NaN
+  {%- else %}
+    return v;
+  {%- endif %}
+}
+{% endif %}
+{%- if pool %}
+// The maximum of a window whose rows start at m, with its index; of equal values the first wins.
+fn store_window(m: u32, column4: u32, {% for e in range(pool_h * pool_w) %}v{{ e }}: vec4<f32>{{ ", " if not loop.last }}{% endfor %}) {
+    if (m >= M || column4 >= COLUMNS4) { return; }
+    var best = finish(v0, column4);
+    var place = vec4<u32>(0u);
+  {%- for e in range(1, pool_h * pool_w) %}
+    let f{{ e }} = finish(v{{ e }}, column4);
+    place = select(place, vec4<u32>({{ e }}u), f{{ e }} > best);
+    best = select(best, f{{ e }}, f{{ e }} > best);
+  {%- endfor %}
+    let window = m / (POOL_H * POOL_W);
+    let at = ((window % N) * (WINDOWS_H * WINDOWS_W) + window / N) * COLUMNS4 + column4;
+    result[at] = best;
+    index[at] = place.x | (place.y << 8u) | (place.z << 16u) | (place.w << 24u);
+}
+{% else %}
+// Four columns of one row of the result.
 fn store(m: u32, column4: u32, value: vec4<f32>{% if weight_pass %}, split: u32{% endif %}) {
     if (m >= M || column4 >= COLUMNS4) { return; }
 {%- if weight_pass %}
     let row = split * M + m;
+    let v = value;
 {%- else %}
-    let row = m;
-{%- endif %}
-    var v = value;
-{%- if pass == "conv2d_forward" %}
-    v += load_b(K, column4);
-  {%- if relu %}
-    v = select(v, vec4<f32>(0.0), v < vec4<f32>(0.0));  // unlike max(), keeps NaN
+    let row = (m % N) * (M / N) + m / N;
+  {%- if input_pass %}
+    let v = value;
+  {%- else %}
+    let v = finish(value, column4);
   {%- endif %}
 {%- endif %}
 {%- if o4 %}
     let at = row * COLUMNS4 + column4;
-  {%- if input_pass and relu %}
-    v = select(vec4<f32>(0.0), v, activation[at] > vec4<f32>(0.0));
-  {%- endif %}
-    result[at] = v;
+    result[at] = {% if input_pass and relu %}select(vec4<f32>(0.0), v, activation[at] > vec4<f32>(0.0)){% else %}v{% endif %};
 {%- else %}
   {%- for e in range(4) %}
     if (column4 * 4u + {{ e }}u < COLUMNS) {
         let at = row * COLUMNS + column4 * 4u + {{ e }}u;
-    {%- if input_pass and relu %}
-        result[at] = select(0.0, v[{{ e }}], activation[at] > 0.0);
-    {%- else %}
-        result[at] = v[{{ e }}];
-    {%- endif %}
+        result[at] = {% if input_pass and relu %}select(0.0, v[{{ e }}], activation[at] > 0.0){% else %}v[{{ e }}]{% endif %};
     }
   {%- endfor %}
 {%- endif %}
 }
-
+{% endif %}
 {% include "product_" ~ family ~ ".wgsl" %}

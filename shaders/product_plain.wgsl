@@ -19,7 +19,8 @@ fn {{ pass }}(
     var c2 = vec4<f32>(0.0);
     var c3 = vec4<f32>(0.0);
     for (var p = split * {{ split_length }}u; p < min((split + 1u) * {{ split_length }}u, K); p++) {
-        let a = {% if a4 %}select(load_a(row(p), t), ones, q >= (M - 1u) / 4u){% else %}load_a(row(p), t) + ones{% endif %};
+        let r = row(p);
+        let a = {% if a4 %}select(load_a(r, t, inside(r, t)), ones, q >= (M - 1u) / 4u){% else %}load_a(r, t, inside(r, t)) + ones{% endif %};
         let b = load_b(p, column4);
         c0 += a.x * b;
         c1 += a.y * b;
@@ -36,7 +37,8 @@ fn {{ pass }}(
     let r = row(m);
     var c = vec4<f32>(0.0);
     for (var q = 0u; q < CHUNKS; q++) {
-        let a = load_a(r, chunk(q));
+        let t = chunk(q);
+        let a = load_a(r, t, inside(r, t));
         let b = load_b_block(q, column4);
         c = c + a.x * b[0] + a.y * b[1] + a.z * b[2] + a.w * b[3];
     }

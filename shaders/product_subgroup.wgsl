@@ -37,7 +37,7 @@ fn {{ pass }}(
   {%- for u in range(unroll) %}
         let r{{ u }} = row(p + {{ u }}u);
     {%- for g in range(loads) %}
-        let a{{ u }}_{{ g }} = {% if a4 %}select(load_a(r{{ u }}, t{{ g }}), ones{{ g }}, q{{ g }} >= (M - 1u) / 4u){% else %}load_a(r{{ u }}, t{{ g }}) + ones{{ g }}{% endif %};
+        let a{{ u }}_{{ g }} = {% if a4 %}select(load_a(r{{ u }}, t{{ g }}, inside(r{{ u }}, t{{ g }})), ones{{ g }}, q{{ g }} >= (M - 1u) / 4u){% else %}load_a(r{{ u }}, t{{ g }}, inside(r{{ u }}, t{{ g }})) + ones{{ g }}{% endif %};
     {%- endfor %}
     {%- for j in range(cols) %}
         let b{{ u }}_{{ j }} = {% if u == 0 %}load_b(p, first_n + {{ j * lanes_n }}u){% else %}select(vec4<f32>(0.0), load_b(min(p + {{ u }}u, K - 1u), first_n + {{ j * lanes_n }}u), p + {{ u }}u < end){% endif %};
@@ -60,7 +60,14 @@ fn {{ pass }}(
     for (var q0 = 0u; q0 < CHUNKS; q0 += LANES_N) {
         let t = chunk(q0 + lane_n);
   {%- for i in range(rows) %}
-        let a{{ i }} = load_a(r{{ i }}, t);
+        let i{{ i }} = inside(r{{ i }}, t);
+  {%- endfor %}
+  {%- if input_pass or padded %}
+        // Nothing but padding for every row and lane: no term of this turn counts.
+        if (!subgroupAny({% for i in range(rows) %}{{ "any(i" ~ i ~ ")" if not a4 else "i" ~ i }}{{ " || " if not loop.last }}{% endfor %})) { continue; }
+  {%- endif %}
+  {%- for i in range(rows) %}
+        let a{{ i }} = load_a(r{{ i }}, t, i{{ i }});
   {%- endfor %}
         for (var s = 0u; s < min(LANES_N, CHUNKS - q0); s++) {
   {%- for j in range(cols) %}
@@ -75,7 +82,14 @@ fn {{ pass }}(
         }
     }
 {%- endif %}
-{%- for i in range(rows) %}{% for j in range(cols) %}
+{%- if pool %}
+  {%- set area = pool_h * pool_w %}
+  {%- for w in range(rows // area) %}{% for j in range(cols) %}
+    store_window(first_m + {{ w * area }}u, first_n + {{ j * lanes_n }}u{% for e in range(area) %}, c{{ w * area + e }}_{{ j }}{% endfor %});
+  {%- endfor %}{% endfor %}
+{%- else %}
+  {%- for i in range(rows) %}{% for j in range(cols) %}
     store(first_m + {{ i }}u, first_n + {{ j * lanes_n }}u, c{{ i }}_{{ j }}{% if weight_pass %}, split{% endif %});
-{%- endfor %}{% endfor %}
+  {%- endfor %}{% endfor %}
+{%- endif %}
 }

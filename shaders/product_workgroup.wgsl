@@ -12,6 +12,19 @@ const TILES_N = {{ tiles_n }}u;
 var<workgroup> tile_a: array<vec4<f32>, {{ block_k * block_m // 4 }}>;  // [BLOCK_K][BLOCK_M / 4]
 var<workgroup> tile_b: array<vec4<f32>, {{ block_k * block_n // 4 }}>;  // [BLOCK_K][BLOCK_N / 4]
 
+{% if weight_pass -%}
+fn load_tap(p: u32, q: u32) -> vec4<f32> {
+    let r = row(p);
+    let t = chunk(q);
+    return load_a(r, t, inside(r, t));
+}
+{%- else -%}
+fn load_row(m: u32, t: Chunk) -> vec4<f32> {
+    let r = row(m);
+    return load_a(r, t, inside(r, t));
+}
+{%- endif %}
+
 @compute @workgroup_size({{ threads }})
 fn {{ pass }}(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -36,7 +49,7 @@ fn {{ pass }}(
         for (var i = thread; i < BLOCK_M4 * BLOCK_K; i += THREADS) {
             let q = first_m4 + i % BLOCK_M4;
             let p = k0 + i / BLOCK_M4;
-            let v = {% if a4 %}select(load_a(row(p), chunk(q)), bias_row(q), q >= (M - 1u) / 4u){% else %}load_a(row(p), chunk(q)) + bias_row(q){% endif %};
+            let v = {% if a4 %}select(load_tap(p, q), bias_row(q), q >= (M - 1u) / 4u){% else %}load_tap(p, q) + bias_row(q){% endif %};
             tile_a[i] = select(vec4<f32>(0.0), v, p < end);
         }
         for (var i = thread; i < BLOCK_N4 * BLOCK_K; i += THREADS) {
@@ -51,7 +64,7 @@ fn {{ pass }}(
             let m4 = i / (BLOCK_K / 4u);
             let t = chunk(k0 / 4u + q);
             let first = (first_m4 + m4) * 4u;
-            let v = transpose(mat4x4<f32>(load_a(row(first), t), load_a(row(first + 1u), t), load_a(row(first + 2u), t), load_a(row(first + 3u), t)));
+            let v = transpose(mat4x4<f32>(load_row(first, t), load_row(first + 1u, t), load_row(first + 2u, t), load_row(first + 3u, t)));
             for (var u = 0u; u < 4u; u++) { tile_a[(q * 4u + u) * BLOCK_M4 + m4] = v[u]; }
         }
         for (var i = thread; i < BLOCK_N4 * (BLOCK_K / 4u); i += THREADS) {
@@ -76,7 +89,14 @@ fn {{ pass }}(
         workgroupBarrier();
     }
     if (!live) { return; }
-{%- for i in range(rows) %}{% for j in range(cols) %}
+{%- if pool %}
+  {%- set area = pool_h * pool_w %}
+  {%- for w in range(rows // area) %}{% for j in range(cols) %}
+    store_window((first_m4 + thread_m + {{ (w * area // 4) * threads_m }}u) * 4u + {{ w * area % 4 }}u, first_n4 + thread_n + {{ j * threads_n }}u{% for e in range(area) %}, c{{ w * area + e }}_{{ j }}{% endfor %});
+  {%- endfor %}{% endfor %}
+{%- else %}
+  {%- for i in range(rows) %}{% for j in range(cols) %}
     store((first_m4 + thread_m + {{ (i // 4) * threads_m }}u) * 4u + {{ i % 4 }}u, first_n4 + thread_n + {{ j * threads_n }}u, c{{ i }}_{{ j }}{% if weight_pass %}, split{% endif %});
-{%- endfor %}{% endfor %}
+  {%- endfor %}{% endfor %}
+{%- endif %}
 }

@@ -79,10 +79,7 @@ impl Error {
     /// Exit code for the command line: 2 for misuse (including unusable input), 1 for failure.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Error::Usage(_)
-            | Error::Data { .. }
-            | Error::Model { .. }
-            | Error::Shape { .. } => 2,
+            Error::Usage(_) | Error::Data { .. } | Error::Model { .. } | Error::Shape { .. } => 2,
             _ => 1,
         }
     }

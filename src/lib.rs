@@ -2,5 +2,6 @@ pub mod error;
 pub mod gpu;
 pub mod kernels;
 pub mod model;
+pub mod network;
 
 pub use error::{Error, Result};

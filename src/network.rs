@@ -83,6 +83,18 @@ struct Resident {
     end: Vec<Dispatch>,
 }
 
+/// The max-pooling that layer `i`, a convolution, computes along in its forward pass.
+fn fused_pool(model: &Model, i: usize, explicit_conv: bool, family: Family) -> Option<Pool2d> {
+    match (&model.layers[i].op, model.layers.get(i + 1).map(|l| &l.op)) {
+        (Op::Conv2d { geometry, .. }, Some(Op::MaxPool2d(pool)))
+            if !explicit_conv && Product::can_pool(geometry, pool, family) =>
+        {
+            Some(*pool)
+        }
+        _ => None,
+    }
+}
+
 /// Lengths of the large buffers in elements, known without a GPU.
 struct Sizes {
     activations: Vec<(String, usize)>,
@@ -92,12 +104,17 @@ struct Sizes {
 }
 
 impl Sizes {
-    fn of(model: &Model, batch: usize, explicit_conv: bool) -> Sizes {
+    fn of(model: &Model, batch: usize, explicit_conv: bool, family: Family) -> Sizes {
         let mut activations = vec![("input batch".to_string(), batch * model.input.elements())];
         let mut pool_indices = Vec::new();
         let mut columns = 0;
-        for layer in &model.layers {
-            activations.push((layer.name.clone(), batch * layer.output.elements()));
+        let mut gradient = 1;
+        for (i, layer) in model.layers.iter().enumerate() {
+            let elements = batch * layer.output.elements();
+            gradient = gradient.max(elements);
+            // What only the pooling behind it would read is never stored.
+            let fused = fused_pool(model, i, explicit_conv, family).is_some();
+            activations.push((layer.name.clone(), if fused { 0 } else { elements }));
             match &layer.op {
                 Op::MaxPool2d(pool) => pool_indices.push((
                     layer.name.clone(),
@@ -109,8 +126,6 @@ impl Sizes {
                 _ => {}
             }
         }
-        // The gradient of the batch itself is never computed.
-        let gradient = activations.iter().skip(1).map(|a| a.1).max().unwrap_or(1);
         Sizes {
             activations,
             pool_indices,
@@ -128,7 +143,7 @@ pub fn memory(
     optimizer: &Optimizer,
     explicit_conv: bool,
 ) -> Vec<(String, u64)> {
-    let sizes = Sizes::of(model, batch_size, explicit_conv);
+    let sizes = Sizes::of(model, batch_size, explicit_conv, Family::Workgroup);
     let total = |list: &[(String, usize)]| list.iter().map(|(_, n)| 4 * *n as u64).sum::<u64>();
     let parameters = 4 * model.parameter_elements as u64;
     [
@@ -169,7 +184,7 @@ impl Network {
             ));
         }
         let family = Family::select(gpu.report(), options.family)?;
-        let sizes = Sizes::of(model, batch_size, options.explicit_conv);
+        let sizes = Sizes::of(model, batch_size, options.explicit_conv, family);
         let state_names = ["optimiser state 1", "optimiser state 2"];
         let buffers = Buffers {
             parameters: gpu.buffer("parameters", model.parameter_elements)?,
@@ -196,6 +211,7 @@ impl Network {
             model,
             batch: batch_size,
             family,
+            explicit_conv: options.explicit_conv,
             buffers: &buffers,
             indices: sizes
                 .pool_indices
@@ -271,10 +287,7 @@ impl Network {
         if let Some(label) = labels.iter().find(|l| **l as usize >= model.classes) {
             return Err(Error::Shape {
                 operation: "upload_dataset",
-                what: format!(
-                    "expected labels below {}, found {label}",
-                    model.classes
-                ),
+                what: format!("expected labels below {}, found {label}", model.classes),
             });
         }
         if normalization.len() != 2 * model.input.channels {
@@ -444,17 +457,7 @@ impl Network {
         }
         self.gpu.write("order", &resident.order, order)?;
         self.gpu.write("step table", &resident.steps, steps)?;
-        let [end_loss, end_metrics, rest @ ..] = &resident.end[..] else {
-            unreachable!("the end of a step is at least loss and metrics");
-        };
-        let plan: Vec<&Dispatch> = resident
-            .begin
-            .iter()
-            .chain(&self.forward)
-            .chain([end_loss, end_metrics])
-            .chain(&self.backward)
-            .chain(rest)
-            .collect();
+        let plan = self.step_plan(resident);
         self.run(resident, &plan, steps.len(), progress)
     }
 
@@ -492,6 +495,31 @@ impl Network {
         })
     }
 
+    /// Runs one training step (the first of the last epoch's table, again) and tells how long each
+    /// of its dispatches took, in order. The step counts: it updates the parameters.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] before the first epoch, [`Error::Usage`] without timestamp queries.
+    pub fn profile_step(&mut self) -> Result<Vec<crate::gpu::Span>> {
+        let resident = self.resident(Split::Train)?;
+        self.gpu.write("step counter", &resident.counter, &[0u32])?;
+        self.gpu.profile(&self.step_plan(resident))
+    }
+
+    /// The dispatches of a training step.
+    fn step_plan<'a>(&'a self, resident: &'a Resident) -> Vec<&'a Dispatch> {
+        // The gradients are computed between the loss and the update.
+        let (loss, update) = resident.end.split_at(2);
+        resident
+            .begin
+            .iter()
+            .chain(&self.forward)
+            .chain(loss)
+            .chain(&self.backward)
+            .chain(update)
+            .collect()
+    }
+
     fn resident(&self, split: Split) -> Result<&Resident> {
         match split {
             Split::Train => self.train.as_ref(),
@@ -517,7 +545,7 @@ impl Network {
         let mut metrics: Vec<Metrics> = Vec::with_capacity(rows);
         let mut in_flight: std::collections::VecDeque<(Ticket, usize)> = Default::default();
         let mut readback: Option<Readback> = None;
-        let (mut submitted, mut fetched) = (0, 0);
+        let (mut submitted, mut completed, mut fetched) = (0, 0, 0);
         // Start with single steps, then as many as fit the time a submission may take.
         let mut per_submission = 1;
         let mut last_wait = Instant::now();
@@ -540,14 +568,15 @@ impl Network {
             }
             if let Some((ticket, repeat)) = in_flight.pop_front() {
                 gpu.wait(&ticket)?;
+                completed += repeat;
                 let step_time = last_wait.elapsed().div_f64(repeat as f64);
                 last_wait = Instant::now();
                 per_submission = (SUBMISSION.as_secs_f64() / step_time.as_secs_f64().max(1e-6))
                     .clamp(1.0, 64.0)
                     .min(2.0 * per_submission as f64) as usize;
             }
-            // What was started before the submission just waited for has long arrived.
-            if let Some(readback) = readback.take_if(|r| r.arrived(gpu)) {
+            // A submission behind the copy has finished, so the copy has: this does not wait.
+            if let Some(readback) = readback.take_if(|_| completed > fetched) {
                 let new: Vec<Metrics> = readback.finish(gpu)?;
                 progress(&new)?;
                 metrics.extend(new);
@@ -628,6 +657,7 @@ struct Planner<'a> {
     model: &'a Model,
     batch: usize,
     family: Family,
+    explicit_conv: bool,
     buffers: &'a Buffers,
     /// Max-pool indices by layer name.
     indices: Vec<(String, Buffer)>,
@@ -639,16 +669,35 @@ struct Planner<'a> {
 
 impl Planner<'_> {
     fn forward(&mut self) -> Result<Vec<Dispatch>> {
-        let buffers = self.buffers;
-        for (i, layer) in self.model.layers.iter().enumerate() {
+        let (model, buffers) = (self.model, self.buffers);
+        let mut pooled_already = false;
+        for (i, layer) in model.layers.iter().enumerate() {
+            if std::mem::take(&mut pooled_already) {
+                continue;
+            }
             let (x, y) = (&buffers.activations[i], &buffers.activations[i + 1]);
             match &layer.op {
                 Op::Conv2d { geometry, relu } | Op::Dense { geometry, relu } => {
                     let parameters = self.slice(&buffers.parameters, layer);
-                    let (x, product) = self.lower(layer, geometry, x, Pass::Forward, *relu)?;
-                    let forward =
-                        conv2d::conv2d_forward(self.gpu, &product, &x, &parameters, y)?;
-                    self.dispatches.push(forward);
+                    let pool = fused_pool(model, i, self.explicit_conv, self.family);
+                    let (y, index) = match pool {
+                        Some(_) => {
+                            pooled_already = true;
+                            let index = self.index(&model.layers[i + 1]);
+                            (&buffers.activations[i + 2], Some(index))
+                        }
+                        None => (y, None),
+                    };
+                    let (x, product) =
+                        self.lower(layer, geometry, x, Pass::Forward, *relu, pool)?;
+                    self.dispatches.push(conv2d::conv2d_forward(
+                        self.gpu,
+                        &product,
+                        &x,
+                        &parameters,
+                        y,
+                        index.as_ref(),
+                    )?);
                 }
                 Op::MaxPool2d(p) => {
                     let index = self.index(layer);
@@ -656,9 +705,9 @@ impl Planner<'_> {
                         self.gpu, p, self.batch, x, y, &index,
                     )?);
                 }
-                Op::MeanPool2d(p) => self.dispatches.push(pool::meanpool2d_forward(
-                    self.gpu, p, self.batch, x, y,
-                )?),
+                Op::MeanPool2d(p) => self
+                    .dispatches
+                    .push(pool::meanpool2d_forward(self.gpu, p, self.batch, x, y)?),
                 Op::Relu => self
                     .dispatches
                     .push(activation::relu_forward(self.gpu, x, y)?),
@@ -741,7 +790,7 @@ impl Planner<'_> {
         dy: &Buffer,
     ) -> Result<()> {
         let gradients = self.slice(&self.buffers.gradients, layer);
-        let (x, product) = self.lower(layer, geometry, x, Pass::BackwardWeight, false)?;
+        let (x, product) = self.lower(layer, geometry, x, Pass::BackwardWeight, false, None)?;
         if product.splits == 1 {
             let whole = conv2d::conv2d_backward_weight(self.gpu, &product, &x, dy, &gradients)?;
             self.dispatches.push(whole);
@@ -772,7 +821,13 @@ impl Planner<'_> {
         let parameters = self.slice(&self.buffers.parameters, layer);
         let columns = self.columns.clone().filter(|_| is_conv(layer));
         let Some([_, columns]) = columns else {
-            let product = self.product(layer, *geometry, Pass::BackwardInput, mask.is_some());
+            let product = self.product(
+                layer,
+                (*geometry, self.batch),
+                Pass::BackwardInput,
+                mask.is_some(),
+                None,
+            );
             self.dispatches.push(conv2d::conv2d_backward_input(
                 self.gpu,
                 &product,
@@ -785,15 +840,9 @@ impl Planner<'_> {
         };
         // Explicit: the gradient of the columns first, then added back onto the image.
         let as_matrix = as_matrix(geometry, self.batch);
-        let product = self.product_of(layer, as_matrix, Pass::BackwardInput, false);
-        let to_columns = conv2d::conv2d_backward_input(
-            self.gpu,
-            &product,
-            dy,
-            &parameters,
-            &columns,
-            None,
-        )?;
+        let product = self.product(layer, as_matrix, Pass::BackwardInput, false, None);
+        let to_columns =
+            conv2d::conv2d_backward_input(self.gpu, &product, dy, &parameters, &columns, None)?;
         self.dispatches.push(to_columns);
         self.dispatches.push(im2col::col2im(
             self.gpu, geometry, self.batch, &columns, mask, dx,
@@ -828,41 +877,44 @@ impl Planner<'_> {
         x: &Buffer,
         pass: Pass,
         relu: bool,
+        pool: Option<Pool2d>,
     ) -> Result<(Buffer, Product)> {
         match self.columns.clone().filter(|_| is_conv(layer)) {
             None => {
-                let product = self.product(layer, *geometry, pass, relu);
+                let product = self.product(layer, (*geometry, self.batch), pass, relu, pool);
                 Ok((x.clone(), product))
             }
             Some([columns, _]) => {
-                self.dispatches.push(im2col::im2col(
-                    self.gpu, geometry, self.batch, x, &columns,
-                )?);
-                let product = self.product_of(layer, as_matrix(geometry, self.batch), pass, relu);
+                self.dispatches
+                    .push(im2col::im2col(self.gpu, geometry, self.batch, x, &columns)?);
+                let product =
+                    self.product(layer, as_matrix(geometry, self.batch), pass, relu, None);
                 Ok((columns, product))
             }
         }
     }
 
-    fn product(&mut self, layer: &Layer, geometry: Conv2d, pass: Pass, relu: bool) -> Product {
-        self.product_of(layer, (geometry, self.batch), pass, relu)
-    }
-
-    fn product_of(
+    fn product(
         &mut self,
         layer: &Layer,
         (geometry, batch): (Conv2d, usize),
         pass: Pass,
         relu: bool,
+        pool: Option<Pool2d>,
     ) -> Product {
         let report = self.gpu.report();
-        let product = Product::new(geometry, batch, pass, relu, self.family, report);
+        let product = Product::new(geometry, batch, pass, relu, pool, self.family, report);
         self.selection.push(format!(
-            "{} {}: {}, {} splits",
+            "{} {}: {}, {} splits{}",
             layer.name,
             pass.name(),
             product.tile,
-            product.splits
+            product.splits,
+            if pool.is_some() {
+                ", max-pooling fused"
+            } else {
+                ""
+            }
         ));
         product
     }

@@ -85,7 +85,11 @@ impl AdapterReport {
             self.name,
             self.backend,
             self.driver,
-            if self.software { "software" } else { "hardware" }
+            if self.software {
+                "software"
+            } else {
+                "hardware"
+            }
         )
     }
 

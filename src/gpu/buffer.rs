@@ -38,6 +38,16 @@ impl Buffer {
         }
     }
 
+    /// All of a raw buffer.
+    pub(super) fn whole(inner: wgpu::Buffer) -> Buffer {
+        let len = inner.size() / 4;
+        Buffer {
+            inner,
+            start: 0,
+            len,
+        }
+    }
+
     pub(super) fn binding(&self) -> wgpu::BindingResource<'_> {
         wgpu::BindingResource::Buffer(wgpu::BufferBinding {
             buffer: &self.inner,
@@ -77,19 +87,11 @@ impl Gpu {
                 mapped_at_creation: false,
             })
         })?;
-        Ok(Buffer {
-            inner,
-            start: 0,
-            len,
-        })
+        Ok(Buffer::whole(inner))
     }
 
     /// A storage buffer holding `data`.
-    pub fn upload<T: bytemuck::NoUninit>(
-        &self,
-        label: &'static str,
-        data: &[T],
-    ) -> Result<Buffer> {
+    pub fn upload<T: bytemuck::NoUninit>(&self, label: &'static str, data: &[T]) -> Result<Buffer> {
         let bytes: &[u8] = bytemuck::cast_slice(data);
         let buffer = self.buffer(label, bytes.len().div_ceil(4))?;
         self.write(label, &buffer, data)?;
@@ -105,7 +107,10 @@ impl Gpu {
         data: &[T],
     ) -> Result<()> {
         let bytes: &[u8] = bytemuck::cast_slice(data);
-        assert!(bytes.len() as u64 <= buffer.len * 4, "{purpose}: write past the end");
+        assert!(
+            bytes.len() as u64 <= buffer.len * 4,
+            "{purpose}: write past the end"
+        );
         self.count_transfer(purpose, Direction::ToGpu, bytes.len() as u64);
         let whole = bytes.len() / 4 * 4;
         self.scoped(purpose, || {
@@ -193,7 +198,10 @@ impl Readback {
         let mut out = vec![<T as bytemuck::Zeroable>::zeroed(); view.len() / size_of::<T>()];
         // SAFETY-free: `T: AnyBitPattern` allows any bytes; the element count matches.
         let bytes = view.len() / size_of::<T>() * size_of::<T>();
-        for (element, chunk) in out.iter_mut().zip(view[..bytes].chunks_exact(size_of::<T>())) {
+        for (element, chunk) in out
+            .iter_mut()
+            .zip(view[..bytes].chunks_exact(size_of::<T>()))
+        {
             *element = bytemuck::pod_read_unaligned(chunk);
         }
         Ok(out)

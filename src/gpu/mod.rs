@@ -8,11 +8,13 @@
 mod adapter;
 mod buffer;
 mod dispatch;
+mod profile;
 mod step;
 
 pub use adapter::{AdapterReport, Choice, NO_ADAPTER_HINT, adapters, choose};
 pub use buffer::{Buffer, Readback};
 pub use dispatch::{Dispatch, Kernel, fold_groups};
+pub use profile::Span;
 pub use step::{Metrics, Step};
 
 use crate::error::{Error, Result};
@@ -91,7 +93,10 @@ impl Gpu {
         })?;
         let fault = Arc::new(Mutex::new(None));
         let keep = |fault: &Arc<Mutex<Option<String>>>, what: String| {
-            fault.lock().unwrap_or_else(|p| p.into_inner()).get_or_insert(what);
+            fault
+                .lock()
+                .unwrap_or_else(|p| p.into_inner())
+                .get_or_insert(what);
         };
         let slot = fault.clone();
         device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| keep(&slot, one_line(&e))));
@@ -199,18 +204,18 @@ impl Gpu {
     /// # Errors
     /// [`Error::Gpu`] when the device was lost or reported an error.
     pub fn wait(&self, ticket: &Ticket) -> Result<()> {
-        self.poll("waiting for the GPU", wgpu::PollType::Wait {
-            submission_index: Some(ticket.0.clone()),
-            timeout: None,
-        })
+        self.poll(
+            "waiting for the GPU",
+            wgpu::PollType::Wait {
+                submission_index: Some(ticket.0.clone()),
+                timeout: None,
+            },
+        )
     }
 
     /// Waits until the queue is empty.
     pub fn wait_all(&self) -> Result<()> {
-        self.poll(
-            "waiting for the GPU",
-            wgpu::PollType::wait_indefinitely(),
-        )
+        self.poll("waiting for the GPU", wgpu::PollType::wait_indefinitely())
     }
 
     fn poll(&self, label: &str, how: wgpu::PollType) -> Result<()> {

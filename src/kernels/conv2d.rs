@@ -3,7 +3,7 @@
 
 use crate::error::{Error, Result};
 use crate::gpu::{AdapterReport, Buffer, Dispatch, Gpu, Kernel, fold_groups};
-use crate::model::Conv2d;
+use crate::model::{Conv2d, Pool2d};
 use minijinja::{Environment, context};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -197,6 +197,8 @@ pub struct Product {
     /// Forward: the layer ends in ReLU. Input gradient: the layer *before* ended in ReLU, so the
     /// gradient passes where its stored output (this layer's input) is positive.
     pub relu: bool,
+    /// Forward: the max-pooling that follows and is computed along, see [`Product::can_pool`].
+    pub pool: Option<Pool2d>,
     pub tile: Tile,
     /// Parts into which the sum of a weight gradient is cut (1 for the other passes). Part of the
     /// plan because it changes the order of the additions.
@@ -210,6 +212,7 @@ impl Product {
         batch: usize,
         pass: Pass,
         relu: bool,
+        pool: Option<Pool2d>,
         family: Family,
         adapter: &AdapterReport,
     ) -> Product {
@@ -218,6 +221,7 @@ impl Product {
             batch,
             pass,
             relu,
+            pool,
             tile: Tile::Plain,
             splits: 1,
         };
@@ -228,6 +232,15 @@ impl Product {
         }
         product.splits = product.choose_splits();
         product
+    }
+
+    /// Whether the forward pass of `geometry` can end in max-pooling by `pool`: windows side by side
+    /// whose two or four rows fit into an invocation's, and four channels to a word of the index.
+    pub fn can_pool(geometry: &Conv2d, pool: &Pool2d, family: Family) -> bool {
+        family != Family::Plain
+            && pool.kernel == pool.stride
+            && matches!(pool.kernel[0] * pool.kernel[1], 2 | 4)
+            && geometry.output.channels.is_multiple_of(4)
     }
 
     /// The product with a given tile and its splits.
@@ -242,7 +255,13 @@ impl Product {
         let g = &self.geometry;
         let positions = self.batch * g.positions();
         match self.pass {
-            Pass::Forward => [positions, g.output.channels, g.patch()],
+            Pass::Forward => {
+                // Positions that no window covers are not computed.
+                let rows = self.pool.map_or(positions, |p| {
+                    self.batch * p.output.height * p.output.width * p.kernel[0] * p.kernel[1]
+                });
+                [rows, g.output.channels, g.patch()]
+            }
             Pass::BackwardWeight => [g.patch() + 1, g.output.channels, positions],
             Pass::BackwardInput => [
                 self.batch * g.input.height * g.input.width,
@@ -262,7 +281,10 @@ impl Product {
     /// Elements of the result: of all partial sums for the weight gradient.
     pub fn result_elements(&self) -> usize {
         let [m, n, _] = self.dimensions();
-        m * n * self.splits
+        match self.pool {
+            Some(pool) => self.batch * pool.output.elements(),
+            None => m * n * self.splits,
+        }
     }
 
     fn tiles(&self) -> [usize; 2] {
@@ -305,7 +327,9 @@ impl Product {
 
     /// All tiles of the subgroup family: at most 64 vec4 sums a lane, more compile too slowly.
     pub fn subgroup_tiles(lanes: usize) -> impl Iterator<Item = Tile> {
-        let lanes_n = [1, 2, 4, 8, 16, 32].into_iter().filter(move |n| *n <= lanes);
+        let lanes_n = [1, 2, 4, 8, 16, 32]
+            .into_iter()
+            .filter(move |n| *n <= lanes);
         lanes_n.flat_map(move |lanes_n| {
             [4, 8, 16, 32].into_iter().flat_map(move |rows| {
                 [1, 2, 3, 4]
@@ -434,7 +458,9 @@ impl Product {
         let split_length = k.div_ceil(self.splits).next_multiple_of(UNROLL);
         // Staged blocks of terms run past the last chunk when they do not divide it.
         let overrun = match self.tile {
-            Tile::Workgroup { block_k, .. } => !weight_pass && !(chunks * 4).is_multiple_of(block_k),
+            Tile::Workgroup { block_k, .. } => {
+                !weight_pass && !(chunks * 4).is_multiple_of(block_k)
+            }
             _ => false,
         };
         let shape = context! {
@@ -449,6 +475,10 @@ impl Product {
             m, k, columns => n, columns4 => n.div_ceil(4), chunks,
             a4 => align.a, b4 => align.b, o4 => align.o,
             relu => self.relu,
+            pool => self.pool.is_some(),
+            pool_h => self.pool.map(|p| p.kernel[0]), pool_w => self.pool.map(|p| p.kernel[1]),
+            windows_h => self.pool.map(|p| p.output.height),
+            windows_w => self.pool.map(|p| p.output.width),
             padded => g.padding != [0, 0],
             unit_stride => g.stride == [1, 1],
             guard_chunk => !align.a || overrun,
@@ -543,33 +573,52 @@ fn expect(what: &'static str, name: &str, buffer: &Buffer, len: usize) -> Result
     if buffer.len() < len {
         return Err(Error::Shape {
             operation: what,
-            what: format!(
-                "expected {name} of {len} elements, found {}",
-                buffer.len()
-            ),
+            what: format!("expected {name} of {len} elements, found {}", buffer.len()),
         });
     }
     Ok(())
 }
 
-/// `y[N,OH,OW,OC] = im2col(x[N,H,W,C]) · W + b`, then ReLU if the product says so. `parameters` is
-/// the layer's `[KH·KW·C + 1, OC]` matrix. Writes `y`.
+/// `y[N,OH,OW,OC] = im2col(x[N,H,W,C]) · W + b`, then ReLU, then max-pooling if the product says so.
+/// `parameters` is the layer's `[KH·KW·C + 1, OC]` matrix, `index` receives the pooling's index (one
+/// byte per element of the pooled `y`). Writes `y` (and `index`).
 ///
 /// # Errors
-/// [`Error::Shape`] for buffers that are too short, [`Error::Gpu`] from the device.
+/// [`Error::Shape`] for buffers that are too short or an index that is missing, [`Error::Gpu`] from
+/// the device.
 pub fn conv2d_forward(
     gpu: &Gpu,
     product: &Product,
     x: &Buffer,
     parameters: &Buffer,
     y: &Buffer,
+    index: Option<&Buffer>,
 ) -> Result<Dispatch> {
     let g = &product.geometry;
     let name = product.pass.name();
     expect(name, "x", x, product.batch * g.input.elements())?;
-    expect(name, "parameters", parameters, g.weight_elements() + g.output.channels)?;
+    expect(
+        name,
+        "parameters",
+        parameters,
+        g.weight_elements() + g.output.channels,
+    )?;
     expect(name, "y", y, product.result_elements())?;
-    product.dispatch(gpu, &[(0, x), (1, parameters), (2, y)])
+    let mut bindings = vec![(0, x), (1, parameters), (2, y)];
+    match (product.pool, index) {
+        (Some(_), Some(index)) => {
+            expect(name, "index", index, product.result_elements() / 4)?;
+            bindings.push((3, index));
+        }
+        (None, _) => {}
+        (Some(_), None) => {
+            return Err(Error::Shape {
+                operation: name,
+                what: "expected a buffer for the index of the fused max-pooling, found none".into(),
+            });
+        }
+    }
+    product.dispatch(gpu, &bindings)
 }
 
 /// Partial sums `[splits, KH·KW·C + 1, OC]` of `im2col(x)ᵀ · dy` with the bias gradient as the last

@@ -198,9 +198,15 @@ fn window_output(
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Op {
     /// Convolution with bias; with `relu` the layer's output is `max(0, ·)` of that.
-    Conv2d { geometry: Conv2d, relu: bool },
+    Conv2d {
+        geometry: Conv2d,
+        relu: bool,
+    },
     /// Dense layer with bias over the flattened (NHWC) input; `geometry` is the 1×1 case.
-    Dense { geometry: Conv2d, relu: bool },
+    Dense {
+        geometry: Conv2d,
+        relu: bool,
+    },
     MaxPool2d(Pool2d),
     MeanPool2d(Pool2d),
     /// ReLU as a layer of its own.
@@ -304,10 +310,7 @@ impl Model {
                 Op::MaxPool2d(pool) | Op::MeanPool2d(pool) => pool.output,
                 Op::Relu | Op::Sigmoid => shape,
             };
-            let count = 1 + layers
-                .iter()
-                .filter(|l| l.op.name() == op.name())
-                .count();
+            let count = 1 + layers.iter().filter(|l| l.op.name() == op.name()).count();
             let mut layer = Layer {
                 name: format!("{}{count}", op.name()),
                 op,

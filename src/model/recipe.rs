@@ -87,7 +87,11 @@ impl Schedule {
                 if step <= peak {
                     cosine(start, lr, step / peak.max(1.0))
                 } else {
-                    cosine(lr, start / 1e4, (step - peak) / (total - 1.0 - peak).max(1.0))
+                    cosine(
+                        lr,
+                        start / 1e4,
+                        (step - peak) / (total - 1.0 - peak).max(1.0),
+                    )
                 }
             }
         }
