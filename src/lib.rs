@@ -1,2 +1,3 @@
+pub mod cpu;
 pub mod error;
 pub mod model;
