@@ -14,7 +14,7 @@ fn gpu() -> Gpu {
 fn every_kernel_agrees_with_its_twin() {
     let gpu = gpu();
     let mut failures = Vec::new();
-    for case in cases() {
+    for case in cases(gpu.report()) {
         let outcome = case.run(&gpu);
         let what = match outcome {
             Ok(outcome) if outcome.passed => continue,
@@ -34,7 +34,7 @@ fn every_kernel_agrees_with_its_twin() {
 
 #[test]
 fn every_case_has_a_name_of_its_own() {
-    let mut names: Vec<_> = cases()
+    let mut names: Vec<_> = cases(gpu().report())
         .into_iter()
         .map(|case| format!("{} {}", case.kernel, case.variant))
         .collect();
@@ -191,4 +191,12 @@ fn a_wrong_kernel_fails() {
     assert!(detail.contains("past element 100"), "{detail}");
     let nothing = Case::new("wrong", "compares nothing", |_| Ok(Vec::new()));
     assert!(!nothing.run(&gpu).unwrap().passed);
+}
+
+#[test]
+fn ten_steps_agree_with_the_twin() {
+    let gpu = std::sync::Arc::new(gpu());
+    let outcomes = wgrad::verify::training(&gpu).expect("the trainings run");
+    let failures: Vec<_> = outcomes.into_iter().filter(|o| !o.passed).collect();
+    assert!(failures.is_empty(), "{failures:#?}");
 }
