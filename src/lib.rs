@@ -4,5 +4,6 @@ pub mod gpu;
 pub mod kernels;
 pub mod model;
 pub mod network;
+pub mod verify;
 
 pub use error::{Error, Result};
