@@ -87,7 +87,9 @@ fn products(c: &mut Criterion) {
 fn prepare(gpu: &Gpu, product: &Product) -> Dispatch {
     let g = product.geometry;
     let values = |len: usize| -> Vec<f32> {
-        (0..len).map(|i| ((i * 7 + 3) % 11) as f32 / 11.0 - 0.4).collect()
+        (0..len)
+            .map(|i| ((i * 7 + 3) % 11) as f32 / 11.0 - 0.4)
+            .collect()
     };
     let x = gpu
         .upload("x", &values(product.batch * g.input.elements()))

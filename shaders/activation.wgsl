@@ -9,6 +9,7 @@
 // One invocation computes one element. Forward writes y, backward writes dx.
 // CPU twins: relu_forward, relu_backward, sigmoid_forward, sigmoid_backward in
 // src/cpu/activation.rs.
+// Maths: Goodfellow, Bengio, Courville (2016), "Deep Learning", 3.10 and 6.3.
 
 override ELEMENTS: u32;
 

@@ -22,6 +22,8 @@
 // Forward writes y (and index), backward writes dx.
 // CPU twins: maxpool2d_forward, maxpool2d_backward, maxpool2d_backward_overlapping,
 // meanpool2d_forward, meanpool2d_backward in src/cpu/pool.rs.
+// Maths: Goodfellow, Bengio, Courville (2016), "Deep Learning", 9.3; torch.nn.functional.max_pool2d
+// and avg_pool2d for ties, NaN and remainders.
 
 override N: u32;
 override H: u32;

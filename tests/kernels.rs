@@ -88,7 +88,7 @@ fn comparison_refuses_one_changed_element() {
     let failure = compare("index", &read_back(&[7, 9, 9]), &words).failure;
     assert_eq!(
         failure.as_deref(),
-        Some("index[1]: expected 8 ± 0.0e0, found 9; 1 of 3 out")
+        Some("index[1]: expected 8, found 9; 1 of 3 out")
     );
 }
 
@@ -191,6 +191,57 @@ fn a_wrong_kernel_fails() {
     assert!(detail.contains("past element 100"), "{detail}");
     let nothing = Case::new("wrong", "compares nothing", |_| Ok(Vec::new()));
     assert!(!nothing.run(&gpu).unwrap().passed);
+}
+
+#[test]
+fn wrappers_refuse_what_does_not_fit() {
+    use wgrad::Error;
+    use wgrad::kernels::{activation, optimizer, pool, reduce};
+    use wgrad::model::recipe::Optimizer;
+    use wgrad::model::{Pool2d, Shape};
+    let gpu = gpu();
+    let [long, short] = [100, 99].map(|len| gpu.buffer("test", len).unwrap());
+    let other = gpu.buffer("test", 100).unwrap();
+    let pool = |size: usize, kernel: usize, stride: usize| {
+        Pool2d::new(Shape::new(size, size, 1), [kernel; 2], [stride; 2]).unwrap()
+    };
+    let sgd = Optimizer::Sgd {
+        momentum: 0.9,
+        weight_decay: 0.0,
+    };
+    let (fits, overlapping, wide) = (pool(10, 2, 2), pool(10, 3, 2), pool(20, 17, 17));
+    let refused = [
+        (
+            "at least 100 elements, found 99",
+            activation::relu_forward(&gpu, &long, &short),
+        ),
+        (
+            "expected x of at least 100",
+            pool::maxpool2d_forward(&gpu, &fits, 1, &short, &long, &other),
+        ),
+        (
+            "use maxpool2d_backward_overlapping",
+            pool::maxpool2d_backward(&gpu, &overlapping, 1, &long, &long, None, &other),
+        ),
+        (
+            "at most 256 positions, found 17×17",
+            pool::maxpool2d_forward(&gpu, &wide, 1, &long, &long, &other),
+        ),
+        (
+            "in 3 equal parts",
+            reduce::reduce_splits(&gpu, 3, &long, &other),
+        ),
+        (
+            "expected the constants of this update rule",
+            optimizer::adamw_update(&gpu, &sgd, &long, &long, &long, &long, &long, &long),
+        ),
+    ];
+    for (message, result) in refused {
+        match result.err() {
+            Some(e @ Error::Shape { .. }) => assert!(e.to_string().contains(message), "{e}"),
+            other => panic!("expected a shape error with '{message}', found {other:?}"),
+        }
+    }
 }
 
 #[test]

@@ -8,6 +8,7 @@ use naga::{AddressSpace, Module, ShaderStage, TypeInner};
 use std::collections::HashSet;
 use std::mem::offset_of;
 use std::path::Path;
+use wgrad::gpu::AdapterReport;
 use wgrad::gpu::{Metrics, Step};
 use wgrad::kernels::WORKGROUP_SIZE;
 
@@ -21,7 +22,32 @@ fn sources() -> Vec<(String, String)> {
 
 /// The matrix products, rendered for shapes and tiles of every kind.
 fn rendered_products() -> Vec<(String, String)> {
-    Vec::new()
+    let adapter = |subgroup: u32| AdapterReport {
+        name: "imagined".into(),
+        backend: "Vulkan".into(),
+        driver: String::new(),
+        kind: "discrete GPU",
+        software: false,
+        subgroup_size: Some([subgroup, subgroup]),
+        max_storage_binding_bytes: 1 << 30,
+        max_buffer_bytes: 1 << 30,
+        max_workgroup_storage_bytes: 32 << 10,
+        max_workgroup_invocations: 1024,
+        max_workgroups_per_dimension: 65_535,
+        storage_offset_alignment: 256,
+        timestamp_query: true,
+        shader_f16: true,
+    };
+    // The subgroups of the software adapter and of NVIDIA's and AMD's.
+    let products = [8, 32].map(|size| wgrad::verify::products(&adapter(size)));
+    let products = products.into_iter().flatten();
+    products
+        .enumerate()
+        .map(|(i, product)| {
+            let name = format!("{i}: {} {}", product.pass.name(), product.tile);
+            (name, product.source().expect("the template renders"))
+        })
+        .collect()
 }
 
 /// The files in `shaders/` by name.

@@ -11,6 +11,7 @@ pub use parity::{
     Bench, Case, Comparison, Expected, GUARD, GUARD_WORDS, Outcome, POISON, Prepared, Tolerance,
     WORD_POISON, compare,
 };
+pub use products::products;
 pub use training::training;
 
 use crate::gpu::AdapterReport;
@@ -18,13 +19,13 @@ use crate::gpu::AdapterReport;
 /// Every case that `adapter` can run.
 pub fn cases(adapter: &AdapterReport) -> Vec<Case> {
     let mut cases = cases::cases();
-    cases.extend(products::cases(adapter).0);
+    cases.extend(products::cases(adapter));
     cases
 }
 
 /// What `adapter` cannot run and [`cases`] therefore leaves out, a line each, with the reason.
 pub fn left_out(adapter: &AdapterReport) -> Vec<String> {
-    let families = products::cases(adapter).1;
+    let families = products::left_out(adapter);
     let line = |family| {
         format!(
             "kernel family {family}: skipped, {} has subgroups of {:?}, {} bytes of workgroup memory and {} invocations",

@@ -152,9 +152,15 @@ pub fn compare(name: &str, found: &[u32], expected: &Expected) -> Comparison {
         if !within {
             bad_count += 1;
             bad.get_or_insert_with(|| {
+                let margin = match tolerance {
+                    0.0 => String::new(),
+                    _ => format!(" ± {tolerance:.1e}"),
+                };
                 let note = if unwritten { " (never written)" } else { "" };
-                let what = format!("expected {reference} ± {tolerance:.1e}, found {value}{note}");
-                (i, what)
+                (
+                    i,
+                    format!("expected {reference}{margin}, found {value}{note}"),
+                )
             });
         }
         let here = Comparison {
@@ -171,7 +177,7 @@ pub fn compare(name: &str, found: &[u32], expected: &Expected) -> Comparison {
 }
 
 /// What a case found.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize)]
 pub struct Outcome {
     pub kernel: String,
     pub variant: String,

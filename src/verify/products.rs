@@ -56,59 +56,62 @@ fn layers() -> Vec<Layer> {
     ]
 }
 
-/// Cases of every family that `adapter` can run; of each family every tile at least once. With the
-/// cases come the families that are left out.
-pub fn cases(adapter: &AdapterReport) -> (Vec<Case>, Vec<Family>) {
-    let (run, left_out): (Vec<_>, Vec<_>) = Family::ALL
-        .into_iter()
-        .partition(|family| family.supported(adapter));
-    let mut cases = Vec::new();
-    for family in run {
-        for layer in layers() {
-            for pass in Pass::ALL {
-                let flags: &[bool] = match pass {
-                    Pass::BackwardWeight => &[false],
-                    _ => &[false, true],
-                };
-                for relu in flags {
-                    let Layer {
-                        geometry, batch, ..
-                    } = layer;
-                    let product =
-                        Product::new(geometry, batch, pass, *relu, None, family, adapter);
-                    cases.push(case(product));
-                }
-            }
-            if let Some(kernel) = layer.pool {
-                let (geometry, batch) = (layer.geometry, layer.batch);
-                let pool = Pool2d::new(geometry.output, kernel, kernel).expect(VALID);
-                if Product::can_pool(&geometry, &pool, family) {
-                    for relu in [false, true] {
-                        let pass = Pass::Forward;
-                        let product =
-                            Product::new(geometry, batch, pass, relu, Some(pool), family, adapter);
-                        cases.push(case(product));
-                    }
-                }
-            }
-        }
-        cases.extend(tile_cases(family, adapter));
-    }
-    (cases, left_out)
+/// The families that `adapter` cannot run.
+pub fn left_out(adapter: &AdapterReport) -> Vec<Family> {
+    let families = Family::ALL.into_iter();
+    families.filter(|f| !f.supported(adapter)).collect()
 }
 
-/// Every tile of a family on one layer with several tiles in both directions.
-fn tile_cases(family: Family, adapter: &AdapterReport) -> Vec<Case> {
+/// The products of every family that `adapter` can run, with every tile at least once.
+pub fn products(adapter: &AdapterReport) -> Vec<Product> {
+    let mut products = Vec::new();
+    for family in Family::ALL.into_iter().filter(|f| f.supported(adapter)) {
+        for layer in layers() {
+            let (geometry, batch) = (layer.geometry, layer.batch);
+            let mut add = |pass, relu, pool| {
+                products.push(Product::new(
+                    geometry, batch, pass, relu, pool, family, adapter,
+                ));
+            };
+            add(Pass::BackwardWeight, false, None);
+            for relu in [false, true] {
+                add(Pass::Forward, relu, None);
+                add(Pass::BackwardInput, relu, None);
+                let window = layer.pool.map(|k| Pool2d::new(geometry.output, k, k));
+                if let Some(pool) = window.transpose().expect(VALID)
+                    && Product::can_pool(&geometry, &pool, family)
+                {
+                    add(Pass::Forward, relu, Some(pool));
+                }
+            }
+        }
+        products.extend(every_tile(family, adapter));
+    }
+    products
+}
+
+/// Every tile of a family on one layer that is several tiles high and wide.
+fn every_tile(family: Family, adapter: &AdapterReport) -> Vec<Product> {
     let input = Shape::new(9, 7, 12);
     let geometry = Conv2d::new(input, 24, [3, 3], [1, 1], [1, 1]).expect(VALID);
-    let mut cases = Vec::new();
-    for tile in Tile::all(family, adapter) {
-        for pass in Pass::ALL {
-            let product = Product::new(geometry, 5, pass, false, None, family, adapter);
-            cases.push(case(product.with_tile(tile)));
-        }
-    }
-    cases
+    let of = |tile| {
+        Pass::ALL.map(|pass| {
+            Product::new(geometry, 5, pass, false, None, family, adapter).with_tile(tile)
+        })
+    };
+    Tile::all(family, adapter)
+        .into_iter()
+        .flat_map(of)
+        .collect()
+}
+
+/// A case for each of [`products`].
+pub fn cases(adapter: &AdapterReport) -> Vec<Case> {
+    let mut products = products(adapter);
+    // A tile of its own may be the one that was chosen already.
+    let mut seen = std::collections::HashSet::new();
+    products.retain(|p| seen.insert(*p));
+    products.into_iter().map(case).collect()
 }
 
 fn case(product: Product) -> Case {

@@ -138,7 +138,11 @@ pub fn training(gpu: &Arc<Gpu>) -> Result<Vec<Outcome>> {
                 explicit_conv,
                 ..Options::default()
             };
-            let form = if explicit_conv { "explicit" } else { "implicit" };
+            let form = if explicit_conv {
+                "explicit"
+            } else {
+                "implicit"
+            };
             let variant = format!("model '{}', {form} convolution, {STEPS} steps", model.name);
             outcomes.push(compare_training(gpu, &model, &options, variant)?);
         }
@@ -161,7 +165,9 @@ fn compare_training(
     let len = STEPS * BATCH - 2;
     let elements = model.input.elements();
     let images: Vec<u8> = (0..len * elements).map(|_| rng.random()).collect();
-    let labels: Vec<u32> = (0..len).map(|_| rng.random_range(0..CLASSES as u32)).collect();
+    let labels: Vec<u32> = (0..len)
+        .map(|_| rng.random_range(0..CLASSES as u32))
+        .collect();
     let channels = model.input.channels;
     let scale = vec![1.0 / 128.0; channels];
     let shift = vec![-1.0; channels];
@@ -198,7 +204,11 @@ fn compare_training(
             cpu::gather_batch::<f64>(&images, &labels, picked, model.input, &scale, &shift);
         if i == 0 || i == STEPS - 1 {
             let expected = twin.gradients(&x, &y).gradients;
-            let gradients = if i == 0 { &first_gradients } else { &last_gradients };
+            let gradients = if i == 0 {
+                &first_gradients
+            } else {
+                &last_gradients
+            };
             // A gradient is a sum of products of sums: the error scales with the largest of them.
             let largest = expected.iter().fold(0.0f64, |m, v| m.max(v.abs()));
             let tolerance = if i == 0 { 2e-5 } else { 2e-4 } * largest.max(1e-3);
@@ -214,7 +224,12 @@ fn compare_training(
         let expected = twin.train_step(&x, &y, &optimizer, scalars);
         let place = || format!("the loss of step {}", i + 1);
         let tolerance = 1e-4 * expected.loss_sum.abs().max(0.1);
-        worst.see(f64::from(found.loss_sum), expected.loss_sum, tolerance, place);
+        worst.see(
+            f64::from(found.loss_sum),
+            expected.loss_sum,
+            tolerance,
+            place,
+        );
     }
     if metrics.len() != STEPS {
         worst.see(f64::NAN, 0.0, 0.0, || "the number of losses".into());
