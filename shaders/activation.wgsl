@@ -9,6 +9,7 @@
 // One invocation computes one element. Forward writes y, backward writes dx.
 // CPU twins: relu_forward, relu_backward, sigmoid_forward, sigmoid_backward in
 // src/cpu/activation.rs.
+// Maths: Goodfellow, Bengio, Courville (2016), "Deep Learning", 3.10 and 6.3.
 
 override ELEMENTS: u32;
 
@@ -28,7 +29,8 @@ fn relu_forward(
 ) {
     let i = (group.y * groups.x + group.x) * WORKGROUP_SIZE + local;
     if i < ELEMENTS {
-        y[i] = max(0.0, x[i]);
+        // Not max(0, x): what that makes of NaN is undefined, and a NaN must not vanish here.
+        y[i] = select(x[i], 0.0, x[i] <= 0.0);
     }
 }
 

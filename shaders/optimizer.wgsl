@@ -1,9 +1,9 @@
 // The update rules over the flat parameter vector.
 //
 //   sgd_update:    g = gradient + WEIGHT_DECAY·w,  v = MOMENTUM·v + g,  w = w − lr·v
-//   adamw_update:  w = w − lr·WEIGHT_DECAY·w
+//   adamw_update:  w = w · (1 − lr·WEIGHT_DECAY)
 //                  m = BETA1·m + (1 − BETA1)·g,  v = BETA2·v + (1 − BETA2)·g²
-//                  w = w − lr · (m / bias_correction1) / (√(v / bias_correction2) + EPSILON)
+//                  w = w − lr / bias_correction1 · m / (√v / √bias_correction2 + EPSILON)
 //
 // lr and the bias corrections 1 − BETA^step come from the current row of the step table.
 // Layout: every vector has ELEMENTS elements; state1 is the velocity v (SGD) or the first moment m
@@ -67,10 +67,11 @@ fn adamw_update(
     }
     let step = steps[counter[0]];
     let g = gradients[i];
-    let w = parameters[i] - step.lr * WEIGHT_DECAY * parameters[i];
+    let w = parameters[i] * (1.0 - step.lr * WEIGHT_DECAY);
     let m = BETA1 * state1[i] + (1.0 - BETA1) * g;
     let v = BETA2 * state2[i] + (1.0 - BETA2) * g * g;
     state1[i] = m;
     state2[i] = v;
-    parameters[i] = w - step.lr * (m / step.bias_correction1) / (sqrt(v / step.bias_correction2) + EPSILON);
+    let root = sqrt(v) / sqrt(step.bias_correction2);
+    parameters[i] = w - step.lr / step.bias_correction1 * m / (root + EPSILON);
 }

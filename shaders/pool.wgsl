@@ -6,7 +6,8 @@
 //                dx = the gradients of the windows that contain the position, added up, / (KH·KW)
 //
 // The index of a maximum is its place kh·KW + kw inside the window; of equal values the first in
-// row-major order wins, as in PyTorch. The whole gradient of a window goes to its winner.
+// row-major order wins, and a NaN beats every number (of several the last), as in PyTorch. The
+// whole gradient of a window goes to its winner.
 // With MASK the gradient passes only where the ReLU fused into the layer before passed it: for
 // max-pooling where y > 0 (y *is* the winner's value), for mean-pooling where x > 0.
 //
@@ -21,6 +22,8 @@
 // Forward writes y (and index), backward writes dx.
 // CPU twins: maxpool2d_forward, maxpool2d_backward, maxpool2d_backward_overlapping,
 // meanpool2d_forward, meanpool2d_backward in src/cpu/pool.rs.
+// Maths: Goodfellow, Bengio, Courville (2016), "Deep Learning", 9.3; torch.nn.functional.max_pool2d
+// and avg_pool2d for ties, NaN and remainders.
 
 override N: u32;
 override H: u32;
@@ -53,6 +56,11 @@ fn windows(at: u32, kernel: u32, stride: u32, count: u32) -> Windows {
         first = (at - kernel) / stride + 1u;
     }
     return Windows(first, min(at / stride + 1u, count));
+}
+
+// By its bits, because a compiler may take it that no comparison meets a NaN.
+fn is_nan(value: f32) -> bool {
+    return (bitcast<u32>(value) & 0x7fffffffu) > 0x7f800000u;
 }
 
 fn winner_of(output: u32) -> u32 {
@@ -94,7 +102,7 @@ fn maxpool2d_forward(
         for (var kh = 0u; kh < KH; kh++) {
             for (var kw = 0u; kw < KW; kw++) {
                 let value = x[corner + (kh * W + kw) * C];
-                if value > best {
+                if is_nan(value) || value > best && !is_nan(best) {
                     best = value;
                     place = kh * KW + kw;
                 }

@@ -3,7 +3,7 @@
 //   counter[0] = counter[0] + 1
 //
 // One invocation does it, the rest of the workgroup nothing. Adds to counter.
-// CPU twin: advance_step in src/cpu/step.rs.
+// CPU twin: none, there is nothing to it.
 
 const WORKGROUP_SIZE = 64u;
 

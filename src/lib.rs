@@ -1,7 +1,10 @@
+pub mod cpu;
+pub mod data;
 pub mod error;
 pub mod gpu;
 pub mod kernels;
 pub mod model;
 pub mod network;
+pub mod verify;
 
 pub use error::{Error, Result};

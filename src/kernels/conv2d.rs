@@ -144,6 +144,17 @@ impl Tile {
         }
     }
 
+    /// Every tile of `family` on `adapter`.
+    pub fn all(family: Family, adapter: &AdapterReport) -> Vec<Tile> {
+        match family {
+            Family::Subgroup => lanes(adapter)
+                .map(|lanes| Product::subgroup_tiles(lanes).collect())
+                .unwrap_or_default(),
+            Family::Workgroup => Product::workgroup_tiles().to_vec(),
+            Family::Plain => vec![Tile::Plain],
+        }
+    }
+
     /// Rows and vec4 columns of one tile of the result, for pass `pass`.
     fn size(&self, pass: Pass) -> [usize; 2] {
         match *self {

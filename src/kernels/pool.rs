@@ -28,7 +28,7 @@ fn constants(pool: &Pool2d, batch: usize, masked: bool) -> [(&'static str, f64);
 
 /// `y[N,OH,OW,C]` = the maximum of each window of `x[N,H,W,C]`, and `index`: its place kh·KW + kw
 /// inside the window, one byte per element of `y`, four to a word; of equal values the first in
-/// row-major order. Writes `y` and `index`.
+/// row-major order, and a NaN before every number. Writes `y` and `index`.
 ///
 /// # Errors
 /// [`Error::Shape`] for buffers that are too short or a window of more than 256 positions,

@@ -1,7 +1,7 @@
 //! `shaders/reduce.wgsl`: the sum over the parts of a weight gradient.
 
 use super::dispatch;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Dispatch, Gpu};
 
 const SOURCE: &str = include_str!("../../shaders/reduce.wgsl");
@@ -10,14 +10,24 @@ const SOURCE: &str = include_str!("../../shaders/reduce.wgsl");
 /// Writes `result`.
 ///
 /// # Errors
-/// [`crate::Error::Shape`] for buffers that are too short, [`crate::Error::Gpu`] from the device.
+/// [`Error::Shape`] for a result that is too short or partial sums that `splits` does not divide,
+/// [`Error::Gpu`] from the device.
 pub fn reduce_splits(
     gpu: &Gpu,
     splits: usize,
     partials: &Buffer,
     result: &Buffer,
 ) -> Result<Dispatch> {
-    let n = partials.len() / splits.max(1);
+    if splits == 0 || !partials.len().is_multiple_of(splits) {
+        return Err(Error::Shape {
+            operation: "reduce_splits",
+            what: format!(
+                "expected partial sums in {splits} equal parts, found {} elements; allocate them for the same number of splits",
+                partials.len()
+            ),
+        });
+    }
+    let n = partials.len() / splits;
     dispatch(
         gpu,
         "reduce_splits",

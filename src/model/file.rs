@@ -1,2 +1,927 @@
-pub const SHIPPED: &[(&str, &str)] = &[];
-pub fn load() {}
+//! Architecture files: TOML in, [`Definition`] out, every mistake with its line.
+//!
+//! ```toml
+//! name = "lenet5"
+//! input = [28, 28, 1]            # height, width, channels
+//! classes = 10
+//! loss = "softmax_cross_entropy" # or "squared_error"
+//!
+//! [recipe]
+//! optimizer = "sgd"              # sgd: momentum, weight_decay
+//! lr = 0.05                      # adamw: beta1, beta2, epsilon, weight_decay
+//! momentum = 0.9
+//! schedule = "constant"          # or "cosine", "onecycle"
+//! epochs = 3
+//! batch_size = 128
+//!
+//! [[layer]]
+//! type = "conv2d"                # out_channels, kernel, stride = 1, padding = 0, activation
+//! out_channels = 6
+//! kernel = 5                     # or [height, width], like stride and padding
+//! activation = "relu"            # fused into the layer; `type = "relu"` is a layer of its own
+//!
+//! [[layer]]
+//! type = "max_pool2d"            # or mean_pool2d: kernel, stride = kernel
+//! kernel = 2
+//!
+//! [[layer]]
+//! type = "dense"                 # units, activation; also the layers relu and sigmoid
+//! units = "classes"              # or a number
+//! ```
+
+use super::recipe::{Optimizer, Recipe, Schedule};
+use super::{Conv2d, Loss, Model, Op, Pool2d, Shape};
+use crate::error::{Error, Result};
+use serde::Deserialize;
+use std::ops::Range;
+use std::path::Path;
+use toml::Spanned;
+
+/// The architectures that come with the binary: name and text of the file in `models/`.
+pub const SHIPPED: &[(&str, &str)] = &[
+    ("default", include_str!("../../models/default.toml")),
+    ("lenet5", include_str!("../../models/lenet5.toml")),
+    ("tutorial", include_str!("../../models/tutorial.toml")),
+    ("mlp-sigmoid", include_str!("../../models/mlp-sigmoid.toml")),
+];
+
+/// Most elements that a tensor may have, one sample's activation and all parameters alike; the
+/// kernels index with 32 bits.
+const MAX_ELEMENTS: u128 = 1 << 31;
+
+/// Most multiply-adds of one layer for one image (ResNet-50 as a whole takes 4·10⁹), so that sums
+/// over layers and passes stay far from the end of 64 bits.
+const MAX_MULTIPLY_ADDS: u128 = 1 << 40;
+
+/// Most positions in a max-pool window: the winner's index within it is kept in a byte.
+const MAX_WINDOW: usize = 256;
+
+/// Reads an architecture: one of [`SHIPPED`] by name, or a file whose path ends in `.toml`.
+///
+/// # Errors
+/// [`Error::Usage`] for an unknown name, [`Error::Io`] for an unreadable file, and what
+/// [`Definition::parse`] finds.
+pub fn load(spec: &str) -> Result<Definition> {
+    if let Some((name, text)) = SHIPPED.iter().find(|(name, _)| *name == spec) {
+        return Definition::parse(text, &format!("models/{name}.toml"));
+    }
+    if !spec.ends_with(".toml") {
+        let names: Vec<&str> = SHIPPED.iter().map(|(name, _)| *name).collect();
+        return Err(Error::Usage(format!(
+            "unknown model '{spec}': expected one of {} or the path of a file that ends in .toml",
+            names.join(", ")
+        )));
+    }
+    let text = std::fs::read_to_string(spec).map_err(|e| Error::io("read", Path::new(spec), e))?;
+    Definition::parse(&text, spec)
+}
+
+/// An architecture as its file gives it, before it meets a dataset.
+#[derive(Clone, Debug)]
+pub struct Definition {
+    /// ASCII letters, digits, `-`, `_` and `.`, so that it can be part of a file name.
+    pub name: String,
+    /// Image shape when there is no dataset to take it from.
+    pub input: Shape,
+    /// Number of classes when there is no dataset to take it from.
+    pub classes: usize,
+    pub loss: Loss,
+    pub recipe: Recipe,
+    /// The whole text of the file, for the run folder.
+    pub text: String,
+    origin: String,
+    layers: Vec<Layer>,
+}
+
+#[derive(Clone, Debug)]
+struct Layer {
+    /// Of its `[[layer]]`.
+    line: usize,
+    kind: LayerKind,
+}
+
+#[derive(Clone, Debug)]
+enum LayerKind {
+    Conv2d {
+        out_channels: usize,
+        kernel: [usize; 2],
+        stride: [usize; 2],
+        padding: [usize; 2],
+        relu: bool,
+    },
+    Dense {
+        /// `None`: one per class.
+        units: Option<usize>,
+        relu: bool,
+    },
+    MaxPool2d {
+        kernel: [usize; 2],
+        stride: [usize; 2],
+    },
+    MeanPool2d {
+        kernel: [usize; 2],
+        stride: [usize; 2],
+    },
+    Relu,
+    Sigmoid,
+}
+
+impl Definition {
+    /// Reads the text of an architecture file; `origin` stands for the file in messages.
+    ///
+    /// # Errors
+    /// [`Error::Model`] with the line of the first mistake: TOML syntax, unknown or missing keys,
+    /// values of the wrong type or out of range. What depends on shapes is [`Self::resolve`]'s.
+    pub fn parse(text: &str, origin: &str) -> Result<Definition> {
+        let source = Source { text, origin };
+        let file: FileTable = toml::from_str(text).map_err(|e| source.toml_error(&e))?;
+
+        let name = file.name.get_ref();
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        if name.is_empty() || name.len() > 64 || name.starts_with('.') || !name.chars().all(plain) {
+            return Err(source.error(
+                &file.name.span(),
+                format!(
+                    "expected a name of 1 to 64 letters, digits, '-', '_' or '.' that does not start with '.', found {name:?}"
+                ),
+            ));
+        }
+        let [height, width, channels] = file.input.get_ref().map(|Whole(size)| size);
+        let input = Shape::new(height, width, channels);
+        if let Some(what) = too_large("input", [height, width, channels]) {
+            return Err(source.error(&file.input.span(), what));
+        }
+
+        let layers = file
+            .layer
+            .iter()
+            .map(|table| {
+                Ok(Layer {
+                    line: source.line(table.span().start),
+                    kind: table.get_ref().kind(&source, &table.span())?,
+                })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let trained =
+            |l: &Layer| matches!(l.kind, LayerKind::Conv2d { .. } | LayerKind::Dense { .. });
+        if !layers.iter().any(trained) {
+            return Err(Error::Model {
+                file: origin.into(),
+                line: layers.first().map_or(1, |l| l.line),
+                what: "expected at least one [[layer]] with weights (conv2d or dense), found none; end the model with type = \"dense\", units = \"classes\"".into(),
+            });
+        }
+        Ok(Definition {
+            name: name.clone(),
+            input,
+            classes: file.classes.0,
+            loss: file.loss,
+            recipe: file.recipe.recipe(&source)?,
+            text: text.into(),
+            origin: origin.into(),
+            layers,
+        })
+    }
+
+    /// The model for images of shape `input` in `classes` classes.
+    ///
+    /// # Errors
+    /// [`Error::Model`] with the line of the layer that does not fit what it is given, that is
+    /// larger than the kernels can index (2³¹ elements per tensor), or that ends the model without
+    /// one value per class; [`Error::Shape`] for an empty or oversized `input` or no classes.
+    pub fn resolve(&self, input: Shape, classes: usize) -> Result<Model> {
+        let error = |operation, what| Error::Shape { operation, what };
+        let sizes = [input.height, input.width, input.channels];
+        if sizes.contains(&0) || classes == 0 {
+            let what = format!(
+                "expected an input of at least 1×1×1 and at least one class, found {input} and {classes}"
+            );
+            return Err(error("model", what));
+        }
+        if let Some(what) = too_large("input", sizes) {
+            return Err(error("model", what));
+        }
+
+        let mut line = 1;
+        let mut total = 0;
+        Model::chain(
+            &self.name,
+            input,
+            classes,
+            self.loss,
+            &self.layers,
+            |layer, shape| {
+                line = layer.line;
+                let op = layer.kind.op(shape, classes)?;
+                match too_costly(&op, &mut total) {
+                    Some(what) => Err(error(op.name(), what)),
+                    None => Ok(op),
+                }
+            },
+        )
+        .map_err(|error| match error {
+            Error::Shape { operation, what } => Error::Model {
+                file: self.origin.clone(),
+                line,
+                what: format!("{operation}: {what}"),
+            },
+            other => other,
+        })
+    }
+}
+
+impl LayerKind {
+    fn op(&self, shape: Shape, classes: usize) -> Result<Op> {
+        Ok(match *self {
+            LayerKind::Conv2d {
+                out_channels,
+                kernel,
+                stride,
+                padding,
+                relu,
+            } => Op::Conv2d {
+                geometry: Conv2d::new(shape, out_channels, kernel, stride, padding)?,
+                relu,
+            },
+            LayerKind::Dense { units, relu } => {
+                let geometry = Conv2d::dense(shape.elements(), units.unwrap_or(classes));
+                Op::Dense { geometry, relu }
+            }
+            LayerKind::MaxPool2d { kernel, stride } => {
+                Op::MaxPool2d(Pool2d::new(shape, kernel, stride)?)
+            }
+            LayerKind::MeanPool2d { kernel, stride } => {
+                Op::MeanPool2d(Pool2d::new(shape, kernel, stride)?)
+            }
+            LayerKind::Relu => Op::Relu,
+            LayerKind::Sigmoid => Op::Sigmoid,
+        })
+    }
+}
+
+/// What is out of bounds about a layer with weights: its tensors, its cost, or the length of the
+/// parameter vector (`total`, which it adds to). Other layers never grow what they are given.
+fn too_costly(op: &Op, total: &mut usize) -> Option<String> {
+    let (g, _) = op.product()?;
+    let [height, width] = g.kernel;
+    let output = [g.output.height, g.output.width, g.output.channels];
+    let weight = [height, width, g.input.channels, g.output.channels];
+    if let Some(what) = too_large("output", output).or_else(|| too_large("weight", weight)) {
+        return Some(what);
+    }
+    let multiply_adds = g.weight_elements() as u128 * g.positions() as u128;
+    if multiply_adds > MAX_MULTIPLY_ADDS {
+        return Some(format!(
+            "expected at most {MAX_MULTIPLY_ADDS} multiply-adds per image, found {multiply_adds}; make the layer or its input smaller"
+        ));
+    }
+    *total = (*total + g.weight_elements() + g.output.channels)
+        .next_multiple_of(super::PARAMETER_ALIGNMENT);
+    too_large("all parameters so far", [*total])
+}
+
+/// Says so when a tensor of these sizes has more elements than the kernels can index.
+fn too_large<const N: usize>(tensor: &str, sizes: [usize; N]) -> Option<String> {
+    let elements = sizes
+        .iter()
+        .fold(1u128, |product, &size| product.saturating_mul(size as u128));
+    (elements > MAX_ELEMENTS).then(|| {
+        format!(
+            "expected at most {MAX_ELEMENTS} elements in a tensor, found {elements} ({tensor}, {}); make the layer or its input smaller",
+            sizes.map(|size| size.to_string()).join("×")
+        )
+    })
+}
+
+/// The text being read, for turning byte ranges into lines.
+struct Source<'a> {
+    text: &'a str,
+    origin: &'a str,
+}
+
+impl Source<'_> {
+    /// Line of byte `at`, from 1; the end of the text belongs to its last line.
+    fn line(&self, at: usize) -> usize {
+        let last = self.text.trim_end_matches(['\n', '\r']).len();
+        let before = &self.text.as_bytes()[..at.min(last)];
+        1 + before.iter().filter(|&&byte| byte == b'\n').count()
+    }
+
+    fn error(&self, span: &Range<usize>, what: impl Into<String>) -> Error {
+        Error::Model {
+            file: self.origin.into(),
+            line: self.line(span.start),
+            what: what.into(),
+        }
+    }
+
+    /// A complaint of the TOML reader or of serde in the words of a TOML file, on one line.
+    fn toml_error(&self, error: &toml::de::Error) -> Error {
+        let span = error.span().unwrap_or(0..0);
+        let mut what = error
+            .message()
+            .lines()
+            .collect::<Vec<_>>()
+            .join(", ")
+            .replace("unknown field", "unknown key")
+            .replace("missing field", "missing key")
+            .replace("unknown variant", "unknown value")
+            .replace("expected i64", "expected a whole number")
+            .replace("expected f64", "expected a number");
+        // Our own messages (see `Whole`, `Pair`, `Units`) are given before the value is in sight.
+        if what.starts_with("expected")
+            && let Some(found) = self.text.get(span.clone())
+            && !found.contains('\n')
+        {
+            what += &format!(", found {found}");
+        }
+        self.error(&span, what)
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileTable {
+    name: Spanned<String>,
+    input: Spanned<[Whole<1>; 3]>,
+    classes: Whole<2>,
+    loss: Loss,
+    recipe: RecipeTable,
+    #[serde(default)]
+    layer: Vec<Spanned<LayerTable>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RecipeTable {
+    optimizer: OptimizerName,
+    lr: Spanned<f64>,
+    momentum: Option<Spanned<f64>>,
+    weight_decay: Option<Spanned<f64>>,
+    beta1: Option<Spanned<f64>>,
+    beta2: Option<Spanned<f64>>,
+    epsilon: Option<Spanned<f64>>,
+    schedule: Schedule,
+    epochs: Whole<1>,
+    batch_size: Whole<1>,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum OptimizerName {
+    Sgd,
+    Adamw,
+}
+
+impl RecipeTable {
+    fn recipe(&self, source: &Source) -> Result<Recipe> {
+        let (foreign, other): (&[_], _) = match self.optimizer {
+            OptimizerName::Sgd => (
+                &[
+                    ("beta1", &self.beta1),
+                    ("beta2", &self.beta2),
+                    ("epsilon", &self.epsilon),
+                ],
+                "adamw",
+            ),
+            OptimizerName::Adamw => (&[("momentum", &self.momentum)], "sgd"),
+        };
+        for (key, value) in foreign {
+            if let Some(value) = value {
+                return Err(source.error(
+                    &value.span(),
+                    format!("`{key}` belongs to the optimizer {other}; remove it, or set optimizer = \"{other}\""),
+                ));
+            }
+        }
+        let check = |value: &Spanned<f64>, expected: &str, good: fn(f32) -> bool| {
+            let number = *value.get_ref();
+            if good(number as f32) {
+                return Ok(number);
+            }
+            Err(source.error(
+                &value.span(),
+                format!("expected {expected}, found {number}"),
+            ))
+        };
+        let option =
+            |value: &Option<Spanned<f64>>, default: f32, expected: &str, good: fn(f32) -> bool| {
+                value.as_ref().map_or(Ok(default), |value| {
+                    check(value, expected, good).map(|number| number as f32)
+                })
+            };
+        let fraction = |value, default| {
+            option(value, default, "a number from 0 to below 1", |x| {
+                (0.0..1.0).contains(&x)
+            })
+        };
+        let decay = |default| {
+            option(&self.weight_decay, default, "a number of at least 0", |x| {
+                x >= 0.0 && x.is_finite()
+            })
+        };
+        let optimizer = match self.optimizer {
+            OptimizerName::Sgd => Optimizer::Sgd {
+                momentum: fraction(&self.momentum, 0.0)?,
+                weight_decay: decay(0.0)?,
+            },
+            OptimizerName::Adamw => Optimizer::Adamw {
+                beta1: fraction(&self.beta1, 0.9)?,
+                beta2: fraction(&self.beta2, 0.999)?,
+                epsilon: option(&self.epsilon, 1e-8, "a number above 0", |x| {
+                    x > 0.0 && x.is_finite()
+                })?,
+                weight_decay: decay(0.01)?,
+            },
+        };
+        Ok(Recipe {
+            optimizer,
+            lr: check(&self.lr, "a number above 0", |x| x > 0.0 && x.is_finite())?,
+            schedule: self.schedule,
+            epochs: self.epochs.0,
+            batch_size: self.batch_size.0,
+        })
+    }
+}
+
+/// Every key that some type of layer has. Flat rather than one variant per type, because serde
+/// loses the place of a value inside a tagged enum.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LayerTable {
+    r#type: LayerType,
+    out_channels: Option<Spanned<Whole<1>>>,
+    units: Option<Spanned<Units>>,
+    kernel: Option<Spanned<Pair<1>>>,
+    stride: Option<Spanned<Pair<1>>>,
+    padding: Option<Spanned<Pair<0>>>,
+    activation: Option<Spanned<Activation>>,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum LayerType {
+    Conv2d,
+    Dense,
+    #[serde(rename = "max_pool2d")]
+    MaxPool2d,
+    #[serde(rename = "mean_pool2d")]
+    MeanPool2d,
+    Relu,
+    Sigmoid,
+}
+
+/// What can be fused into a layer with weights.
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Activation {
+    Relu,
+}
+
+impl LayerType {
+    /// Name, and the keys that go with it besides `type`.
+    fn keys(self) -> (&'static str, &'static [&'static str]) {
+        match self {
+            LayerType::Conv2d => (
+                "conv2d",
+                &["out_channels", "kernel", "stride", "padding", "activation"],
+            ),
+            LayerType::Dense => ("dense", &["units", "activation"]),
+            LayerType::MaxPool2d => ("max_pool2d", &["kernel", "stride"]),
+            LayerType::MeanPool2d => ("mean_pool2d", &["kernel", "stride"]),
+            LayerType::Relu => ("relu", &[]),
+            LayerType::Sigmoid => ("sigmoid", &[]),
+        }
+    }
+}
+
+impl LayerTable {
+    /// The layer that this table describes; `whole` is the table's place.
+    fn kind(&self, source: &Source, whole: &Range<usize>) -> Result<LayerKind> {
+        self.check_keys(source)?;
+        let (name, _) = self.r#type.keys();
+        let missing = |key: &str| source.error(whole, format!("missing key `{key}` for {name}"));
+        let relu = self.activation.is_some();
+        let kernel = || match &self.kernel {
+            Some(kernel) => Ok(kernel.get_ref().sizes()),
+            None => Err(missing("kernel")),
+        };
+        let stride = |default| {
+            self.stride
+                .as_ref()
+                .map_or(default, |s| s.get_ref().sizes())
+        };
+        Ok(match self.r#type {
+            LayerType::Conv2d => LayerKind::Conv2d {
+                out_channels: match &self.out_channels {
+                    Some(channels) => channels.get_ref().0,
+                    None => return Err(missing("out_channels")),
+                },
+                kernel: kernel()?,
+                stride: stride([1, 1]),
+                padding: self
+                    .padding
+                    .as_ref()
+                    .map_or([0, 0], |p| p.get_ref().sizes()),
+                relu,
+            },
+            LayerType::Dense => LayerKind::Dense {
+                units: match self.units.as_ref().map(Spanned::get_ref) {
+                    Some(Units::Number(Whole(units))) => Some(*units),
+                    Some(Units::Classes(Classes::Classes)) => None,
+                    None => return Err(missing("units")),
+                },
+                relu,
+            },
+            LayerType::MaxPool2d => {
+                let kernel = kernel()?;
+                if kernel[0].saturating_mul(kernel[1]) > MAX_WINDOW {
+                    let what = format!(
+                        "expected a max_pool2d window of at most {MAX_WINDOW} positions, found {}×{}; use a smaller kernel",
+                        kernel[0], kernel[1]
+                    );
+                    let span = self.kernel.as_ref().map(Spanned::span);
+                    return Err(source.error(span.as_ref().unwrap_or(whole), what));
+                }
+                let stride = stride(kernel);
+                LayerKind::MaxPool2d { kernel, stride }
+            }
+            LayerType::MeanPool2d => {
+                let kernel = kernel()?;
+                let stride = stride(kernel);
+                LayerKind::MeanPool2d { kernel, stride }
+            }
+            LayerType::Relu => LayerKind::Relu,
+            LayerType::Sigmoid => LayerKind::Sigmoid,
+        })
+    }
+
+    /// Refuses a key that belongs to another type of layer.
+    fn check_keys(&self, source: &Source) -> Result<()> {
+        fn span<T>(value: &Option<Spanned<T>>) -> Option<Range<usize>> {
+            value.as_ref().map(Spanned::span)
+        }
+        let (name, keys) = self.r#type.keys();
+        let given = [
+            ("out_channels", span(&self.out_channels)),
+            ("units", span(&self.units)),
+            ("kernel", span(&self.kernel)),
+            ("stride", span(&self.stride)),
+            ("padding", span(&self.padding)),
+            ("activation", span(&self.activation)),
+        ];
+        for (key, span) in given {
+            if let Some(span) = span
+                && !keys.contains(&key)
+            {
+                let mut known = "`type`".to_string();
+                for key in keys {
+                    known += &format!(", `{key}`");
+                }
+                let what = format!("unknown key `{key}` for {name}, expected one of {known}");
+                return Err(source.error(&span, what));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A whole number from `MIN` to 2³¹: what sizes and counts are made of.
+#[derive(Clone, Copy, Deserialize)]
+#[serde(try_from = "i64")]
+struct Whole<const MIN: i64>(usize);
+
+impl<const MIN: i64> TryFrom<i64> for Whole<MIN> {
+    type Error = String;
+
+    fn try_from(value: i64) -> std::result::Result<Self, String> {
+        if (MIN..=MAX_ELEMENTS as i64).contains(&value) {
+            return Ok(Whole(value as usize));
+        }
+        Err(format!(
+            "expected a whole number from {MIN} to {MAX_ELEMENTS}"
+        ))
+    }
+}
+
+/// A size along both axes.
+#[derive(Clone, Copy, Deserialize)]
+#[serde(
+    untagged,
+    expecting = "expected a whole number (at least 1, or 0 for padding) or two as [height, width]"
+)]
+enum Pair<const MIN: i64> {
+    Same(Whole<MIN>),
+    Each([Whole<MIN>; 2]),
+}
+
+impl<const MIN: i64> Pair<MIN> {
+    fn sizes(self) -> [usize; 2] {
+        match self {
+            Pair::Same(Whole(size)) => [size, size],
+            Pair::Each([Whole(height), Whole(width)]) => [height, width],
+        }
+    }
+}
+
+/// Width of a dense layer.
+#[derive(Clone, Copy, Deserialize)]
+#[serde(
+    untagged,
+    expecting = "expected a whole number of at least 1 or \"classes\""
+)]
+enum Units {
+    Number(Whole<1>),
+    Classes(Classes),
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Classes {
+    Classes,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALL: &str = r#"name = "small"
+input = [9, 8, 2]
+classes = 3
+loss = "softmax_cross_entropy"
+
+[recipe]
+optimizer = "sgd"
+lr = 1
+schedule = "cosine"
+epochs = 2
+batch_size = 4
+
+[[layer]]
+type = "conv2d"
+out_channels = 5
+kernel = [3, 2]
+stride = [2, 1]
+padding = [0, 1]
+
+[[layer]]
+type = "relu"
+
+[[layer]]
+type = "mean_pool2d"
+kernel = 2
+stride = 1
+
+[[layer]]
+type = "dense"
+units = "classes"
+"#;
+
+    fn resolve(text: &str) -> Result<Model> {
+        let definition = Definition::parse(text, "small.toml")?;
+        definition.resolve(definition.input, definition.classes)
+    }
+
+    #[test]
+    fn every_key_arrives() {
+        let definition = Definition::parse(SMALL, "small.toml").unwrap();
+        assert_eq!(definition.text, SMALL);
+        let model = definition.resolve(definition.input, 3).unwrap();
+        let Op::Conv2d { geometry, relu } = model.layers[0].op else {
+            panic!("{:?}", model.layers[0]);
+        };
+        assert!(!relu);
+        assert_eq!(geometry.kernel, [3, 2]);
+        assert_eq!(geometry.stride, [2, 1]);
+        assert_eq!(geometry.padding, [0, 1]);
+        assert_eq!(geometry.output, Shape::new(4, 9, 5));
+        assert_eq!(model.layers[1].op, Op::Relu);
+        assert_eq!(model.layers[2].output, Shape::new(3, 8, 5));
+        assert_eq!(model.layers[3].parameter_count(), (3 * 8 * 5 + 1) * 3);
+        assert_eq!(
+            definition.recipe,
+            Recipe {
+                optimizer: Optimizer::Sgd {
+                    momentum: 0.0,
+                    weight_decay: 0.0
+                },
+                lr: 1.0,
+                schedule: Schedule::Cosine,
+                epochs: 2,
+                batch_size: 4,
+            }
+        );
+    }
+
+    #[test]
+    fn adamw_has_the_defaults_of_pytorch() {
+        let text = SMALL.replace("\"sgd\"", "\"adamw\"\nbeta2 = 0.5");
+        let recipe = Definition::parse(&text, "small.toml").unwrap().recipe;
+        let expected = Optimizer::Adamw {
+            beta1: 0.9,
+            beta2: 0.5,
+            epsilon: 1e-8,
+            weight_decay: 0.01,
+        };
+        assert_eq!(recipe.optimizer, expected);
+    }
+
+    #[test]
+    fn a_fused_relu_and_a_default_pool_stride() {
+        let text = SMALL
+            .replace("kernel = 2\nstride = 1", "kernel = 2")
+            .replace("\"classes\"", "3\nactivation = \"relu\"");
+        let model = resolve(&text).unwrap();
+        assert_eq!(model.layers[2].output, Shape::new(2, 4, 5));
+        assert!(matches!(model.layers[3].op, Op::Dense { relu: true, .. }));
+    }
+
+    /// Each mistake: what to replace in [`SMALL`], by what, the line it is reported at, and words
+    /// that the message must hold.
+    #[test]
+    fn mistakes_are_reported_with_their_line() {
+        #[rustfmt::skip]
+        let cases: &[(&str, &str, usize, &[&str])] = &[
+            // Syntax.
+            ("classes = 3", "classes = ", 3, &["value"]),
+            ("[recipe]", "[recipe", 6, &["]"]),
+            ("\"relu\"", "\"relu", 21, &["string"]),
+            ("units = \"classes\"\n", "units = \"classes\"\nunits", 31, &["key with no value"]),
+            ("classes = 3", "classes = 3\nclasses = 4", 4, &["duplicate key"]),
+            // Keys.
+            ("classes = 3", "clases = 3", 3, &["unknown key `clases`", "`classes`"]),
+            ("epochs", "epoch", 10, &["unknown key `epoch`", "`epochs`"]),
+            ("padding", "pading", 18, &["unknown key `pading`", "`padding`"]),
+            ("epochs = 2\n", "", 6, &["missing key `epochs`"]),
+            ("type = \"relu\"\n", "", 20, &["missing key `type`"]),
+            ("kernel = [3, 2]\n", "", 13, &["missing key `kernel` for conv2d"]),
+            ("out_channels = 5\n", "", 13, &["missing key `out_channels`"]),
+            ("kernel = 2\n", "", 23, &["missing key `kernel` for mean_pool2d"]),
+            ("units = \"classes\"\n", "", 28, &["missing key `units` for dense"]),
+            ("\"relu\"", "\"relu\"\nkernel = 2", 22, &["unknown key `kernel` for relu", "`type`"]),
+            ("stride = 1", "padding = 1", 26, &["`padding` for mean_pool2d", "`kernel`, `stride`"]),
+            // Types and values.
+            ("classes = 3", "classes = \"3\"", 3, &["string \"3\"", "expected a whole number"]),
+            ("classes = 3", "classes = 1", 3, &["from 2 to 2147483648, found 1"]),
+            ("classes = 3", "classes = 2147483649", 3, &["found 2147483649"]),
+            ("[9, 8, 2]", "[9, 8]", 2, &["length 2"]),
+            ("[9, 8, 2]", "[9, 0, 2]", 2, &["whole number from 1", "found [9, 0, 2]"]),
+            ("[9, 8, 2]", "[65536, 65536, 2]", 2, &["2147483648 elements", "65536×65536×2"]),
+            ("\"softmax_cross_entropy\"", "\"hinge\"", 4, &["unknown value `hinge`", "`squared_error`"]),
+            ("\"small\"", "\"../small\"", 1, &["\"../small\""]),
+            ("\"small\"", "\"\"", 1, &["1 to 64"]),
+            ("\"sgd\"", "\"adam\"", 7, &["unknown value `adam`", "`adamw`"]),
+            ("lr = 1", "lr = true", 8, &["expected a number"]),
+            ("lr = 1", "lr = 0", 8, &["above 0, found 0"]),
+            ("lr = 1", "lr = nan", 8, &["found NaN"]),
+            ("lr = 1", "lr = 1e300", 8, &["above 0"]),
+            ("lr = 1", "lr = 1\nmomentum = 1.0", 9, &["below 1, found 1"]),
+            ("lr = 1", "lr = 1\nweight_decay = -0.1", 9, &["at least 0, found -0.1"]),
+            ("lr = 1", "lr = 1\nbeta1 = 0.9", 9, &["`beta1` belongs to the optimizer adamw"]),
+            ("\"sgd\"", "\"adamw\"\nmomentum = 0.9", 8, &["`momentum` belongs to the optimizer sgd"]),
+            ("\"sgd\"", "\"adamw\"\nepsilon = 1e-60", 8, &["above 0"]),
+            ("\"cosine\"", "\"linear\"", 9, &["unknown value `linear`", "`onecycle`"]),
+            ("epochs = 2", "epochs = 0", 10, &["whole number from 1", "found 0"]),
+            ("batch_size = 4", "batch_size = 0", 11, &["whole number from 1", "found 0"]),
+            ("batch_size = 4", "batch_size = 4.5", 11, &["4.5", "whole number"]),
+            ("\"conv2d\"", "\"conv\"", 14, &["unknown value `conv`", "`conv2d`"]),
+            ("out_channels = 5", "out_channels = 0", 15, &["whole number from 1"]),
+            ("kernel = 2", "kernel = 0", 25, &["expected a whole number", "found 0"]),
+            ("kernel = 2", "kernel = [2, 2, 2]", 25, &["[height, width], found [2, 2, 2]"]),
+            ("stride = 1", "stride = [1, 0]", 26, &["expected a whole number", "[1, 0]"]),
+            ("padding = [0, 1]", "padding = -1", 18, &["found -1"]),
+            ("padding = [0, 1]", "activation = \"tanh\"", 18, &["unknown value `tanh`", "`relu`"]),
+            ("\"classes\"", "\"class\"", 30, &["\"classes\", found \"class\""]),
+            ("\"mean_pool2d\"\nkernel = 2", "\"max_pool2d\"\nkernel = [16, 17]", 25, &["256", "16×17"]),
+            // Shapes.
+            ("kernel = [3, 2]", "kernel = [10, 2]", 13, &["conv2d", "kernel 10 over input height 9"]),
+            ("padding = [0, 1]", "padding = [0, 2]", 13, &["padding smaller than the kernel"]),
+            ("kernel = 2\n", "kernel = [2, 10]\n", 23, &["pool2d", "kernel 10 over input width 9"]),
+            ("\"classes\"", "4", 28, &["each of 3 classes", "1×1×4"]),
+            // Sizes.
+            ("out_channels = 5", "out_channels = 2147483648", 13, &["2147483648 elements", "output, 4×9×"]),
+            ("out_channels = 5", "out_channels = 30000000", 28, &["found 2160000000 (weight"]),
+            ("\"classes\"", "1000000000", 28, &["found 120000000000 (weight, 1×1×120×1000000000)"]),
+        ];
+        let mut failures = Vec::new();
+        for (old, new, expected, words) in cases {
+            assert!(SMALL.contains(old), "nothing to replace: {old}");
+            let text = SMALL.replacen(old, new, 1);
+            match resolve(&text) {
+                Err(Error::Model { file, line, what }) => {
+                    let good = file == "small.toml"
+                        && line == *expected
+                        && !what.contains('\n')
+                        && words.iter().all(|word| what.contains(word));
+                    if !good {
+                        failures.push(format!("{new:?}: expected line {expected} and {words:?}, found {file}:{line}: {what}"));
+                    }
+                }
+                other => failures.push(format!("{new:?}: {other:?}")),
+            }
+        }
+        assert!(failures.is_empty(), "{}", failures.join("\n"));
+    }
+
+    #[test]
+    fn models_without_weights_or_layers_are_refused() {
+        let (head, _) = SMALL.split_once("[[layer]]").unwrap();
+        for (text, expected) in [
+            (head.to_string(), 1),
+            (format!("{head}[[layer]]\ntype = \"relu\"\n"), 13),
+        ] {
+            match resolve(&text) {
+                Err(Error::Model { line, what, .. }) => {
+                    assert_eq!(line, expected, "{what}");
+                    assert!(what.contains("with weights"), "{what}");
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn cost_and_total_size_are_bounded() {
+        // 2³⁰ weights twice: each fits, the parameter vector does not; and it costs too much.
+        let dense = |units: usize| format!("[[layer]]\ntype = \"dense\"\nunits = {units}\n");
+        let (head, _) = SMALL.split_once("[[layer]]").unwrap();
+        let head = head.replace("[9, 8, 2]", "[1, 1, 32768]");
+        let text = format!("{head}{}{}{}", dense(32768), dense(32768), dense(3));
+        let error = resolve(&text).unwrap_err().to_string();
+        assert!(error.starts_with("small.toml:16: dense: "), "{error}");
+        assert!(error.contains("all parameters so far"), "{error}");
+
+        let text = SMALL
+            .replace("[9, 8, 2]", "[4000, 4000, 64]")
+            .replace("out_channels = 5", "out_channels = 128")
+            .replace("[3, 2]", "[63, 63]")
+            .replace("stride = [2, 1]", "stride = 1")
+            .replace("[0, 1]", "31");
+        let error = resolve(&text).unwrap_err().to_string();
+        assert!(error.starts_with("small.toml:13: conv2d: "), "{error}");
+        assert!(error.contains("multiply-adds"), "{error}");
+    }
+
+    #[test]
+    fn the_dataset_decides_shape_and_classes() {
+        let definition = Definition::parse(SMALL, "small.toml").unwrap();
+        let model = definition.resolve(Shape::new(12, 12, 1), 7).unwrap();
+        assert_eq!(model.input, Shape::new(12, 12, 1));
+        assert_eq!(model.layers[3].output, Shape::new(1, 1, 7));
+        for shape in [Shape::new(0, 1, 1), Shape::new(1 << 20, 1 << 20, 3)] {
+            let error = definition.resolve(shape, 7).unwrap_err();
+            assert!(matches!(error, Error::Shape { .. }), "{error}");
+        }
+        let error = definition.resolve(definition.input, 0).unwrap_err();
+        assert!(matches!(error, Error::Shape { .. }), "{error}");
+    }
+
+    #[test]
+    fn every_shipped_file_resolves_under_its_own_name() {
+        let sizes: Vec<(&str, usize)> = SHIPPED
+            .iter()
+            .map(|(name, _)| {
+                let definition = load(name).unwrap();
+                assert_eq!(definition.name, *name);
+                let model = definition
+                    .resolve(definition.input, definition.classes)
+                    .unwrap();
+                (*name, model.parameter_count())
+            })
+            .collect();
+        assert_eq!(
+            sizes,
+            [
+                ("default", 624 + 19_232 + 131_328 + 2_570),
+                ("lenet5", 61_706),
+                ("tutorial", 832 + 51_264 + 401_536 + 1_290),
+                ("mlp-sigmoid", 79_510),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_name_or_a_path() {
+        let error = load("resnet").unwrap_err();
+        assert!(matches!(error, Error::Usage(_)));
+        let error = error.to_string();
+        assert!(
+            error.contains("default, lenet5, tutorial, mlp-sigmoid"),
+            "{error}"
+        );
+
+        assert!(matches!(
+            load("missing.toml").unwrap_err(),
+            Error::Io { .. }
+        ));
+
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("mine.toml");
+        std::fs::write(&path, SMALL.replace("small", "mine")).unwrap();
+        let path = path.to_str().unwrap();
+        assert_eq!(load(path).unwrap().name, "mine");
+        std::fs::write(path, "name = 3").unwrap();
+        let error = load(path).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("{path}:1: ")), "{error}");
+    }
+}

@@ -1,6 +1,6 @@
 //! Architectures: what a network is made of, before any device is involved.
 //!
-//! An architecture file (`models/*.toml`) is read by [`file`] into a [`Definition`]; together with
+//! An architecture file (`models/*.toml`) is read by [`load`] into a [`Definition`]; together with
 //! the dataset's image shape and class count it becomes a [`Model`], in which every layer knows its
 //! input and output shape and where its parameters lie in the flat parameter vector. This module
 //! knows nothing of wgpu; the GPU path and the CPU oracle both build on it.
@@ -10,7 +10,8 @@ mod init;
 pub mod recipe;
 mod summary;
 
-pub use file::{SHIPPED, load};
+pub use file::{Definition, SHIPPED, load};
+pub use init::initial_parameters;
 pub use summary::summary;
 
 use crate::error::{Error, Result};

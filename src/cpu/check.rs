@@ -1,0 +1,325 @@
+//! The twins' gradients against central finite differences in f64.
+//!
+//! For each function with a gradient, the scalar `L = Σ r·y` with fixed random r is differentiated
+//! twice: by the backward function with `dy = r`, and as `(L(x + h) − L(x − h)) / 2h` for one
+//! element of x after the other. Inputs keep clear of the kinks of ReLU and max-pooling, where
+//! there is no derivative.
+
+use super::*;
+use crate::error::Result;
+use crate::model::{Conv2d, Loss, Model, Op, Pool2d};
+use rand::seq::SliceRandom;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+/// How far one gradient is from its finite differences.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct FiniteDifference {
+    /// The function whose gradient was checked.
+    pub name: &'static str,
+    /// Largest error over all elements, relative to the derivative (absolute in units of
+    /// 0.01 for smaller derivatives); NaN when any derivative is.
+    pub worst: f64,
+    pub tolerance: f64,
+}
+
+impl FiniteDifference {
+    /// Whether the error is within the tolerance; NaN is not.
+    pub fn passes(&self) -> bool {
+        self.worst <= self.tolerance
+    }
+}
+
+/// Step of the central difference: its truncation error, of order h², is then about as large as
+/// its rounding error, of order 10⁻¹⁶/h.
+const STEP: f64 = 1e-5;
+
+const TOLERANCE: f64 = 1e-6;
+
+/// Derivatives below this are held to an absolute error, where rounding would drown a relative one.
+const FLOOR: f64 = 1e-2;
+
+/// What the constructors say yes to, as every geometry here is written out.
+const VALID: &str = "a built-in geometry is valid";
+
+/// Checks the gradient of every differentiable function, and of two small networks that between
+/// them have every kind of layer and both losses.
+pub fn finite_difference_checks() -> Vec<FiniteDifference> {
+    let mut checks = Vec::new();
+    let mut check = |name, worst| {
+        checks.push(FiniteDifference {
+            name,
+            worst,
+            tolerance: TOLERANCE,
+        });
+    };
+
+    // Odd sizes, uneven kernel, stride and padding, and a last row that no window reaches.
+    let g = Conv2d::new(Shape::new(7, 5, 3), 4, [3, 2], [2, 1], [1, 1]).expect(VALID);
+    let x = noise(1, 2 * g.input.elements());
+    let parameters = noise(2, g.weight_elements() + g.output.channels);
+    let r = noise(3, 2 * g.output.elements());
+    check(
+        "conv2d_backward_weight",
+        worst_error(
+            &parameters,
+            &conv2d_backward_weight(&g, &x, &r),
+            |parameters| dot(&r, &conv2d_forward(&g, false, &x, parameters)),
+        ),
+    );
+    check(
+        "conv2d_backward_input",
+        worst_error(&x, &conv2d_backward_input(&g, &r, &parameters), |x| {
+            dot(&r, &conv2d_forward(&g, false, x, &parameters))
+        }),
+    );
+    let r = noise(4, 2 * g.positions() * g.patch());
+    check(
+        "col2im",
+        worst_error(&x, &col2im(&g, &r), |x| dot(&r, &im2col(&g, x))),
+    );
+
+    let (m, n, k) = (4, 5, 3);
+    let (a, b, r) = (noise(5, m * k), noise(6, k * n), noise(7, m * n));
+    check(
+        "matmul_nt",
+        worst_error(&a, &matmul_nt(m, k, n, &r, &b), |a| {
+            dot(&r, &matmul_nn(m, n, k, a, &b))
+        }),
+    );
+    check(
+        "matmul_tn",
+        worst_error(&b, &matmul_tn(k, n, m, &a, &r), |b| {
+            dot(&r, &matmul_nn(m, n, k, &a, b))
+        }),
+    );
+
+    let (x, r) = (apart(8, 60), noise(9, 60));
+    check(
+        "relu_backward",
+        worst_error(&x, &relu_backward(&relu_forward(&x), &r), |x| {
+            dot(&r, &relu_forward(x))
+        }),
+    );
+    check(
+        "sigmoid_backward",
+        worst_error(&x, &sigmoid_backward(&sigmoid_forward(&x), &r), |x| {
+            dot(&r, &sigmoid_forward(x))
+        }),
+    );
+    let bias = noise(10, 4);
+    check(
+        "bias_backward",
+        worst_error(&bias, &bias_backward(4, &r), |bias| {
+            dot(&r, &bias_forward(&x, bias))
+        }),
+    );
+
+    let pool = Pool2d::new(Shape::new(7, 5, 3), [2, 2], [3, 2]).expect(VALID);
+    let overlapping = Pool2d::new(Shape::new(7, 5, 3), [3, 2], [2, 1]).expect(VALID);
+    let x = apart(11, 2 * pool.input.elements());
+    let r = noise(12, 2 * pool.output.elements());
+    let (_, index) = maxpool2d_forward(&pool, &x);
+    check(
+        "maxpool2d_backward",
+        worst_error(&x, &maxpool2d_backward(&pool, &r, &index), |x| {
+            dot(&r, &maxpool2d_forward(&pool, x).0)
+        }),
+    );
+    let r = noise(13, 2 * overlapping.output.elements());
+    let (_, index) = maxpool2d_forward(&overlapping, &x);
+    check(
+        "maxpool2d_backward_overlapping",
+        worst_error(
+            &x,
+            &maxpool2d_backward_overlapping(&overlapping, &r, &index),
+            |x| dot(&r, &maxpool2d_forward(&overlapping, x).0),
+        ),
+    );
+    check(
+        "meanpool2d_backward",
+        worst_error(&x, &meanpool2d_backward(&overlapping, &r), |x| {
+            dot(&r, &meanpool2d_forward(&overlapping, x))
+        }),
+    );
+
+    let (output, labels) = (noise(14, 4 * 5), [4, 0, 2, 2]);
+    let mean = |loss: LossOutput<f64>| loss.loss.iter().sum::<f64>() / 4.0;
+    check(
+        "softmax_cross_entropy",
+        worst_error(
+            &output,
+            &softmax_cross_entropy(&output, &labels, 5).gradient,
+            |output| mean(softmax_cross_entropy(output, &labels, 5)),
+        ),
+    );
+    check(
+        "squared_error",
+        worst_error(
+            &output,
+            &squared_error(&output, &labels, 5).gradient,
+            |output| mean(squared_error(output, &labels, 5)),
+        ),
+    );
+
+    check(
+        "network, softmax_cross_entropy",
+        network_error(&small_network(Loss::SoftmaxCrossEntropy, true)),
+    );
+    check(
+        "network, squared_error",
+        network_error(&small_network(Loss::SquaredError, false)),
+    );
+    checks
+}
+
+/// Two convolutions, a pool and two dense layers over images of 9×7×2, in two ways: fused ReLU,
+/// overlapping max-pool; or sigmoid, ReLU as its own layer, mean-pool and a plain max-pool.
+pub(super) fn small_network(loss: Loss, fused: bool) -> Model {
+    let conv = |channels, kernel, stride, padding, relu| {
+        move |input| {
+            let geometry = Conv2d::new(input, channels, kernel, stride, padding)?;
+            Ok(Op::Conv2d { geometry, relu })
+        }
+    };
+    let dense = |units, relu| {
+        move |input: Shape| {
+            let geometry = Conv2d::dense(input.elements(), units);
+            Ok(Op::Dense { geometry, relu })
+        }
+    };
+    let conv1 = conv(4, [3, 3], [1, 1], [1, 1], fused);
+    let conv2 = conv(5, [3, 2], [2, 1], [1, 0], false);
+    let (dense1, dense2) = (dense(6, fused), dense(3, false));
+    let overlapping = |input| Ok(Op::MaxPool2d(Pool2d::new(input, [3, 2], [2, 1])?));
+    let mean_pool = |input| Ok(Op::MeanPool2d(Pool2d::new(input, [2, 2], [2, 1])?));
+    let max_pool = |input| Ok(Op::MaxPool2d(Pool2d::new(input, [2, 2], [2, 2])?));
+    let sigmoid = |_| Ok(Op::Sigmoid);
+    let relu = |_| Ok(Op::Relu);
+    let fused_layers: [&dyn Fn(Shape) -> Result<Op>; 5] =
+        [&conv1, &overlapping, &conv2, &dense1, &dense2];
+    let plain_layers: [&dyn Fn(Shape) -> Result<Op>; 8] = [
+        &conv1, &relu, &mean_pool, &conv2, &max_pool, &dense1, &sigmoid, &dense2,
+    ];
+    let layers = if fused {
+        &fused_layers[..]
+    } else {
+        &plain_layers[..]
+    };
+    let input = Shape::new(9, 7, 2);
+    Model::chain("small", input, 3, loss, layers, |op, input| op(input)).expect(VALID)
+}
+
+/// [`worst_error`] over all parameters of a network, on a batch of four samples.
+fn network_error(model: &Model) -> f64 {
+    let parameters = noise(15, model.parameter_elements);
+    let (x, labels) = (noise(16, 4 * model.input.elements()), [2, 0, 1, 1]);
+    let network = |parameters: &[f64]| Network::new(model, parameters.to_vec());
+    let analytic = network(&parameters).gradients(&x, &labels).gradients;
+    worst_error(&parameters, &analytic, |parameters| {
+        network(parameters).evaluate(&x, &labels).0 / 4.0
+    })
+}
+
+/// Largest difference between `analytic` and the central differences of `f` around `x`.
+fn worst_error(x: &[f64], analytic: &[f64], f: impl Fn(&[f64]) -> f64) -> f64 {
+    assert_eq!(x.len(), analytic.len());
+    let mut x = x.to_vec();
+    let mut worst = 0.0;
+    for (i, &analytic) in analytic.iter().enumerate() {
+        let center = x[i];
+        x[i] = center + STEP;
+        let above = f(&x);
+        x[i] = center - STEP;
+        let below = f(&x);
+        x[i] = center;
+        let numeric = (above - below) / (2.0 * STEP);
+        let error = (numeric - analytic).abs() / numeric.abs().max(analytic.abs()).max(FLOOR);
+        if error.is_nan() {
+            return error;
+        }
+        worst = error.max(worst);
+    }
+    worst
+}
+
+/// Values between −1 and 1.
+pub(super) fn noise(seed: u64, len: usize) -> Vec<f64> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    (0..len).map(|_| rng.random_range(-1.0..1.0)).collect()
+}
+
+/// Values of either sign in random order, all at least 0.01 from 0 and from each other.
+fn apart(seed: u64, len: usize) -> Vec<f64> {
+    let mut values: Vec<f64> = (0..len)
+        .map(|i| (i as f64 - len as f64 / 2.0) * 0.02 + 0.01)
+        .collect();
+    values.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
+    values
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_gradient_agrees_with_finite_differences() {
+        let checks = finite_difference_checks();
+        assert_eq!(checks.len(), 15);
+        for check in checks {
+            println!("{check:?}");
+            assert!(check.passes(), "{check:?}");
+        }
+    }
+
+    #[test]
+    fn the_networks_contain_every_kind_of_layer() {
+        let mut names: Vec<_> = [true, false]
+            .into_iter()
+            .flat_map(|fused| small_network(Loss::SquaredError, fused).layers)
+            .map(|layer| layer.op.name())
+            .collect();
+        names.sort();
+        names.dedup();
+        assert_eq!(
+            names,
+            [
+                "conv2d",
+                "dense",
+                "max_pool2d",
+                "mean_pool2d",
+                "relu",
+                "sigmoid"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_wrong_gradient_is_caught() {
+        let (x, r) = (noise(1, 30), noise(2, 30));
+        let f = |x: &[f64]| dot(&r, &sigmoid_forward(x));
+        let right = sigmoid_backward(&sigmoid_forward(&x), &r);
+        let passes = |gradient: &[f64]| {
+            FiniteDifference {
+                name: "sigmoid_backward",
+                worst: worst_error(&x, gradient, f),
+                tolerance: TOLERANCE,
+            }
+            .passes()
+        };
+        assert!(passes(&right));
+        // One element off by a hundred-thousandth, a forgotten factor, one NaN in the middle.
+        let mut off = right.clone();
+        off[17] *= 1.0 + 1e-5;
+        assert!(!passes(&off));
+        assert!(!passes(&r));
+        let mut nan = right.clone();
+        nan[17] = f64::NAN;
+        assert!(!passes(&nan));
+    }
+}

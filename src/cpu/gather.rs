@@ -1,0 +1,59 @@
+//! Twin of `shaders/gather.wgsl`.
+
+use super::Float;
+use crate::model::Shape;
+use rayon::prelude::*;
+
+/// One batch out of the byte dataset: `x[i,h,w,c] = images[order[i],h,w,c] · scale[c] + shift[c]`,
+/// and the labels of the same samples.
+///
+/// images `[samples,H,W,C]`, labels `[samples]`, order: N sample numbers, scale and shift `[C]`;
+/// returns x `[N,H,W,C]` and labels `[N]`.
+pub fn gather_batch<T: Float>(
+    images: &[u8],
+    labels: &[u32],
+    order: &[u32],
+    shape: Shape,
+    scale: &[f32],
+    shift: &[f32],
+) -> (Vec<T>, Vec<u32>) {
+    let elements = shape.elements();
+    assert_eq!(images.len(), labels.len() * elements);
+    assert_eq!(scale.len(), shape.channels);
+    assert_eq!(shift.len(), shape.channels);
+    let mut x = vec![T::zero(); order.len() * elements];
+    x.par_chunks_mut(elements)
+        .zip(order)
+        .for_each(|(x, &sample)| {
+            let image = &images[sample as usize * elements..][..elements];
+            let normalization = scale.iter().zip(shift).cycle();
+            for ((x, &byte), (&scale, &shift)) in x.iter_mut().zip(image).zip(normalization) {
+                let (byte, scale, shift): (T, T, T) =
+                    (f32::from(byte).into(), scale.into(), shift.into());
+                *x = byte * scale + shift;
+            }
+        });
+    let labels = order.iter().map(|&sample| labels[sample as usize]);
+    (x, labels.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn picks_samples_in_order_and_normalises_each_channel() {
+        let images = [0, 1, 2, 3, 10, 11, 12, 13, 252, 253, 254, 255];
+        let (x, labels) = gather_batch::<f64>(
+            &images,
+            &[7, 8, 9],
+            &[2, 0, 2],
+            Shape::new(1, 2, 2),
+            &[0.5, 2.0],
+            &[-1.0, 0.25],
+        );
+        let last = [125.0, 506.25, 126.0, 510.25];
+        assert_eq!(x, [&last[..], &[-1.0, 2.25, 0.0, 6.25], &last].concat());
+        assert_eq!(labels, [9, 7, 9]);
+    }
+}

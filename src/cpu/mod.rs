@@ -1,0 +1,86 @@
+//! The oracle: one plain function per WGSL entry point, under the same name, and a whole training
+//! step ([`Network`]). It is what the GPU is held against, and what trains where there is no GPU.
+//!
+//! Everything is generic over f32 and f64: the GPU is compared with f32, finite differences
+//! ([`finite_difference_checks`]) need f64. Activations are NHWC; the parameters of a layer are one
+//! `[KH·KW·C + 1, OC]` matrix, the weight `[KH][KW][C][OC]` with the bias as its last row. Slices
+//! come in, vectors go out; the batch size N follows from a slice's length, and lengths that do not
+//! fit the geometry are a bug of the caller and panic.
+//!
+//! Work is spread over threads by output: by samples, by rows or by chunks of a fixed size, and
+//! every sum has one fixed order, so the bits do not depend on the number of threads.
+
+mod activation;
+mod check;
+mod conv2d;
+mod gather;
+mod im2col;
+mod loss;
+mod network;
+mod optimizer;
+mod pool;
+mod reduce;
+
+pub use activation::{
+    bias_backward, bias_forward, relu_backward, relu_forward, sigmoid_backward, sigmoid_forward,
+};
+pub use check::{FiniteDifference, finite_difference_checks};
+pub use conv2d::{
+    conv2d_backward_input, conv2d_backward_weight, conv2d_forward, matmul_nn, matmul_nt, matmul_tn,
+};
+pub use gather::gather_batch;
+pub use im2col::{col2im, im2col};
+pub use loss::{LossOutput, softmax_cross_entropy, squared_error, sum_metrics};
+pub use network::{Activation, Network, StepMetrics, StepOutput};
+pub use optimizer::{adamw_update, sgd_update};
+pub use pool::{
+    maxpool2d_backward, maxpool2d_backward_overlapping, maxpool2d_forward, meanpool2d_backward,
+    meanpool2d_forward,
+};
+pub use reduce::reduce_splits;
+
+use crate::model::Shape;
+
+/// The element type of the oracle: f32 or f64.
+pub trait Float:
+    num_traits::Float
+    + num_traits::NumAssign
+    + From<f32>
+    + Into<f64>
+    + Default
+    + std::fmt::Debug
+    + Send
+    + Sync
+    + std::iter::Sum
+    + 'static
+{
+}
+
+impl Float for f32 {}
+impl Float for f64 {}
+
+/// `y += a·x`, the inner loop of every product: independent sums side by side, which the compiler
+/// turns into vector instructions without reordering anything.
+#[inline(always)]
+fn axpy<T: Float>(y: &mut [T], a: T, x: &[T]) {
+    for (y, &x) in y.iter_mut().zip(x) {
+        *y += a * x;
+    }
+}
+
+/// Elementwise additions `y += x`.
+#[inline(always)]
+fn add<T: Float>(y: &mut [T], x: &[T]) {
+    for (y, &x) in y.iter_mut().zip(x) {
+        *y += x;
+    }
+}
+
+/// Number of samples of `shape` in a slice of `len` elements.
+fn batch(len: usize, shape: Shape) -> usize {
+    assert!(
+        len.is_multiple_of(shape.elements()),
+        "expected whole samples of {shape}, found {len} elements"
+    );
+    len / shape.elements()
+}

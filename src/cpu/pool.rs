@@ -1,0 +1,203 @@
+//! Twins of `shaders/pool.wgsl`: max- and mean-pooling without padding.
+
+use super::{Float, add, axpy, batch};
+use crate::model::Pool2d;
+use rayon::prelude::*;
+
+/// Calls `visit(position, tap, pixel)` for every output position `oh·OW + ow` and every place
+/// `kh·KW + kw` of its window, both in row-major order; `pixel = h·W + w` is what lies there.
+#[inline(always)]
+fn for_each_tap(p: &Pool2d, mut visit: impl FnMut(usize, usize, usize)) {
+    for position in 0..p.output.height * p.output.width {
+        for tap in 0..p.kernel[0] * p.kernel[1] {
+            visit(position, tap, pixel(p, position, tap));
+        }
+    }
+}
+
+/// `h·W + w` of the input at place `tap` of the window at output `position`.
+#[inline(always)]
+fn pixel(p: &Pool2d, position: usize, tap: usize) -> usize {
+    let h = position / p.output.width * p.stride[0] + tap / p.kernel[1];
+    let w = position % p.output.width * p.stride[1] + tap % p.kernel[1];
+    h * p.input.width + w
+}
+
+/// `y[n,oh,ow,c] = max_(kh,kw) x[n, oh·SH + kh, ow·SW + kw, c]`, and the place `kh·KW + kw` where
+/// the maximum stands. Of equal values the first in row-major order wins; a NaN beats every number,
+/// and of several NaNs the last wins. Both are PyTorch's rules (`max_pool2d`).
+///
+/// x `[N,H,W,C]`, returns y and index, both `[N,OH,OW,C]`.
+pub fn maxpool2d_forward<T: Float>(p: &Pool2d, x: &[T]) -> (Vec<T>, Vec<u32>) {
+    let (c, outputs) = (p.input.channels, p.output.elements());
+    let elements = batch(x.len(), p.input) * outputs;
+    let (mut y, mut index) = (vec![T::zero(); elements], vec![0; elements]);
+    y.par_chunks_mut(outputs)
+        .zip(index.par_chunks_mut(outputs))
+        .zip(x.par_chunks(p.input.elements()))
+        .for_each(|((y, index), x)| {
+            for_each_tap(p, |position, tap, pixel| {
+                let best = y[position * c..][..c].iter_mut();
+                let index = index[position * c..][..c].iter_mut();
+                for ((best, index), &x) in best.zip(index).zip(&x[pixel * c..][..c]) {
+                    if tap == 0 || x > *best || x.is_nan() {
+                        (*best, *index) = (x, tap as u32);
+                    }
+                }
+            });
+        });
+    (y, index)
+}
+
+/// `dx = dy` at the recorded place of each window and 0 elsewhere: the whole error goes to the
+/// winner. For windows that do not overlap.
+///
+/// dy and index `[N,OH,OW,C]`, returns `[N,H,W,C]`.
+pub fn maxpool2d_backward<T: Float>(p: &Pool2d, dy: &[T], index: &[u32]) -> Vec<T> {
+    assert!(
+        !p.overlapping(),
+        "expected windows that do not overlap: {p:?}"
+    );
+    assert_eq!(dy.len(), index.len());
+    let (c, outputs) = (p.input.channels, p.output.elements());
+    let mut dx = vec![T::zero(); batch(dy.len(), p.output) * p.input.elements()];
+    dx.par_chunks_mut(p.input.elements())
+        .zip(dy.par_chunks(outputs).zip(index.par_chunks(outputs)))
+        .for_each(|(dx, (dy, index))| {
+            for (output, (&dy, &index)) in dy.iter().zip(index).enumerate() {
+                dx[pixel(p, output / c, index as usize) * c + output % c] = dy;
+            }
+        });
+    dx
+}
+
+/// `dx[n,h,w,c] = Σ dy[n,oh,ow,c]` over the windows whose recorded place is (h,w), in row-major
+/// order of the windows. For any windows: each input looks up the windows that contain it, so no
+/// two threads ever add to the same place.
+///
+/// dy and index `[N,OH,OW,C]`, returns `[N,H,W,C]`.
+pub fn maxpool2d_backward_overlapping<T: Float>(p: &Pool2d, dy: &[T], index: &[u32]) -> Vec<T> {
+    assert_eq!(dy.len(), index.len());
+    let (c, outputs) = (p.input.channels, p.output.elements());
+    // The windows along one axis that contain the place `at`.
+    let windows = |at: usize, axis: usize, count: usize| {
+        let first = (at + 1)
+            .saturating_sub(p.kernel[axis])
+            .div_ceil(p.stride[axis]);
+        first..count.min(at / p.stride[axis] + 1)
+    };
+    let mut dx = vec![T::zero(); batch(dy.len(), p.output) * p.input.elements()];
+    dx.par_chunks_mut(p.input.elements())
+        .zip(dy.par_chunks(outputs).zip(index.par_chunks(outputs)))
+        .for_each(|(dx, (dy, index))| {
+            for (pixel, dx) in dx.chunks_exact_mut(c).enumerate() {
+                let (h, w) = (pixel / p.input.width, pixel % p.input.width);
+                for oh in windows(h, 0, p.output.height) {
+                    for ow in windows(w, 1, p.output.width) {
+                        let tap = (h - oh * p.stride[0]) * p.kernel[1] + (w - ow * p.stride[1]);
+                        let first = (oh * p.output.width + ow) * c;
+                        for (channel, dx) in dx.iter_mut().enumerate() {
+                            if index[first + channel] as usize == tap {
+                                *dx += dy[first + channel];
+                            }
+                        }
+                    }
+                }
+            }
+        });
+    dx
+}
+
+/// `y[n,oh,ow,c] = Σ_(kh,kw) x[n, oh·SH + kh, ow·SW + kw, c] / (KH·KW)`.
+///
+/// x `[N,H,W,C]`, returns `[N,OH,OW,C]`.
+pub fn meanpool2d_forward<T: Float>(p: &Pool2d, x: &[T]) -> Vec<T> {
+    let c = p.input.channels;
+    let window: T = ((p.kernel[0] * p.kernel[1]) as f32).into();
+    let mut y = vec![T::zero(); batch(x.len(), p.input) * p.output.elements()];
+    y.par_chunks_mut(p.output.elements())
+        .zip(x.par_chunks(p.input.elements()))
+        .for_each(|(y, x)| {
+            for_each_tap(p, |position, _, pixel| {
+                add(&mut y[position * c..][..c], &x[pixel * c..][..c]);
+            });
+            y.iter_mut().for_each(|y| *y /= window);
+        });
+    y
+}
+
+/// `dx[n,h,w,c] = Σ dy[n,oh,ow,c] / (KH·KW)` over the windows that contain (h,w), in row-major
+/// order of the windows, which may overlap.
+///
+/// dy `[N,OH,OW,C]`, returns `[N,H,W,C]`.
+pub fn meanpool2d_backward<T: Float>(p: &Pool2d, dy: &[T]) -> Vec<T> {
+    let c = p.input.channels;
+    let share = T::one() / ((p.kernel[0] * p.kernel[1]) as f32).into();
+    let mut dx = vec![T::zero(); batch(dy.len(), p.output) * p.input.elements()];
+    dx.par_chunks_mut(p.input.elements())
+        .zip(dy.par_chunks(p.output.elements()))
+        .for_each(|(dx, dy)| {
+            for_each_tap(p, |position, _, pixel| {
+                axpy(&mut dx[pixel * c..][..c], share, &dy[position * c..][..c]);
+            });
+        });
+    dx
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::check::noise;
+    use crate::model::Shape;
+
+    /// The gradient of max-pooling as one would write it first: `+=` at each recorded place.
+    fn scatter(p: &Pool2d, dy: &[f64], index: &[u32]) -> Vec<f64> {
+        let mut dx = vec![0.0; batch(dy.len(), p.output) * p.input.elements()];
+        for (i, (&dy, &index)) in dy.iter().zip(index).enumerate() {
+            let (n, output) = (i / p.output.elements(), i % p.output.elements());
+            let (position, c) = (output / p.output.channels, output % p.output.channels);
+            let pixel = pixel(p, position, index as usize);
+            dx[n * p.input.elements() + pixel * p.input.channels + c] += dy;
+        }
+        dx
+    }
+
+    #[test]
+    fn gather_and_scatter_agree_on_any_window() {
+        for (kernel, stride) in [
+            ([2, 2], [2, 2]),
+            ([3, 2], [3, 4]),
+            ([3, 3], [2, 1]),
+            ([2, 4], [1, 3]),
+        ] {
+            let p = Pool2d::new(Shape::new(9, 7, 5), kernel, stride).unwrap();
+            // Rounded, so that windows share their maximum and have ties.
+            let x: Vec<f64> = noise(1, 3 * p.input.elements())
+                .into_iter()
+                .map(|x| (3.0 * x).round())
+                .collect();
+            let dy = noise(2, 3 * p.output.elements());
+            let (_, index) = maxpool2d_forward(&p, &x);
+            let expected = scatter(&p, &dy, &index);
+            assert_eq!(maxpool2d_backward_overlapping(&p, &dy, &index), expected);
+            if !p.overlapping() {
+                assert_eq!(maxpool2d_backward(&p, &dy, &index), expected);
+            }
+        }
+    }
+
+    #[test]
+    fn the_first_of_equal_values_wins_and_the_last_nan_beats_all() {
+        let p = Pool2d::new(Shape::new(2, 2, 1), [2, 2], [2, 2]).unwrap();
+        let nan = f64::NAN;
+        for (x, winner) in [
+            ([1.0, 3.0, 3.0, 2.0], 1),
+            ([f64::NEG_INFINITY; 4], 0),
+            ([-0.0, 0.0, -1.0, 0.0], 0),
+            ([1.0, nan, nan, 9.0], 2),
+            ([nan, 1.0, 2.0, 3.0], 0),
+        ] {
+            assert_eq!(maxpool2d_forward(&p, &x).1, [winner], "{x:?}");
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! Datasets: images as bytes, labels as class numbers, split for training and testing.
+//!
+//! Bytes stay bytes until the GPU's batch gather makes them f32 by the [`Normalization`]. This
+//! module knows nothing of models or devices.
+
+mod idx;
+mod mnist;
+
+use crate::error::{Error, Result};
+use crate::model::Shape;
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// Labelled images. [`load`] makes sure that there is at least one image, that images and labels
+/// are as many, and that every label is below `classes`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dataset {
+    /// `[N][H][W][C]`, one byte per element.
+    pub images: Vec<u8>,
+    /// `[N]`, each below `classes`.
+    pub labels: Vec<u32>,
+    /// Of one image.
+    pub shape: Shape,
+    pub classes: usize,
+    /// One name per class.
+    pub class_names: Vec<String>,
+}
+
+impl Dataset {
+    /// Number of images.
+    pub fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    /// Whether there are no images; never so after [`load`].
+    pub fn is_empty(&self) -> bool {
+        self.labels.is_empty()
+    }
+
+    /// Keeps the first `n` images, or all when there are fewer; the class count stays.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when `n` is 0.
+    pub fn truncate(&mut self, n: usize) -> Result<()> {
+        if n == 0 {
+            return Err(Error::Usage(
+                "expected a limit of at least 1 training image, found 0; raise --limit".into(),
+            ));
+        }
+        if n < self.len() {
+            self.labels.truncate(n);
+            self.images.truncate(n * self.shape.elements());
+        }
+        Ok(())
+    }
+}
+
+/// A dataset for training and one for testing, with the same image shape and classes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Splits {
+    /// What [`load`] was asked for.
+    pub name: String,
+    pub train: Dataset,
+    pub test: Dataset,
+}
+
+/// Loads `"mnist"`, which is part of the binary, or a folder of IDX files (a folder that is itself
+/// called so is `"./mnist"`).
+///
+/// A folder holds `train-images-idx3-ubyte`, `train-labels-idx1-ubyte` and the same two with
+/// `t10k` or `test` for `train`; `idx4` is for images with channels, `.idx` may stand for `-idx`,
+/// and each file may be gzipped (`.gz`). It has as many classes as its largest label asks for, at
+/// least 2.
+///
+/// # Errors
+/// [`Error::Data`] when there is no such dataset, a file is missing, or a file is not what its
+/// header promises; [`Error::Io`] when a file cannot be read.
+pub fn load(spec: &str) -> Result<Splits> {
+    let path = Path::new(spec);
+    if spec == "mnist" {
+        mnist::load()
+    } else if path.is_dir() {
+        idx::load_folder(path)
+    } else {
+        let found = if path.exists() {
+            "a file; give the folder that holds it"
+        } else {
+            "no such folder"
+        };
+        Err(Error::data(
+            path,
+            format!("expected \"mnist\" or a folder of IDX files, found {found}"),
+        ))
+    }
+}
+
+/// How bytes become network inputs: `x = byte · scale[c] + shift[c]` for channel `c`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Normalization {
+    pub scale: Vec<f32>,
+    pub shift: Vec<f32>,
+}
+
+impl Normalization {
+    /// The normalisation that gives each channel mean 0 and variance 1 over all images of
+    /// `dataset`; a channel that is constant becomes 0. Sums are exact, rounding comes last.
+    pub fn of(dataset: &Dataset) -> Normalization {
+        let channels = dataset.shape.channels;
+        let mut histograms = vec![[0u64; 256]; channels];
+        for pixel in dataset.images.chunks_exact(channels) {
+            for (histogram, &byte) in histograms.iter_mut().zip(pixel) {
+                histogram[usize::from(byte)] += 1;
+            }
+        }
+        let (scale, shift) = histograms
+            .iter()
+            .map(|histogram| {
+                let moment = |power| {
+                    (0u128..)
+                        .zip(histogram)
+                        .map(|(byte, &n)| byte.pow(power) * u128::from(n))
+                        .sum::<u128>()
+                };
+                let (n, sum, squares) = (moment(0).max(1), moment(1), moment(2));
+                let mean = sum as f64 / n as f64;
+                // n²·variance, a whole number: 0 exactly when the channel is constant.
+                let deviation = ((n * squares - sum * sum) as f64).sqrt() / n as f64;
+                let scale = if deviation > 0.0 {
+                    1.0 / deviation
+                } else {
+                    1.0 / 255.0
+                };
+                (scale as f32, (-mean * scale) as f32)
+            })
+            .unzip();
+        Normalization { scale, shift }
+    }
+}
+
+/// Puts the two splits of a dataset together; `path` is what errors name.
+fn splits(
+    name: &str,
+    path: &Path,
+    classes: usize,
+    train: (idx::Images, Vec<u8>),
+    test: (idx::Images, Vec<u8>),
+) -> Result<Splits> {
+    if train.0.shape != test.0.shape {
+        return Err(Error::data(
+            path,
+            format!(
+                "expected test images of the shape of the training images ({}), found {}; use files of one dataset",
+                train.0.shape, test.0.shape
+            ),
+        ));
+    }
+    let dataset = |(images, labels): (idx::Images, Vec<u8>)| Dataset {
+        images: images.bytes,
+        labels: labels.into_iter().map(u32::from).collect(),
+        shape: images.shape,
+        classes,
+        class_names: (0..classes).map(|class| class.to_string()).collect(),
+    };
+    Ok(Splits {
+        name: name.into(),
+        train: dataset(train),
+        test: dataset(test),
+    })
+}

@@ -1,0 +1,603 @@
+//! The list of cases: every kernel on shapes that are odd, non-square and uneven, with channels
+//! that are no multiple of four, more than one workgroup, ties and negative values.
+
+use super::parity::{Bench, Case, Tolerance};
+use crate::cpu;
+use crate::error::Result;
+use crate::gpu::{Buffer, Metrics, Step};
+use crate::kernels::{
+    WORKGROUP_SIZE, activation, gather, im2col, loss, optimizer, pool, reduce, step,
+};
+use crate::model::recipe::{Optimizer, StepScalars};
+use crate::model::{Conv2d, Pool2d, Shape};
+
+/// Every case, kernel by kernel.
+pub fn cases() -> Vec<Case> {
+    let lists = [
+        gather_cases(),
+        im2col_cases(),
+        activation_cases(),
+        maxpool_cases(),
+        meanpool_cases(),
+        loss_cases(),
+        metrics_cases(),
+        optimizer_cases(),
+        reduce_cases(),
+        step_cases(),
+    ];
+    lists.into_iter().flatten().collect()
+}
+
+const VALID: &str = "the geometries of this list are valid";
+
+/// The numbers in f64, where the twin is then so much more exact than the kernel that only the
+/// kernel's error shows.
+fn wide(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|v| f64::from(*v)).collect()
+}
+
+/// Bytes packed four to a word, lowest first.
+fn pack(bytes: &[u32]) -> Vec<u32> {
+    let word = |four: &[u32]| four.iter().rev().fold(0, |word, byte| word << 8 | byte);
+    bytes.chunks(4).map(word).collect()
+}
+
+/// A step table whose current row is `step`, between rows that are all different, and the counter
+/// that says so.
+fn step_table(bench: &Bench, step: Step) -> Result<[Buffer; 2]> {
+    let other = Step {
+        first: 1,
+        count: 1,
+        lr: 7.0,
+        bias_correction1: 0.5,
+        bias_correction2: 0.25,
+        padding: [0; 3],
+    };
+    Ok([
+        bench.input(&[other, other, step, other])?,
+        bench.input(&[2u32])?,
+    ])
+}
+
+/// A row that trains on `count` samples from `first` on.
+fn samples(first: usize, count: usize) -> Step {
+    Step {
+        first: first as u32,
+        count: count as u32,
+        lr: 0.0,
+        bias_correction1: 1.0,
+        bias_correction2: 1.0,
+        padding: [0; 3],
+    }
+}
+
+fn gather_cases() -> Vec<Case> {
+    let case = |shape: Shape, batch: usize, count: usize| {
+        let variant = format!("{shape}, {count} of batch {batch}");
+        Case::new("gather_batch", variant, move |b| {
+            // Images of odd sizes start anywhere inside a word.
+            let (dataset, first) = (19, 4);
+            let images: Vec<u8> = b
+                .below(256, dataset * shape.elements())
+                .into_iter()
+                .map(|byte| byte as u8)
+                .collect();
+            let labels = b.below(10, dataset);
+            let order = b.below(dataset as u32, first + count);
+            let (scale, shift) = (b.values(shape.channels), b.values(shape.channels));
+            let scale: Vec<f32> = scale.iter().map(|s| s / 255.0).collect();
+            let chosen: Vec<u32> = (0..batch)
+                .map(|i| order[first + i.min(count - 1)])
+                .collect();
+            let (x, batch_labels) =
+                cpu::gather_batch::<f64>(&images, &labels, &chosen, shape, &scale, &shift);
+            let [steps, counter] = step_table(b, samples(first, count))?;
+            Ok(vec![gather::gather_batch(
+                b.gpu,
+                shape,
+                batch,
+                &b.input(&images)?,
+                &b.input(&labels)?,
+                &b.input(&order)?,
+                &steps,
+                &counter,
+                &b.input(&[scale, shift].concat())?,
+                &b.output("x", &x, Tolerance::sum(2))?,
+                &b.words("batch_labels", &batch_labels)?,
+            )?])
+        })
+    };
+    vec![
+        case(Shape::new(1, 1, 1), 1, 1),
+        case(Shape::new(28, 28, 1), 7, 7),
+        case(Shape::new(5, 7, 3), 7, 4),
+        case(Shape::new(3, 3, 5), 7, 1),
+        case(Shape::new(4, 3, 33), 1, 1),
+    ]
+}
+
+fn im2col_cases() -> Vec<Case> {
+    let geometry = |h, w, c, kernel, stride, padding| {
+        Conv2d::new(Shape::new(h, w, c), 1, kernel, stride, padding).expect(VALID)
+    };
+    let geometries = [
+        geometry(5, 7, 1, [3, 3], [1, 1], [1, 1]),
+        geometry(8, 6, 3, [5, 3], [2, 1], [2, 0]),
+        geometry(9, 10, 5, [2, 4], [3, 2], [1, 3]),
+        geometry(7, 5, 8, [1, 1], [1, 1], [0, 0]),
+        geometry(6, 9, 33, [3, 2], [1, 2], [2, 1]),
+        // Pixels that no window reaches.
+        geometry(9, 8, 3, [2, 3], [4, 5], [0, 0]),
+        Conv2d::dense(33, 1),
+    ];
+    let mut cases = Vec::new();
+    for g in geometries {
+        for n in [1, 7] {
+            let variant = format!(
+                "{n}×{}, kernel {:?}, stride {:?}, padding {:?}",
+                g.input, g.kernel, g.stride, g.padding
+            );
+            cases.push(Case::new("im2col", &variant, move |b| {
+                let x = b.values(n * g.input.elements());
+                let columns = cpu::im2col(&g, &x);
+                let columns = b.output("columns", &columns, Tolerance::EXACT)?;
+                Ok(vec![im2col::im2col(b.gpu, &g, n, &b.input(&x)?, &columns)?])
+            }));
+            for masked in [false, true] {
+                cases.push(Case::new("col2im", mask_text(&variant, masked), move |b| {
+                    let columns = b.values(n * g.positions() * g.patch());
+                    let mut dx = cpu::col2im(&g, &wide(&columns));
+                    let x = b.ties(dx.len());
+                    if masked {
+                        dx = cpu::relu_backward(&wide(&x), &dx);
+                    }
+                    let mask = masked.then_some(b.input(&x)?);
+                    let dx = b.output("dx", &dx, Tolerance::sum(g.kernel[0] * g.kernel[1]))?;
+                    let columns = b.input(&columns)?;
+                    Ok(vec![im2col::col2im(
+                        b.gpu,
+                        &g,
+                        n,
+                        &columns,
+                        mask.as_ref(),
+                        &dx,
+                    )?])
+                }));
+            }
+        }
+    }
+    cases
+}
+
+fn mask_text(variant: &str, masked: bool) -> String {
+    format!("{variant}{}", if masked { ", masked" } else { "" })
+}
+
+fn activation_cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    // The last one needs more workgroups than one dimension of a dispatch holds.
+    for n in [1, 63, 200, 65_535 * WORKGROUP_SIZE + 65] {
+        cases.push(Case::new(
+            "relu_forward",
+            format!("{n} elements"),
+            move |b| {
+                let x = b.ties(n);
+                let y = b.output("y", &cpu::relu_forward(&x), Tolerance::EXACT)?;
+                Ok(vec![activation::relu_forward(b.gpu, &b.input(&x)?, &y)?])
+            },
+        ));
+    }
+    for n in [1, 63, 200] {
+        let variant = format!("{n} elements");
+        cases.push(Case::new("relu_backward", &variant, move |b| {
+            let (y, dy) = (cpu::relu_forward(&b.ties(n)), b.values(n));
+            let dx = b.output("dx", &cpu::relu_backward(&y, &dy), Tolerance::EXACT)?;
+            let (y, dy) = (b.input(&y)?, b.input(&dy)?);
+            Ok(vec![activation::relu_backward(b.gpu, &y, &dy, &dx)?])
+        }));
+        for factor in [1.0f32, 60.0] {
+            let variant = format!("{variant} up to ±{factor}");
+            cases.push(Case::new("sigmoid_forward", variant, move |b| {
+                let x: Vec<f32> = b.ties(n).iter().map(|x| x * factor).collect();
+                let y = cpu::sigmoid_forward(&wide(&x));
+                let y = b.output("y", &y, Tolerance::TRANSCENDENTAL)?;
+                Ok(vec![activation::sigmoid_forward(b.gpu, &b.input(&x)?, &y)?])
+            }));
+        }
+        cases.push(Case::new("sigmoid_backward", &variant, move |b| {
+            let (y, dy) = (cpu::sigmoid_forward(&b.values(n)), b.values(n));
+            let dx = cpu::sigmoid_backward(&wide(&y), &wide(&dy));
+            let dx = b.output("dx", &dx, Tolerance::sum(1))?;
+            let (y, dy) = (b.input(&y)?, b.input(&dy)?);
+            Ok(vec![activation::sigmoid_backward(b.gpu, &y, &dy, &dx)?])
+        }));
+    }
+    cases
+}
+
+/// Windows side by side, with remainders and gaps, and windows that overlap.
+fn pools() -> Vec<Pool2d> {
+    let pool =
+        |h, w, c, kernel, stride| Pool2d::new(Shape::new(h, w, c), kernel, stride).expect(VALID);
+    vec![
+        pool(4, 6, 3, [2, 2], [2, 2]),
+        pool(7, 5, 5, [2, 3], [2, 3]),
+        pool(9, 11, 1, [2, 2], [3, 4]),
+        pool(5, 9, 8, [3, 2], [4, 2]),
+        pool(13, 7, 33, [2, 2], [2, 2]),
+        // The largest window whose places fit a byte.
+        pool(17, 35, 1, [16, 16], [16, 17]),
+        pool(7, 6, 3, [3, 3], [1, 1]),
+        pool(8, 9, 5, [3, 2], [2, 1]),
+        pool(10, 7, 33, [3, 3], [2, 2]),
+        pool(6, 11, 8, [2, 5], [3, 2]),
+        pool(5, 6, 1, [5, 5], [1, 1]),
+    ]
+}
+
+fn pool_text(p: &Pool2d, n: usize) -> String {
+    format!(
+        "{n}×{}, window {:?}, stride {:?}",
+        p.input, p.kernel, p.stride
+    )
+}
+
+fn maxpool_cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let forward = |p: Pool2d, n: usize, x: Vec<f32>, b: &mut Bench| {
+        let (y, index) = cpu::maxpool2d_forward(&p, &x);
+        // By their bits: a maximum is a copy, and NaN equals nothing.
+        let y: Vec<u32> = y.iter().map(|y| y.to_bits()).collect();
+        let y = b.words("y", &y)?;
+        let index = b.words("index", &pack(&index))?;
+        let x = b.input(&x)?;
+        Ok(vec![pool::maxpool2d_forward(b.gpu, &p, n, &x, &y, &index)?])
+    };
+    for p in pools() {
+        for n in [1, 7] {
+            let variant = pool_text(&p, n);
+            cases.push(Case::new("maxpool2d_forward", &variant, move |b| {
+                let x = b.ties(n * p.input.elements());
+                forward(p, n, x, b)
+            }));
+            cases.push(Case::new(
+                "maxpool2d_forward",
+                format!("{variant}, every fifth NaN"),
+                move |b| {
+                    let mut x = b.ties(n * p.input.elements());
+                    x.iter_mut().step_by(5).for_each(|x| *x = f32::NAN);
+                    forward(p, n, x, b)
+                },
+            ));
+            for masked in [false, true] {
+                let variant = mask_text(&variant, masked);
+                // The gather form takes any windows, so the others serve it as well.
+                let build = move |b: &mut Bench, gathered: bool| {
+                    let x = b.ties(n * p.input.elements());
+                    let (y, index) = cpu::maxpool2d_forward(&p, &x);
+                    let dy = b.values(y.len());
+                    let passed = if masked {
+                        cpu::relu_backward(&y, &dy)
+                    } else {
+                        dy.clone()
+                    };
+                    let dx = if gathered {
+                        cpu::maxpool2d_backward_overlapping(&p, &wide(&passed), &index)
+                    } else {
+                        cpu::maxpool2d_backward(&p, &wide(&passed), &index)
+                    };
+                    let dx = b.output("dx", &dx, Tolerance::sum(p.kernel[0] * p.kernel[1]))?;
+                    let mask = masked.then_some(b.input(&y)?);
+                    let (dy, index) = (b.input(&dy)?, b.input(&pack(&index))?);
+                    let kernel = if gathered {
+                        pool::maxpool2d_backward_overlapping
+                    } else {
+                        pool::maxpool2d_backward
+                    };
+                    Ok(vec![kernel(b.gpu, &p, n, &dy, &index, mask.as_ref(), &dx)?])
+                };
+                if !p.overlapping() {
+                    cases.push(Case::new("maxpool2d_backward", &variant, move |b| {
+                        build(b, false)
+                    }));
+                }
+                cases.push(Case::new(
+                    "maxpool2d_backward_overlapping",
+                    &variant,
+                    move |b| build(b, true),
+                ));
+            }
+        }
+    }
+    cases
+}
+
+fn meanpool_cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for p in pools() {
+        let tolerance = Tolerance::sum(p.kernel[0] * p.kernel[1]);
+        for n in [1, 7] {
+            let variant = pool_text(&p, n);
+            cases.push(Case::new("meanpool2d_forward", &variant, move |b| {
+                let x = b.values(n * p.input.elements());
+                let y = b.output("y", &cpu::meanpool2d_forward(&p, &wide(&x)), tolerance)?;
+                Ok(vec![pool::meanpool2d_forward(
+                    b.gpu,
+                    &p,
+                    n,
+                    &b.input(&x)?,
+                    &y,
+                )?])
+            }));
+            for masked in [false, true] {
+                let variant = mask_text(&variant, masked);
+                cases.push(Case::new("meanpool2d_backward", variant, move |b| {
+                    let x = b.ties(n * p.input.elements());
+                    let dy = b.values(n * p.output.elements());
+                    let mut dx = cpu::meanpool2d_backward(&p, &wide(&dy));
+                    if masked {
+                        dx = cpu::relu_backward(&wide(&x), &dx);
+                    }
+                    let dx = b.output("dx", &dx, tolerance)?;
+                    let mask = masked.then_some(b.input(&x)?);
+                    let dy = b.input(&dy)?;
+                    Ok(vec![pool::meanpool2d_backward(
+                        b.gpu,
+                        &p,
+                        n,
+                        &dy,
+                        mask.as_ref(),
+                        &dx,
+                    )?])
+                }));
+            }
+        }
+    }
+    cases
+}
+
+fn loss_cases() -> Vec<Case> {
+    let case = |squared: bool, batch: usize, count: usize, classes: usize, factor: f32| {
+        let kernel = if squared {
+            "squared_error"
+        } else {
+            "softmax_cross_entropy"
+        };
+        let variant = format!("{count} of batch {batch}, {classes} classes, up to ±{factor}");
+        Case::new(kernel, variant, move |b| {
+            let first = 3;
+            let logits: Vec<f32> = b.ties(batch * classes).iter().map(|z| z * factor).collect();
+            let labels = b.below(classes as u32, batch);
+            let (z, counted) = (wide(&logits[..count * classes]), &labels[..count]);
+            let (mut reference, tolerance, kernel) = if squared {
+                (
+                    cpu::squared_error(&z, counted, classes),
+                    Tolerance::sum(classes),
+                    loss::squared_error as fn(&_, _, _, &_, &_, &_, &_, &_, &_, &_, &_) -> _,
+                )
+            } else {
+                (
+                    cpu::softmax_cross_entropy(&z, counted, classes),
+                    Tolerance::TRANSCENDENTAL,
+                    loss::softmax_cross_entropy as _,
+                )
+            };
+            reference.loss.resize(batch, 0.0);
+            reference.gradient.resize(batch * classes, 0.0);
+            let prediction: Vec<u32> = logits.chunks(classes).map(first_largest).collect();
+            // What the step does not cover must stay as it was.
+            let before = b.below(1000, first + batch + 5);
+            let mut after = before.clone();
+            after[first..first + count].copy_from_slice(&prediction[..count]);
+            let [steps, counter] = step_table(b, samples(first, count))?;
+            Ok(vec![kernel(
+                b.gpu,
+                batch,
+                classes,
+                &b.input(&logits)?,
+                &b.input(&labels)?,
+                &steps,
+                &counter,
+                &b.output("loss", &reference.loss, tolerance)?,
+                &b.output("gradient", &reference.gradient, tolerance)?,
+                &b.words("prediction", &prediction)?,
+                &b.updated_words("predictions", &before, &after)?,
+            )?])
+        })
+    };
+    let mut cases = Vec::new();
+    for squared in [false, true] {
+        cases.push(case(squared, 1, 1, 10, 1.0));
+        cases.push(case(squared, 7, 7, 1, 1.0));
+        cases.push(case(squared, 7, 3, 3, 1.0));
+        cases.push(case(squared, 130, 129, 10, 4.0));
+        cases.push(case(squared, 70, 70, 33, 1.0));
+    }
+    // Where e^z would overflow.
+    cases.push(case(false, 70, 66, 5, 100.0));
+    cases
+}
+
+/// Position of the largest value, of equal ones the first.
+fn first_largest(values: &[f32]) -> u32 {
+    let largest = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    values.iter().position(|v| *v == largest).unwrap_or(0) as u32
+}
+
+fn metrics_cases() -> Vec<Case> {
+    let case = |batch: usize, count: usize| {
+        let variant = format!("{count} of batch {batch}");
+        Case::new("sum_metrics", variant, move |b| {
+            // Multiples of 1/256, which any order of additions sums up exactly.
+            let loss: Vec<f32> = b
+                .below(1000, batch)
+                .iter()
+                .map(|l| *l as f32 / 256.0)
+                .collect();
+            let (prediction, labels) = (b.below(3, batch), b.below(3, batch));
+            let correct: Vec<u32> = prediction[..count]
+                .iter()
+                .zip(&labels)
+                .map(|(p, l)| u32::from(p == l))
+                .collect();
+            let (loss_sum, correct) = cpu::sum_metrics(&loss[..count], &correct);
+            let before = [Metrics {
+                loss_sum: 0.5,
+                correct: 9,
+            }; 4];
+            let mut after = before;
+            after[2] = Metrics { loss_sum, correct };
+            let [steps, counter] = step_table(b, samples(0, count))?;
+            Ok(vec![loss::sum_metrics(
+                b.gpu,
+                batch,
+                &b.input(&loss)?,
+                &b.input(&prediction)?,
+                &b.input(&labels)?,
+                &steps,
+                &counter,
+                &b.updated_words(
+                    "metrics",
+                    bytemuck::cast_slice(&before),
+                    bytemuck::cast_slice(&after),
+                )?,
+            )?])
+        })
+    };
+    vec![
+        case(1, 1),
+        case(7, 3),
+        case(64, 64),
+        case(130, 129),
+        case(300, 300),
+    ]
+}
+
+fn optimizer_cases() -> Vec<Case> {
+    let case = |n: usize, rule: Optimizer| {
+        let (kernel, variant) = match rule {
+            Optimizer::Sgd {
+                momentum,
+                weight_decay,
+            } => (
+                "sgd_update",
+                format!("{n} parameters, momentum {momentum}, weight decay {weight_decay}"),
+            ),
+            Optimizer::Adamw {
+                beta1,
+                beta2,
+                weight_decay,
+                ..
+            } => (
+                "adamw_update",
+                format!("{n} parameters, betas {beta1} {beta2}, weight decay {weight_decay}"),
+            ),
+        };
+        Case::new(kernel, variant, move |b| {
+            let scalars: StepScalars = rule.step_scalars(0.05, 3);
+            let row = Step {
+                lr: scalars.lr,
+                bias_correction1: scalars.bias_correction1,
+                bias_correction2: scalars.bias_correction2,
+                ..samples(0, 1)
+            };
+            let [steps, counter] = step_table(b, row)?;
+            let tolerance = Tolerance::sum(8);
+            // Gradients of 0 among them: alignment gaps must stay 0 and divide nothing by 0.
+            let (w, g, first) = (b.ties(n), b.ties(n), b.ties(n));
+            let second: Vec<f32> = first.iter().map(|m| 2.0 * m * m).collect();
+            let (mut w_after, mut first_after) = (wide(&w), wide(&first));
+            let mut second_after = wide(&second);
+            match rule {
+                Optimizer::Sgd {
+                    momentum,
+                    weight_decay,
+                } => {
+                    cpu::sgd_update(
+                        &mut w_after,
+                        &wide(&g),
+                        &mut first_after,
+                        momentum,
+                        weight_decay,
+                        scalars,
+                    );
+                    Ok(vec![optimizer::sgd_update(
+                        b.gpu,
+                        &rule,
+                        &b.updated("parameters", &w, &w_after, tolerance)?,
+                        &b.input(&g)?,
+                        &b.updated("velocity", &first, &first_after, tolerance)?,
+                        &steps,
+                        &counter,
+                    )?])
+                }
+                Optimizer::Adamw {
+                    beta1,
+                    beta2,
+                    epsilon,
+                    weight_decay,
+                } => {
+                    cpu::adamw_update(
+                        &mut w_after,
+                        &wide(&g),
+                        [&mut first_after, &mut second_after],
+                        [beta1, beta2],
+                        epsilon,
+                        weight_decay,
+                        scalars,
+                    );
+                    Ok(vec![optimizer::adamw_update(
+                        b.gpu,
+                        &rule,
+                        &b.updated("parameters", &w, &w_after, tolerance)?,
+                        &b.input(&g)?,
+                        &b.updated("first moment", &first, &first_after, tolerance)?,
+                        &b.updated("second moment", &second, &second_after, tolerance)?,
+                        &steps,
+                        &counter,
+                    )?])
+                }
+            }
+        })
+    };
+    let sgd = |momentum, weight_decay| Optimizer::Sgd {
+        momentum,
+        weight_decay,
+    };
+    let adamw = |beta1, beta2, weight_decay| Optimizer::Adamw {
+        beta1,
+        beta2,
+        epsilon: 1e-8,
+        weight_decay,
+    };
+    vec![
+        case(1, sgd(0.0, 0.0)),
+        case(63, sgd(0.9, 0.0)),
+        case(1000, sgd(0.9, 0.01)),
+        case(1, adamw(0.7, 0.9, 0.0)),
+        case(63, adamw(0.9, 0.999, 0.01)),
+        case(1000, adamw(0.7, 0.9, 0.1)),
+    ]
+}
+
+fn reduce_cases() -> Vec<Case> {
+    let case = |splits: usize, n: usize| {
+        Case::new("reduce_splits", format!("{splits}×{n}"), move |b| {
+            let partials = b.values(splits * n);
+            let sum = cpu::reduce_splits(&wide(&partials), splits);
+            let result = b.output("result", &sum, Tolerance::sum(splits))?;
+            let partials = b.input(&partials)?;
+            Ok(vec![reduce::reduce_splits(
+                b.gpu, splits, &partials, &result,
+            )?])
+        })
+    };
+    vec![case(1, 1), case(5, 100), case(37, 333), case(200, 65)]
+}
+
+fn step_cases() -> Vec<Case> {
+    vec![Case::new("advance_step", "from 41", |b| {
+        let counter = b.updated_words("counter", &[41], &[42])?;
+        Ok(vec![step::advance_step(b.gpu, &counter)?])
+    })]
+}

@@ -1,0 +1,368 @@
+//! The harness: runs a kernel on outputs that are poisoned before and guarded after, and compares
+//! what it wrote with what its CPU twin computed.
+
+use crate::error::Result;
+use crate::gpu::{Buffer, Dispatch, Gpu};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+/// What stands in a float output before the kernel runs, so that an element left unwritten shows.
+pub const POISON: u32 = f32::NAN.to_bits();
+/// The same for an output of words.
+pub const WORD_POISON: u32 = 0xDEAD_BEEF;
+/// What stands behind an output, as often as a workgroup has invocations. The guard lies inside the
+/// binding: out of it the driver would drop or clamp a stray write, and nothing would show.
+pub const GUARD: u32 = 0x5AFE_5AFE;
+pub const GUARD_WORDS: usize = crate::kernels::WORKGROUP_SIZE;
+
+/// How far an element may be from its reference: `absolute + relative · |reference|`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Tolerance {
+    pub absolute: f64,
+    pub relative: f64,
+}
+
+impl Tolerance {
+    /// The same bits (−0 equals 0).
+    pub const EXACT: Tolerance = Tolerance {
+        absolute: 0.0,
+        relative: 0.0,
+    };
+
+    /// For `exp` and `log`, of which WGSL asks no more than a few units in the last place per unit
+    /// of the argument, and 2⁻²¹ absolute.
+    pub const TRANSCENDENTAL: Tolerance = Tolerance {
+        absolute: 5e-6,
+        relative: 2e-5,
+    };
+
+    /// For a sum of `terms` products of numbers around 1 in any order, with or without fused
+    /// multiply-adds: the rounding errors of the partial sums, which grow like √terms, add up like
+    /// another √terms.
+    pub fn sum(terms: usize) -> Tolerance {
+        let epsilon = f64::from(f32::EPSILON);
+        Tolerance {
+            absolute: epsilon * (terms as f64 + 4.0),
+            relative: 4.0 * epsilon,
+        }
+    }
+}
+
+/// The reference of one output.
+#[derive(Clone, Debug)]
+pub enum Expected {
+    Floats(Vec<f64>, Tolerance),
+    /// Indices and counts: the very same.
+    Words(Vec<u32>),
+}
+
+impl Expected {
+    fn len(&self) -> usize {
+        match self {
+            Expected::Floats(values, _) => values.len(),
+            Expected::Words(words) => words.len(),
+        }
+    }
+}
+
+/// How an output compares with its reference.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Comparison {
+    /// The largest error, measured by its tolerance, as found.
+    pub worst: f64,
+    /// The tolerance at that element.
+    pub tolerance: f64,
+    /// What is wrong, if anything is.
+    pub failure: Option<String>,
+}
+
+impl Comparison {
+    fn failed(failure: String) -> Comparison {
+        Comparison {
+            worst: f64::INFINITY,
+            tolerance: 0.0,
+            failure: Some(failure),
+        }
+    }
+
+    /// Error by tolerance; an error that is no number counts as infinite.
+    fn ratio(&self) -> f64 {
+        if self.worst == 0.0 {
+            0.0
+        } else if self.worst.is_nan() {
+            f64::INFINITY
+        } else {
+            self.worst / self.tolerance
+        }
+    }
+
+    /// Whether this comparison is the one to report, of the two.
+    fn worse_than(&self, other: &Comparison) -> bool {
+        (self.failure.is_some(), self.ratio()) > (other.failure.is_some(), other.ratio())
+            || self.ratio() == other.ratio() && self.tolerance > other.tolerance
+    }
+}
+
+/// Compares output `name` as it was read back (`found`: its 4-byte elements, then
+/// [`GUARD_WORDS`] words that must still be [`GUARD`]) with its reference.
+///
+/// NaN on either side is a failure, as is a length that does not fit.
+pub fn compare(name: &str, found: &[u32], expected: &Expected) -> Comparison {
+    let len = expected.len();
+    if found.len() != len + GUARD_WORDS {
+        return Comparison::failed(format!(
+            "{name}: expected {len} elements and {GUARD_WORDS} guard words, found {} in all",
+            found.len()
+        ));
+    }
+    let (found, guard) = found.split_at(len);
+    if let Some(i) = guard.iter().position(|word| *word != GUARD) {
+        return Comparison::failed(format!(
+            "{name}: expected nothing to be written past element {len}, found {:#010x} at {}",
+            guard[i],
+            len + i
+        ));
+    }
+    let mut worst = Comparison {
+        worst: 0.0,
+        tolerance: 0.0,
+        failure: None,
+    };
+    let mut bad: Option<(usize, String)> = None;
+    let mut bad_count = 0;
+    for (i, word) in found.iter().enumerate() {
+        let (value, reference, tolerance, unwritten) = match expected {
+            Expected::Floats(values, tolerance) => (
+                f64::from(f32::from_bits(*word)),
+                values[i],
+                tolerance.absolute + tolerance.relative * values[i].abs(),
+                *word == POISON,
+            ),
+            Expected::Words(words) => (
+                f64::from(*word),
+                f64::from(words[i]),
+                0.0,
+                *word == WORD_POISON,
+            ),
+        };
+        let error = (value - reference).abs();
+        // Written so that NaN is out of tolerance, and so is any error by an infinite reference,
+        // whose tolerance is infinite.
+        let within = error.is_finite() && error <= tolerance;
+        if !within {
+            bad_count += 1;
+            bad.get_or_insert_with(|| {
+                let margin = match tolerance {
+                    0.0 => String::new(),
+                    _ => format!(" ± {tolerance:.1e}"),
+                };
+                let note = if unwritten { " (never written)" } else { "" };
+                (
+                    i,
+                    format!("expected {reference}{margin}, found {value}{note}"),
+                )
+            });
+        }
+        let here = Comparison {
+            worst: error,
+            tolerance,
+            failure: None,
+        };
+        if here.worse_than(&worst) {
+            worst = here;
+        }
+    }
+    worst.failure = bad.map(|(i, what)| format!("{name}[{i}]: {what}; {bad_count} of {len} out"));
+    worst
+}
+
+/// What a case found.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Outcome {
+    pub kernel: String,
+    pub variant: String,
+    /// The largest error, measured by its tolerance, as found.
+    pub worst: f64,
+    /// The tolerance at that element (0 where only the very same will do).
+    pub tolerance: f64,
+    pub passed: bool,
+    /// What is wrong, where something is.
+    pub detail: Option<String>,
+}
+
+type Build = dyn Fn(&mut Bench) -> Result<Vec<Dispatch>> + Send + Sync;
+
+/// One kernel on one set of inputs.
+pub struct Case {
+    /// The entry point.
+    pub kernel: String,
+    /// Shape, mask and the like, for people.
+    pub variant: String,
+    build: Box<Build>,
+}
+
+impl Case {
+    /// A case whose `build` makes inputs, has the CPU twin compute the reference, registers the
+    /// outputs with it and returns the dispatches (more than one where a kernel needs another to
+    /// make a result that can be compared).
+    pub fn new(
+        kernel: impl Into<String>,
+        variant: impl Into<String>,
+        build: impl Fn(&mut Bench) -> Result<Vec<Dispatch>> + Send + Sync + 'static,
+    ) -> Case {
+        Case {
+            kernel: kernel.into(),
+            variant: variant.into(),
+            build: Box::new(build),
+        }
+    }
+
+    /// Inputs, outputs and dispatches on the GPU, nothing run yet: what a benchmark times.
+    ///
+    /// # Errors
+    /// What the wrapper or the device reports.
+    pub fn prepare(&self, gpu: &Gpu) -> Result<Prepared> {
+        // The seed follows from the case, so that one case can be run without the others.
+        let seed = format!("{} {}", self.kernel, self.variant)
+            .bytes()
+            .fold(0u64, |hash, byte| {
+                (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+            });
+        let mut bench = Bench {
+            gpu,
+            rng: ChaCha8Rng::seed_from_u64(seed),
+            outputs: Vec::new(),
+        };
+        let dispatches = (self.build)(&mut bench)?;
+        Ok(Prepared {
+            dispatches,
+            outputs: bench.outputs,
+        })
+    }
+
+    /// Runs the kernel once and compares every output with its reference.
+    ///
+    /// # Errors
+    /// What the wrapper or the device reports; a wrong result is an [`Outcome`], not an error.
+    pub fn run(&self, gpu: &Gpu) -> Result<Outcome> {
+        let prepared = self.prepare(gpu)?;
+        let dispatches: Vec<_> = prepared.dispatches.iter().collect();
+        gpu.submit(&self.kernel, &dispatches, 1)?;
+        let mut worst: Option<Comparison> = None;
+        for output in &prepared.outputs {
+            let found = gpu.read::<u32>("verify", &output.buffer)?;
+            let comparison = compare(output.name, &found, &output.expected);
+            if worst.as_ref().is_none_or(|w| comparison.worse_than(w)) {
+                worst = Some(comparison);
+            }
+        }
+        // A case that compares nothing proves nothing.
+        let worst = worst.unwrap_or_else(|| Comparison::failed("no output to compare".into()));
+        Ok(Outcome {
+            kernel: self.kernel.clone(),
+            variant: self.variant.clone(),
+            worst: worst.worst,
+            tolerance: worst.tolerance,
+            passed: worst.failure.is_none(),
+            detail: worst.failure,
+        })
+    }
+}
+
+/// A case that is ready to run.
+pub struct Prepared {
+    pub dispatches: Vec<Dispatch>,
+    outputs: Vec<Output>,
+}
+
+struct Output {
+    name: &'static str,
+    /// The elements, then the guard.
+    buffer: Buffer,
+    expected: Expected,
+}
+
+/// Where a case makes its inputs and outputs.
+pub struct Bench<'a> {
+    pub gpu: &'a Gpu,
+    rng: ChaCha8Rng,
+    outputs: Vec<Output>,
+}
+
+impl Bench<'_> {
+    /// `len` numbers between −1 and 1.5: signed, and with a mean that is not 0.
+    pub fn values(&mut self, len: usize) -> Vec<f32> {
+        (0..len).map(|_| self.rng.random_range(-1.0..1.5)).collect()
+    }
+
+    /// `len` multiples of ¼ between −1 and 1.5: many of them equal, some 0.
+    pub fn ties(&mut self, len: usize) -> Vec<f32> {
+        let mut quarter = || self.rng.random_range(-4i32..=6) as f32 / 4.0;
+        (0..len).map(|_| quarter()).collect()
+    }
+
+    /// `len` whole numbers below `limit`.
+    pub fn below(&mut self, limit: u32, len: usize) -> Vec<u32> {
+        (0..len).map(|_| self.rng.random_range(0..limit)).collect()
+    }
+
+    /// A read-only input.
+    pub fn input<T: bytemuck::NoUninit>(&self, data: &[T]) -> Result<Buffer> {
+        self.gpu.upload("verify input", data)
+    }
+
+    /// A float output that must become `expected`.
+    pub fn output<R: Copy + Into<f64>>(
+        &mut self,
+        name: &'static str,
+        expected: &[R],
+        tolerance: Tolerance,
+    ) -> Result<Buffer> {
+        let poison = vec![f32::from_bits(POISON); expected.len()];
+        self.updated(name, &poison, expected, tolerance)
+    }
+
+    /// An output of words that must become `expected`.
+    pub fn words(&mut self, name: &'static str, expected: &[u32]) -> Result<Buffer> {
+        self.updated_words(name, &vec![WORD_POISON; expected.len()], expected)
+    }
+
+    /// A buffer of floats that starts as `initial` and must become `expected`.
+    pub fn updated<R: Copy + Into<f64>>(
+        &mut self,
+        name: &'static str,
+        initial: &[f32],
+        expected: &[R],
+        tolerance: Tolerance,
+    ) -> Result<Buffer> {
+        let expected = expected.iter().map(|r| (*r).into()).collect();
+        let initial = initial.iter().map(|v| v.to_bits()).collect();
+        self.register(name, initial, Expected::Floats(expected, tolerance))
+    }
+
+    /// A buffer of words that starts as `initial` and must become `expected`.
+    pub fn updated_words(
+        &mut self,
+        name: &'static str,
+        initial: &[u32],
+        expected: &[u32],
+    ) -> Result<Buffer> {
+        self.register(name, initial.to_vec(), Expected::Words(expected.to_vec()))
+    }
+
+    fn register(
+        &mut self,
+        name: &'static str,
+        mut words: Vec<u32>,
+        expected: Expected,
+    ) -> Result<Buffer> {
+        words.resize(words.len() + GUARD_WORDS, GUARD);
+        let buffer = self.gpu.upload("verify output", &words)?;
+        self.outputs.push(Output {
+            name,
+            buffer: buffer.clone(),
+            expected,
+        });
+        Ok(buffer)
+    }
+}

@@ -1,0 +1,221 @@
+//! The cases of the matrix products: every family that the adapter can run, every pass, on shapes
+//! that are odd, strided, padded, masked and pooled.
+
+use super::parity::{Bench, Case, Tolerance};
+use crate::cpu;
+use crate::error::Result;
+use crate::gpu::{AdapterReport, Dispatch};
+use crate::kernels::conv2d::{self, Family, Pass, Product, Tile};
+use crate::kernels::reduce;
+use crate::model::{Conv2d, Pool2d, Shape};
+
+const VALID: &str = "the geometries of this list are valid";
+
+/// A geometry of the list with its batch size, and the pooling that may follow.
+struct Layer {
+    geometry: Conv2d,
+    batch: usize,
+    pool: Option<[usize; 2]>,
+}
+
+/// Channels that are multiples of four and not, strides and padding uneven, images odd and not
+/// square, batches of 1 and 7, sums of more than one tile and split.
+fn layers() -> Vec<Layer> {
+    let conv = |input: [usize; 3], out, kernel, stride, padding, batch, pool| Layer {
+        geometry: Conv2d::new(
+            Shape::new(input[0], input[1], input[2]),
+            out,
+            kernel,
+            stride,
+            padding,
+        )
+        .expect(VALID),
+        batch,
+        pool,
+    };
+    let dense = |inputs, units, batch| Layer {
+        geometry: Conv2d::dense(inputs, units),
+        batch,
+        pool: None,
+    };
+    vec![
+        conv([11, 8, 1], 5, [3, 5], [1, 1], [0, 2], 7, None),
+        conv([9, 10, 1], 8, [5, 5], [1, 1], [0, 0], 7, Some([2, 2])),
+        conv([7, 9, 3], 5, [3, 2], [2, 1], [1, 1], 3, None),
+        conv([9, 7, 5], 3, [2, 3], [3, 2], [0, 2], 1, None),
+        conv([9, 8, 8], 12, [3, 3], [2, 2], [1, 1], 7, None),
+        conv([7, 6, 8], 8, [3, 3], [1, 1], [1, 1], 7, Some([2, 2])),
+        conv([6, 9, 12], 20, [3, 3], [1, 1], [1, 0], 4, Some([1, 2])),
+        conv([6, 5, 33], 3, [3, 3], [1, 1], [1, 1], 2, None),
+        conv([12, 11, 24], 36, [5, 5], [1, 1], [0, 0], 2, None),
+        conv([8, 8, 32], 33, [1, 1], [1, 1], [0, 0], 5, None),
+        dense(37, 10, 7),
+        dense(64, 128, 33),
+        dense(1, 1, 1),
+        dense(300, 12, 130),
+    ]
+}
+
+/// The families that `adapter` cannot run.
+pub fn left_out(adapter: &AdapterReport) -> Vec<Family> {
+    let families = Family::ALL.into_iter();
+    families.filter(|f| !f.supported(adapter)).collect()
+}
+
+/// The products of every family that `adapter` can run, with every tile at least once.
+pub fn products(adapter: &AdapterReport) -> Vec<Product> {
+    let mut products = Vec::new();
+    for family in Family::ALL.into_iter().filter(|f| f.supported(adapter)) {
+        for layer in layers() {
+            let (geometry, batch) = (layer.geometry, layer.batch);
+            let mut add = |pass, relu, pool| {
+                products.push(Product::new(
+                    geometry, batch, pass, relu, pool, family, adapter,
+                ));
+            };
+            add(Pass::BackwardWeight, false, None);
+            for relu in [false, true] {
+                add(Pass::Forward, relu, None);
+                add(Pass::BackwardInput, relu, None);
+                let window = layer.pool.map(|k| Pool2d::new(geometry.output, k, k));
+                if let Some(pool) = window.transpose().expect(VALID)
+                    && Product::can_pool(&geometry, &pool, family)
+                {
+                    add(Pass::Forward, relu, Some(pool));
+                }
+            }
+        }
+        products.extend(every_tile(family, adapter));
+    }
+    products
+}
+
+/// Every tile of a family on one layer that is several tiles high and wide.
+fn every_tile(family: Family, adapter: &AdapterReport) -> Vec<Product> {
+    let input = Shape::new(9, 7, 12);
+    let geometry = Conv2d::new(input, 24, [3, 3], [1, 1], [1, 1]).expect(VALID);
+    let of = |tile| {
+        Pass::ALL.map(|pass| {
+            Product::new(geometry, 5, pass, false, None, family, adapter).with_tile(tile)
+        })
+    };
+    Tile::all(family, adapter)
+        .into_iter()
+        .flat_map(of)
+        .collect()
+}
+
+/// A case for each of [`products`].
+pub fn cases(adapter: &AdapterReport) -> Vec<Case> {
+    let mut products = products(adapter);
+    // A tile of its own may be the one that was chosen already.
+    let mut seen = std::collections::HashSet::new();
+    products.retain(|p| seen.insert(*p));
+    products.into_iter().map(case).collect()
+}
+
+fn case(product: Product) -> Case {
+    let g = product.geometry;
+    let mut variant = format!(
+        "{}, {} of {}, kernel {}×{}, {} channels out, stride {}×{}, padding {}×{}",
+        product.tile,
+        product.batch,
+        g.input,
+        g.kernel[0],
+        g.kernel[1],
+        g.output.channels,
+        g.stride[0],
+        g.stride[1],
+        g.padding[0],
+        g.padding[1],
+    );
+    if product.relu {
+        variant += ", ReLU";
+    }
+    if let Some(pool) = product.pool {
+        variant += &format!(", max-pooled {}×{}", pool.kernel[0], pool.kernel[1]);
+    }
+    if product.splits > 1 {
+        variant += &format!(", {} splits", product.splits);
+    }
+    Case::new(product.pass.name(), variant, move |bench| {
+        build(&product, bench)
+    })
+}
+
+fn wide(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|v| f64::from(*v)).collect()
+}
+
+fn build(product: &Product, bench: &mut Bench) -> Result<Vec<Dispatch>> {
+    let (gpu, g) = (bench.gpu, product.geometry);
+    let x = bench.values(product.batch * g.input.elements());
+    let parameters = bench.values(g.weight_elements() + g.output.channels);
+    let dy = bench.values(product.batch * g.output.elements());
+    let [_, _, terms] = product.dimensions();
+    let tolerance = Tolerance::sum(terms);
+    let x_buffer = bench.input(&x)?;
+    let parameter_buffer = bench.input(&parameters)?;
+    let dy_buffer = bench.input(&dy)?;
+    Ok(match product.pass {
+        Pass::Forward => {
+            let y = cpu::conv2d_forward(&g, product.relu, &wide(&x), &wide(&parameters));
+            let Some(pool) = product.pool else {
+                let y_buffer = bench.output("y", &y, tolerance)?;
+                let (x, p) = (&x_buffer, &parameter_buffer);
+                return Ok(vec![conv2d::conv2d_forward(
+                    gpu, product, x, p, &y_buffer, None,
+                )?]);
+            };
+            // The winner of a window is compared exactly, so no two of its values may be so close
+            // that rounding decides; where both are zero behind a ReLU they are equal on both sides.
+            let (best, index) = cpu::maxpool2d_forward(&pool, &y);
+            let y_buffer = bench.output("y", &best, tolerance)?;
+            let packed: Vec<u32> = index
+                .chunks(4)
+                .map(|four| four.iter().rev().fold(0, |word, i| word << 8 | i))
+                .collect();
+            let index_buffer = bench.words("index", &packed)?;
+            vec![conv2d::conv2d_forward(
+                gpu,
+                product,
+                &x_buffer,
+                &parameter_buffer,
+                &y_buffer,
+                Some(&index_buffer),
+            )?]
+        }
+        Pass::BackwardWeight => {
+            let gradient = cpu::conv2d_backward_weight(&g, &wide(&x), &wide(&dy));
+            let result = bench.output("dW and db", &gradient, tolerance)?;
+            if product.splits == 1 {
+                return Ok(vec![conv2d::conv2d_backward_weight(
+                    gpu, product, &x_buffer, &dy_buffer, &result,
+                )?]);
+            }
+            let partials = gpu.buffer("partial gradients", product.result_elements())?;
+            // `reduce_splits` writes as many elements as its result has; the guard is not among them.
+            let sums = result.slice(0, gradient.len());
+            vec![
+                conv2d::conv2d_backward_weight(gpu, product, &x_buffer, &dy_buffer, &partials)?,
+                reduce::reduce_splits(gpu, product.splits, &partials, &sums)?,
+            ]
+        }
+        Pass::BackwardInput => {
+            let mut dx = cpu::conv2d_backward_input(&g, &wide(&dy), &wide(&parameters));
+            if product.relu {
+                dx = cpu::relu_backward(&wide(&x), &dx);
+            }
+            let result = bench.output("dx", &dx, tolerance)?;
+            let mask = product.relu.then_some(&x_buffer);
+            vec![conv2d::conv2d_backward_input(
+                gpu,
+                product,
+                &dy_buffer,
+                &parameter_buffer,
+                &result,
+                mask,
+            )?]
+        }
+    })
+}

@@ -1,0 +1,326 @@
+//! Every shader without a GPU: valid WGSL, translatable for Vulkan, Metal and DX12, and in step
+//! with the host.
+
+use naga::back::pipeline_constants::process_overrides;
+use naga::back::{PipelineConstants, hlsl, msl, spv};
+use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
+use naga::{AddressSpace, Module, ShaderStage, TypeInner};
+use std::collections::HashSet;
+use std::mem::offset_of;
+use std::path::Path;
+use wgrad::gpu::AdapterReport;
+use wgrad::gpu::{Metrics, Step};
+use wgrad::kernels::WORKGROUP_SIZE;
+
+/// Name and text of every WGSL source: the files as they are, and what the templates give.
+fn sources() -> Vec<(String, String)> {
+    let mut sources = shader_files();
+    sources.retain(|(_, text)| !is_template(text));
+    sources.extend(rendered_products());
+    sources
+}
+
+/// The matrix products, rendered for shapes and tiles of every kind.
+fn rendered_products() -> Vec<(String, String)> {
+    let adapter = |subgroup: u32| AdapterReport {
+        name: "imagined".into(),
+        backend: "Vulkan".into(),
+        driver: String::new(),
+        kind: "discrete GPU",
+        software: false,
+        subgroup_size: Some([subgroup, subgroup]),
+        max_storage_binding_bytes: 1 << 30,
+        max_buffer_bytes: 1 << 30,
+        max_workgroup_storage_bytes: 32 << 10,
+        max_workgroup_invocations: 1024,
+        max_workgroups_per_dimension: 65_535,
+        storage_offset_alignment: 256,
+        timestamp_query: true,
+        shader_f16: true,
+    };
+    // The subgroups of the software adapter and of NVIDIA's and AMD's.
+    let products = [8, 32].map(|size| wgrad::verify::products(&adapter(size)));
+    let products = products.into_iter().flatten();
+    products
+        .enumerate()
+        .map(|(i, product)| {
+            let name = format!("{i}: {} {}", product.pass.name(), product.tile);
+            (name, product.source().expect("the template renders"))
+        })
+        .collect()
+}
+
+/// The files in `shaders/` by name.
+fn shader_files() -> Vec<(String, String)> {
+    read_folder("shaders", "wgsl")
+}
+
+fn is_template(text: &str) -> bool {
+    text.contains("{%") || text.contains("{{")
+}
+
+fn read_folder(folder: &str, extension: &str) -> Vec<(String, String)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
+    let mut files: Vec<_> = std::fs::read_dir(&folder)
+        .unwrap_or_else(|e| panic!("{}: {e}", folder.display()))
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|e| e == extension))
+        .map(|path| {
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            (name, std::fs::read_to_string(&path).unwrap())
+        })
+        .collect();
+    files.sort();
+    assert!(!files.is_empty(), "no .{extension} in {}", folder.display());
+    files
+}
+
+fn parse(source: &str) -> Result<(Module, ModuleInfo), String> {
+    let module = naga::front::wgsl::parse_str(source).map_err(|e| e.emit_to_string(source))?;
+    let info = Validator::new(ValidationFlags::all(), Capabilities::SUBGROUP)
+        .validate(&module)
+        .map_err(|e| e.emit_to_string(source))?;
+    Ok((module, info))
+}
+
+/// Runs `check` on every source and fails with all complaints at once.
+fn check_sources(check: impl Fn(&str, &Module, &ModuleInfo) -> Vec<String>) {
+    let mut complaints = Vec::new();
+    for (name, source) in sources() {
+        let found = match parse(&source) {
+            Ok((module, info)) => check(&source, &module, &info),
+            Err(e) => vec![e],
+        };
+        complaints.extend(found.into_iter().map(|what| format!("{name}: {what}")));
+    }
+    assert!(complaints.is_empty(), "{}", complaints.join("\n"));
+}
+
+/// A value for every override, with every switch off or on.
+fn sample_constants(module: &Module, switches: bool) -> PipelineConstants {
+    module
+        .overrides
+        .iter()
+        .map(|(_, o)| {
+            let value = match module.types[o.ty].inner {
+                TypeInner::Scalar(s) if s.kind == naga::ScalarKind::Bool => f64::from(switches),
+                TypeInner::Scalar(s) if s.kind == naga::ScalarKind::Float => 0.5,
+                _ => 3.0,
+            };
+            (o.name.clone().expect("overrides are named"), value)
+        })
+        .collect()
+}
+
+/// Translates one entry point with every back end, the way wgpu does.
+fn translate(module: &Module, info: &ModuleInfo, name: &str, switches: bool) -> Vec<String> {
+    let entry = (ShaderStage::Compute, name);
+    let constants = sample_constants(module, switches);
+    let (module, info) = match process_overrides(module, info, Some(entry), &constants) {
+        Ok((module, info)) => (module.into_owned(), info.into_owned()),
+        Err(e) => return vec![format!("{name}: overrides: {e}")],
+    };
+    let mut complaints = Vec::new();
+
+    let options = spv::Options {
+        // Subgroup operations need it.
+        lang_version: (1, 3),
+        ..Default::default()
+    };
+    let pipeline = spv::PipelineOptions {
+        shader_stage: ShaderStage::Compute,
+        entry_point: name.into(),
+    };
+    if let Err(e) = spv::write_vec(&module, &info, &options, Some(&pipeline)) {
+        complaints.push(format!("{name}: SPIR-V: {e}"));
+    }
+
+    let options = msl::Options {
+        lang_version: (2, 4),
+        ..Default::default()
+    };
+    let pipeline = msl::PipelineOptions {
+        entry_point: Some((ShaderStage::Compute, name.into())),
+        ..Default::default()
+    };
+    match msl::write_string(&module, &info, &options, &pipeline) {
+        Ok((text, _)) if text.contains("kernel void") => {}
+        Ok(_) => complaints.push(format!("{name}: MSL: no kernel in the output")),
+        Err(e) => complaints.push(format!("{name}: MSL: {e}")),
+    }
+
+    let options = hlsl::Options {
+        // What wgpu asks of DX12 where subgroup operations are used.
+        shader_model: hlsl::ShaderModel::V6_0,
+        // `num_workgroups` comes in through it.
+        special_constants_binding: Some(hlsl::BindTarget::default()),
+        ..Default::default()
+    };
+    let pipeline = hlsl::PipelineOptions {
+        entry_point: Some((ShaderStage::Compute, name.into())),
+    };
+    let mut text = String::new();
+    match hlsl::Writer::new(&mut text, &options, &pipeline).write(&module, &info, None) {
+        Ok(_) if text.contains("numthreads") => {}
+        Ok(_) => complaints.push(format!("{name}: HLSL: no kernel in the output")),
+        Err(e) => complaints.push(format!("{name}: HLSL: {e}")),
+    }
+    complaints
+}
+
+#[test]
+fn every_source_is_valid_and_translates_to_spirv_msl_and_hlsl() {
+    check_sources(|_, module, info| {
+        if module.entry_points.is_empty() {
+            return vec!["no entry point".into()];
+        }
+        module
+            .entry_points
+            .iter()
+            .flat_map(|entry| {
+                let switches = module.overrides.iter().any(|(_, o)| {
+                    matches!(module.types[o.ty].inner, TypeInner::Scalar(s) if s.kind == naga::ScalarKind::Bool)
+                });
+                let settings = if switches { &[false, true][..] } else { &[false] };
+                settings
+                    .iter()
+                    .flat_map(|on| translate(module, info, &entry.name, *on))
+                    .collect::<Vec<_>>()
+            })
+            .collect()
+    });
+}
+
+#[test]
+fn a_broken_source_is_noticed() {
+    let fine = "override N: u32;
+        @group(0) @binding(0) var<storage, read_write> y: array<u32>;
+        @compute @workgroup_size(64) fn main() { y[0] = N; }";
+    let (module, info) = parse(fine).unwrap();
+    assert!(translate(&module, &info, "main", false).is_empty());
+    assert!(!translate(&module, &info, "other", false).is_empty());
+    assert!(parse(&fine.replace("= N", "= M")).is_err());
+    assert!(parse(&fine.replace("= N", "= 1.0")).is_err());
+}
+
+#[test]
+fn binding_numbers_are_unique_within_a_file() {
+    check_sources(|_, module, _| {
+        let mut seen = HashSet::new();
+        module
+            .global_variables
+            .iter()
+            .filter_map(|(_, variable)| variable.binding)
+            .filter(|binding| !seen.insert(*binding))
+            .map(|binding| format!("binding {} is there twice", binding.binding))
+            .collect()
+    });
+}
+
+#[test]
+fn structs_are_laid_out_as_on_the_host() {
+    let step = (
+        size_of::<Step>(),
+        vec![
+            ("first", offset_of!(Step, first)),
+            ("count", offset_of!(Step, count)),
+            ("lr", offset_of!(Step, lr)),
+            ("bias_correction1", offset_of!(Step, bias_correction1)),
+            ("bias_correction2", offset_of!(Step, bias_correction2)),
+            ("padding", offset_of!(Step, padding)),
+        ],
+    );
+    let metrics = (
+        size_of::<Metrics>(),
+        vec![
+            ("loss_sum", offset_of!(Metrics, loss_sum)),
+            ("correct", offset_of!(Metrics, correct)),
+        ],
+    );
+    let seen = std::sync::Mutex::new(HashSet::new());
+    check_sources(|_, module, _| {
+        let mut complaints = Vec::new();
+        for (_, variable) in module.global_variables.iter() {
+            // What crosses to the host: elements of the storage buffers.
+            let TypeInner::Array { base, stride, .. } = module.types[variable.ty].inner else {
+                continue;
+            };
+            let element = &module.types[base];
+            let TypeInner::Struct { members, .. } = &element.inner else {
+                continue;
+            };
+            if !matches!(variable.space, AddressSpace::Storage { .. }) {
+                continue;
+            }
+            let name = element.name.clone().unwrap_or_default();
+            let found: Vec<_> = members
+                .iter()
+                .map(|m| (m.name.as_deref().unwrap_or_default(), m.offset as usize))
+                .collect();
+            let found = (stride as usize, found);
+            match name.as_str() {
+                "Step" if found == step => {}
+                "Metrics" if found == metrics => {}
+                _ => complaints.push(format!("struct {name} is not the host's: {found:?}")),
+            }
+            seen.lock().unwrap().insert(name);
+        }
+        complaints
+    });
+    let seen = seen.into_inner().unwrap();
+    assert!(
+        seen.contains("Step") && seen.contains("Metrics"),
+        "{seen:?}"
+    );
+}
+
+#[test]
+fn workgroup_sizes_are_the_hosts() {
+    for (name, source) in shader_files() {
+        if is_template(&source) {
+            continue;
+        }
+        let (module, _) = parse(&source).unwrap_or_else(|e| panic!("{name}: {e}"));
+        for entry in &module.entry_points {
+            assert_eq!(
+                entry.workgroup_size,
+                [WORKGROUP_SIZE as u32, 1, 1],
+                "{name}: {}",
+                entry.name
+            );
+        }
+    }
+}
+
+/// Entry point, wrapper and CPU twin share one name, and a shader's wrappers are in the module
+/// named like it.
+#[test]
+fn entry_points_wrappers_and_twins_share_their_names() {
+    /// Kernels so simple that a twin would say nothing.
+    const WITHOUT_TWIN: [&str; 1] = ["advance_step"];
+    let wrappers = read_folder("src/kernels", "rs");
+    let twins = read_folder("src/cpu", "rs");
+    let mut complaints = Vec::new();
+    for (name, source) in shader_files() {
+        if is_template(&source) {
+            continue;
+        }
+        let (module, _) = parse(&source).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let file = name.replace(".wgsl", ".rs");
+        let defines = |(_, text): &(String, String), entry: &str| {
+            text.contains(&format!("pub fn {entry}(")) || text.contains(&format!("pub fn {entry}<"))
+        };
+        for entry in module.entry_points.iter().map(|e| e.name.as_str()) {
+            if !wrappers.iter().any(|w| w.0 == file && defines(w, entry)) {
+                complaints.push(format!("{name}: no wrapper {entry} in src/kernels/{file}"));
+            }
+            if !WITHOUT_TWIN.contains(&entry) && !twins.iter().any(|t| defines(t, entry)) {
+                complaints.push(format!("{name}: no twin {entry} in src/cpu"));
+            }
+            if !source.contains("CPU twin") {
+                complaints.push(format!("{name}: the header does not name the CPU twin"));
+            }
+        }
+    }
+    assert!(complaints.is_empty(), "{}", complaints.join("\n"));
+}
