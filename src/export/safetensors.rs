@@ -42,7 +42,12 @@ fn weight_sizes(layer: &Layer) -> Option<[usize; 4]> {
         Op::Dense { .. } => [layer.input.height, layer.input.width],
         _ => geometry.kernel,
     };
-    Some([height, width, layer.input.channels, geometry.output.channels])
+    Some([
+        height,
+        width,
+        layer.input.channels,
+        geometry.output.channels,
+    ])
 }
 
 /// For each element of a weight in PyTorch's order, its place in ours.
@@ -154,14 +159,19 @@ pub fn read_safetensors(
         let mut flat = vec![0.0; model.parameter_elements];
         for (name, shape, places) in tensors(model) {
             let name = format!("{prefix}{name}");
-            let expected = format!("expected '{name}' of {shape:?} f32 for model '{}'", model.name);
+            let expected = format!(
+                "expected '{name}' of {shape:?} f32 for model '{}'",
+                model.name
+            );
             let wrong = |found: String| {
                 Error::checkpoint(
                     path,
                     format!("{expected}, found {found}; use the model that the file was made with"),
                 )
             };
-            let tensor = file.tensor(&name).map_err(|_| wrong("no such tensor".into()))?;
+            let tensor = file
+                .tensor(&name)
+                .map_err(|_| wrong("no such tensor".into()))?;
             if tensor.shape() != shape || tensor.dtype() != Dtype::F32 {
                 return Err(wrong(format!("{:?} {:?}", tensor.shape(), tensor.dtype())));
             }
@@ -231,10 +241,9 @@ mod tests {
     fn counted(model: &Model) -> Vec<f32> {
         let mut flat = vec![0.0; model.parameter_elements];
         for layer in &model.layers {
-            if let Some(start) = layer.parameters {
-                for i in start..start + layer.parameter_count() {
-                    flat[i] = (i + 1) as f32;
-                }
+            let start = layer.parameters.unwrap_or(0);
+            for i in 0..layer.parameter_count() {
+                flat[start + i] = (start + i + 1) as f32;
             }
         }
         flat
@@ -283,9 +292,11 @@ mod tests {
         let moment: Vec<f32> = weights.iter().map(|w| w / 7.0).collect();
         let vectors: [(&str, &[f32]); 2] = [("", &weights), ("moment.", &moment)];
         let bytes = write_safetensors(&model, &vectors, "epoch 3").unwrap();
-        assert_eq!(bytes, write_safetensors(&model, &vectors, "epoch 3").unwrap());
-        let read =
-            read_safetensors(&model, &bytes, &["", "moment."], Path::new("x")).unwrap();
+        assert_eq!(
+            bytes,
+            write_safetensors(&model, &vectors, "epoch 3").unwrap()
+        );
+        let read = read_safetensors(&model, &bytes, &["", "moment."], Path::new("x")).unwrap();
         let bits = |v: &[f32]| v.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
         assert_eq!(bits(&read.vectors[0]), bits(&weights));
         assert_eq!(bits(&read.vectors[1]), bits(&moment));

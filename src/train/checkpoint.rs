@@ -135,6 +135,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("missing").join("a.bin");
         let message = replace(&path, b"x").unwrap_err().to_string();
-        assert!(message.starts_with("cannot write ") && message.contains("a.bin"), "{message}");
+        assert!(
+            message.starts_with("cannot write ") && message.contains("a.bin"),
+            "{message}"
+        );
     }
 }

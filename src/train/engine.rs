@@ -135,14 +135,7 @@ impl CpuEngine {
     fn batch(&self, samples: &Samples, order: &[u32]) -> (Vec<f32>, Vec<u32>) {
         let shape = self.network.model().input;
         let (scale, shift) = samples.normalization.split_at(shape.channels);
-        cpu::gather_batch(
-            &samples.images,
-            &samples.labels,
-            order,
-            shape,
-            scale,
-            shift,
-        )
+        cpu::gather_batch(&samples.images, &samples.labels, order, shape, scale, shift)
     }
 }
 
@@ -175,8 +168,18 @@ impl Engine for CpuEngine {
     ) -> Result<()> {
         let shape = self.network.model().input;
         let operation = "upload_dataset";
-        expect_len(operation, "bytes", labels.len() * shape.elements(), images.len())?;
-        expect_len(operation, "numbers", 2 * shape.channels, normalization.len())?;
+        expect_len(
+            operation,
+            "bytes",
+            labels.len() * shape.elements(),
+            images.len(),
+        )?;
+        expect_len(
+            operation,
+            "numbers",
+            2 * shape.channels,
+            normalization.len(),
+        )?;
         let samples = Some(Samples {
             images: images.to_vec(),
             labels: labels.to_vec(),
@@ -260,7 +263,12 @@ impl Engine for CpuEngine {
 
     fn set_optimizer_state(&mut self, state: &[Vec<f32>]) -> Result<()> {
         let operation = "set_optimizer_state";
-        expect_len(operation, "vectors", self.optimizer.state_vectors(), state.len())?;
+        expect_len(
+            operation,
+            "vectors",
+            self.optimizer.state_vectors(),
+            state.len(),
+        )?;
         for vector in state {
             let expected = self.network.parameters().len();
             expect_len(operation, "values", expected, vector.len())?;

@@ -13,7 +13,7 @@
 //! epoch before; [`Run::restore`] puts both right.
 
 use super::checkpoint::{Checkpoint, parameter_hash, replace};
-use crate::data::Normalization;
+use crate::data::{Dataset, Normalization};
 use crate::error::{Error, Result};
 use crate::export::{read_safetensors, write_safetensors};
 use crate::model::recipe::Recipe;
@@ -44,6 +44,14 @@ pub struct Config {
     pub finished_epochs: usize,
     /// SHA-256 of the flat parameters (little-endian f32) after the finished epochs.
     pub parameter_sha256: Option<String>,
+}
+
+impl Config {
+    /// The normalisation as an engine takes it: scale per channel, then shift per channel.
+    pub fn scale_and_shift(&self) -> Vec<f32> {
+        let Normalization { scale, shift } = &self.normalization;
+        [&scale[..], shift].concat()
+    }
 }
 
 /// The architecture and what it was resolved for.
@@ -137,8 +145,7 @@ impl Run {
         let folder = match out {
             Some(folder) => {
                 fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
-                let mut entries =
-                    fs::read_dir(folder).map_err(|e| Error::io("read", folder, e))?;
+                let mut entries = fs::read_dir(folder).map_err(|e| Error::io("read", folder, e))?;
                 if entries.next().is_some() {
                     let folder = folder.display();
                     return Err(Error::Usage(format!(
@@ -174,7 +181,9 @@ impl Run {
         let config: Config = serde_json::from_str(&text).map_err(|e| {
             Error::checkpoint(
                 &path,
-                format!("expected the configuration of a run, found a damaged one ({e}); train again"),
+                format!(
+                    "expected the configuration of a run, found a damaged one ({e}); train again"
+                ),
             )
         })?;
         let model = resolve(&config, &path)?;
@@ -250,6 +259,27 @@ impl Run {
         let optimizer = &self.config.recipe.optimizer;
         checkpoint.save(&self.checkpoint_path(), &self.model, optimizer)?;
         self.publish(checkpoint)
+    }
+
+    /// Makes sure that images of `data` (called `source` in messages) fit the run's model.
+    ///
+    /// # Errors
+    /// [`Error::Data`] for another image shape, or for classes that the model does not know.
+    pub fn expect_data(&self, source: &str, data: &Dataset) -> Result<()> {
+        let ModelRecord { input, classes, .. } = self.config.model;
+        if data.shape == input && data.classes <= classes {
+            return Ok(());
+        }
+        Err(Error::data(
+            Path::new(source),
+            format!(
+                "expected images of {input} in {classes} classes, as the run in {} has, found {} in {}; use the run's own data ({})",
+                self.folder.display(),
+                data.shape,
+                data.classes,
+                self.config.data.source
+            ),
+        ))
     }
 
     /// The flat parameters in `model.safetensors`.
