@@ -1,5 +1,6 @@
 //! The command line.
 
+use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use wgrad::model::recipe::Schedule;
@@ -172,6 +173,12 @@ fn schedule(name: &str) -> std::result::Result<Schedule, String> {
 pub fn parse() -> Result<Option<Command>> {
     match Cli::try_parse() {
         Ok(cli) => Ok(Some(cli.command)),
+        Err(e) if e.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            Err(Error::Usage(
+                "expected a command (train, inspect, eval, devices, verify), found none; see --help"
+                    .into(),
+            ))
+        }
         Err(e) if e.use_stderr() => {
             let text = e.to_string();
             let message: Vec<&str> = text

@@ -22,8 +22,13 @@ pub fn run(args: &DevicesArgs) -> Result<()> {
         say_json(&json!(reports))?;
     } else {
         for (i, report) in adapters.iter().enumerate() {
-            let auto = if i == 0 { " ← --device auto" } else { "" };
-            say(&table(&[&report.name, auto], rows(report), 2))?;
+            let auto = if i == 0 {
+                ", what --device auto takes"
+            } else {
+                ""
+            };
+            say(&format!("{}{auto}", report.name))?;
+            say(&table(&[], rows(report), 2))?;
         }
     }
     if adapters.is_empty() {

@@ -3,6 +3,7 @@
 use super::device::Device;
 use super::{percent, say, say_json, standard_error, table};
 use crate::cli::EvalArgs;
+use indicatif::HumanCount;
 use serde_json::json;
 use wgrad::Result;
 use wgrad::data;
@@ -60,7 +61,10 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         say(notice)?;
     }
     say(&format!("device    {}", engine.description()))?;
-    say(&format!("images    {n} test images of {source}"))?;
+    say(&format!(
+        "images    {} test images of {source}",
+        HumanCount(n as u64)
+    ))?;
     say(&format!("loss      {loss:.4}"))?;
     say(&format!("accuracy  {}", percent(accuracy, n)))?;
     let rows = named.map(|(name, class)| {

@@ -16,6 +16,7 @@ use wgrad::{Error, Result};
 
 /// Carries out a command.
 pub fn run(command: Command) -> Result<()> {
+    quieten_driver();
     // Silent unless RUST_LOG asks: warnings of the driver would spoil tables and progress bars.
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("off")).init();
     match command {
@@ -24,6 +25,15 @@ pub fn run(command: Command) -> Result<()> {
         Command::Eval(args) => eval::run(&args),
         Command::Devices(args) => devices::run(&args),
         Command::Verify(args) => verify::run(&args),
+    }
+}
+
+/// Without a desktop session, the Vulkan layer of Mesa that looks for the session's GPU prints an
+/// error that is none; there it is switched off.
+fn quieten_driver() {
+    if cfg!(target_os = "linux") && std::env::var_os("XDG_RUNTIME_DIR").is_none() {
+        // SAFETY: the process has a single thread yet.
+        unsafe { std::env::set_var("NODEVICE_SELECT", "1") };
     }
 }
 
@@ -44,7 +54,8 @@ fn say_json(value: &serde_json::Value) -> Result<()> {
     say(&format!("{value:#}"))
 }
 
-/// A table like the model summary's; columns from number `right` on are aligned to the right.
+/// A table like the model summary's, without a header where `header` is empty; columns from number
+/// `right` on are aligned to the right.
 fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>, right: usize) -> String {
     const LINE: LineStyle = LineStyle::none().fill('─').junction('─');
     const STYLE: TableStyle = TableStyle::new()
@@ -53,7 +64,9 @@ fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>, right: us
         .bottom_border(LINE);
     let mut table = Table::new();
     table.load_style(STYLE);
-    table.set_header(header);
+    if !header.is_empty() {
+        table.set_header(header);
+    }
     table.add_rows(rows);
     for column in table.column_iter_mut().skip(right) {
         column.set_cell_alignment(CellAlignment::Right);

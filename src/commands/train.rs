@@ -391,7 +391,7 @@ impl Observer for Progress {
             HumanCount(record.images_per_second as u64)
         );
         self.bar.suspend(|| say(&line))?;
-        self.trace(&format!("epoch {}", record.epoch), engine)
+        self.trace(&format!("in epoch {}", record.epoch), engine)
     }
 }
 
@@ -417,7 +417,7 @@ fn describe_transfers(title: &str, transfers: &Transfers) -> String {
     lines.insert(
         0,
         format!(
-            "transfers of {title}: {} without checkpoint",
+            "transfers {title}: {} without checkpoint",
             BinaryBytes(total)
         ),
     );

@@ -86,60 +86,53 @@ fn train_epoch(
     observer: &mut dyn Observer,
 ) -> Result<EpochRecord> {
     let start = Instant::now();
-    let samples = data.train.len();
+    let (recipe, samples) = (&config.recipe, data.train.len());
     let order = epoch_order(samples, config.seed, epoch);
-    let steps = step_table(&config.recipe, samples, epoch);
-    let before = ((epoch - 1) * steps.len()) as u64;
-    let (mut done, mut images, mut loss_sum) = (0, 0, 0.0);
-    let metrics = engine.train_epoch(&order, &steps, &mut |new| {
+    let steps = step_table(recipe, samples, epoch);
+    let last_step = (epoch * steps.len()) as u64;
+    let diverged = |loss, step| Error::Diverged {
+        loss,
+        epoch,
+        step,
+        lr: recipe.lr,
+    };
+    let (mut done, mut images, mut loss_sum, mut correct) = (0, 0, 0.0, 0);
+    engine.train_epoch(&order, &steps, &mut |new| {
         for metrics in new {
-            let loss = f64::from(metrics.loss_sum);
-            let step = &steps[done];
-            if !loss.is_finite() {
-                return Err(Error::Diverged {
-                    loss,
-                    epoch,
-                    step: before + done as u64 + 1,
-                    lr: step.lr.into(),
-                });
-            }
-            loss_sum += loss;
-            images += step.count as usize;
+            loss_sum += f64::from(metrics.loss_sum);
+            correct += metrics.correct as usize;
+            images += steps[done].count as usize;
             done += 1;
+            if !loss_sum.is_finite() {
+                let step = last_step - (steps.len() - done) as u64;
+                return Err(diverged(metrics.loss_sum.into(), step));
+            }
         }
         observer.trained(epoch, images, loss_sum / images.max(1) as f64);
         Ok(())
     })?;
     let train_seconds = start.elapsed().as_secs_f64();
     let evaluation = engine.evaluate(Split::Test, &mut |images| observer.evaluated(images))?;
-    let last_lr = steps.last().map_or(0.0, |s| f64::from(s.lr));
     if !evaluation.loss_sum.is_finite() {
-        return Err(Error::Diverged {
-            loss: evaluation.loss_sum,
-            epoch,
-            step: before + steps.len() as u64,
-            lr: last_lr,
-        });
+        return Err(diverged(evaluation.loss_sum, last_step));
     }
+    let predictions = evaluation.predictions.iter().zip(&data.test.labels);
+    let test_correct = predictions.filter(|(prediction, label)| prediction == label);
     let mean = |sum: f64, count: usize| sum / count as f64;
-    let correct = metrics.iter().map(|m| u64::from(m.correct)).sum::<u64>() as f64;
-    let test_correct = evaluation
-        .predictions
-        .iter()
-        .zip(&data.test.labels)
-        .filter(|(prediction, label)| prediction == label)
-        .count() as f64;
-    let test_samples = data.test.len();
     Ok(EpochRecord {
         epoch,
-        step: before + steps.len() as u64,
+        step: last_step,
         train_loss: mean(loss_sum, samples),
-        train_accuracy: mean(correct, samples),
-        test_loss: mean(evaluation.loss_sum, test_samples),
-        test_accuracy: mean(test_correct, test_samples),
+        train_accuracy: mean(correct as f64, samples),
+        test_loss: mean(evaluation.loss_sum, data.test.len()),
+        test_accuracy: mean(test_correct.count() as f64, data.test.len()),
         images_per_second: samples as f64 / train_seconds,
         seconds: start.elapsed().as_secs_f64(),
-        lr: last_lr,
+        lr: recipe.schedule.lr_at(
+            recipe.lr,
+            last_step - 1,
+            (recipe.epochs * steps.len()) as u64,
+        ),
     })
 }
 
