@@ -402,7 +402,10 @@ impl Product {
         } else {
             (8.0 / tiles).max(1.0)
         };
-        one * tiles * idle
+        // A vec4 sum more in the unrolled body takes some 20 ms to compile on the first run, which a
+        // short training must earn back: a share of it per step, on both cores.
+        let compilation = 2.0 * 20e6 / 1500.0 * rows_f * cols_f;
+        one * tiles * idle + compilation
     }
 
     fn choose_workgroup_tile(&mut self) {
