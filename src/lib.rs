@@ -5,6 +5,7 @@ pub mod gpu;
 pub mod kernels;
 pub mod model;
 pub mod network;
+pub mod tune;
 pub mod verify;
 
 pub use error::{Error, Result};
