@@ -181,33 +181,45 @@ impl Sizes {
     }
 }
 
-/// GPU memory of a training step by purpose, in bytes, without touching a GPU; the dataset and the
-/// weight gradients' partial sums (a few megabytes at most, depending on the adapter) come on top.
+/// GPU memory of a training step by purpose, in bytes, on an adapter like `adapter`, without touching
+/// a GPU; the dataset comes on top.
+///
+/// # Errors
+/// As [`products`].
 pub fn memory(
     model: &Model,
     batch_size: usize,
     optimizer: &Optimizer,
-    explicit_conv: bool,
-) -> Vec<(String, u64)> {
-    let sizes = Sizes::of(model, batch_size, explicit_conv, Family::Workgroup);
-    let total = |list: &[(String, usize)]| list.iter().map(|(_, n)| 4 * *n as u64).sum::<u64>();
-    let parameters = 4 * model.parameter_elements as u64;
-    [
-        ("parameters", parameters),
-        ("gradients", parameters),
+    options: &Options,
+    adapter: &AdapterReport,
+) -> Result<Vec<(String, u64)>> {
+    let family = Family::select(adapter, options.family)?;
+    let sizes = Sizes::of(model, batch_size, options.explicit_conv, family);
+    let products = products(model, batch_size, options, adapter)?;
+    let partials = products
+        .iter()
+        .filter(|(_, p)| p.splits > 1)
+        .map(|(_, p)| p.result_elements())
+        .sum();
+    let total = |list: &[(String, usize)]| list.iter().map(|(_, n)| n).sum::<usize>();
+    let rows = [
+        ("parameters", model.parameter_elements),
+        ("gradients", model.parameter_elements),
         (
             "optimiser state",
-            parameters * optimizer.state_vectors() as u64,
+            model.parameter_elements * optimizer.state_vectors(),
         ),
         ("activations", total(&sizes.activations)),
         ("max-pool indices", total(&sizes.pool_indices)),
-        ("activation gradients", 2 * 4 * sizes.gradient as u64),
-        ("im2col columns", 2 * 4 * sizes.columns as u64),
-    ]
-    .into_iter()
-    .filter(|(_, bytes)| *bytes > 0)
-    .map(|(name, bytes)| (name.to_string(), bytes))
-    .collect()
+        ("activation gradients", 2 * sizes.gradient),
+        ("partial weight gradients", partials),
+        ("im2col columns", 2 * sizes.columns),
+    ];
+    Ok(rows
+        .into_iter()
+        .filter(|(_, elements)| *elements > 0)
+        .map(|(name, elements)| (name.to_string(), 4 * elements as u64))
+        .collect())
 }
 
 impl Network {
