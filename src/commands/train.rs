@@ -61,6 +61,7 @@ fn start(args: &TrainArgs) -> Result<(Run, Splits, Box<dyn Engine>)> {
     let options = Options {
         family: args.kernels,
         explicit_conv: args.conv == Some(Conv::Explicit),
+        ..Options::default()
     };
     let device = open(requested)?;
     let engine = device.engine(&model, &recipe, &options)?;
@@ -142,6 +143,7 @@ fn resume(folder: &Path, args: &TrainArgs) -> Result<(Run, Splits, Box<dyn Engin
         explicit_conv: args
             .conv
             .map_or(config.device.explicit_conv, |conv| conv == Conv::Explicit),
+        ..Options::default()
     };
     let device = open(requested)?;
     let engine = device.engine(run.model(), &recipe, &options)?;
