@@ -143,6 +143,10 @@ pub struct VerifyArgs {
     /// Print one JSON object with every case instead of a table [default: off]
     #[arg(long)]
     pub json: bool,
+    /// Also write the WGSL of every matrix product as rendered for the adapter, one file per kernel,
+    /// into this folder [default: not written]
+    #[arg(long, value_name = "DIR")]
+    pub dump: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
