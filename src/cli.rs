@@ -83,6 +83,10 @@ pub struct TrainArgs {
     /// Kernel family of the products: subgroup, workgroup or plain [default: what suits the adapter]
     #[arg(long, value_name = "FAMILY")]
     pub kernels: Option<Family>,
+    /// Take the built-in tiles instead of measuring on the first use of a GPU (2 seconds at most; a
+    /// software adapter is never measured, a resumed run keeps its tiles) [default: measure]
+    #[arg(long)]
+    pub no_tune: bool,
     /// Print the bytes that crossed between host and GPU in each epoch, by purpose [default: off]
     #[arg(long)]
     pub trace_transfers: bool,
