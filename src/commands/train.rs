@@ -24,12 +24,13 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     };
     let Config { recipe, .. } = run.config();
     let total = recipe.epochs;
-    say(&summary(run.model()))?;
     say(&describe(run.config()))?;
+    say(&summary(run.model()))?;
 
     let mut progress = Progress::new(total, &data, args.trace_transfers);
-    train(&mut run, &data, engine.as_mut(), &mut progress)?;
+    let trained = train(&mut run, &data, engine.as_mut(), &mut progress);
     progress.bar.finish_and_clear();
+    trained?;
 
     if progress.epochs == 0 {
         say(&format!(
@@ -331,13 +332,13 @@ fn device_record(requested: &str, engine: &dyn Engine, options: &Options) -> Dev
     }
 }
 
-/// What is about to happen, below the model's table.
+/// What is about to happen, above the model's table.
 fn describe(config: &Config) -> String {
     let (data, model, recipe) = (&config.data, &config.model, &config.recipe);
     let settings = settings(recipe);
     let [(_, optimizer), (_, lr), .., (_, schedule), (_, batch)] = &settings;
     format!(
-        "device   {}\ndata     {}: {} training and {} test images of {} in {} classes\nrecipe   {optimizer}, {schedule} learning rate {lr}, batch size {batch}, {} epochs, seed {}",
+        "device   {}\ndata     {}: {} training and {} test images of {} in {} classes\nrecipe   {optimizer}, {schedule} learning rate {lr}, batch size {batch}, epochs {}, seed {}",
         config.device.description,
         data.source,
         HumanCount(data.training_images as u64),
