@@ -4,7 +4,7 @@
 //! only says how many steps to run; losses come back in a small read-back that stalls nothing.
 
 use crate::error::{Error, Result};
-use crate::gpu::{Buffer, Dispatch, Gpu, Metrics, Readback, Step, Ticket};
+use crate::gpu::{AdapterReport, Buffer, Dispatch, Gpu, Metrics, Readback, Step, Ticket};
 pub use crate::kernels::conv2d::{Family, Pass, Product, Tile};
 use crate::kernels::{activation, conv2d, gather, im2col, loss, optimizer, pool, reduce, step};
 use crate::model::recipe::Optimizer;
@@ -20,12 +20,58 @@ pub enum Split {
 }
 
 /// How the plan is made.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Options {
     /// Kernel family to use instead of the one that suits the adapter.
     pub family: Option<Family>,
     /// Store the im2col matrix instead of computing its index in the product.
     pub explicit_conv: bool,
+    /// Choices of tile and splits that were made before (by an earlier run or by measurement); used
+    /// for the products they fit, in place of the built-in choice.
+    pub choices: Vec<Product>,
+}
+
+/// The matrix products of a training step with the name of their layer, in the order of the layers:
+/// the plan's part that can be chosen, known before anything is allocated.
+///
+/// # Errors
+/// [`Error::Usage`] when `options` force a family that the adapter cannot run.
+pub fn products(
+    model: &Model,
+    batch_size: usize,
+    options: &Options,
+    adapter: &AdapterReport,
+) -> Result<Vec<(String, Product)>> {
+    let family = Family::select(adapter, options.family)?;
+    let first = model.layers.iter().position(|l| l.parameters.is_some());
+    let mut products = Vec::new();
+    for (i, layer) in model.layers.iter().enumerate() {
+        let Some((geometry, relu)) = layer.op.product() else {
+            continue;
+        };
+        let stored = options.explicit_conv && is_conv(layer);
+        let (geometry, batch) = if stored {
+            as_matrix(geometry, batch_size)
+        } else {
+            (*geometry, batch_size)
+        };
+        let mut add = |pass, relu, pool| {
+            let built_in = Product::new(geometry, batch, pass, relu, pool, family, adapter);
+            let chosen = options.choices.iter().find(|c| {
+                c.same_work(&built_in) && c.tile.family() == family && c.tile.fits(adapter)
+            });
+            products.push((layer.name.clone(), *chosen.unwrap_or(&built_in)));
+        };
+        let pool = fused_pool(model, i, options.explicit_conv, family);
+        add(Pass::Forward, relu, pool);
+        add(Pass::BackwardWeight, false, None);
+        if Some(i) != first {
+            // A stored column matrix is masked when it is added back onto the image.
+            let masked = !stored && i > 0 && ends_in_relu(&model.layers[i - 1]);
+            add(Pass::BackwardInput, masked, None);
+        }
+    }
+    Ok(products)
 }
 
 /// Result of running a whole split through the network.
@@ -52,7 +98,7 @@ pub struct Network {
     /// From the loss gradient to the parameter gradients.
     backward: Vec<Dispatch>,
     optimizer: Optimizer,
-    selection: Vec<String>,
+    products: Vec<(String, Product)>,
     train: Option<Resident>,
     test: Option<Resident>,
 }
@@ -135,33 +181,45 @@ impl Sizes {
     }
 }
 
-/// GPU memory of a training step by purpose, in bytes, without touching a GPU; the dataset and the
-/// weight gradients' partial sums (a few megabytes at most, depending on the adapter) come on top.
+/// GPU memory of a training step by purpose, in bytes, on an adapter like `adapter`, without touching
+/// a GPU; the dataset comes on top.
+///
+/// # Errors
+/// As [`products`].
 pub fn memory(
     model: &Model,
     batch_size: usize,
     optimizer: &Optimizer,
-    explicit_conv: bool,
-) -> Vec<(String, u64)> {
-    let sizes = Sizes::of(model, batch_size, explicit_conv, Family::Workgroup);
-    let total = |list: &[(String, usize)]| list.iter().map(|(_, n)| 4 * *n as u64).sum::<u64>();
-    let parameters = 4 * model.parameter_elements as u64;
-    [
-        ("parameters", parameters),
-        ("gradients", parameters),
+    options: &Options,
+    adapter: &AdapterReport,
+) -> Result<Vec<(String, u64)>> {
+    let family = Family::select(adapter, options.family)?;
+    let sizes = Sizes::of(model, batch_size, options.explicit_conv, family);
+    let products = products(model, batch_size, options, adapter)?;
+    let partials = products
+        .iter()
+        .filter(|(_, p)| p.splits > 1)
+        .map(|(_, p)| p.result_elements())
+        .sum();
+    let total = |list: &[(String, usize)]| list.iter().map(|(_, n)| n).sum::<usize>();
+    let rows = [
+        ("parameters", model.parameter_elements),
+        ("gradients", model.parameter_elements),
         (
             "optimiser state",
-            parameters * optimizer.state_vectors() as u64,
+            model.parameter_elements * optimizer.state_vectors(),
         ),
         ("activations", total(&sizes.activations)),
         ("max-pool indices", total(&sizes.pool_indices)),
-        ("activation gradients", 2 * 4 * sizes.gradient as u64),
-        ("im2col columns", 2 * 4 * sizes.columns as u64),
-    ]
-    .into_iter()
-    .filter(|(_, bytes)| *bytes > 0)
-    .map(|(name, bytes)| (name.to_string(), bytes))
-    .collect()
+        ("activation gradients", 2 * sizes.gradient),
+        ("partial weight gradients", partials),
+        ("im2col columns", 2 * sizes.columns),
+    ];
+    Ok(rows
+        .into_iter()
+        .filter(|(_, elements)| *elements > 0)
+        .map(|(name, elements)| (name.to_string(), 4 * elements as u64))
+        .collect())
 }
 
 impl Network {
@@ -184,6 +242,7 @@ impl Network {
             ));
         }
         let family = Family::select(gpu.report(), options.family)?;
+        let products = products(model, batch_size, options, gpu.report())?;
         let sizes = Sizes::of(model, batch_size, options.explicit_conv, family);
         let state_names = ["optimiser state 1", "optimiser state 2"];
         let buffers = Buffers {
@@ -210,8 +269,7 @@ impl Network {
             gpu: &gpu,
             model,
             batch: batch_size,
-            family,
-            explicit_conv: options.explicit_conv,
+            products: &products,
             buffers: &buffers,
             indices: sizes
                 .pool_indices
@@ -230,18 +288,16 @@ impl Network {
                 None
             },
             dispatches: Vec::new(),
-            selection: Vec::new(),
         };
         let forward = planner.forward()?;
         let backward = planner.backward()?;
-        let selection = planner.selection;
         Ok(Network {
             model: model.clone(),
             batch: batch_size,
             forward,
             backward,
             optimizer: *optimizer,
-            selection,
+            products,
             train: None,
             test: None,
             buffers,
@@ -254,8 +310,14 @@ impl Network {
     }
 
     /// One line per matrix product: which kernel was chosen for it.
-    pub fn selection(&self) -> &[String] {
-        &self.selection
+    pub fn selection(&self) -> Vec<String> {
+        let line = |(layer, product): &(String, Product)| format!("{layer} {product}");
+        self.products.iter().map(line).collect()
+    }
+
+    /// The matrix products of a step, as chosen, with the name of their layer.
+    pub fn products(&self) -> &[(String, Product)] {
+        &self.products
     }
 
     /// Puts a split on the GPU: `images` as N×H×W×C bytes, one label per image, and
@@ -656,15 +718,13 @@ struct Planner<'a> {
     gpu: &'a Gpu,
     model: &'a Model,
     batch: usize,
-    family: Family,
-    explicit_conv: bool,
+    products: &'a [(String, Product)],
     buffers: &'a Buffers,
     /// Max-pool indices by layer name.
     indices: Vec<(String, Buffer)>,
     /// im2col columns and their gradient, for explicit convolution.
     columns: Option<[Buffer; 2]>,
     dispatches: Vec<Dispatch>,
-    selection: Vec<String>,
 }
 
 impl Planner<'_> {
@@ -677,10 +737,10 @@ impl Planner<'_> {
             }
             let (x, y) = (&buffers.activations[i], &buffers.activations[i + 1]);
             match &layer.op {
-                Op::Conv2d { geometry, relu } | Op::Dense { geometry, relu } => {
+                Op::Conv2d { geometry, .. } | Op::Dense { geometry, .. } => {
                     let parameters = self.slice(&buffers.parameters, layer);
-                    let pool = fused_pool(model, i, self.explicit_conv, self.family);
-                    let (y, index) = match pool {
+                    let product = self.product(layer, Pass::Forward);
+                    let (y, index) = match product.pool {
                         Some(_) => {
                             pooled_already = true;
                             let index = self.index(&model.layers[i + 1]);
@@ -688,8 +748,7 @@ impl Planner<'_> {
                         }
                         None => (y, None),
                     };
-                    let (x, product) =
-                        self.lower(layer, geometry, x, Pass::Forward, *relu, pool)?;
+                    let x = self.left_operand(layer, geometry, x)?;
                     self.dispatches.push(conv2d::conv2d_forward(
                         self.gpu,
                         &product,
@@ -790,7 +849,8 @@ impl Planner<'_> {
         dy: &Buffer,
     ) -> Result<()> {
         let gradients = self.slice(&self.buffers.gradients, layer);
-        let (x, product) = self.lower(layer, geometry, x, Pass::BackwardWeight, false, None)?;
+        let product = self.product(layer, Pass::BackwardWeight);
+        let x = self.left_operand(layer, geometry, x)?;
         if product.splits == 1 {
             let whole = conv2d::conv2d_backward_weight(self.gpu, &product, &x, dy, &gradients)?;
             self.dispatches.push(whole);
@@ -819,15 +879,9 @@ impl Planner<'_> {
         mask: Option<&Buffer>,
     ) -> Result<()> {
         let parameters = self.slice(&self.buffers.parameters, layer);
+        let product = self.product(layer, Pass::BackwardInput);
         let columns = self.columns.clone().filter(|_| is_conv(layer));
         let Some([_, columns]) = columns else {
-            let product = self.product(
-                layer,
-                (*geometry, self.batch),
-                Pass::BackwardInput,
-                mask.is_some(),
-                None,
-            );
             self.dispatches.push(conv2d::conv2d_backward_input(
                 self.gpu,
                 &product,
@@ -839,8 +893,6 @@ impl Planner<'_> {
             return Ok(());
         };
         // Explicit: the gradient of the columns first, then added back onto the image.
-        let as_matrix = as_matrix(geometry, self.batch);
-        let product = self.product(layer, as_matrix, Pass::BackwardInput, false, None);
         let to_columns =
             conv2d::conv2d_backward_input(self.gpu, &product, dy, &parameters, &columns, None)?;
         self.dispatches.push(to_columns);
@@ -869,54 +921,24 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// The left operand and the product of a layer: as it is, or through explicit im2col columns.
-    fn lower(
-        &mut self,
-        layer: &Layer,
-        geometry: &Conv2d,
-        x: &Buffer,
-        pass: Pass,
-        relu: bool,
-        pool: Option<Pool2d>,
-    ) -> Result<(Buffer, Product)> {
+    /// What a layer's product takes from the left: its input, or the explicit im2col columns of it.
+    fn left_operand(&mut self, layer: &Layer, geometry: &Conv2d, x: &Buffer) -> Result<Buffer> {
         match self.columns.clone().filter(|_| is_conv(layer)) {
-            None => {
-                let product = self.product(layer, (*geometry, self.batch), pass, relu, pool);
-                Ok((x.clone(), product))
-            }
+            None => Ok(x.clone()),
             Some([columns, _]) => {
-                self.dispatches
-                    .push(im2col::im2col(self.gpu, geometry, self.batch, x, &columns)?);
-                let product =
-                    self.product(layer, as_matrix(geometry, self.batch), pass, relu, None);
-                Ok((columns, product))
+                let unfold = im2col::im2col(self.gpu, geometry, self.batch, x, &columns)?;
+                self.dispatches.push(unfold);
+                Ok(columns)
             }
         }
     }
 
-    fn product(
-        &mut self,
-        layer: &Layer,
-        (geometry, batch): (Conv2d, usize),
-        pass: Pass,
-        relu: bool,
-        pool: Option<Pool2d>,
-    ) -> Product {
-        let report = self.gpu.report();
-        let product = Product::new(geometry, batch, pass, relu, pool, self.family, report);
-        self.selection.push(format!(
-            "{} {}: {}, {} splits{}",
-            layer.name,
-            pass.name(),
-            product.tile,
-            product.splits,
-            if pool.is_some() {
-                ", max-pooling fused"
-            } else {
-                ""
-            }
-        ));
-        product
+    fn product(&self, layer: &Layer, pass: Pass) -> Product {
+        let mut products = self.products.iter();
+        let found = products.find(|(name, p)| *name == layer.name && p.pass == pass);
+        found
+            .expect("every layer with parameters has its products")
+            .1
     }
 
     fn slice(&self, whole: &Buffer, layer: &Layer) -> Buffer {

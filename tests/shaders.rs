@@ -22,24 +22,9 @@ fn sources() -> Vec<(String, String)> {
 
 /// The matrix products, rendered for shapes and tiles of every kind.
 fn rendered_products() -> Vec<(String, String)> {
-    let adapter = |subgroup: u32| AdapterReport {
-        name: "imagined".into(),
-        backend: "Vulkan".into(),
-        driver: String::new(),
-        kind: "discrete GPU",
-        software: false,
-        subgroup_size: Some([subgroup, subgroup]),
-        max_storage_binding_bytes: 1 << 30,
-        max_buffer_bytes: 1 << 30,
-        max_workgroup_storage_bytes: 32 << 10,
-        max_workgroup_invocations: 1024,
-        max_workgroups_per_dimension: 65_535,
-        storage_offset_alignment: 256,
-        timestamp_query: true,
-        shader_f16: true,
-    };
-    // The subgroups of the software adapter and of NVIDIA's and AMD's.
-    let products = [8, 32].map(|size| wgrad::verify::products(&adapter(size)));
+    // Subgroups of 8 and of 32 invocations.
+    let adapters = [true, false].map(AdapterReport::imagined);
+    let products = adapters.map(|adapter| wgrad::verify::products(&adapter));
     let products = products.into_iter().flatten();
     products
         .enumerate()

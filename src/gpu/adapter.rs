@@ -78,6 +78,31 @@ impl AdapterReport {
         }
     }
 
+    /// An adapter that is not there, to plan for: a software adapter like Mesa's, or a typical GPU.
+    pub fn imagined(software: bool) -> Self {
+        AdapterReport {
+            name: if software {
+                "a software adapter"
+            } else {
+                "a GPU"
+            }
+            .into(),
+            backend: "Vulkan".into(),
+            driver: "none".into(),
+            kind: if software { "software" } else { "discrete GPU" },
+            software,
+            subgroup_size: Some(if software { [8, 8] } else { [32, 32] }),
+            max_storage_binding_bytes: 128 << 20,
+            max_buffer_bytes: 1 << 30,
+            max_workgroup_storage_bytes: 32 << 10,
+            max_workgroup_invocations: 1024,
+            max_workgroups_per_dimension: 65_535,
+            storage_offset_alignment: 256,
+            timestamp_query: true,
+            shader_f16: false,
+        }
+    }
+
     /// One line for people: name, backend, driver, software or hardware.
     pub fn line(&self) -> String {
         format!(

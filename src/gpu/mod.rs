@@ -130,6 +130,13 @@ impl Gpu {
         &self.queue
     }
 
+    /// Bytes of device memory in the buffers that exist now, as the driver's allocator counts them;
+    /// 0 where the backend does not tell.
+    pub fn allocated_bytes(&self) -> u64 {
+        let report = self.device.generate_allocator_report();
+        report.map_or(0, |r| r.total_allocated_bytes)
+    }
+
     /// Takes the transfer counts since the last call.
     pub fn take_transfers(&self) -> Transfers {
         std::mem::take(&mut self.transfers.lock().unwrap_or_else(|p| p.into_inner()))

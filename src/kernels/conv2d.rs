@@ -144,6 +144,11 @@ impl Tile {
         }
     }
 
+    /// Whether `adapter` can run it.
+    pub fn fits(&self, adapter: &AdapterReport) -> bool {
+        Tile::all(self.family(), adapter).contains(self)
+    }
+
     /// Every tile of `family` on `adapter`.
     pub fn all(family: Family, adapter: &AdapterReport) -> Vec<Tile> {
         match family {
@@ -196,6 +201,19 @@ impl fmt::Display for Tile {
             ),
             Tile::Plain => f.write_str("plain"),
         }
+    }
+}
+
+impl fmt::Display for Product {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.pass.name(), self.tile)?;
+        if self.splits > 1 {
+            write!(f, ", {} splits", self.splits)?;
+        }
+        if self.pool.is_some() {
+            write!(f, ", max-pooling fused")?;
+        }
+        Ok(())
     }
 }
 
@@ -280,6 +298,12 @@ impl Product {
                 g.kernel[0] * g.kernel[1] * g.output.channels,
             ],
         }
+    }
+
+    /// Whether `other` computes the same thing, however it is cut up.
+    pub fn same_work(&self, other: &Product) -> bool {
+        let work = |p: &Product| (p.geometry, p.batch, p.pass, p.relu, p.pool);
+        work(self) == work(other)
     }
 
     /// Floating-point operations as usually counted: two per multiply-add of the convolution,

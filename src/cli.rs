@@ -1,0 +1,200 @@
+//! The command line.
+
+use clap::error::ErrorKind;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+use wgrad::model::recipe::Schedule;
+use wgrad::network::Family;
+use wgrad::{Error, Result};
+
+/// Train convolutional image classifiers on any GPU (Vulkan, Metal, DX12).
+#[derive(Debug, Parser)]
+#[command(name = "wgrad", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train a model and leave a run folder
+    Train(TrainArgs),
+    /// Show a model's layers, parameters, multiply-adds and the GPU memory of a training step
+    Inspect(InspectArgs),
+    /// Measure loss, accuracy and per-class recall of a trained model on its test images
+    Eval(EvalArgs),
+    /// List the adapters, best first: `--device auto` takes the first
+    Devices(DevicesArgs),
+    /// Check every kernel against its CPU twin, and the twins against finite differences
+    Verify(VerifyArgs),
+}
+
+#[derive(Debug, Default, Args)]
+pub struct TrainArgs {
+    /// Model: default, lenet5, tutorial, mlp-sigmoid, or an architecture file [default: default]
+    #[arg(long, value_name = "NAME|FILE.toml")]
+    pub model: Option<String>,
+    /// Data: mnist (embedded), or a folder of four IDX files, gzipped or not [default: mnist]
+    #[arg(long, value_name = "mnist|DIR")]
+    pub data: Option<String>,
+    /// Device: auto (best hardware adapter, else software adapter, else CPU), gpu (hardware only),
+    /// cpu, or part of an adapter's name [default: auto]
+    #[arg(long, value_name = "auto|gpu|cpu|NAME")]
+    pub device: Option<String>,
+    /// Passes over the training images, in total also when resuming [default: the model's]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub epochs: Option<usize>,
+    /// Images per optimiser step [default: the model's]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub batch_size: Option<usize>,
+    /// Update rule: sgd (with momentum) or adamw [default: the model's]
+    #[arg(long, value_name = "NAME")]
+    pub optimizer: Option<OptimizerName>,
+    /// Learning rate per step, the peak of cosine and onecycle [default: the model's; 0.05 for sgd
+    /// and 0.001 for adamw where that is not the model's optimiser]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub lr: Option<f64>,
+    /// Momentum of sgd, from 0 to below 1, no unit [default: the model's, else 0.9]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub momentum: Option<f32>,
+    /// Weight decay, no unit: L2 for sgd, decoupled for adamw [default: the model's, else 0 for
+    /// sgd and 0.01 for adamw]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub weight_decay: Option<f32>,
+    /// Course of the learning rate: constant, cosine (down to 0) or onecycle (up over 30 % of the
+    /// steps, then down) [default: the model's]
+    #[arg(long, value_name = "NAME", value_parser = schedule)]
+    pub schedule: Option<Schedule>,
+    /// Seed of the first parameters and of the order of the images, a whole number [default: 1]
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Train on the first N images only [default: all]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub limit: Option<usize>,
+    /// Run folder to make; must be new or empty [default: runs/<model>-<data>-<number>]
+    #[arg(long, value_name = "DIR", conflicts_with = "resume")]
+    pub out: Option<PathBuf>,
+    /// Run folder to go on with, up to its total of epochs or to --epochs [default: none, a new run]
+    #[arg(long, value_name = "DIR")]
+    pub resume: Option<PathBuf>,
+    /// im2col matrix: implicit (computed inside the product) or explicit (stored) [default: implicit]
+    #[arg(long, value_name = "HOW")]
+    pub conv: Option<Conv>,
+    /// Kernel family of the products: subgroup, workgroup or plain [default: what suits the adapter]
+    #[arg(long, value_name = "FAMILY")]
+    pub kernels: Option<Family>,
+    /// Print the bytes that crossed between host and GPU in each epoch, by purpose [default: off]
+    #[arg(long)]
+    pub trace_transfers: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// Model: default, lenet5, tutorial, mlp-sigmoid, or an architecture file
+    #[arg(value_name = "MODEL")]
+    pub model: String,
+    /// Images per optimiser step, for the memory [default: the model's]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub batch_size: Option<usize>,
+    /// im2col matrix: implicit (computed inside the product) or explicit (stored) [default: implicit]
+    #[arg(long, value_name = "HOW")]
+    pub conv: Option<Conv>,
+}
+
+#[derive(Debug, Args)]
+pub struct EvalArgs {
+    /// Run folder of an earlier training
+    #[arg(value_name = "RUN")]
+    pub run: PathBuf,
+    /// Data whose test images are used: mnist or a folder of IDX files [default: the run's]
+    #[arg(long, value_name = "mnist|DIR")]
+    pub data: Option<String>,
+    /// Device: auto, gpu, cpu, or part of an adapter's name [default: auto]
+    #[arg(
+        long,
+        value_name = "auto|gpu|cpu|NAME",
+        default_value = "auto",
+        hide_default_value = true
+    )]
+    pub device: String,
+    /// Print one JSON object instead of tables [default: off]
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct DevicesArgs {
+    /// Print a JSON array instead of tables [default: off]
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// Device: auto, gpu, cpu (the twins' finite differences only), or part of an adapter's name
+    /// [default: auto]
+    #[arg(
+        long,
+        value_name = "auto|gpu|cpu|NAME",
+        default_value = "auto",
+        hide_default_value = true
+    )]
+    pub device: String,
+    /// Print one JSON object with every case instead of a table [default: off]
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OptimizerName {
+    Sgd,
+    Adamw,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Conv {
+    Implicit,
+    Explicit,
+}
+
+fn schedule(name: &str) -> std::result::Result<Schedule, String> {
+    match name {
+        "constant" => Ok(Schedule::Constant),
+        "cosine" => Ok(Schedule::Cosine),
+        "onecycle" => Ok(Schedule::OneCycle),
+        _ => Err("expected constant, cosine or onecycle".into()),
+    }
+}
+
+/// The command that was asked for; `None` when it was for help or the version, which are printed.
+///
+/// # Errors
+/// [`Error::Usage`] for anything else: clap's message, on one line.
+pub fn parse() -> Result<Option<Command>> {
+    match Cli::try_parse() {
+        Ok(cli) => Ok(Some(cli.command)),
+        Err(e) if e.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            Err(Error::Usage(
+                "expected a command (train, inspect, eval, devices, verify), found none; see --help"
+                    .into(),
+            ))
+        }
+        Err(e) if e.use_stderr() => {
+            let text = e.to_string();
+            let message: Vec<&str> = text
+                .lines()
+                .map(str::trim)
+                .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"))
+                .filter(|line| !line.is_empty())
+                .collect();
+            let message = message.join(" ");
+            let message = message.strip_prefix("error: ").unwrap_or(&message);
+            Err(Error::Usage(format!("{message}; see --help")))
+        }
+        Err(e) => {
+            // A reader that closed the pipe has seen enough.
+            let _ = e.print();
+            Ok(None)
+        }
+    }
+}

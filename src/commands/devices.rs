@@ -1,0 +1,85 @@
+//! `wgrad devices`: the adapters of this machine.
+
+use super::{say, say_json, table};
+use crate::cli::DevicesArgs;
+use indicatif::{BinaryBytes, HumanCount};
+use serde_json::json;
+use wgrad::gpu::{AdapterReport, NO_ADAPTER_HINT, adapters};
+use wgrad::{Error, Result};
+
+pub fn run(args: &DevicesArgs) -> Result<()> {
+    let adapters = adapters();
+    if args.json {
+        let reports: Vec<_> = adapters
+            .iter()
+            .enumerate()
+            .map(|(i, report)| {
+                let mut value = json!(report);
+                value["auto"] = json!(i == 0);
+                value
+            })
+            .collect();
+        say_json(&json!(reports))?;
+    } else {
+        for (i, report) in adapters.iter().enumerate() {
+            let auto = if i == 0 {
+                ", what --device auto takes"
+            } else {
+                ""
+            };
+            say(&format!("{}{auto}", report.name))?;
+            say(&table(&[], rows(report), 2))?;
+        }
+    }
+    if adapters.is_empty() {
+        return Err(Error::NoAdapter(format!(
+            "expected a Vulkan, Metal or DX12 adapter, found none; {NO_ADAPTER_HINT}; `wgrad train` uses the CPU until then"
+        )));
+    }
+    Ok(())
+}
+
+fn rows(report: &AdapterReport) -> Vec<Vec<String>> {
+    let yes = |flag| if flag { "yes" } else { "no" }.to_string();
+    let bytes = |n| BinaryBytes(n).to_string();
+    let count = |n: u32| HumanCount(n.into()).to_string();
+    [
+        ("type", report.kind.to_string()),
+        ("backend", report.backend.clone()),
+        ("driver", report.driver.clone()),
+        (
+            "subgroup size",
+            match report.subgroup_size {
+                None => "no subgroup operations".into(),
+                Some([min, max]) if min == max => min.to_string(),
+                Some([min, max]) => format!("{min} to {max}"),
+            },
+        ),
+        (
+            "largest storage binding",
+            bytes(report.max_storage_binding_bytes),
+        ),
+        ("largest buffer", bytes(report.max_buffer_bytes)),
+        (
+            "workgroup memory",
+            bytes(report.max_workgroup_storage_bytes.into()),
+        ),
+        (
+            "invocations per workgroup",
+            count(report.max_workgroup_invocations),
+        ),
+        (
+            "workgroups per dimension",
+            count(report.max_workgroups_per_dimension),
+        ),
+        (
+            "storage offset alignment",
+            bytes(report.storage_offset_alignment.into()),
+        ),
+        ("timestamp queries", yes(report.timestamp_query)),
+        ("16-bit floats", yes(report.shader_f16)),
+    ]
+    .into_iter()
+    .map(|(what, value)| vec![what.to_string(), value])
+    .collect()
+}

@@ -1,0 +1,57 @@
+//! `wgrad inspect`: a model on paper.
+
+use super::{say, table};
+use crate::cli::{Conv, InspectArgs};
+use indicatif::{BinaryBytes, HumanCount};
+use wgrad::gpu::AdapterReport;
+use wgrad::model::{load, summary};
+use wgrad::network::{Options, memory};
+use wgrad::{Error, Result};
+
+pub fn run(args: &InspectArgs) -> Result<()> {
+    let definition = load(&args.model)?;
+    let model = definition.resolve(definition.input, definition.classes)?;
+    let batch_size = args.batch_size.unwrap_or(definition.recipe.batch_size);
+    if batch_size == 0 {
+        return Err(Error::Usage(
+            "expected --batch-size of at least 1, found 0; leave it out for the model's own".into(),
+        ));
+    }
+    let optimizer = &definition.recipe.optimizer;
+    let options = Options {
+        explicit_conv: args.conv == Some(Conv::Explicit),
+        ..Options::default()
+    };
+    // The sums of the weight gradients are cut into more parts on a GPU than on a software adapter.
+    let on = |software| {
+        let adapter = AdapterReport::imagined(software);
+        memory(&model, batch_size, optimizer, &options, &adapter)
+    };
+    let mut rows: Vec<(String, [u64; 2])> = Vec::new();
+    for (column, list) in [on(false)?, on(true)?].into_iter().enumerate() {
+        for (what, bytes) in list {
+            let at = rows.iter().position(|(name, _)| *name == what);
+            let at = at.unwrap_or_else(|| {
+                rows.push((what, [0; 2]));
+                rows.len() - 1
+            });
+            rows[at].1[column] = bytes;
+        }
+    }
+    let total = |column: usize| rows.iter().map(|(_, bytes)| bytes[column]).sum::<u64>();
+    rows.push(("total".into(), [total(0), total(1)]));
+    let rows = rows.into_iter().map(|(what, bytes)| {
+        let [gpu, software] = bytes.map(|b| BinaryBytes(b).to_string());
+        vec![what, gpu, software]
+    });
+    say(&format!("{}: {}", model.name, model.input))?;
+    say(&summary(&model))?;
+    say(&format!(
+        "a training step takes {} multiply-adds per image\n",
+        HumanCount(model.training_multiply_adds())
+    ))?;
+    say(&format!(
+        "GPU memory of a training step, batch size {batch_size} (the dataset comes on top, a byte per value)"
+    ))?;
+    say(&table(&["what", "GPU", "software adapter"], rows, 1))
+}

@@ -1,0 +1,85 @@
+//! One module per subcommand: arguments in, library calls, report out. Only these, `cli.rs` and
+//! `main.rs` print.
+
+mod device;
+mod devices;
+mod eval;
+mod inspect;
+mod train;
+mod verify;
+
+use crate::cli::Command;
+use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
+use std::io::{ErrorKind, Write};
+use std::path::Path;
+use wgrad::{Error, Result};
+
+/// Carries out a command.
+pub fn run(command: Command) -> Result<()> {
+    quieten_driver();
+    // Silent unless RUST_LOG asks: warnings of the driver would spoil tables and progress bars.
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("off")).init();
+    match command {
+        Command::Train(args) => train::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Eval(args) => eval::run(&args),
+        Command::Devices(args) => devices::run(&args),
+        Command::Verify(args) => verify::run(&args),
+    }
+}
+
+/// Without a desktop session, the Vulkan layer of Mesa that looks for the session's GPU prints an
+/// error that is none; there it is switched off.
+fn quieten_driver() {
+    if cfg!(target_os = "linux") && std::env::var_os("XDG_RUNTIME_DIR").is_none() {
+        // SAFETY: the process has a single thread yet.
+        unsafe { std::env::set_var("NODEVICE_SELECT", "1") };
+    }
+}
+
+/// Prints a line (or several) on standard output. That nobody reads on (`wgrad … | head`) is no
+/// reason to stop: a training is worth finishing.
+fn say(text: &str) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    match writeln!(stdout, "{text}").and_then(|()| stdout.flush()) {
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => {
+            Err(Error::io("write", Path::new("standard output"), e))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Prints a value as JSON.
+fn say_json(value: &serde_json::Value) -> Result<()> {
+    say(&format!("{value:#}"))
+}
+
+/// A table like the model summary's, without a header where `header` is empty; columns from number
+/// `right` on are aligned to the right.
+fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>, right: usize) -> String {
+    const LINE: LineStyle = LineStyle::none().fill('─').junction('─');
+    const STYLE: TableStyle = TableStyle::new()
+        .top_border(LINE)
+        .header_separator(LINE)
+        .bottom_border(LINE);
+    let mut table = Table::new();
+    table.load_style(STYLE);
+    if !header.is_empty() {
+        table.set_header(header);
+    }
+    table.add_rows(rows);
+    for column in table.column_iter_mut().skip(right) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table.trim_fmt()
+}
+
+/// Standard error of a share `p` of `n` independent samples (binomial): `√(p(1 − p)/n)`.
+fn standard_error(p: f64, n: usize) -> f64 {
+    (p * (1.0 - p) / n as f64).sqrt()
+}
+
+/// `98.51 % ± 0.12`.
+fn percent(p: f64, n: usize) -> String {
+    format!("{:.2} % ± {:.2}", 100.0 * p, 100.0 * standard_error(p, n))
+}

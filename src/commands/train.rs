@@ -1,0 +1,427 @@
+//! `wgrad train`: a new run, or an earlier one continued.
+
+use super::device::Device;
+use super::{percent, say};
+use crate::cli::{Conv, OptimizerName, TrainArgs};
+use indicatif::{BinaryBytes, HumanCount, ProgressBar, ProgressState, ProgressStyle};
+use serde_json::json;
+use std::fmt::Display;
+use std::path::{Path, absolute};
+use wgrad::data::{self, Normalization, Splits};
+use wgrad::gpu::{Direction, Transfers};
+use wgrad::model::recipe::{Optimizer, Recipe, Schedule};
+use wgrad::model::{load, summary};
+use wgrad::network::Options;
+use wgrad::train::{
+    Config, DataRecord, DeviceRecord, Engine, EpochRecord, ModelRecord, Observer, Run, train,
+};
+use wgrad::{Error, Result};
+
+pub fn run(args: &TrainArgs) -> Result<()> {
+    let (mut run, data, mut engine) = match &args.resume {
+        Some(folder) => resume(folder, args)?,
+        None => start(args)?,
+    };
+    let Config { recipe, .. } = run.config();
+    let total = recipe.epochs;
+    say(&summary(run.model()))?;
+    say(&describe(run.config()))?;
+
+    let mut progress = Progress::new(total, &data, args.trace_transfers);
+    train(&mut run, &data, engine.as_mut(), &mut progress)?;
+    progress.bar.finish_and_clear();
+
+    if progress.epochs == 0 {
+        say(&format!(
+            "nothing to train: all {total} epochs are finished; raise --epochs to go on"
+        ))?;
+    }
+    if let Some(hash) = &run.config().parameter_sha256 {
+        say(&format!("weights  sha256 {hash}"))?;
+    }
+    say(&format!("run      {}", run.folder().display()))
+}
+
+/// A new run: everything is checked before its folder is made.
+fn start(args: &TrainArgs) -> Result<(Run, Splits, Box<dyn Engine>)> {
+    let definition = load(args.model.as_deref().unwrap_or("default"))?;
+    let recipe = override_recipe(definition.recipe.clone(), args)?;
+    let source = args.data.as_deref().unwrap_or("mnist");
+    let data = load_data(source, args.limit)?;
+    let model = definition.resolve(data.train.shape, data.train.classes)?;
+    if recipe.batch_size > data.train.len() {
+        return Err(Error::Usage(format!(
+            "expected a batch size of at most the {} training images, found {}; use --batch-size {0} or smaller",
+            data.train.len(),
+            recipe.batch_size
+        )));
+    }
+
+    let requested = args.device.as_deref().unwrap_or("auto");
+    let options = Options {
+        family: args.kernels,
+        explicit_conv: args.conv == Some(Conv::Explicit),
+        ..Options::default()
+    };
+    let device = open(requested)?;
+    let engine = device.engine(&model, &recipe, &options)?;
+    let config = Config {
+        wgrad: env!("CARGO_PKG_VERSION").into(),
+        model: ModelRecord {
+            name: model.name.clone(),
+            input: model.input,
+            classes: model.classes,
+            class_names: data.train.class_names.clone(),
+            parameters: model.parameter_count(),
+            architecture: definition.text.clone(),
+        },
+        data: DataRecord {
+            source: absolute_source(source)?,
+            limit: args.limit,
+            training_images: data.train.len(),
+            test_images: data.test.len(),
+        },
+        normalization: Normalization::of(&data.train),
+        recipe,
+        seed: args.seed.unwrap_or(1),
+        device: device_record(requested, engine.as_ref(), &options),
+        finished_epochs: 0,
+        parameter_sha256: None,
+    };
+    let run = Run::create(args.out.as_deref(), config)?;
+    Ok((run, data, engine))
+}
+
+/// An earlier run. What is trained stays as it was; how long and on which device may change.
+fn resume(folder: &Path, args: &TrainArgs) -> Result<(Run, Splits, Box<dyn Engine>)> {
+    let mut run = Run::open(folder)?;
+    let config = run.config().clone();
+    let expect_same = |flag: &str, run: &dyn Display, given: &dyn Display| {
+        let (run, given) = (run.to_string(), given.to_string());
+        if run == given {
+            return Ok(());
+        }
+        Err(Error::Usage(format!(
+            "expected {flag} {run}, which the run in {} was started with, found {given}; leave it out, or start a new run",
+            folder.display()
+        )))
+    };
+    if let Some(spec) = &args.model {
+        let model = load(spec)?.resolve(config.model.input, config.model.classes)?;
+        if model.layers != run.model().layers || model.loss != run.model().loss {
+            // Two files may use one name for different models.
+            let named = format!("'{}'", config.model.name);
+            expect_same("--model", &named, &format!("another one, '{spec}'"))?;
+        }
+    }
+    let recipe = override_recipe(config.recipe.clone(), args)?;
+    for ((flag, run), (_, given)) in settings(&config.recipe).iter().zip(settings(&recipe)) {
+        expect_same(flag, run, &given)?;
+    }
+    expect_same("--seed", &config.seed, &args.seed.unwrap_or(config.seed))?;
+    let count = |limit: Option<usize>| limit.map_or("none".into(), |n| n.to_string());
+    let limit = args.limit.or(config.data.limit);
+    expect_same("--limit", &count(config.data.limit), &count(limit))?;
+    if recipe.epochs < config.finished_epochs {
+        return Err(Error::Usage(format!(
+            "expected --epochs of at least {}, which the run in {} has finished already, found {}; --epochs is the total",
+            config.finished_epochs,
+            folder.display(),
+            recipe.epochs
+        )));
+    }
+
+    let source = args.data.as_deref().unwrap_or(&config.data.source);
+    let data = load_data(source, limit)?;
+    run.expect_data(source, &data.train)?;
+    let images = format!("{source} with training images:");
+    expect_same(&images, &config.data.training_images, &data.train.len())?;
+
+    let requested = args.device.as_deref().unwrap_or(&config.device.requested);
+    let options = Options {
+        family: args.kernels.or(config.device.family),
+        explicit_conv: args
+            .conv
+            .map_or(config.device.explicit_conv, |conv| conv == Conv::Explicit),
+        ..Options::default()
+    };
+    let device = open(requested)?;
+    let engine = device.engine(run.model(), &recipe, &options)?;
+    let changed = run.config_mut();
+    changed.recipe.epochs = recipe.epochs;
+    changed.device = device_record(requested, engine.as_ref(), &options);
+    Ok((run, data, engine))
+}
+
+/// The recipe with the flags' values in place of the model's.
+///
+/// # Errors
+/// [`Error::Usage`] for values out of range, and for a momentum without sgd.
+fn override_recipe(mut recipe: Recipe, args: &TrainArgs) -> Result<Recipe> {
+    let check = |good: bool, flag: &str, expected: &str, found: &dyn Display| {
+        if good {
+            return Ok(());
+        }
+        Err(Error::Usage(format!(
+            "expected {flag} {expected}, found {found}; leave it out for the model's own"
+        )))
+    };
+    let is_sgd = matches!(recipe.optimizer, Optimizer::Sgd { .. });
+    match args.optimizer {
+        Some(OptimizerName::Sgd) if !is_sgd => {
+            recipe.lr = 0.05;
+            recipe.optimizer = Optimizer::Sgd {
+                momentum: 0.9,
+                weight_decay: 0.0,
+            };
+        }
+        Some(OptimizerName::Adamw) if is_sgd => {
+            recipe.lr = 0.001;
+            recipe.optimizer = Optimizer::Adamw {
+                beta1: 0.9,
+                beta2: 0.999,
+                epsilon: 1e-8,
+                weight_decay: 0.01,
+            };
+        }
+        _ => {}
+    }
+    if let Some(given) = args.momentum {
+        check(
+            (0.0..1.0).contains(&given),
+            "--momentum",
+            "from 0 to below 1",
+            &given,
+        )?;
+        match &mut recipe.optimizer {
+            Optimizer::Sgd { momentum, .. } => *momentum = given,
+            Optimizer::Adamw { .. } => check(false, "--momentum", "with sgd only", &"adamw")?,
+        }
+    }
+    if let Some(given) = args.weight_decay {
+        let good = given.is_finite() && given >= 0.0;
+        check(good, "--weight-decay", "of at least 0", &given)?;
+        match &mut recipe.optimizer {
+            Optimizer::Sgd { weight_decay, .. } | Optimizer::Adamw { weight_decay, .. } => {
+                *weight_decay = given;
+            }
+        }
+    }
+    if let Some(lr) = args.lr {
+        // What the steps use is the f32 of it.
+        let good = (lr as f32) > 0.0 && (lr as f32).is_finite();
+        check(good, "--lr", "above 0 and finite", &lr)?;
+        recipe.lr = lr;
+    }
+    if let Some(epochs) = args.epochs {
+        check(epochs > 0, "--epochs", "of at least 1", &epochs)?;
+        recipe.epochs = epochs;
+    }
+    if let Some(batch_size) = args.batch_size {
+        check(batch_size > 0, "--batch-size", "of at least 1", &batch_size)?;
+        recipe.batch_size = batch_size;
+    }
+    if let Some(schedule) = args.schedule {
+        recipe.schedule = schedule;
+    }
+    Ok(recipe)
+}
+
+/// What a resume may not change, by flag.
+fn settings(recipe: &Recipe) -> [(&'static str, String); 6] {
+    let (optimizer, momentum, weight_decay) = match recipe.optimizer {
+        Optimizer::Sgd {
+            momentum,
+            weight_decay,
+        } => ("sgd", momentum, weight_decay),
+        Optimizer::Adamw {
+            beta1,
+            weight_decay,
+            ..
+        } => ("adamw", beta1, weight_decay),
+    };
+    let schedule = match recipe.schedule {
+        Schedule::Constant => "constant",
+        Schedule::Cosine => "cosine",
+        Schedule::OneCycle => "onecycle",
+    };
+    [
+        ("--optimizer", optimizer.into()),
+        ("--lr", recipe.lr.to_string()),
+        ("--momentum", momentum.to_string()),
+        ("--weight-decay", weight_decay.to_string()),
+        ("--schedule", schedule.into()),
+        ("--batch-size", recipe.batch_size.to_string()),
+    ]
+}
+
+fn load_data(source: &str, limit: Option<usize>) -> Result<Splits> {
+    let mut data = data::load(source)?;
+    if let Some(limit) = limit {
+        data.train.truncate(limit)?;
+    }
+    Ok(data)
+}
+
+/// `mnist`, or the folder's absolute path, so that a resume finds it from anywhere.
+fn absolute_source(source: &str) -> Result<String> {
+    if source == "mnist" {
+        return Ok(source.into());
+    }
+    let path = absolute(source).map_err(|e| Error::io("find", Path::new(source), e))?;
+    Ok(path.display().to_string())
+}
+
+/// Opens the device and says so in a line.
+fn open(requested: &str) -> Result<Device> {
+    let device = Device::open(requested)?;
+    if let Some(notice) = device.notice() {
+        say(notice)?;
+    }
+    Ok(device)
+}
+
+fn device_record(requested: &str, engine: &dyn Engine, options: &Options) -> DeviceRecord {
+    DeviceRecord {
+        requested: requested.into(),
+        description: engine.description(),
+        adapter: engine.gpu().map(|gpu| json!(gpu.report())),
+        family: options.family,
+        explicit_conv: options.explicit_conv,
+        kernels: engine.selection(),
+    }
+}
+
+/// What is about to happen, below the model's table.
+fn describe(config: &Config) -> String {
+    let (data, model, recipe) = (&config.data, &config.model, &config.recipe);
+    let settings = settings(recipe);
+    let [(_, optimizer), (_, lr), .., (_, schedule), (_, batch)] = &settings;
+    format!(
+        "device   {}\ndata     {}: {} training and {} test images of {} in {} classes\nrecipe   {optimizer}, {schedule} learning rate {lr}, batch size {batch}, {} epochs, seed {}",
+        config.device.description,
+        data.source,
+        HumanCount(data.training_images as u64),
+        HumanCount(data.test_images as u64),
+        model.input,
+        model.classes,
+        recipe.epochs,
+        config.seed
+    )
+}
+
+/// Shows a bar over all epochs while they run, and a line for each when it is over.
+struct Progress {
+    bar: ProgressBar,
+    total: usize,
+    /// Finished in this process.
+    epochs: usize,
+    train_images: u64,
+    test_images: usize,
+    trace_transfers: bool,
+}
+
+impl Progress {
+    fn new(total: usize, data: &Splits, trace_transfers: bool) -> Progress {
+        let template =
+            "{prefix} [{bar:30}] {human_pos}/{human_len} images, {per_sec}, ETA {eta}, {msg}";
+        let bar = ProgressBar::new((total * data.train.len()) as u64).with_style(
+            ProgressStyle::with_template(template)
+                .unwrap_or_else(|_| ProgressStyle::default_bar())
+                .with_key(
+                    "per_sec",
+                    |state: &ProgressState, w: &mut dyn std::fmt::Write| {
+                        let _ = write!(w, "{} images/s", HumanCount(state.per_sec() as u64));
+                    },
+                ),
+        );
+        Progress {
+            bar,
+            total,
+            epochs: 0,
+            train_images: data.train.len() as u64,
+            test_images: data.test.len(),
+            trace_transfers,
+        }
+    }
+
+    /// Prints what crossed since the last call.
+    fn trace(&self, title: &str, engine: &dyn Engine) -> Result<()> {
+        match engine.gpu() {
+            Some(gpu) if self.trace_transfers => {
+                let text = describe_transfers(title, &gpu.take_transfers());
+                self.bar.suspend(|| say(&text))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Observer for Progress {
+    fn epoch_started(&mut self, epoch: usize, engine: &dyn Engine) -> Result<()> {
+        if self.epochs == 0 {
+            self.trace("before the first epoch", engine)?;
+            self.bar
+                .set_position((epoch - 1) as u64 * self.train_images);
+            self.bar.reset_eta();
+        }
+        self.bar.set_prefix(format!("epoch {epoch}/{}", self.total));
+        Ok(())
+    }
+
+    fn trained(&mut self, epoch: usize, images: usize, mean_loss: f64) {
+        let before = (epoch - 1) as u64 * self.train_images;
+        self.bar.set_position(before + images as u64);
+        self.bar.set_message(format!("loss {mean_loss:.4}"));
+    }
+
+    fn evaluated(&mut self, images: usize) {
+        let share = 100 * images / self.test_images;
+        self.bar.set_message(format!("testing, {share} %"));
+    }
+
+    fn epoch_finished(&mut self, record: &EpochRecord, engine: &dyn Engine) -> Result<()> {
+        self.epochs += 1;
+        let line = format!(
+            "epoch {}/{}  train loss {:.4}  test loss {:.4}  test accuracy {}  {:.1} s  {} images/s",
+            record.epoch,
+            self.total,
+            record.train_loss,
+            record.test_loss,
+            percent(record.test_accuracy, self.test_images),
+            record.seconds,
+            HumanCount(record.images_per_second as u64)
+        );
+        self.bar.suspend(|| say(&line))?;
+        self.trace(&format!("in epoch {}", record.epoch), engine)
+    }
+}
+
+/// The bytes that crossed, one purpose per line. Those of the checkpoint (parameters and optimiser
+/// state, to the host) are no part of the epoch's total.
+fn describe_transfers(title: &str, transfers: &Transfers) -> String {
+    let mut lines = Vec::new();
+    let mut total = 0;
+    for (purpose, direction, bytes) in &transfers.by_purpose {
+        let checkpoint =
+            *direction == Direction::ToHost && ["parameters", "optimiser state"].contains(purpose);
+        let way = match direction {
+            Direction::ToGpu => "to the GPU",
+            Direction::ToHost => "to the host",
+        };
+        let note = if checkpoint { ", checkpoint" } else { "" };
+        total += if checkpoint { 0 } else { *bytes };
+        lines.push(format!(
+            "  {way:11}  {:>12} bytes  {purpose}{note}",
+            HumanCount(*bytes).to_string()
+        ));
+    }
+    lines.insert(
+        0,
+        format!(
+            "transfers {title}: {} without checkpoint",
+            BinaryBytes(total)
+        ),
+    );
+    lines.join("\n")
+}

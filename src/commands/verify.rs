@@ -1,0 +1,149 @@
+//! `wgrad verify`: every kernel against its CPU twin, every twin against finite differences.
+
+use super::device::Device;
+use super::{say, say_json, table};
+use crate::cli::VerifyArgs;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+use wgrad::verify::Outcome;
+use wgrad::{Error, Result, cpu, verify};
+
+pub fn run(args: &VerifyArgs) -> Result<()> {
+    let device = Device::open(&args.device)?;
+    let mut outcomes: Vec<Outcome> = cpu::finite_difference_checks()
+        .into_iter()
+        .map(|check| Outcome {
+            kernel: format!("{} (CPU twin)", check.name),
+            variant: "finite differences in f64".into(),
+            worst: check.worst,
+            tolerance: check.tolerance,
+            passed: check.passes(),
+            detail: None,
+        })
+        .collect();
+    let mut left_out = Vec::new();
+    match device.gpu() {
+        Some(gpu) => {
+            let cases = verify::cases(gpu.report());
+            let bar = ProgressBar::new(cases.len() as u64);
+            bar.set_style(style());
+            for case in cases {
+                bar.set_message(case.kernel.clone());
+                outcomes.push(case.run(gpu)?);
+                bar.inc(1);
+            }
+            bar.set_message("training");
+            outcomes.extend(verify::training(gpu)?);
+            bar.finish_and_clear();
+            left_out.extend(verify::left_out(gpu.report()));
+        }
+        None => left_out.push("kernels: skipped, there is no adapter to run them".into()),
+    }
+    let failed = outcomes.iter().filter(|o| !o.passed).count();
+    let description = device.gpu().map(|gpu| gpu.report().line());
+    if args.json {
+        say_json(&json!({
+            "adapter": device.gpu().map(|gpu| gpu.report()),
+            "passed": failed == 0,
+            "left_out": left_out,
+            "cases": outcomes
+                .iter()
+                .map(|o| json!({
+                    "kernel": o.kernel,
+                    "variant": o.variant,
+                    "worst_error": o.worst,
+                    "tolerance": o.tolerance,
+                    "passed": o.passed,
+                    "detail": o.detail,
+                }))
+                .collect::<Vec<_>>(),
+        }))?;
+    } else {
+        if let Some(notice) = device.notice() {
+            say(notice)?;
+        }
+        say(&format!(
+            "adapter  {}",
+            description.as_deref().unwrap_or("none")
+        ))?;
+        let header = [
+            "kernel",
+            "cases",
+            "worst error",
+            "tolerance",
+            "",
+            "worst case",
+        ];
+        say(&table(&header, rows(&outcomes), header.len()))?;
+        for outcome in outcomes.iter().filter(|o| !o.passed) {
+            let detail = outcome.detail.as_deref().unwrap_or("out of tolerance");
+            say(&format!(
+                "{}, {}: {detail}",
+                outcome.kernel, outcome.variant
+            ))?;
+        }
+        for line in &left_out {
+            say(line)?;
+        }
+    }
+    if failed > 0 {
+        return Err(Error::Verify(format!(
+            "expected every case within its tolerance, found {failed} of {} out; please report them with the adapter and driver",
+            outcomes.len()
+        )));
+    }
+    if !args.json {
+        say(&format!(
+            "all {} cases are within their tolerance",
+            outcomes.len()
+        ))?;
+    }
+    Ok(())
+}
+
+/// One row per kernel, with the case that comes closest to its tolerance (or is farthest out).
+fn rows(outcomes: &[Outcome]) -> Vec<Vec<String>> {
+    let mut names: Vec<&str> = Vec::new();
+    for outcome in outcomes {
+        if !names.contains(&outcome.kernel.as_str()) {
+            names.push(&outcome.kernel);
+        }
+    }
+    names
+        .into_iter()
+        .flat_map(|name| {
+            let cases: Vec<_> = outcomes.iter().filter(|o| o.kernel == name).collect();
+            let worst = cases
+                .iter()
+                .max_by(|a, b| closeness(a).total_cmp(&closeness(b)))?;
+            let failed = cases.iter().filter(|o| !o.passed).count();
+            Some(vec![
+                name.to_string(),
+                cases.len().to_string(),
+                format!("{:.1e}", worst.worst),
+                format!("{:.1e}", worst.tolerance),
+                match failed {
+                    0 => "ok".into(),
+                    n => format!("{n} OUT"),
+                },
+                worst.variant.clone(),
+            ])
+        })
+        .collect()
+}
+
+/// Error by tolerance, with everything that failed above everything that passed.
+fn closeness(outcome: &Outcome) -> f64 {
+    if !outcome.passed {
+        return f64::INFINITY;
+    }
+    match outcome.worst {
+        0.0 => 0.0,
+        worst => worst / outcome.tolerance,
+    }
+}
+
+fn style() -> ProgressStyle {
+    ProgressStyle::with_template("[{bar:30}] {pos}/{len} {msg}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+}

@@ -1,0 +1,5 @@
+//! Parameters in and out of the forms that other programs read.
+
+mod safetensors;
+
+pub use self::safetensors::{Contents, Tensor, read_safetensors, to_pytorch, write_safetensors};

@@ -1,0 +1,343 @@
+//! safetensors files in PyTorch's order.
+//!
+//! The flat parameter vector holds `[KH][KW][C][OC]` weights and sees activations as NHWC. PyTorch
+//! holds `[OC][C][KH][KW]` for a convolution, and `[out][in]` for a dense layer, with the inputs of a
+//! flattened image in NCHW order. A dense layer over an H×W×C activation is a convolution whose
+//! kernel covers all of it, so one permutation serves both.
+
+use crate::error::{Error, Result};
+use crate::model::{Layer, Model, Op};
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
+use std::collections::HashMap;
+use std::path::Path;
+
+/// The one key of the file's metadata. One key, because several would be written in an order that
+/// changes from run to run, and equal runs shall give equal files.
+const METADATA_KEY: &str = "wgrad";
+
+/// One weight or bias as PyTorch holds it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tensor {
+    /// `conv2d1.weight`, `dense2.bias`, …
+    pub name: String,
+    /// `[OC, C, KH, KW]` or `[out, in]` for a weight, `[OC]` for a bias.
+    pub shape: Vec<usize>,
+    pub values: Vec<f32>,
+}
+
+/// What [`read_safetensors`] found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Contents {
+    /// The flat vectors asked for, in that order.
+    pub vectors: Vec<Vec<f32>>,
+    /// What the writer had to say; empty for files of other programs.
+    pub metadata: String,
+}
+
+/// `[height, width, channels, outputs]` of a layer's weight, for the permutation.
+fn weight_sizes(layer: &Layer) -> Option<[usize; 4]> {
+    let (geometry, _) = layer.op.product()?;
+    let [height, width] = match layer.op {
+        Op::Dense { .. } => [layer.input.height, layer.input.width],
+        _ => geometry.kernel,
+    };
+    Some([
+        height,
+        width,
+        layer.input.channels,
+        geometry.output.channels,
+    ])
+}
+
+/// For each element of a weight in PyTorch's order, its place in ours.
+fn places([height, width, channels, outputs]: [usize; 4]) -> impl Iterator<Item = usize> {
+    (0..outputs).flat_map(move |o| {
+        (0..channels).flat_map(move |c| {
+            (0..height * width).map(move |position| (position * channels + c) * outputs + o)
+        })
+    })
+}
+
+/// Name and shape of every tensor, and for each of its elements the place in the flat vector.
+fn tensors(model: &Model) -> impl Iterator<Item = (String, Vec<usize>, Vec<usize>)> {
+    model
+        .layers
+        .iter()
+        .filter_map(|layer| Some((layer, layer.parameters?, weight_sizes(layer)?)))
+        .flat_map(|(layer, start, sizes)| {
+            let [height, width, channels, outputs] = sizes;
+            let shape = match layer.op {
+                Op::Dense { .. } => vec![outputs, height * width * channels],
+                _ => vec![outputs, channels, height, width],
+            };
+            let bias = start + sizes.iter().product::<usize>();
+            [
+                (
+                    format!("{}.weight", layer.name),
+                    shape,
+                    places(sizes).map(|place| start + place).collect(),
+                ),
+                (
+                    format!("{}.bias", layer.name),
+                    vec![outputs],
+                    (bias..bias + outputs).collect(),
+                ),
+            ]
+        })
+}
+
+/// The weights and biases of a flat parameter vector (or of anything laid out like it) as PyTorch
+/// holds them.
+pub fn to_pytorch(model: &Model, flat: &[f32]) -> Vec<Tensor> {
+    tensors(model)
+        .map(|(name, shape, places)| Tensor {
+            name,
+            shape,
+            values: places.into_iter().map(|place| flat[place]).collect(),
+        })
+        .collect()
+}
+
+/// The bytes of a safetensors file with the tensors of `vectors`: pairs of a prefix for the
+/// tensors' names and a flat vector laid out like the parameters. The same input gives the same
+/// bytes.
+///
+/// # Errors
+/// [`Error::Shape`] for a vector that is not as long as the model's parameters.
+pub fn write_safetensors(
+    model: &Model,
+    vectors: &[(&str, &[f32])],
+    metadata: &str,
+) -> Result<Vec<u8>> {
+    let mut named = Vec::new();
+    for (prefix, flat) in vectors {
+        if flat.len() != model.parameter_elements {
+            return Err(shape_error(format!(
+                "expected {} parameters, found {}",
+                model.parameter_elements,
+                flat.len()
+            )));
+        }
+        for tensor in to_pytorch(model, flat) {
+            let bytes: Vec<u8> = tensor.values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            named.push((format!("{prefix}{}", tensor.name), tensor.shape, bytes));
+        }
+    }
+    let views = named
+        .iter()
+        .map(|(name, shape, bytes)| {
+            let view = TensorView::new(Dtype::F32, shape.clone(), bytes);
+            Ok((name, view.map_err(|e| shape_error(format!("{name}: {e}")))?))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let metadata = HashMap::from([(METADATA_KEY.to_string(), metadata.to_string())]);
+    safetensors::serialize(views, Some(metadata)).map_err(|e| shape_error(e.to_string()))
+}
+
+/// Reads flat vectors from the bytes of a safetensors file, one for each of `prefixes`: the other
+/// direction of [`write_safetensors`]. `path` stands for the file in messages.
+///
+/// # Errors
+/// [`Error::Checkpoint`] for a damaged file, and for one whose tensors are not those of `model`.
+pub fn read_safetensors(
+    model: &Model,
+    bytes: &[u8],
+    prefixes: &[&str],
+    path: &Path,
+) -> Result<Contents> {
+    let damaged = |e: safetensors::SafeTensorError| {
+        let what = format!(
+            "expected a whole safetensors file, found a damaged one ({e}); use another run or train again"
+        );
+        Error::checkpoint(path, what)
+    };
+    let file = SafeTensors::deserialize(bytes).map_err(damaged)?;
+    let (_, header) = SafeTensors::read_metadata(bytes).map_err(damaged)?;
+    let mut vectors = Vec::new();
+    for prefix in prefixes {
+        let mut flat = vec![0.0; model.parameter_elements];
+        for (name, shape, places) in tensors(model) {
+            let name = format!("{prefix}{name}");
+            let expected = format!(
+                "expected '{name}' of {shape:?} f32 for model '{}'",
+                model.name
+            );
+            let wrong = |found: String| {
+                Error::checkpoint(
+                    path,
+                    format!("{expected}, found {found}; use the model that the file was made with"),
+                )
+            };
+            let tensor = file
+                .tensor(&name)
+                .map_err(|_| wrong("no such tensor".into()))?;
+            if tensor.shape() != shape || tensor.dtype() != Dtype::F32 {
+                return Err(wrong(format!("{:?} {:?}", tensor.shape(), tensor.dtype())));
+            }
+            let (values, _) = tensor.data().as_chunks();
+            for (place, value) in places.into_iter().zip(values) {
+                flat[place] = f32::from_le_bytes(*value);
+            }
+        }
+        vectors.push(flat);
+    }
+    if file.len() != prefixes.len() * tensors(model).count() {
+        return Err(Error::checkpoint(
+            path,
+            format!(
+                "expected {} tensors for model '{}', found {}; use the model that the file was made with",
+                prefixes.len() * tensors(model).count(),
+                model.name,
+                file.len()
+            ),
+        ));
+    }
+    let metadata = header.metadata().as_ref().and_then(|m| m.get(METADATA_KEY));
+    Ok(Contents {
+        vectors,
+        metadata: metadata.cloned().unwrap_or_default(),
+    })
+}
+
+fn shape_error(what: String) -> Error {
+    Error::Shape {
+        operation: "write_safetensors",
+        what,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Conv2d, Loss, Pool2d, Shape};
+
+    /// A 3×2 convolution to 2 channels, pooling to 2×1×2, and a dense layer to 3 classes.
+    fn model() -> Model {
+        Model::chain(
+            "tiny",
+            Shape::new(6, 3, 2),
+            3,
+            Loss::SoftmaxCrossEntropy,
+            &["conv2d", "max_pool2d", "dense"],
+            |kind, shape| {
+                Ok(match *kind {
+                    "conv2d" => Op::Conv2d {
+                        geometry: Conv2d::new(shape, 2, [3, 2], [1, 1], [0, 0])?,
+                        relu: true,
+                    },
+                    "max_pool2d" => Op::MaxPool2d(Pool2d::new(shape, [2, 2], [2, 2])?),
+                    _ => Op::Dense {
+                        geometry: Conv2d::dense(shape.elements(), 3),
+                        relu: false,
+                    },
+                })
+            },
+        )
+        .unwrap()
+    }
+
+    /// Parameter `i` is `i + 1`, gaps are 0.
+    fn counted(model: &Model) -> Vec<f32> {
+        let mut flat = vec![0.0; model.parameter_elements];
+        for layer in &model.layers {
+            let start = layer.parameters.unwrap_or(0);
+            for i in 0..layer.parameter_count() {
+                flat[start + i] = (start + i + 1) as f32;
+            }
+        }
+        flat
+    }
+
+    #[test]
+    fn a_convolution_becomes_oihw() {
+        let model = model();
+        let tensors = to_pytorch(&model, &counted(&model));
+        assert_eq!(tensors[0].name, "conv2d1.weight");
+        assert_eq!(tensors[0].shape, [2, 2, 3, 2]);
+        // Ours is ((kh·2 + kw)·2 + c)·2 + o, so o = 0, c = 0 walks in steps of 4 from 0.
+        let expected = [1.0, 5.0, 9.0, 13.0, 17.0, 21.0];
+        assert_eq!(tensors[0].values[..6], expected);
+        // o = 0, c = 1, then o = 1, c = 0.
+        assert_eq!(tensors[0].values[6], 3.0);
+        assert_eq!(tensors[0].values[12], 2.0);
+        assert_eq!(tensors[1].name, "conv2d1.bias");
+        assert_eq!(tensors[1].values, [25.0, 26.0]);
+    }
+
+    #[test]
+    fn a_dense_layer_sees_its_image_flattened_as_nchw() {
+        let model = model();
+        assert_eq!(model.layers[2].input, Shape::new(2, 1, 2));
+        let tensors = to_pytorch(&model, &counted(&model));
+        assert_eq!(tensors[2].name, "dense1.weight");
+        assert_eq!(tensors[2].shape, [3, 4]);
+        // Our inputs are (h0,c0), (h0,c1), (h1,c0), (h1,c1); PyTorch's (c0,h0), (c0,h1), (c1,h0),
+        // (c1,h1). The layer starts at 64; input i of output o is 64 + 3·i + o, plus 1.
+        let expected = [
+            [65.0, 71.0, 68.0, 74.0],
+            [66.0, 72.0, 69.0, 75.0],
+            [67.0, 73.0, 70.0, 76.0],
+        ];
+        assert_eq!(tensors[2].values, expected.concat());
+        assert_eq!(tensors[3].values, [77.0, 78.0, 79.0]);
+    }
+
+    #[test]
+    fn writing_and_reading_gives_the_same_bits() {
+        let model = model();
+        let mut weights = counted(&model);
+        weights[0] = -0.0;
+        weights[1] = f32::MIN_POSITIVE / 3.0;
+        let moment: Vec<f32> = weights.iter().map(|w| w / 7.0).collect();
+        let vectors: [(&str, &[f32]); 2] = [("", &weights), ("moment.", &moment)];
+        let bytes = write_safetensors(&model, &vectors, "epoch 3").unwrap();
+        assert_eq!(
+            bytes,
+            write_safetensors(&model, &vectors, "epoch 3").unwrap()
+        );
+        let read = read_safetensors(&model, &bytes, &["", "moment."], Path::new("x")).unwrap();
+        let bits = |v: &[f32]| v.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        assert_eq!(bits(&read.vectors[0]), bits(&weights));
+        assert_eq!(bits(&read.vectors[1]), bits(&moment));
+        assert_eq!(read.metadata, "epoch 3");
+    }
+
+    #[test]
+    fn damaged_and_foreign_files_are_refused() {
+        let model = model();
+        let flat = counted(&model);
+        let bytes = write_safetensors(&model, &[("", &flat)], "").unwrap();
+        let message = |bytes: &[u8], prefixes: &[&str]| {
+            let error = read_safetensors(&model, bytes, prefixes, Path::new("a.safetensors"));
+            error.unwrap_err().to_string()
+        };
+        for cut in [0, 5, 40, bytes.len() - 1] {
+            assert!(message(&bytes[..cut], &[""]).contains("damaged"), "{cut}");
+        }
+        assert!(message(&bytes, &["velocity."]).contains("no such tensor"));
+        assert!(message(&bytes, &[]).contains("expected 0 tensors"));
+        assert!(write_safetensors(&model, &[("", &flat[1..])], "").is_err());
+
+        let narrow = Model::chain(
+            "narrow",
+            Shape::new(1, 1, 5),
+            3,
+            Loss::SoftmaxCrossEntropy,
+            &[()],
+            |(), shape| {
+                Ok(Op::Dense {
+                    geometry: Conv2d::dense(shape.elements(), 3),
+                    relu: false,
+                })
+            },
+        )
+        .unwrap();
+        let error = read_safetensors(&narrow, &bytes, &[""], Path::new("a.safetensors"));
+        let error = error.unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "a.safetensors: expected 'dense1.weight' of [3, 5] f32 for model 'narrow', found [3, 4] F32; use the model that the file was made with"
+        );
+    }
+}
