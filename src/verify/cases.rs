@@ -285,18 +285,10 @@ pub(crate) fn maxpool_forward_case(p: Pool2d, n: usize) -> Case {
 
 /// By the scatter, or by the gather form, which takes any windows.
 pub(crate) fn maxpool_backward_case(p: Pool2d, n: usize, masked: bool, gathered: bool) -> Case {
-    let (name, kernel, twin) = if gathered {
-        (
-            "maxpool2d_backward_overlapping",
-            pool::maxpool2d_backward_overlapping as fn(&_, &_, _, &_, &_, _, &_) -> _,
-            cpu::maxpool2d_backward_overlapping::<f64> as fn(&_, &[f64], &[u32]) -> Vec<f64>,
-        )
+    let name = if gathered {
+        "maxpool2d_backward_overlapping"
     } else {
-        (
-            "maxpool2d_backward",
-            pool::maxpool2d_backward as _,
-            cpu::maxpool2d_backward::<f64> as _,
-        )
+        "maxpool2d_backward"
     };
     Case::new(name, mask_text(&pool_text(&p, n), masked), move |b| {
         let x = b.ties(n * p.input.elements());
@@ -306,10 +298,19 @@ pub(crate) fn maxpool_backward_case(p: Pool2d, n: usize, masked: bool, gathered:
         if masked {
             passed = cpu::relu_backward(&wide(&y), &passed);
         }
-        let dx = twin(&p, &passed, &index);
+        let dx = if gathered {
+            cpu::maxpool2d_backward_overlapping(&p, &passed, &index)
+        } else {
+            cpu::maxpool2d_backward(&p, &passed, &index)
+        };
         let dx = b.output("dx", &dx, Tolerance::sum(p.kernel[0] * p.kernel[1]))?;
         let mask = masked.then_some(b.input(&y)?);
         let (dy, index) = (b.input(&dy)?, b.input(&pack(&index))?);
+        let kernel = if gathered {
+            pool::maxpool2d_backward_overlapping
+        } else {
+            pool::maxpool2d_backward
+        };
         Ok(vec![kernel(b.gpu, &p, n, &dy, &index, mask.as_ref(), &dx)?])
     })
 }
