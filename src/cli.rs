@@ -83,6 +83,10 @@ pub struct TrainArgs {
     /// Kernel family of the products: subgroup, workgroup or plain [default: what suits the adapter]
     #[arg(long, value_name = "FAMILY")]
     pub kernels: Option<Family>,
+    /// Take the built-in tiles instead of measuring on the first use of a GPU (2 seconds at most; a
+    /// software adapter is never measured, a resumed run keeps its tiles) [default: measure]
+    #[arg(long)]
+    pub no_tune: bool,
     /// Print the bytes that crossed between host and GPU in each epoch, by purpose [default: off]
     #[arg(long)]
     pub trace_transfers: bool,
@@ -143,6 +147,10 @@ pub struct VerifyArgs {
     /// Print one JSON object with every case instead of a table [default: off]
     #[arg(long)]
     pub json: bool,
+    /// Also write the WGSL of every matrix product as rendered for the adapter, one file per kernel,
+    /// into this folder [default: not written]
+    #[arg(long, value_name = "DIR")]
+    pub dump: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -309,12 +309,6 @@ impl Network {
         &self.gpu
     }
 
-    /// One line per matrix product: which kernel was chosen for it.
-    pub fn selection(&self) -> Vec<String> {
-        let line = |(layer, product): &(String, Product)| format!("{layer} {product}");
-        self.products.iter().map(line).collect()
-    }
-
     /// The matrix products of a step, as chosen, with the name of their layer.
     pub fn products(&self) -> &[(String, Product)] {
         &self.products

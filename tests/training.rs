@@ -132,6 +132,7 @@ impl Bench {
                 family: None,
                 explicit_conv: false,
                 kernels: Vec::new(),
+                products: Vec::new(),
             },
             finished_epochs: 0,
             parameter_sha256: None,

@@ -16,7 +16,6 @@ use wgrad::{Error, Result};
 
 /// Carries out a command.
 pub fn run(command: Command) -> Result<()> {
-    quieten_driver();
     // Silent unless RUST_LOG asks: warnings of the driver would spoil tables and progress bars.
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("off")).init();
     match command {
@@ -25,15 +24,6 @@ pub fn run(command: Command) -> Result<()> {
         Command::Eval(args) => eval::run(&args),
         Command::Devices(args) => devices::run(&args),
         Command::Verify(args) => verify::run(&args),
-    }
-}
-
-/// Without a desktop session, the Vulkan layer of Mesa that looks for the session's GPU prints an
-/// error that is none; there it is switched off.
-fn quieten_driver() {
-    if cfg!(target_os = "linux") && std::env::var_os("XDG_RUNTIME_DIR").is_none() {
-        // SAFETY: the process has a single thread yet.
-        unsafe { std::env::set_var("NODEVICE_SELECT", "1") };
     }
 }
 

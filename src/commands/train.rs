@@ -10,12 +10,12 @@ use std::path::{Path, absolute};
 use wgrad::data::{self, Normalization, Splits};
 use wgrad::gpu::{Direction, Transfers};
 use wgrad::model::recipe::{Optimizer, Recipe, Schedule};
-use wgrad::model::{load, summary};
-use wgrad::network::Options;
+use wgrad::model::{Model, load, summary};
+use wgrad::network::{self, Options, Product};
 use wgrad::train::{
     Config, DataRecord, DeviceRecord, Engine, EpochRecord, ModelRecord, Observer, Run, train,
 };
-use wgrad::{Error, Result};
+use wgrad::{Error, Result, tune};
 
 pub fn run(args: &TrainArgs) -> Result<()> {
     let (mut run, data, mut engine) = match &args.resume {
@@ -58,12 +58,15 @@ fn start(args: &TrainArgs) -> Result<(Run, Splits, Box<dyn Engine>)> {
     }
 
     let requested = args.device.as_deref().unwrap_or("auto");
-    let options = Options {
+    let mut options = Options {
         family: args.kernels,
         explicit_conv: args.conv == Some(Conv::Explicit),
-        ..Options::default()
+        choices: Vec::new(),
     };
     let device = open(requested)?;
+    if !args.no_tune {
+        options.choices = measure(&device, &model, recipe.batch_size, &options)?;
+    }
     let engine = device.engine(&model, &recipe, &options)?;
     let config = Config {
         wgrad: env!("CARGO_PKG_VERSION").into(),
@@ -143,7 +146,8 @@ fn resume(folder: &Path, args: &TrainArgs) -> Result<(Run, Splits, Box<dyn Engin
         explicit_conv: args
             .conv
             .map_or(config.device.explicit_conv, |conv| conv == Conv::Explicit),
-        ..Options::default()
+        // Never measured anew: other tiles may add in another order.
+        choices: config.device.products.clone(),
     };
     let device = open(requested)?;
     let engine = device.engine(run.model(), &recipe, &options)?;
@@ -281,6 +285,36 @@ fn open(requested: &str) -> Result<Device> {
     Ok(device)
 }
 
+/// On a real GPU: the fastest tiles for the model's products, measured once per adapter and driver.
+fn measure(
+    device: &Device,
+    model: &Model,
+    batch_size: usize,
+    options: &Options,
+) -> Result<Vec<Product>> {
+    let Some(gpu) = device.gpu().filter(|gpu| !gpu.report().software) else {
+        return Ok(Vec::new());
+    };
+    let products = network::products(model, batch_size, options, gpu.report())?;
+    let products: Vec<Product> = products.into_iter().map(|(_, product)| product).collect();
+    let style = ProgressStyle::with_template("measuring kernels [{bar:30}] {pos}/{len}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
+    let bar = ProgressBar::new(products.len() as u64).with_style(style);
+    let folder = tune::cache_folder();
+    let tuned = tune::choose(
+        gpu,
+        &products,
+        folder.as_deref(),
+        tune::BUDGET,
+        &mut |done| bar.set_position(done as u64),
+    )?;
+    bar.finish_and_clear();
+    if let Some(note) = &tuned.note {
+        say(note)?;
+    }
+    Ok(tuned.choices)
+}
+
 fn device_record(requested: &str, engine: &dyn Engine, options: &Options) -> DeviceRecord {
     DeviceRecord {
         requested: requested.into(),
@@ -288,7 +322,12 @@ fn device_record(requested: &str, engine: &dyn Engine, options: &Options) -> Dev
         adapter: engine.gpu().map(|gpu| json!(gpu.report())),
         family: options.family,
         explicit_conv: options.explicit_conv,
-        kernels: engine.selection(),
+        kernels: engine
+            .products()
+            .iter()
+            .map(|(layer, product)| format!("{layer} {product}"))
+            .collect(),
+        products: engine.products().iter().map(|(_, p)| *p).collect(),
     }
 }
 

@@ -5,11 +5,22 @@ use super::{say, say_json, table};
 use crate::cli::VerifyArgs;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
+use std::path::Path;
+use wgrad::gpu::AdapterReport;
 use wgrad::verify::Outcome;
 use wgrad::{Error, Result, cpu, verify};
 
 pub fn run(args: &VerifyArgs) -> Result<()> {
     let device = Device::open(&args.device)?;
+    if let Some(notice) = device.notice() {
+        // Asked to prove the kernels, finding nothing that runs them is a failure.
+        return Err(Error::NoAdapter(format!(
+            "expected an adapter to verify, {notice}; --device cpu checks the twins alone"
+        )));
+    }
+    if let (Some(folder), Some(gpu)) = (&args.dump, device.gpu()) {
+        dump(folder, gpu.report())?;
+    }
     let mut outcomes: Vec<Outcome> = cpu::finite_difference_checks()
         .into_iter()
         .map(|check| Outcome {
@@ -59,9 +70,6 @@ pub fn run(args: &VerifyArgs) -> Result<()> {
                 .collect::<Vec<_>>(),
         }))?;
     } else {
-        if let Some(notice) = device.notice() {
-            say(notice)?;
-        }
         say(&format!(
             "adapter  {}",
             description.as_deref().unwrap_or("none")
@@ -97,6 +105,17 @@ pub fn run(args: &VerifyArgs) -> Result<()> {
             "all {} cases are within their tolerance",
             outcomes.len()
         ))?;
+    }
+    Ok(())
+}
+
+/// Writes the rendered source of every product that `verify` runs.
+fn dump(folder: &Path, adapter: &AdapterReport) -> Result<()> {
+    std::fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
+    for (i, product) in verify::products(adapter).iter().enumerate() {
+        let family = product.tile.family();
+        let file = folder.join(format!("{i:03}-{}-{family}.wgsl", product.pass.name()));
+        std::fs::write(&file, product.source()?).map_err(|e| Error::io("write", &file, e))?;
     }
     Ok(())
 }

@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Metrics, Step};
 use crate::model::Model;
 use crate::model::recipe::{Optimizer, StepScalars};
-use crate::network::{Evaluation, Network, Split};
+use crate::network::{Evaluation, Network, Product, Split};
 
 /// What the training loop asks of a network. Vectors of parameters and optimiser state are flat, see
 /// [`crate::model::Layer::parameters`].
@@ -44,8 +44,8 @@ pub trait Engine {
     /// The device in one line, for people.
     fn description(&self) -> String;
 
-    /// Which kernel was chosen for which product, one line each.
-    fn selection(&self) -> Vec<String>;
+    /// The matrix products of a step with the name of their layer, as chosen; none on the CPU.
+    fn products(&self) -> &[(String, Product)];
 
     /// The GPU behind the engine, if it is one.
     fn gpu(&self) -> Option<&Gpu>;
@@ -95,8 +95,8 @@ impl Engine for Network {
         Network::gpu(self).report().line()
     }
 
-    fn selection(&self) -> Vec<String> {
-        Network::selection(self).to_vec()
+    fn products(&self) -> &[(String, Product)] {
+        Network::products(self)
     }
 
     fn gpu(&self) -> Option<&Gpu> {
@@ -282,8 +282,8 @@ impl Engine for CpuEngine {
         format!("CPU ({threads} threads)")
     }
 
-    fn selection(&self) -> Vec<String> {
-        Vec::new()
+    fn products(&self) -> &[(String, Product)] {
+        &[]
     }
 
     fn gpu(&self) -> Option<&Gpu> {

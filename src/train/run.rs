@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::export::{read_safetensors, write_safetensors};
 use crate::model::recipe::Recipe;
 use crate::model::{Definition, Model, Shape};
-use crate::network::Family;
+use crate::network::{Family, Product};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io::ErrorKind;
@@ -90,8 +90,10 @@ pub struct DeviceRecord {
     pub family: Option<Family>,
     /// Whether the im2col matrix is stored.
     pub explicit_conv: bool,
-    /// Which kernel was chosen for which product.
+    /// Which kernel was chosen for which product of which layer, for people.
     pub kernels: Vec<String>,
+    /// The same choices as a resumed run takes them over.
+    pub products: Vec<Product>,
 }
 
 /// One line of `metrics.jsonl`.

@@ -37,13 +37,15 @@ impl Tolerance {
     };
 
     /// For a sum of `terms` products of numbers around 1 in any order, with or without fused
-    /// multiply-adds: the rounding errors of the partial sums, which grow like √terms, add up like
-    /// another √terms.
+    /// multiply-adds. Rounding errors are a share of the partial sums they are made in: where these
+    /// wander around 0 they grow like √terms and their errors add up like another √terms; where
+    /// they grow towards the sum its error is √terms roundings of that.
     pub fn sum(terms: usize) -> Tolerance {
         let epsilon = f64::from(f32::EPSILON);
+        let terms = terms as f64;
         Tolerance {
-            absolute: epsilon * (terms as f64 + 4.0),
-            relative: 4.0 * epsilon,
+            absolute: epsilon * (terms + 4.0),
+            relative: epsilon * (terms.sqrt() + 4.0),
         }
     }
 }

@@ -1,0 +1,684 @@
+//! The program as its users meet it: what it prints and leaves behind, and above all what it says
+//! about bad input: one line on standard error, the right exit code, nothing damaged.
+
+mod common;
+
+use assert_cmd::cargo::cargo_bin;
+use common::{contents, idx};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+/// A folder with a model, a dataset and nothing else, in which commands run.
+struct Bench {
+    folder: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        let folder = tempfile::tempdir().unwrap();
+        common::write_model_and_data(folder.path());
+        Bench { folder }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The command of a line of arguments.
+    fn command(&self, arguments: &str) -> Command {
+        let mut command = Command::new(cargo_bin("wgrad"));
+        command
+            .current_dir(self.folder.path())
+            .env_remove("RUST_LOG")
+            .args(arguments.split_whitespace());
+        command
+    }
+
+    fn run(&self, arguments: &str) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    /// Standard output of a command that must succeed, and be silent on standard error.
+    fn good(&self, arguments: &str) -> String {
+        let output = self.run(arguments);
+        let (out, err) = text(&output);
+        assert!(output.status.success(), "{arguments}: {out}{err}");
+        assert_eq!(err, "", "{arguments}");
+        out
+    }
+
+    /// Asserts that a command fails with `code` and one line that contains each of `expected`.
+    fn bad(&self, arguments: &str, code: i32, expected: &[&str]) {
+        let output = self.run(arguments);
+        let (_, err) = text(&output);
+        assert_eq!(output.status.code(), Some(code), "{arguments}: {err}");
+        assert!(err.starts_with("error: "), "{arguments}: {err}");
+        assert_eq!(err.lines().count(), 1, "{arguments}: {err}");
+        for expected in expected {
+            assert!(
+                err.contains(expected),
+                "{arguments}: no {expected:?} in {err}"
+            );
+        }
+    }
+}
+
+fn text(output: &Output) -> (String, String) {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    (text(&output.stdout), text(&output.stderr))
+}
+
+/// The flags of a small training on the CPU.
+const SMALL: &str = "--model small.toml --data shapes --device cpu";
+
+/// The hash of the weights in a training's output.
+fn hash(output: &str) -> String {
+    let line = output.lines().find(|l| l.starts_with("weights  sha256 "));
+    line.unwrap_or_else(|| panic!("no hash in {output}"))[16..].to_string()
+}
+
+fn json(text: &str) -> serde_json::Value {
+    serde_json::from_str(text).unwrap()
+}
+
+#[test]
+fn train_reports_and_leaves_a_run_folder() {
+    let bench = Bench::new();
+    let out = bench.good(&format!("train {SMALL} --epochs 2 --seed 7"));
+    assert!(out.contains("conv2d1"), "{out}");
+    assert!(out.contains("device   CPU ("), "{out}");
+    assert!(
+        out.contains("96 training and 40 test images of 8×6×1 in 4 classes"),
+        "{out}"
+    );
+    let epochs: Vec<&str> = out.lines().filter(|l| l.starts_with("epoch ")).collect();
+    assert_eq!(epochs.len(), 2, "{out}");
+    for word in [
+        "epoch 1/2",
+        "train loss",
+        "test loss",
+        "test accuracy",
+        " % ± ",
+        " s  ",
+        "images/s",
+    ] {
+        assert!(epochs[0].contains(word), "no {word:?} in {}", epochs[0]);
+    }
+    assert!(out.ends_with("run      runs/small-shapes-1\n"), "{out}");
+
+    let run = bench.path("runs/small-shapes-1");
+    let config = json(&fs::read_to_string(run.join("run.json")).unwrap());
+    assert_eq!(config["parameter_sha256"], hash(&out));
+    assert_eq!(config["seed"], 7);
+    assert_eq!(config["finished_epochs"], 2);
+    assert_eq!(config["recipe"]["epochs"], 2);
+    assert_eq!(config["model"]["architecture"], common::MODEL);
+    assert_eq!(config["wgrad"], env!("CARGO_PKG_VERSION"));
+    let metrics = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let lines: Vec<_> = metrics.lines().map(json).collect();
+    assert_eq!(lines.len(), 2);
+    for key in [
+        "epoch",
+        "step",
+        "train_loss",
+        "train_accuracy",
+        "test_loss",
+        "test_accuracy",
+        "images_per_second",
+        "seconds",
+        "lr",
+    ] {
+        assert!(lines[1][key].is_number(), "{key} in {metrics}");
+    }
+    assert_eq!(
+        (&lines[1]["epoch"], &lines[1]["step"]),
+        (&2.into(), &10.into())
+    );
+
+    // The next run gets the next number, and the same seed the same weights.
+    let again = bench.good(&format!("train {SMALL} --epochs 2 --seed 7"));
+    assert!(again.ends_with("run      runs/small-shapes-2\n"), "{again}");
+    assert_eq!(hash(&out), hash(&again));
+}
+
+#[test]
+fn flags_override_the_recipe() {
+    let bench = Bench::new();
+    bench.good(&format!(
+        "train {SMALL} --out run --epochs 1 --batch-size 13 --optimizer sgd --lr 0.02 --momentum 0.5 --weight-decay 0.001 --schedule cosine --limit 50"
+    ));
+    let config = json(&fs::read_to_string(bench.path("run/run.json")).unwrap());
+    assert_eq!(
+        config["recipe"],
+        json(
+            r#"{"optimizer": {"name": "sgd", "momentum": 0.5, "weight_decay": 0.001},
+                "lr": 0.02, "schedule": "cosine", "epochs": 1, "batch_size": 13}"#
+        )
+    );
+    assert_eq!(config["data"]["training_images"], 50);
+    assert_eq!(config["data"]["limit"], 50);
+    let metrics = json(&fs::read_to_string(bench.path("run/metrics.jsonl")).unwrap());
+    assert_eq!(metrics["step"], 4);
+}
+
+#[test]
+fn resume_goes_on_to_the_same_weights() {
+    let bench = Bench::new();
+    let whole = bench.good(&format!("train {SMALL} --epochs 3 --out whole"));
+    bench.good(&format!("train {SMALL} --epochs 2 --out parts"));
+    let rest = bench.good("train --resume parts --epochs 3");
+    assert_eq!(
+        rest.lines().filter(|l| l.starts_with("epoch ")).count(),
+        1,
+        "{rest}"
+    );
+    assert_eq!(hash(&whole), hash(&rest));
+    let done = bench.good("train --resume parts");
+    assert!(
+        done.contains("nothing to train: all 3 epochs are finished"),
+        "{done}"
+    );
+    assert_eq!(hash(&whole), hash(&done));
+}
+
+#[test]
+fn killed_trainings_go_on_where_they_were() {
+    let bench = Bench::new();
+    let whole = bench.good(&format!("train {SMALL} --epochs 30 --out whole"));
+    let mut command = bench.command(&format!("train {SMALL} --epochs 30 --out killed"));
+    for milliseconds in [0, 7, 31, 59] {
+        let mut child = command.stdout(Stdio::null()).spawn().unwrap();
+        while !bench.path("killed/run.json").exists() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::thread::sleep(Duration::from_millis(milliseconds));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        command = bench.command("train --resume killed");
+    }
+    assert_eq!(hash(&whole), hash(&bench.good("train --resume killed")));
+    let lines = |run: &str| {
+        let metrics = fs::read_to_string(bench.path(run).join("metrics.jsonl")).unwrap();
+        metrics.lines().count()
+    };
+    assert_eq!(lines("whole"), 30);
+    assert_eq!(lines("killed"), 30);
+}
+
+#[test]
+fn eval_gives_what_training_measured() {
+    let bench = Bench::new();
+    bench.good(&format!("train {SMALL} --epochs 4 --out run"));
+    let metrics = fs::read_to_string(bench.path("run/metrics.jsonl")).unwrap();
+    let last = json(metrics.lines().last().unwrap());
+    let eval = json(&bench.good("eval run --device cpu --json"));
+    assert_eq!(eval["accuracy"], last["test_accuracy"]);
+    assert_eq!(eval["loss"], last["test_loss"]);
+    assert_eq!(eval["images"], 40);
+    let p = eval["accuracy"].as_f64().unwrap();
+    let error = eval["accuracy_standard_error"].as_f64().unwrap();
+    assert!((error - (p * (1.0 - p) / 40.0).sqrt()).abs() < 1e-12);
+    let classes = eval["classes"].as_array().unwrap();
+    let sum = |key: &str| {
+        classes
+            .iter()
+            .map(|c| c[key].as_f64().unwrap())
+            .sum::<f64>()
+    };
+    assert_eq!(sum("images"), 40.0);
+    assert_eq!(sum("correct"), 40.0 * p);
+    assert_eq!(sum("recall"), 4.0 * p, "the classes are equally many");
+    let table = bench.good("eval run --data shapes --device cpu");
+    assert!(
+        table.contains("recall") && table.contains("40 test images"),
+        "{table}"
+    );
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn inspect_needs_no_gpu() {
+    let bench = Bench::new();
+    let output = without_adapters(bench.command("inspect lenet5 --batch-size 64"));
+    let (out, err) = text(&output);
+    assert_eq!(err, "");
+    for word in [
+        "conv2d2",
+        "61,706",
+        "parameters",
+        "activations",
+        "total",
+        "batch size 64",
+    ] {
+        assert!(out.contains(word), "no {word:?} in {out}");
+    }
+    let small = bench.good("inspect small.toml");
+    assert!(
+        small.contains("8×6×4") && small.contains("batch size 20"),
+        "{small}"
+    );
+    bench.bad(
+        "inspect lenet5 --batch-size 0",
+        2,
+        &["--batch-size", "found 0"],
+    );
+    bench.bad("inspect no-such-model", 2, &["no-such-model", "lenet5"]);
+}
+
+/// Runs a command where the Vulkan loader finds no driver.
+#[cfg(target_os = "linux")]
+fn without_adapters(mut command: Command) -> Output {
+    command
+        .env("VK_DRIVER_FILES", "/nonexistent.json")
+        .env("VK_ICD_FILENAMES", "/nonexistent.json")
+        .output()
+        .unwrap()
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn without_an_adapter_the_cpu_trains_and_says_so() {
+    let bench = Bench::new();
+    let output = without_adapters(
+        bench.command("train --model small.toml --data shapes --epochs 1 --out run"),
+    );
+    let (out, err) = text(&output);
+    assert_eq!((output.status.code(), err.as_str()), (Some(0), ""), "{out}");
+    let notices: Vec<_> = out
+        .lines()
+        .filter(|l| l.contains("adapter found"))
+        .collect();
+    assert_eq!(notices.len(), 1, "{out}");
+    assert!(notices[0].contains("mesa-vulkan-drivers"), "{out}");
+    for arguments in [
+        "train --device gpu --data shapes --model small.toml",
+        "devices",
+        "verify",
+    ] {
+        let output = without_adapters(bench.command(arguments));
+        let (_, err) = text(&output);
+        assert_eq!(output.status.code(), Some(1), "{err}");
+        assert!(
+            err.contains("expected ") && err.contains("mesa-vulkan-drivers"),
+            "{err}"
+        );
+        assert_eq!(err.lines().count(), 1, "{err}");
+    }
+}
+
+#[test]
+fn devices_and_verify_speak_json() {
+    let bench = Bench::new();
+    let devices = json(&bench.good("devices --json"));
+    assert_eq!(devices[0]["auto"], true);
+    assert!(devices[0]["max_storage_binding_bytes"].as_u64().unwrap() > 0);
+    let name = devices[0]["name"].as_str().unwrap();
+    assert!(bench.good("devices").contains(name));
+    // The twins alone; every kernel on the GPU is what tests/kernels.rs is for.
+    let verify = json(&bench.good("verify --device cpu --json"));
+    assert_eq!(verify["passed"], true);
+    assert!(verify["cases"].as_array().unwrap().len() > 5);
+    for case in verify["cases"].as_array().unwrap() {
+        assert!(
+            case["worst_error"].as_f64() <= case["tolerance"].as_f64(),
+            "{case}"
+        );
+    }
+    assert!(
+        verify["left_out"][0]
+            .as_str()
+            .unwrap()
+            .contains("no adapter")
+    );
+}
+
+#[test]
+fn transfers_stay_small() {
+    let bench = Bench::new();
+    let out =
+        bench.good("train --model small.toml --data shapes --epochs 2 --out run --trace-transfers");
+    let second = out
+        .split("transfers in epoch 2: ")
+        .nth(1)
+        .unwrap_or_else(|| panic!("{out}"));
+    // 96 numbers of the order, five rows of the step table, a few counters, 40 predictions.
+    let total = second.split(" without checkpoint").next().unwrap();
+    assert!(total.ends_with("B") && !total.contains("MiB"), "{total}");
+    assert!(
+        second.contains("order") && second.contains("metrics"),
+        "{second}"
+    );
+    assert!(!second.contains("images"), "{second}");
+}
+
+#[test]
+fn flags_out_of_range_are_refused_before_any_work() {
+    let bench = Bench::new();
+    let found = |value: &str| format!("found {value}");
+    for (flag, value) in [
+        ("--batch-size", "0"),
+        ("--batch-size", "97"),
+        ("--epochs", "0"),
+        ("--limit", "0"),
+        ("--lr", "0"),
+        ("--lr", "-0.1"),
+        ("--lr", "NaN"),
+        ("--lr", "inf"),
+        ("--lr", "1e-60"),
+        ("--momentum", "1"),
+        ("--momentum", "-0.1"),
+        ("--weight-decay", "-1"),
+    ] {
+        let sgd = if flag == "--momentum" {
+            "--optimizer sgd"
+        } else {
+            ""
+        };
+        let value_found = if value == "1e-60" {
+            "found 0.0000"
+        } else {
+            &found(value)
+        };
+        bench.bad(
+            &format!("train {SMALL} {sgd} {flag} {value}"),
+            2,
+            &[flag, value_found],
+        );
+    }
+    bench.bad(
+        &format!("train {SMALL} --momentum 0.5"),
+        2,
+        &["--momentum", "sgd", "adamw"],
+    );
+    bench.bad(
+        &format!("train {SMALL} --limit 5"),
+        2,
+        &["5 training images", "found 20"],
+    );
+    for (flag, value) in [
+        ("--batch-size", "many"),
+        ("--batch-size", "-1"),
+        ("--seed", "1.5"),
+        ("--optimizer", "adam"),
+        ("--schedule", "linear"),
+        ("--conv", "fast"),
+        ("--kernels", "best"),
+    ] {
+        bench.bad(&format!("train {SMALL} {flag} {value}"), 2, &[flag, value]);
+    }
+    bench.bad(
+        &format!("train {SMALL} --conv explicit"),
+        2,
+        &["--conv", "CPU"],
+    );
+    bench.bad(
+        "train --model small.toml --data shapes --device no-such-gpu",
+        2,
+        &["no-such-gpu", "there is '"],
+    );
+    bench.bad(
+        "train --model no-such-model",
+        2,
+        &["no-such-model", "lenet5"],
+    );
+    bench.bad("train --model no-such.toml", 1, &["no-such.toml"]);
+    bench.bad("train --bogus", 2, &["--bogus"]);
+    bench.bad("", 2, &["train", "verify"]);
+    assert!(!bench.path("runs").exists());
+}
+
+#[test]
+fn bad_data_is_refused() {
+    let bench = Bench::new();
+    let train = |damage: &dyn Fn(&Path), code: i32, expected: &[&str]| {
+        let data = bench.path("shapes");
+        let good = contents(&data);
+        damage(&data);
+        bench.bad(&format!("train {SMALL}"), code, expected);
+        for (name, bytes) in &good {
+            fs::write(data.join(name), bytes).unwrap();
+        }
+    };
+    let images = "train-images-idx3-ubyte";
+    let labels = "train-labels-idx1-ubyte";
+    let (pixels, classes) = common::images(96, 1);
+    let write = |name: &'static str, bytes: Vec<u8>| {
+        move |data: &Path| fs::write(data.join(name), &bytes).unwrap()
+    };
+
+    let whole = idx(&[96, 8, 6], &pixels);
+    let cut = whole[..whole.len() - 1].to_vec();
+    train(
+        &write(images, cut),
+        2,
+        &[images, "expected 4608 bytes", "found 4607"],
+    );
+    let longer = [&whole[..], &[0]].concat();
+    train(
+        &write(images, longer),
+        2,
+        &[images, "expected 4608 bytes", "more"],
+    );
+    let mut magic = whole.clone();
+    magic[3] = 9;
+    train(&write(images, magic), 2, &[images, "00000803", "00000809"]);
+    train(&write(images, vec![]), 2, &[images, "found nothing"]);
+    train(&write(images, idx(&[0, 8, 6], &[])), 2, &[images, "0×8×6"]);
+    train(&write(images, idx(&[u32::MAX; 3], &pixels)), 2, &[images]);
+    train(
+        &write(labels, idx(&[95], &classes[..95])),
+        2,
+        &[labels, "96 images", "found 95"],
+    );
+    let gzip = [&[0x1f, 0x8b, 8, 0][..], &whole].concat();
+    train(&write(images, gzip), 2, &[images, "gzip"]);
+    let other_size = idx(&[40, 6, 8], &common::images(40, 2).0);
+    train(
+        &write("t10k-images-idx3-ubyte", other_size),
+        2,
+        &["8×6×1", "6×8×1"],
+    );
+    train(
+        &|data| fs::remove_file(data.join(labels)).unwrap(),
+        2,
+        &["shapes", labels],
+    );
+
+    bench.bad("train --data no-such-folder", 2, &["no-such-folder"]);
+    bench.bad("train --data small.toml", 2, &["small.toml", "folder"]);
+    // Good after all.
+    assert!(!bench.path("runs").exists());
+    bench.good(&format!("train {SMALL} --epochs 1"));
+}
+
+#[test]
+fn bad_models_are_refused_with_their_line() {
+    let bench = Bench::new();
+    let line = |text: &str| {
+        let before = common::MODEL.split(text).next().unwrap();
+        before.matches('\n').count() + 1
+    };
+    for (old, new, expected) in [
+        ("padding = 1", "paddign = 1", "paddign"),
+        ("kernel = 3", "kernel = \"3\"", "found \"3\""),
+        ("type = \"max_pool2d\"", "type = \"maxpool\"", "maxpool"),
+        ("lr = 0.01", "lr = -1.0", "-1"),
+        ("optimizer = \"adamw\"", "optimizer = \"adam\"", "adam"),
+    ] {
+        fs::write(bench.path("bad.toml"), common::MODEL.replace(old, new)).unwrap();
+        let place = format!("bad.toml:{}: ", line(old));
+        bench.bad(
+            "train --model bad.toml --data shapes --device cpu",
+            2,
+            &[&place, expected],
+        );
+        bench.bad("inspect bad.toml", 2, &[&place, expected]);
+    }
+    // A kernel that is larger than what it gets, and an end without one value per class.
+    fs::write(
+        bench.path("bad.toml"),
+        common::MODEL.replace("kernel = 3", "kernel = 11"),
+    )
+    .unwrap();
+    bench.bad(
+        "train --model bad.toml --data shapes --device cpu",
+        2,
+        &["bad.toml:13: ", "11"],
+    );
+    let units = common::MODEL.replace("\"classes\"", "3");
+    fs::write(bench.path("bad.toml"), units).unwrap();
+    bench.bad(
+        "train --model bad.toml --data shapes --device cpu",
+        2,
+        &["bad.toml:", "4 classes"],
+    );
+    assert!(!bench.path("runs").exists());
+}
+
+#[test]
+fn folders_are_never_overwritten() {
+    let bench = Bench::new();
+    fs::create_dir(bench.path("full")).unwrap();
+    fs::write(bench.path("full/thesis.txt"), "years of work").unwrap();
+    bench.bad(
+        &format!("train {SMALL} --out full"),
+        2,
+        &["full", "--out", "--resume"],
+    );
+    assert_eq!(contents(&bench.path("full")).len(), 1);
+    // An empty one is fine.
+    fs::create_dir(bench.path("empty")).unwrap();
+    bench.good(&format!("train {SMALL} --epochs 1 --out empty"));
+    // Places where nothing can be written.
+    bench.bad(
+        &format!("train {SMALL} --out small.toml"),
+        1,
+        &["cannot create small.toml"],
+    );
+    bench.bad(
+        &format!("train {SMALL} --out small.toml/run"),
+        1,
+        &["cannot create small.toml/run"],
+    );
+    if cfg!(target_os = "linux") {
+        bench.bad(
+            &format!("train {SMALL} --out /proc/run"),
+            1,
+            &["cannot create /proc/run"],
+        );
+    }
+    assert_eq!(
+        fs::read_to_string(bench.path("small.toml")).unwrap(),
+        common::MODEL
+    );
+}
+
+#[test]
+fn a_resume_of_something_else_is_refused() {
+    let bench = Bench::new();
+    bench.good(&format!("train {SMALL} --epochs 2 --out run"));
+    let before = contents(&bench.path("run"));
+    let wider = common::MODEL.replace("out_channels = 4", "out_channels = 5");
+    fs::write(bench.path("wider.toml"), wider).unwrap();
+    for (flag, run, given) in [
+        ("--model", "'small'", "wider.toml"),
+        ("--batch-size", "20", "21"),
+        ("--optimizer", "adamw", "sgd"),
+        ("--lr", "0.01", "0.02"),
+        ("--weight-decay", "0.01", "0.5"),
+        ("--schedule", "constant", "cosine"),
+        ("--seed", "1", "2"),
+        ("--limit", "none", "50"),
+    ] {
+        let arguments = format!("train --resume run --epochs 3 {flag} {given}");
+        bench.bad(&arguments, 2, &[flag, run, given, "in run was started"]);
+    }
+    bench.bad("train --resume run --data mnist", 2, &["8×6×1", "28×28×1"]);
+    bench.bad(
+        "eval run --data mnist --device cpu",
+        2,
+        &["8×6×1", "28×28×1"],
+    );
+    bench.bad(
+        "train --resume run --epochs 1",
+        2,
+        &["--epochs", "2", "found 1"],
+    );
+    bench.bad("train --resume run --out other", 2, &["--resume", "--out"]);
+    bench.bad("train --resume nowhere", 1, &["nowhere", "run.json"]);
+    bench.bad("train --resume shapes", 1, &["shapes", "run.json"]);
+    bench.bad("eval nowhere", 1, &["nowhere", "run.json"]);
+    assert!(contents(&bench.path("run")) == before);
+    // Repeating what the run has is no contradiction.
+    bench.good(
+        "train --resume run --epochs 3 --model small.toml --data shapes --batch-size 20 --optimizer adamw --lr 0.01 --seed 1",
+    );
+}
+
+#[test]
+fn damaged_run_folders_are_refused() {
+    let bench = Bench::new();
+    bench.good(&format!("train {SMALL} --epochs 1 --out run"));
+    let run = bench.path("run");
+    for (file, command) in [
+        ("run.json", "train --resume run --epochs 2"),
+        ("checkpoint.safetensors", "train --resume run --epochs 2"),
+        ("metrics.jsonl", "train --resume run --epochs 2"),
+        ("model.safetensors", "eval run --device cpu"),
+    ] {
+        let good = fs::read(run.join(file)).unwrap();
+        fs::write(run.join(file), &good[..good.len() / 2]).unwrap();
+        let before = contents(&run);
+        bench.bad(command, 1, &[file]);
+        assert!(contents(&run) == before, "{file}");
+        fs::write(run.join(file), good).unwrap();
+    }
+    fs::remove_file(run.join("model.safetensors")).unwrap();
+    bench.bad(
+        "eval run --device cpu",
+        1,
+        &["model.safetensors", "--resume"],
+    );
+    bench.good("train --resume run --epochs 2");
+    bench.good("eval run --device cpu");
+}
+
+#[test]
+fn a_loss_that_is_no_number_ends_the_training() {
+    let bench = Bench::new();
+    bench.bad(
+        &format!("train {SMALL} --lr 1e30 --out run"),
+        1,
+        &["diverged", "epoch 1", "lower --lr"],
+    );
+    assert!(!bench.path("run/checkpoint.safetensors").exists());
+}
+
+#[test]
+fn a_reader_that_leaves_is_no_reason_to_panic() {
+    let bench = Bench::new();
+    for arguments in [
+        "inspect default",
+        "--help",
+        &format!("train {SMALL} --epochs 2 --out run"),
+    ] {
+        let mut child = bench
+            .command(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(text(&output).1, "", "{arguments}");
+        assert!(output.status.success(), "{arguments}");
+    }
+    // The training went on to its end.
+    assert!(
+        bench
+            .good("train --resume run")
+            .contains("nothing to train")
+    );
+}
