@@ -22,9 +22,10 @@
 //! | [`train`] | the loop, the run folder, checkpoints | [`network`], [`cpu`], [`data`], [`export`] |
 //! | [`export`] | safetensors in PyTorch's order | [`model`] |
 //! | [`tune`] | tiles chosen by measurement, and their cache | [`kernels`] |
+//! | [`report`] | kernels, steps and layers measured | [`train`], [`verify`] |
 //! | [`verify`] | every kernel against its twin, whole steps against the oracle | [`network`], [`cpu`] |
 //!
-//! `main → commands → train, export, verify → network → kernels → gpu`, never back. Only `gpu`,
+//! `main → commands → report, train, export, verify → network → kernels → gpu`, never back. Only `gpu`,
 //! `kernels` and `network` know of wgpu; none of them knows of `cpu`.
 
 pub mod cpu;
@@ -35,6 +36,7 @@ pub mod gpu;
 pub mod kernels;
 pub mod model;
 pub mod network;
+pub mod report;
 pub mod train;
 pub mod tune;
 pub mod verify;

@@ -557,9 +557,18 @@ impl Network {
     /// # Errors
     /// [`Error::Shape`] before the first epoch, [`Error::Usage`] without timestamp queries.
     pub fn profile_step(&mut self) -> Result<Vec<crate::gpu::Span>> {
+        self.gpu.profile(&self.plan()?)
+    }
+
+    /// The dispatches of a training step in their order, to be run by hand (see [`Gpu::submit`]); the
+    /// first row of the last epoch's table is the current one again.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] before the training split was uploaded, or what the device reports.
+    pub fn plan(&self) -> Result<Vec<&Dispatch>> {
         let resident = self.resident(Split::Train)?;
         self.gpu.write("step counter", &resident.counter, &[0u32])?;
-        self.gpu.profile(&self.step_plan(resident))
+        Ok(self.step_plan(resident))
     }
 
     /// The dispatches of a training step.
@@ -768,6 +777,7 @@ impl Planner<'_> {
                     .dispatches
                     .push(activation::sigmoid_forward(self.gpu, x, y)?),
             }
+            self.attribute(layer);
         }
         Ok(std::mem::take(&mut self.dispatches))
     }
@@ -830,9 +840,16 @@ impl Planner<'_> {
                     }
                 }
             }
+            self.attribute(layer);
             std::mem::swap(&mut dy, &mut dx);
         }
         Ok(std::mem::take(&mut self.dispatches))
+    }
+
+    /// What was planned since the last call is for `layer`.
+    fn attribute(&mut self, layer: &Layer) {
+        let new = self.dispatches.iter_mut().filter(|d| d.layer().is_empty());
+        new.for_each(|dispatch| dispatch.set_layer(&layer.name));
     }
 
     fn backward_weight(

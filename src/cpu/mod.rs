@@ -18,6 +18,7 @@ mod im2col;
 mod loss;
 mod network;
 mod optimizer;
+mod peak;
 mod pool;
 mod reduce;
 
@@ -33,6 +34,7 @@ pub use im2col::{col2im, im2col};
 pub use loss::{LossOutput, softmax_cross_entropy, squared_error, sum_metrics};
 pub use network::{Activation, Network, StepMetrics, StepOutput};
 pub use optimizer::{adamw_update, sgd_update};
+pub use peak::{peak_copy, peak_multiply_add};
 pub use pool::{
     maxpool2d_backward, maxpool2d_backward_overlapping, maxpool2d_forward, meanpool2d_backward,
     meanpool2d_forward,

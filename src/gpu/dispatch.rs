@@ -6,14 +6,26 @@ use crate::error::Result;
 /// A kernel ready to be recorded: pipeline, bind group, workgroup counts.
 pub struct Dispatch {
     label: String,
+    layer: String,
     pipeline: wgpu::ComputePipeline,
     bind_group: wgpu::BindGroup,
     groups: [u32; 3],
 }
 
 impl Dispatch {
+    /// The kernel's entry point.
     pub fn label(&self) -> &str {
         &self.label
+    }
+
+    /// The layer it works for, see [`Dispatch::set_layer`]; empty when it is none's in particular.
+    pub fn layer(&self) -> &str {
+        &self.layer
+    }
+
+    /// Says which layer it works for, for those who measure.
+    pub fn set_layer(&mut self, layer: &str) {
+        self.layer = layer.into();
     }
 
     pub(super) fn record(&self, pass: &mut wgpu::ComputePass<'_>) {
@@ -70,6 +82,7 @@ impl Gpu {
         })?;
         Ok(Dispatch {
             label: kernel.entry_point.into(),
+            layer: String::new(),
             pipeline,
             bind_group,
             groups: kernel.groups,

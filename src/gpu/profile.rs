@@ -7,7 +7,9 @@ use crate::error::{Error, Result};
 /// When a dispatch ran, in seconds since the first one of its list began.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Span {
+    /// Label and layer of the dispatch.
     pub label: String,
+    pub layer: String,
     pub begin: f64,
     pub end: f64,
 }
@@ -35,6 +37,7 @@ impl Gpu {
             let since = |t: u64| after + t.saturating_sub(first) as f64 * tick;
             spans.extend(part.iter().zip(ticks.chunks_exact(2)).map(|(d, t)| Span {
                 label: d.label().to_string(),
+                layer: d.layer().to_string(),
                 begin: since(t[0]),
                 end: since(t[1]),
             }));

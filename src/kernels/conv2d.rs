@@ -313,6 +313,26 @@ impl Product {
             * self.geometry.weight_elements() as f64
     }
 
+    /// Bytes that must cross between the processor and its memory at least: every operand and every
+    /// result once.
+    pub fn bytes(&self) -> f64 {
+        let (g, results) = (&self.geometry, self.result_elements());
+        let x = self.batch * g.input.elements();
+        let dy = self.batch * g.output.elements();
+        let elements = match self.pass {
+            Pass::Forward => {
+                let index = self.pool.map_or(0, |_| results.div_ceil(4));
+                x + g.weight_elements() + g.output.channels + results + index
+            }
+            Pass::BackwardWeight => x + dy + results,
+            Pass::BackwardInput => {
+                let mask = if self.relu { x } else { 0 };
+                dy + g.weight_elements() + results + mask
+            }
+        };
+        4.0 * elements as f64
+    }
+
     /// Elements of the result: of all partial sums for the weight gradient.
     pub fn result_elements(&self) -> usize {
         let [m, n, _] = self.dimensions();

@@ -14,6 +14,7 @@ pub mod gather;
 pub mod im2col;
 pub mod loss;
 pub mod optimizer;
+pub mod peak;
 pub mod pool;
 pub mod reduce;
 pub mod step;

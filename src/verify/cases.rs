@@ -4,12 +4,12 @@
 use super::parity::{Bench, Case, Tolerance};
 use crate::cpu;
 use crate::error::Result;
-use crate::gpu::{Buffer, Metrics, Step};
+use crate::gpu::{Buffer, Dispatch, Metrics, Step};
 use crate::kernels::{
-    WORKGROUP_SIZE, activation, gather, im2col, loss, optimizer, pool, reduce, step,
+    WORKGROUP_SIZE, activation, gather, im2col, loss, optimizer, peak, pool, reduce, step,
 };
 use crate::model::recipe::{Optimizer, StepScalars};
-use crate::model::{Conv2d, Pool2d, Shape};
+use crate::model::{Conv2d, Loss, Pool2d, Shape};
 
 /// Every case, kernel by kernel.
 pub fn cases() -> Vec<Case> {
@@ -23,7 +23,8 @@ pub fn cases() -> Vec<Case> {
         metrics_cases(),
         optimizer_cases(),
         reduce_cases(),
-        step_cases(),
+        vec![step_case()],
+        peak_cases(),
     ];
     lists.into_iter().flatten().collect()
 }
@@ -71,49 +72,89 @@ fn samples(first: usize, count: usize) -> Step {
     }
 }
 
+pub(crate) fn gather_case(shape: Shape, batch: usize, count: usize) -> Case {
+    let variant = format!("{shape}, {count} of batch {batch}");
+    Case::new("gather_batch", variant, move |b| {
+        // Images of odd sizes start anywhere inside a word.
+        let (dataset, first) = (19, 4);
+        let images: Vec<u8> = b
+            .below(256, dataset * shape.elements())
+            .into_iter()
+            .map(|byte| byte as u8)
+            .collect();
+        let labels = b.below(10, dataset);
+        let order = b.below(dataset as u32, first + count);
+        let (scale, shift) = (b.values(shape.channels), b.values(shape.channels));
+        let scale: Vec<f32> = scale.iter().map(|s| s / 255.0).collect();
+        let chosen: Vec<u32> = (0..batch)
+            .map(|i| order[first + i.min(count - 1)])
+            .collect();
+        let (x, batch_labels) =
+            cpu::gather_batch::<f64>(&images, &labels, &chosen, shape, &scale, &shift);
+        let [steps, counter] = step_table(b, samples(first, count))?;
+        Ok(vec![gather::gather_batch(
+            b.gpu,
+            shape,
+            batch,
+            &b.input(&images)?,
+            &b.input(&labels)?,
+            &b.input(&order)?,
+            &steps,
+            &counter,
+            &b.input(&[scale, shift].concat())?,
+            &b.output("x", &x, Tolerance::sum(2))?,
+            &b.words("batch_labels", &batch_labels)?,
+        )?])
+    })
+}
+
 fn gather_cases() -> Vec<Case> {
-    let case = |shape: Shape, batch: usize, count: usize| {
-        let variant = format!("{shape}, {count} of batch {batch}");
-        Case::new("gather_batch", variant, move |b| {
-            // Images of odd sizes start anywhere inside a word.
-            let (dataset, first) = (19, 4);
-            let images: Vec<u8> = b
-                .below(256, dataset * shape.elements())
-                .into_iter()
-                .map(|byte| byte as u8)
-                .collect();
-            let labels = b.below(10, dataset);
-            let order = b.below(dataset as u32, first + count);
-            let (scale, shift) = (b.values(shape.channels), b.values(shape.channels));
-            let scale: Vec<f32> = scale.iter().map(|s| s / 255.0).collect();
-            let chosen: Vec<u32> = (0..batch)
-                .map(|i| order[first + i.min(count - 1)])
-                .collect();
-            let (x, batch_labels) =
-                cpu::gather_batch::<f64>(&images, &labels, &chosen, shape, &scale, &shift);
-            let [steps, counter] = step_table(b, samples(first, count))?;
-            Ok(vec![gather::gather_batch(
-                b.gpu,
-                shape,
-                batch,
-                &b.input(&images)?,
-                &b.input(&labels)?,
-                &b.input(&order)?,
-                &steps,
-                &counter,
-                &b.input(&[scale, shift].concat())?,
-                &b.output("x", &x, Tolerance::sum(2))?,
-                &b.words("batch_labels", &batch_labels)?,
-            )?])
-        })
-    };
     vec![
-        case(Shape::new(1, 1, 1), 1, 1),
-        case(Shape::new(28, 28, 1), 7, 7),
-        case(Shape::new(5, 7, 3), 7, 4),
-        case(Shape::new(3, 3, 5), 7, 1),
-        case(Shape::new(4, 3, 33), 1, 1),
+        gather_case(Shape::new(1, 1, 1), 1, 1),
+        gather_case(Shape::new(28, 28, 1), 7, 7),
+        gather_case(Shape::new(5, 7, 3), 7, 4),
+        gather_case(Shape::new(3, 3, 5), 7, 1),
+        gather_case(Shape::new(4, 3, 33), 1, 1),
     ]
+}
+
+fn window_text(g: &Conv2d, n: usize) -> String {
+    format!(
+        "{n}×{}, kernel {:?}, stride {:?}, padding {:?}",
+        g.input, g.kernel, g.stride, g.padding
+    )
+}
+
+pub(crate) fn im2col_case(g: Conv2d, n: usize) -> Case {
+    Case::new("im2col", window_text(&g, n), move |b| {
+        let x = b.values(n * g.input.elements());
+        let columns = cpu::im2col(&g, &x);
+        let columns = b.output("columns", &columns, Tolerance::EXACT)?;
+        Ok(vec![im2col::im2col(b.gpu, &g, n, &b.input(&x)?, &columns)?])
+    })
+}
+
+pub(crate) fn col2im_case(g: Conv2d, n: usize, masked: bool) -> Case {
+    let variant = mask_text(&window_text(&g, n), masked);
+    Case::new("col2im", variant, move |b| {
+        let columns = b.values(n * g.positions() * g.patch());
+        let mut dx = cpu::col2im(&g, &wide(&columns));
+        let x = b.ties(dx.len());
+        if masked {
+            dx = cpu::relu_backward(&wide(&x), &dx);
+        }
+        let mask = masked.then_some(b.input(&x)?);
+        let dx = b.output("dx", &dx, Tolerance::sum(g.kernel[0] * g.kernel[1]))?;
+        let columns = b.input(&columns)?;
+        Ok(vec![im2col::col2im(
+            b.gpu,
+            &g,
+            n,
+            &columns,
+            mask.as_ref(),
+            &dx,
+        )?])
+    })
 }
 
 fn im2col_cases() -> Vec<Case> {
@@ -133,37 +174,8 @@ fn im2col_cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for g in geometries {
         for n in [1, 7] {
-            let variant = format!(
-                "{n}×{}, kernel {:?}, stride {:?}, padding {:?}",
-                g.input, g.kernel, g.stride, g.padding
-            );
-            cases.push(Case::new("im2col", &variant, move |b| {
-                let x = b.values(n * g.input.elements());
-                let columns = cpu::im2col(&g, &x);
-                let columns = b.output("columns", &columns, Tolerance::EXACT)?;
-                Ok(vec![im2col::im2col(b.gpu, &g, n, &b.input(&x)?, &columns)?])
-            }));
-            for masked in [false, true] {
-                cases.push(Case::new("col2im", mask_text(&variant, masked), move |b| {
-                    let columns = b.values(n * g.positions() * g.patch());
-                    let mut dx = cpu::col2im(&g, &wide(&columns));
-                    let x = b.ties(dx.len());
-                    if masked {
-                        dx = cpu::relu_backward(&wide(&x), &dx);
-                    }
-                    let mask = masked.then_some(b.input(&x)?);
-                    let dx = b.output("dx", &dx, Tolerance::sum(g.kernel[0] * g.kernel[1]))?;
-                    let columns = b.input(&columns)?;
-                    Ok(vec![im2col::col2im(
-                        b.gpu,
-                        &g,
-                        n,
-                        &columns,
-                        mask.as_ref(),
-                        &dx,
-                    )?])
-                }));
-            }
+            cases.push(im2col_case(g, n));
+            cases.extend([false, true].map(|masked| col2im_case(g, n, masked)));
         }
     }
     cases
@@ -173,44 +185,56 @@ fn mask_text(variant: &str, masked: bool) -> String {
     format!("{variant}{}", if masked { ", masked" } else { "" })
 }
 
+pub(crate) fn relu_forward_case(n: usize) -> Case {
+    Case::new("relu_forward", elements_text(n), move |b| {
+        let x = b.ties(n);
+        let y = b.output("y", &cpu::relu_forward(&x), Tolerance::EXACT)?;
+        Ok(vec![activation::relu_forward(b.gpu, &b.input(&x)?, &y)?])
+    })
+}
+
+pub(crate) fn relu_backward_case(n: usize) -> Case {
+    Case::new("relu_backward", elements_text(n), move |b| {
+        let (y, dy) = (cpu::relu_forward(&b.ties(n)), b.values(n));
+        let dx = b.output("dx", &cpu::relu_backward(&y, &dy), Tolerance::EXACT)?;
+        let (y, dy) = (b.input(&y)?, b.input(&dy)?);
+        Ok(vec![activation::relu_backward(b.gpu, &y, &dy, &dx)?])
+    })
+}
+
+/// The inputs reach up to ± 1.5 · `factor`.
+pub(crate) fn sigmoid_forward_case(n: usize, factor: f32) -> Case {
+    let variant = format!("{} up to ±{factor}", elements_text(n));
+    Case::new("sigmoid_forward", variant, move |b| {
+        let x: Vec<f32> = b.ties(n).iter().map(|x| x * factor).collect();
+        let y = cpu::sigmoid_forward(&wide(&x));
+        let y = b.output("y", &y, Tolerance::TRANSCENDENTAL)?;
+        Ok(vec![activation::sigmoid_forward(b.gpu, &b.input(&x)?, &y)?])
+    })
+}
+
+pub(crate) fn sigmoid_backward_case(n: usize) -> Case {
+    Case::new("sigmoid_backward", elements_text(n), move |b| {
+        let (y, dy) = (cpu::sigmoid_forward(&b.values(n)), b.values(n));
+        let dx = cpu::sigmoid_backward(&wide(&y), &wide(&dy));
+        let dx = b.output("dx", &dx, Tolerance::sum(1))?;
+        let (y, dy) = (b.input(&y)?, b.input(&dy)?);
+        Ok(vec![activation::sigmoid_backward(b.gpu, &y, &dy, &dx)?])
+    })
+}
+
+fn elements_text(n: usize) -> String {
+    format!("{n} elements")
+}
+
 fn activation_cases() -> Vec<Case> {
-    let mut cases = Vec::new();
-    // The last one needs more workgroups than one dimension of a dispatch holds.
-    for n in [1, 63, 200, 65_535 * WORKGROUP_SIZE + 65] {
-        cases.push(Case::new(
-            "relu_forward",
-            format!("{n} elements"),
-            move |b| {
-                let x = b.ties(n);
-                let y = b.output("y", &cpu::relu_forward(&x), Tolerance::EXACT)?;
-                Ok(vec![activation::relu_forward(b.gpu, &b.input(&x)?, &y)?])
-            },
-        ));
-    }
+    // This one needs more workgroups than one dimension of a dispatch holds.
+    let mut cases = vec![relu_forward_case(65_535 * WORKGROUP_SIZE + 65)];
     for n in [1, 63, 200] {
-        let variant = format!("{n} elements");
-        cases.push(Case::new("relu_backward", &variant, move |b| {
-            let (y, dy) = (cpu::relu_forward(&b.ties(n)), b.values(n));
-            let dx = b.output("dx", &cpu::relu_backward(&y, &dy), Tolerance::EXACT)?;
-            let (y, dy) = (b.input(&y)?, b.input(&dy)?);
-            Ok(vec![activation::relu_backward(b.gpu, &y, &dy, &dx)?])
-        }));
-        for factor in [1.0f32, 60.0] {
-            let variant = format!("{variant} up to ±{factor}");
-            cases.push(Case::new("sigmoid_forward", variant, move |b| {
-                let x: Vec<f32> = b.ties(n).iter().map(|x| x * factor).collect();
-                let y = cpu::sigmoid_forward(&wide(&x));
-                let y = b.output("y", &y, Tolerance::TRANSCENDENTAL)?;
-                Ok(vec![activation::sigmoid_forward(b.gpu, &b.input(&x)?, &y)?])
-            }));
-        }
-        cases.push(Case::new("sigmoid_backward", &variant, move |b| {
-            let (y, dy) = (cpu::sigmoid_forward(&b.values(n)), b.values(n));
-            let dx = cpu::sigmoid_backward(&wide(&y), &wide(&dy));
-            let dx = b.output("dx", &dx, Tolerance::sum(1))?;
-            let (y, dy) = (b.input(&y)?, b.input(&dy)?);
-            Ok(vec![activation::sigmoid_backward(b.gpu, &y, &dy, &dx)?])
-        }));
+        cases.push(relu_forward_case(n));
+        cases.push(relu_backward_case(n));
+        cases.extend([1.0, 60.0].map(|factor| sigmoid_forward_case(n, factor)));
+        cases.push(sigmoid_backward_case(n));
     }
     cases
 }
@@ -242,179 +266,189 @@ fn pool_text(p: &Pool2d, n: usize) -> String {
     )
 }
 
+fn maxpool_forward(p: Pool2d, n: usize, x: Vec<f32>, b: &mut Bench) -> Result<Vec<Dispatch>> {
+    let (y, index) = cpu::maxpool2d_forward(&p, &x);
+    // By their bits: a maximum is a copy, and NaN equals nothing.
+    let y: Vec<u32> = y.iter().map(|y| y.to_bits()).collect();
+    let y = b.words("y", &y)?;
+    let index = b.words("index", &pack(&index))?;
+    let x = b.input(&x)?;
+    Ok(vec![pool::maxpool2d_forward(b.gpu, &p, n, &x, &y, &index)?])
+}
+
+pub(crate) fn maxpool_forward_case(p: Pool2d, n: usize) -> Case {
+    Case::new("maxpool2d_forward", pool_text(&p, n), move |b| {
+        let x = b.ties(n * p.input.elements());
+        maxpool_forward(p, n, x, b)
+    })
+}
+
+/// By the scatter, or by the gather form, which takes any windows.
+pub(crate) fn maxpool_backward_case(p: Pool2d, n: usize, masked: bool, gathered: bool) -> Case {
+    let name = if gathered {
+        "maxpool2d_backward_overlapping"
+    } else {
+        "maxpool2d_backward"
+    };
+    Case::new(name, mask_text(&pool_text(&p, n), masked), move |b| {
+        let x = b.ties(n * p.input.elements());
+        let (y, index) = cpu::maxpool2d_forward(&p, &x);
+        let dy = b.values(y.len());
+        let mut passed = wide(&dy);
+        if masked {
+            passed = cpu::relu_backward(&wide(&y), &passed);
+        }
+        let dx = if gathered {
+            cpu::maxpool2d_backward_overlapping(&p, &passed, &index)
+        } else {
+            cpu::maxpool2d_backward(&p, &passed, &index)
+        };
+        let dx = b.output("dx", &dx, Tolerance::sum(p.kernel[0] * p.kernel[1]))?;
+        let mask = masked.then_some(b.input(&y)?);
+        let (dy, index) = (b.input(&dy)?, b.input(&pack(&index))?);
+        let kernel = if gathered {
+            pool::maxpool2d_backward_overlapping
+        } else {
+            pool::maxpool2d_backward
+        };
+        Ok(vec![kernel(b.gpu, &p, n, &dy, &index, mask.as_ref(), &dx)?])
+    })
+}
+
 fn maxpool_cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    let forward = |p: Pool2d, n: usize, x: Vec<f32>, b: &mut Bench| {
-        let (y, index) = cpu::maxpool2d_forward(&p, &x);
-        // By their bits: a maximum is a copy, and NaN equals nothing.
-        let y: Vec<u32> = y.iter().map(|y| y.to_bits()).collect();
-        let y = b.words("y", &y)?;
-        let index = b.words("index", &pack(&index))?;
-        let x = b.input(&x)?;
-        Ok(vec![pool::maxpool2d_forward(b.gpu, &p, n, &x, &y, &index)?])
-    };
     for p in pools() {
         for n in [1, 7] {
-            let variant = pool_text(&p, n);
-            cases.push(Case::new("maxpool2d_forward", &variant, move |b| {
-                let x = b.ties(n * p.input.elements());
-                forward(p, n, x, b)
-            }));
+            cases.push(maxpool_forward_case(p, n));
             cases.push(Case::new(
                 "maxpool2d_forward",
-                format!("{variant}, every fifth NaN"),
+                format!("{}, every fifth NaN", pool_text(&p, n)),
                 move |b| {
                     let mut x = b.ties(n * p.input.elements());
                     x.iter_mut().step_by(5).for_each(|x| *x = f32::NAN);
-                    forward(p, n, x, b)
+                    maxpool_forward(p, n, x, b)
                 },
             ));
             for masked in [false, true] {
-                let variant = mask_text(&variant, masked);
-                // The gather form takes any windows, so the others serve it as well.
-                let build = move |b: &mut Bench, gathered: bool| {
-                    let x = b.ties(n * p.input.elements());
-                    let (y, index) = cpu::maxpool2d_forward(&p, &x);
-                    let dy = b.values(y.len());
-                    let passed = if masked {
-                        cpu::relu_backward(&y, &dy)
-                    } else {
-                        dy.clone()
-                    };
-                    let dx = if gathered {
-                        cpu::maxpool2d_backward_overlapping(&p, &wide(&passed), &index)
-                    } else {
-                        cpu::maxpool2d_backward(&p, &wide(&passed), &index)
-                    };
-                    let dx = b.output("dx", &dx, Tolerance::sum(p.kernel[0] * p.kernel[1]))?;
-                    let mask = masked.then_some(b.input(&y)?);
-                    let (dy, index) = (b.input(&dy)?, b.input(&pack(&index))?);
-                    let kernel = if gathered {
-                        pool::maxpool2d_backward_overlapping
-                    } else {
-                        pool::maxpool2d_backward
-                    };
-                    Ok(vec![kernel(b.gpu, &p, n, &dy, &index, mask.as_ref(), &dx)?])
-                };
                 if !p.overlapping() {
-                    cases.push(Case::new("maxpool2d_backward", &variant, move |b| {
-                        build(b, false)
-                    }));
+                    cases.push(maxpool_backward_case(p, n, masked, false));
                 }
-                cases.push(Case::new(
-                    "maxpool2d_backward_overlapping",
-                    &variant,
-                    move |b| build(b, true),
-                ));
+                cases.push(maxpool_backward_case(p, n, masked, true));
             }
         }
     }
     cases
+}
+
+pub(crate) fn meanpool_forward_case(p: Pool2d, n: usize) -> Case {
+    Case::new("meanpool2d_forward", pool_text(&p, n), move |b| {
+        let x = b.values(n * p.input.elements());
+        let y = cpu::meanpool2d_forward(&p, &wide(&x));
+        let y = b.output("y", &y, Tolerance::sum(p.kernel[0] * p.kernel[1]))?;
+        let x = b.input(&x)?;
+        Ok(vec![pool::meanpool2d_forward(b.gpu, &p, n, &x, &y)?])
+    })
+}
+
+pub(crate) fn meanpool_backward_case(p: Pool2d, n: usize, masked: bool) -> Case {
+    let variant = mask_text(&pool_text(&p, n), masked);
+    Case::new("meanpool2d_backward", variant, move |b| {
+        let x = b.ties(n * p.input.elements());
+        let dy = b.values(n * p.output.elements());
+        let mut dx = cpu::meanpool2d_backward(&p, &wide(&dy));
+        if masked {
+            dx = cpu::relu_backward(&wide(&x), &dx);
+        }
+        let dx = b.output("dx", &dx, Tolerance::sum(p.kernel[0] * p.kernel[1]))?;
+        let mask = masked.then_some(b.input(&x)?);
+        let dy = b.input(&dy)?;
+        Ok(vec![pool::meanpool2d_backward(
+            b.gpu,
+            &p,
+            n,
+            &dy,
+            mask.as_ref(),
+            &dx,
+        )?])
+    })
 }
 
 fn meanpool_cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for p in pools() {
-        let tolerance = Tolerance::sum(p.kernel[0] * p.kernel[1]);
         for n in [1, 7] {
-            let variant = pool_text(&p, n);
-            cases.push(Case::new("meanpool2d_forward", &variant, move |b| {
-                let x = b.values(n * p.input.elements());
-                let y = b.output("y", &cpu::meanpool2d_forward(&p, &wide(&x)), tolerance)?;
-                Ok(vec![pool::meanpool2d_forward(
-                    b.gpu,
-                    &p,
-                    n,
-                    &b.input(&x)?,
-                    &y,
-                )?])
-            }));
-            for masked in [false, true] {
-                let variant = mask_text(&variant, masked);
-                cases.push(Case::new("meanpool2d_backward", variant, move |b| {
-                    let x = b.ties(n * p.input.elements());
-                    let dy = b.values(n * p.output.elements());
-                    let mut dx = cpu::meanpool2d_backward(&p, &wide(&dy));
-                    if masked {
-                        dx = cpu::relu_backward(&wide(&x), &dx);
-                    }
-                    let dx = b.output("dx", &dx, tolerance)?;
-                    let mask = masked.then_some(b.input(&x)?);
-                    let dy = b.input(&dy)?;
-                    Ok(vec![pool::meanpool2d_backward(
-                        b.gpu,
-                        &p,
-                        n,
-                        &dy,
-                        mask.as_ref(),
-                        &dx,
-                    )?])
-                }));
-            }
+            cases.push(meanpool_forward_case(p, n));
+            cases.extend([false, true].map(|masked| meanpool_backward_case(p, n, masked)));
         }
     }
     cases
 }
 
-fn loss_cases() -> Vec<Case> {
-    let case = |squared: bool, batch: usize, count: usize, classes: usize, factor: f32| {
-        let kernel = if squared {
-            "squared_error"
-        } else {
-            "softmax_cross_entropy"
-        };
-        let variant = format!("{count} of batch {batch}, {classes} classes, up to ±{factor}");
-        Case::new(kernel, variant, move |b| {
-            let first = 3;
-            let logits: Vec<f32> = b.ties(batch * classes).iter().map(|z| z * factor).collect();
-            let labels = b.below(classes as u32, batch);
-            let (z, counted) = (wide(&logits[..count * classes]), &labels[..count]);
-            let (mut reference, tolerance, kernel) = if squared {
-                (
-                    cpu::squared_error(&z, counted, classes),
-                    Tolerance::sum(classes),
-                    loss::squared_error as fn(&_, _, _, &_, &_, &_, &_, &_, &_, &_, &_) -> _,
-                )
-            } else {
-                (
-                    cpu::softmax_cross_entropy(&z, counted, classes),
-                    Tolerance::TRANSCENDENTAL,
-                    loss::softmax_cross_entropy as _,
-                )
-            };
-            reference.loss.resize(batch, 0.0);
-            reference.gradient.resize(batch * classes, 0.0);
-            let prediction: Vec<u32> = logits.chunks(classes).map(first_largest).collect();
-            // What the step does not cover must stay as it was.
-            let before = b.below(1000, first + batch + 5);
-            let mut after = before.clone();
-            after[first..first + count].copy_from_slice(&prediction[..count]);
-            let [steps, counter] = step_table(b, samples(first, count))?;
-            Ok(vec![kernel(
-                b.gpu,
-                batch,
-                classes,
-                &b.input(&logits)?,
-                &b.input(&labels)?,
-                &steps,
-                &counter,
-                &b.output("loss", &reference.loss, tolerance)?,
-                &b.output("gradient", &reference.gradient, tolerance)?,
-                &b.words("prediction", &prediction)?,
-                &b.updated_words("predictions", &before, &after)?,
-            )?])
-        })
+/// The outputs are `classes` values per sample, up to ± 1.5 · `factor`.
+pub(crate) fn loss_case(
+    kind: Loss,
+    batch: usize,
+    count: usize,
+    classes: usize,
+    factor: f32,
+) -> Case {
+    let kernel = match kind {
+        Loss::SquaredError => "squared_error",
+        Loss::SoftmaxCrossEntropy => "softmax_cross_entropy",
     };
+    let variant = format!("{count} of batch {batch}, {classes} classes, up to ±{factor}");
+    Case::new(kernel, variant, move |b| {
+        let first = 3;
+        let logits: Vec<f32> = b.ties(batch * classes).iter().map(|z| z * factor).collect();
+        let labels = b.below(classes as u32, batch);
+        let (z, counted) = (wide(&logits[..count * classes]), &labels[..count]);
+        let (mut reference, tolerance, kernel) = match kind {
+            Loss::SquaredError => (
+                cpu::squared_error(&z, counted, classes),
+                Tolerance::sum(classes),
+                loss::squared_error as fn(&_, _, _, &_, &_, &_, &_, &_, &_, &_, &_) -> _,
+            ),
+            Loss::SoftmaxCrossEntropy => (
+                cpu::softmax_cross_entropy(&z, counted, classes),
+                Tolerance::TRANSCENDENTAL,
+                loss::softmax_cross_entropy as _,
+            ),
+        };
+        reference.loss.resize(batch, 0.0);
+        reference.gradient.resize(batch * classes, 0.0);
+        let prediction: Vec<u32> = logits.chunks(classes).map(first_largest).collect();
+        // What the step does not cover must stay as it was.
+        let before = b.below(1000, first + batch + 5);
+        let mut after = before.clone();
+        after[first..first + count].copy_from_slice(&prediction[..count]);
+        let [steps, counter] = step_table(b, samples(first, count))?;
+        Ok(vec![kernel(
+            b.gpu,
+            batch,
+            classes,
+            &b.input(&logits)?,
+            &b.input(&labels)?,
+            &steps,
+            &counter,
+            &b.output("loss", &reference.loss, tolerance)?,
+            &b.output("gradient", &reference.gradient, tolerance)?,
+            &b.words("prediction", &prediction)?,
+            &b.updated_words("predictions", &before, &after)?,
+        )?])
+    })
+}
+
+fn loss_cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for squared in [false, true] {
-        cases.push(case(squared, 1, 1, 10, 1.0));
-        cases.push(case(squared, 7, 7, 1, 1.0));
-        cases.push(case(squared, 7, 3, 3, 1.0));
-        cases.push(case(squared, 130, 129, 10, 4.0));
-        cases.push(case(squared, 70, 70, 33, 1.0));
+    for kind in [Loss::SoftmaxCrossEntropy, Loss::SquaredError] {
+        cases.push(loss_case(kind, 1, 1, 10, 1.0));
+        cases.push(loss_case(kind, 7, 7, 1, 1.0));
+        cases.push(loss_case(kind, 7, 3, 3, 1.0));
+        cases.push(loss_case(kind, 130, 129, 10, 4.0));
+        cases.push(loss_case(kind, 70, 70, 33, 1.0));
     }
     // Where e^z would overflow.
-    cases.push(case(false, 70, 66, 5, 100.0));
+    cases.push(loss_case(Loss::SoftmaxCrossEntropy, 70, 66, 5, 100.0));
     cases
 }
 
@@ -424,142 +458,144 @@ fn first_largest(values: &[f32]) -> u32 {
     values.iter().position(|v| *v == largest).unwrap_or(0) as u32
 }
 
+pub(crate) fn metrics_case(batch: usize, count: usize) -> Case {
+    let variant = format!("{count} of batch {batch}");
+    Case::new("sum_metrics", variant, move |b| {
+        // Multiples of 1/256, which any order of additions sums up exactly.
+        let loss: Vec<f32> = b
+            .below(1000, batch)
+            .iter()
+            .map(|l| *l as f32 / 256.0)
+            .collect();
+        let (prediction, labels) = (b.below(3, batch), b.below(3, batch));
+        let correct: Vec<u32> = prediction[..count]
+            .iter()
+            .zip(&labels)
+            .map(|(p, l)| u32::from(p == l))
+            .collect();
+        let (loss_sum, correct) = cpu::sum_metrics(&loss[..count], &correct);
+        let before = [Metrics {
+            loss_sum: 0.5,
+            correct: 9,
+        }; 4];
+        let mut after = before;
+        after[2] = Metrics { loss_sum, correct };
+        let [steps, counter] = step_table(b, samples(0, count))?;
+        Ok(vec![loss::sum_metrics(
+            b.gpu,
+            batch,
+            &b.input(&loss)?,
+            &b.input(&prediction)?,
+            &b.input(&labels)?,
+            &steps,
+            &counter,
+            &b.updated_words(
+                "metrics",
+                bytemuck::cast_slice(&before),
+                bytemuck::cast_slice(&after),
+            )?,
+        )?])
+    })
+}
+
 fn metrics_cases() -> Vec<Case> {
-    let case = |batch: usize, count: usize| {
-        let variant = format!("{count} of batch {batch}");
-        Case::new("sum_metrics", variant, move |b| {
-            // Multiples of 1/256, which any order of additions sums up exactly.
-            let loss: Vec<f32> = b
-                .below(1000, batch)
-                .iter()
-                .map(|l| *l as f32 / 256.0)
-                .collect();
-            let (prediction, labels) = (b.below(3, batch), b.below(3, batch));
-            let correct: Vec<u32> = prediction[..count]
-                .iter()
-                .zip(&labels)
-                .map(|(p, l)| u32::from(p == l))
-                .collect();
-            let (loss_sum, correct) = cpu::sum_metrics(&loss[..count], &correct);
-            let before = [Metrics {
-                loss_sum: 0.5,
-                correct: 9,
-            }; 4];
-            let mut after = before;
-            after[2] = Metrics { loss_sum, correct };
-            let [steps, counter] = step_table(b, samples(0, count))?;
-            Ok(vec![loss::sum_metrics(
-                b.gpu,
-                batch,
-                &b.input(&loss)?,
-                &b.input(&prediction)?,
-                &b.input(&labels)?,
-                &steps,
-                &counter,
-                &b.updated_words(
-                    "metrics",
-                    bytemuck::cast_slice(&before),
-                    bytemuck::cast_slice(&after),
-                )?,
-            )?])
-        })
-    };
     vec![
-        case(1, 1),
-        case(7, 3),
-        case(64, 64),
-        case(130, 129),
-        case(300, 300),
+        metrics_case(1, 1),
+        metrics_case(7, 3),
+        metrics_case(64, 64),
+        metrics_case(130, 129),
+        metrics_case(300, 300),
     ]
 }
 
-fn optimizer_cases() -> Vec<Case> {
-    let case = |n: usize, rule: Optimizer| {
-        let (kernel, variant) = match rule {
+pub(crate) fn update_case(n: usize, rule: Optimizer) -> Case {
+    let (kernel, variant) = match rule {
+        Optimizer::Sgd {
+            momentum,
+            weight_decay,
+        } => (
+            "sgd_update",
+            format!("{n} parameters, momentum {momentum}, weight decay {weight_decay}"),
+        ),
+        Optimizer::Adamw {
+            beta1,
+            beta2,
+            weight_decay,
+            ..
+        } => (
+            "adamw_update",
+            format!("{n} parameters, betas {beta1} {beta2}, weight decay {weight_decay}"),
+        ),
+    };
+    Case::new(kernel, variant, move |b| {
+        let scalars: StepScalars = rule.step_scalars(0.05, 3);
+        let row = Step {
+            lr: scalars.lr,
+            bias_correction1: scalars.bias_correction1,
+            bias_correction2: scalars.bias_correction2,
+            ..samples(0, 1)
+        };
+        let [steps, counter] = step_table(b, row)?;
+        let tolerance = Tolerance::sum(8);
+        // Gradients of 0 among them: alignment gaps must stay 0 and divide nothing by 0.
+        let (w, g, first) = (b.ties(n), b.ties(n), b.ties(n));
+        let second: Vec<f32> = first.iter().map(|m| 2.0 * m * m).collect();
+        let (mut w_after, mut first_after) = (wide(&w), wide(&first));
+        let mut second_after = wide(&second);
+        match rule {
             Optimizer::Sgd {
                 momentum,
                 weight_decay,
-            } => (
-                "sgd_update",
-                format!("{n} parameters, momentum {momentum}, weight decay {weight_decay}"),
-            ),
+            } => {
+                cpu::sgd_update(
+                    &mut w_after,
+                    &wide(&g),
+                    &mut first_after,
+                    momentum,
+                    weight_decay,
+                    scalars,
+                );
+                Ok(vec![optimizer::sgd_update(
+                    b.gpu,
+                    &rule,
+                    &b.updated("parameters", &w, &w_after, tolerance)?,
+                    &b.input(&g)?,
+                    &b.updated("velocity", &first, &first_after, tolerance)?,
+                    &steps,
+                    &counter,
+                )?])
+            }
             Optimizer::Adamw {
                 beta1,
                 beta2,
+                epsilon,
                 weight_decay,
-                ..
-            } => (
-                "adamw_update",
-                format!("{n} parameters, betas {beta1} {beta2}, weight decay {weight_decay}"),
-            ),
-        };
-        Case::new(kernel, variant, move |b| {
-            let scalars: StepScalars = rule.step_scalars(0.05, 3);
-            let row = Step {
-                lr: scalars.lr,
-                bias_correction1: scalars.bias_correction1,
-                bias_correction2: scalars.bias_correction2,
-                ..samples(0, 1)
-            };
-            let [steps, counter] = step_table(b, row)?;
-            let tolerance = Tolerance::sum(8);
-            // Gradients of 0 among them: alignment gaps must stay 0 and divide nothing by 0.
-            let (w, g, first) = (b.ties(n), b.ties(n), b.ties(n));
-            let second: Vec<f32> = first.iter().map(|m| 2.0 * m * m).collect();
-            let (mut w_after, mut first_after) = (wide(&w), wide(&first));
-            let mut second_after = wide(&second);
-            match rule {
-                Optimizer::Sgd {
-                    momentum,
-                    weight_decay,
-                } => {
-                    cpu::sgd_update(
-                        &mut w_after,
-                        &wide(&g),
-                        &mut first_after,
-                        momentum,
-                        weight_decay,
-                        scalars,
-                    );
-                    Ok(vec![optimizer::sgd_update(
-                        b.gpu,
-                        &rule,
-                        &b.updated("parameters", &w, &w_after, tolerance)?,
-                        &b.input(&g)?,
-                        &b.updated("velocity", &first, &first_after, tolerance)?,
-                        &steps,
-                        &counter,
-                    )?])
-                }
-                Optimizer::Adamw {
-                    beta1,
-                    beta2,
+            } => {
+                cpu::adamw_update(
+                    &mut w_after,
+                    &wide(&g),
+                    [&mut first_after, &mut second_after],
+                    [beta1, beta2],
                     epsilon,
                     weight_decay,
-                } => {
-                    cpu::adamw_update(
-                        &mut w_after,
-                        &wide(&g),
-                        [&mut first_after, &mut second_after],
-                        [beta1, beta2],
-                        epsilon,
-                        weight_decay,
-                        scalars,
-                    );
-                    Ok(vec![optimizer::adamw_update(
-                        b.gpu,
-                        &rule,
-                        &b.updated("parameters", &w, &w_after, tolerance)?,
-                        &b.input(&g)?,
-                        &b.updated("first moment", &first, &first_after, tolerance)?,
-                        &b.updated("second moment", &second, &second_after, tolerance)?,
-                        &steps,
-                        &counter,
-                    )?])
-                }
+                    scalars,
+                );
+                Ok(vec![optimizer::adamw_update(
+                    b.gpu,
+                    &rule,
+                    &b.updated("parameters", &w, &w_after, tolerance)?,
+                    &b.input(&g)?,
+                    &b.updated("first moment", &first, &first_after, tolerance)?,
+                    &b.updated("second moment", &second, &second_after, tolerance)?,
+                    &steps,
+                    &counter,
+                )?])
             }
-        })
-    };
+        }
+    })
+}
+
+fn optimizer_cases() -> Vec<Case> {
     let sgd = |momentum, weight_decay| Optimizer::Sgd {
         momentum,
         weight_decay,
@@ -571,33 +607,77 @@ fn optimizer_cases() -> Vec<Case> {
         weight_decay,
     };
     vec![
-        case(1, sgd(0.0, 0.0)),
-        case(63, sgd(0.9, 0.0)),
-        case(1000, sgd(0.9, 0.01)),
-        case(1, adamw(0.7, 0.9, 0.0)),
-        case(63, adamw(0.9, 0.999, 0.01)),
-        case(1000, adamw(0.7, 0.9, 0.1)),
+        update_case(1, sgd(0.0, 0.0)),
+        update_case(63, sgd(0.9, 0.0)),
+        update_case(1000, sgd(0.9, 0.01)),
+        update_case(1, adamw(0.7, 0.9, 0.0)),
+        update_case(63, adamw(0.9, 0.999, 0.01)),
+        update_case(1000, adamw(0.7, 0.9, 0.1)),
     ]
 }
 
-fn reduce_cases() -> Vec<Case> {
-    let case = |splits: usize, n: usize| {
-        Case::new("reduce_splits", format!("{splits}×{n}"), move |b| {
-            let partials = b.values(splits * n);
-            let sum = cpu::reduce_splits(&wide(&partials), splits);
-            let result = b.output("result", &sum, Tolerance::sum(splits))?;
-            let partials = b.input(&partials)?;
-            Ok(vec![reduce::reduce_splits(
-                b.gpu, splits, &partials, &result,
-            )?])
-        })
-    };
-    vec![case(1, 1), case(5, 100), case(37, 333), case(200, 65)]
+pub(crate) fn reduce_case(splits: usize, n: usize) -> Case {
+    Case::new("reduce_splits", format!("{splits}×{n}"), move |b| {
+        let partials = b.values(splits * n);
+        let sum = cpu::reduce_splits(&wide(&partials), splits);
+        let result = b.output("result", &sum, Tolerance::sum(splits))?;
+        let partials = b.input(&partials)?;
+        Ok(vec![reduce::reduce_splits(
+            b.gpu, splits, &partials, &result,
+        )?])
+    })
 }
 
-fn step_cases() -> Vec<Case> {
-    vec![Case::new("advance_step", "from 41", |b| {
+fn reduce_cases() -> Vec<Case> {
+    vec![
+        reduce_case(1, 1),
+        reduce_case(5, 100),
+        reduce_case(37, 333),
+        reduce_case(200, 65),
+    ]
+}
+
+pub(crate) fn step_case() -> Case {
+    Case::new("advance_step", "from 41", |b| {
         let counter = b.updated_words("counter", &[41], &[42])?;
         Ok(vec![step::advance_step(b.gpu, &counter)?])
-    })]
+    })
+}
+
+/// So few rounds that the first numbers still show in the sums.
+fn peak_cases() -> Vec<Case> {
+    [(1, 1), (200, 20)]
+        .map(|(invocations, rounds)| multiply_add_case(invocations, rounds))
+        .into_iter()
+        .chain([4, 260].map(copy_case))
+        .collect()
+}
+
+/// `8 · rounds` multiply-adds for each of 16 numbers an invocation.
+pub(crate) fn multiply_add_case(invocations: usize, rounds: usize) -> Case {
+    let variant = format!("{invocations} invocations, {rounds} rounds");
+    Case::new("peak_multiply_add", variant, move |b| {
+        let y = cpu::peak_multiply_add::<f64>(invocations, rounds, PEAK_FACTORS);
+        // Rounding errors of up to half an ulp each, of which the scale lets none grow.
+        let y = b.output("y", &y, Tolerance::sum(16 * 8 * rounds))?;
+        let factors = b.input(&PEAK_FACTORS)?;
+        Ok(vec![peak::peak_multiply_add(
+            b.gpu,
+            invocations,
+            rounds,
+            &factors,
+            &y,
+        )?])
+    })
+}
+
+/// Scale and shift of the peak kernel's multiply-adds: a slow decay from any start towards 1.
+pub(crate) const PEAK_FACTORS: [f32; 2] = [1.0 - 1.0 / 1024.0, 1.0 / 1024.0];
+
+pub(crate) fn copy_case(n: usize) -> Case {
+    Case::new("peak_copy", elements_text(n), move |b| {
+        let src = b.values(n);
+        let dst = b.output("dst", &cpu::peak_copy(&src), Tolerance::EXACT)?;
+        Ok(vec![peak::peak_copy(b.gpu, &b.input(&src)?, &dst)?])
+    })
 }

@@ -2,7 +2,7 @@
 //!
 //! [`cases`] is the one list that the tests, the benchmarks and `wgrad verify` share.
 
-mod cases;
+pub(crate) mod cases;
 mod parity;
 mod products;
 mod training;
@@ -11,6 +11,7 @@ pub use parity::{
     Bench, Case, Comparison, Expected, GUARD, GUARD_WORDS, Outcome, POISON, Prepared, Tolerance,
     WORD_POISON, compare,
 };
+pub(crate) use products::product_case;
 pub use products::products;
 pub use training::training;
 
