@@ -156,7 +156,11 @@ fn build(product: &Product, bench: &mut Bench) -> Result<Vec<Dispatch>> {
         Some(_) => Bench::ties,
         None => Bench::values,
     };
-    let x = draw(bench, product.batch * g.input.elements());
+    let mut x = draw(bench, product.batch * g.input.elements());
+    if product.pass == Pass::BackwardInput && product.relu {
+        // What a ReLU leaves behind is 0 in many places, and there the gradient stops.
+        x = cpu::relu_forward(&x);
+    }
     let parameters = draw(bench, g.weight_elements() + g.output.channels);
     let dy = bench.values(product.batch * g.output.elements());
     let [_, _, terms] = product.dimensions();
