@@ -1,5 +1,5 @@
 //! The oracle: one plain function per WGSL entry point, under the same name, and a whole training
-//! step ([`Network`]). It is what the GPU is held against, and what trains where there is no GPU.
+//! step ([`Network`]). It is what the GPU is held against.
 //!
 //! Everything is generic over f32 and f64: the GPU is compared with f32, finite differences
 //! ([`finite_difference_checks`]) need f64. Activations are NHWC; the parameters of a layer are one
@@ -7,12 +7,16 @@
 //! come in, vectors go out; the batch size N follows from a slice's length, and lengths that do not
 //! fit the geometry are a bug of the caller and panic.
 //!
+//! [`FastNetwork`] computes the same with matrix products from a crate, for training without a GPU;
+//! it is held against the oracle and proves nothing itself.
+//!
 //! Work is spread over threads by output: by samples, by rows or by chunks of a fixed size, and
 //! every sum has one fixed order, so the bits do not depend on the number of threads.
 
 mod activation;
 mod check;
 mod conv2d;
+mod fast;
 mod gather;
 mod im2col;
 mod loss;
@@ -29,6 +33,7 @@ pub use check::{FiniteDifference, finite_difference_checks};
 pub use conv2d::{
     conv2d_backward_input, conv2d_backward_weight, conv2d_forward, matmul_nn, matmul_nt, matmul_tn,
 };
+pub use fast::FastNetwork;
 pub use gather::gather_batch;
 pub use im2col::{col2im, im2col};
 pub use loss::{LossOutput, softmax_cross_entropy, squared_error, sum_metrics};

@@ -1,9 +1,11 @@
 //! A whole network on the CPU: forward, gradients, update.
 
 use super::loss::argmax;
+use super::optimizer::update;
 use super::*;
 use crate::model::recipe::{Optimizer, StepScalars};
-use crate::model::{Loss, Model, Op};
+use crate::model::{Layer, Loss, Model, Op};
+use std::ops::Range;
 
 /// A model with its parameters and the optimiser's state.
 #[derive(Clone, Debug)]
@@ -103,7 +105,7 @@ impl<T: Float> Network<T> {
     pub fn gradients(&self, x: &[T], labels: &[u32]) -> StepOutput<T> {
         let layers = &self.model.layers;
         let activations = self.forward(x);
-        let loss = self.loss(&activations, labels);
+        let loss = model_loss(&self.model, self.output(&activations), labels);
         let mut gradients = vec![T::zero(); self.parameters.len()];
         // Below the first layer with weights nothing wants a gradient.
         let first = layers.iter().position(|l| l.parameters.is_some());
@@ -117,7 +119,7 @@ impl<T: Float> Network<T> {
                     }
                     let x = i.checked_sub(1).map_or(x, |i| &activations[i].output);
                     let gradient = conv2d_backward_weight(geometry, x, &dy);
-                    gradients[self.range(i)].copy_from_slice(&gradient);
+                    gradients[range(&layers[i])].copy_from_slice(&gradient);
                     if Some(i) == first {
                         break;
                     }
@@ -140,9 +142,7 @@ impl<T: Float> Network<T> {
         }
     }
 
-    /// One training step on a batch: gradients, then the optimiser's update. Its state starts from
-    /// zero at the first step, and when another rule takes over that keeps another number of
-    /// vectors.
+    /// One training step on a batch: gradients, then the optimiser's update.
     pub fn train_step(
         &mut self,
         x: &[T],
@@ -151,44 +151,13 @@ impl<T: Float> Network<T> {
         scalars: StepScalars,
     ) -> StepMetrics {
         let step = self.gradients(x, labels);
-        if self.state.len() != optimizer.state_vectors() {
-            self.state = vec![vec![T::zero(); step.gradients.len()]; optimizer.state_vectors()];
-        }
-        let (parameters, gradients) = (&mut self.parameters, &step.gradients);
-        match (*optimizer, self.state.as_mut_slice()) {
-            (
-                Optimizer::Sgd {
-                    momentum,
-                    weight_decay,
-                },
-                [velocity],
-            ) => sgd_update(
-                parameters,
-                gradients,
-                velocity,
-                momentum,
-                weight_decay,
-                scalars,
-            ),
-            (
-                Optimizer::Adamw {
-                    beta1,
-                    beta2,
-                    epsilon,
-                    weight_decay,
-                },
-                [first, second],
-            ) => adamw_update(
-                parameters,
-                gradients,
-                [first, second],
-                [beta1, beta2],
-                epsilon,
-                weight_decay,
-                scalars,
-            ),
-            _ => unreachable!("the state was just given the optimiser's number of vectors"),
-        }
+        update(
+            optimizer,
+            scalars,
+            &mut self.parameters,
+            &step.gradients,
+            &mut self.state,
+        );
         StepMetrics {
             loss_sum: step.loss_sum,
             correct: step.correct,
@@ -198,7 +167,7 @@ impl<T: Float> Network<T> {
     /// Sum of the losses, and the predicted class of every sample.
     pub fn evaluate(&self, x: &[T], labels: &[u32]) -> (f64, Vec<u32>) {
         let activations = self.forward(x);
-        let loss = self.loss(&activations, labels);
+        let loss = model_loss(&self.model, self.output(&activations), labels);
         let predictions = self
             .output(&activations)
             .chunks_exact(self.model.classes)
@@ -207,28 +176,28 @@ impl<T: Float> Network<T> {
         (loss_sum.into(), predictions.collect())
     }
 
-    fn loss(&self, activations: &[Activation<T>], labels: &[u32]) -> LossOutput<T> {
-        let loss = match self.model.loss {
-            Loss::SoftmaxCrossEntropy => softmax_cross_entropy,
-            Loss::SquaredError => squared_error,
-        };
-        loss(self.output(activations), labels, self.model.classes)
-    }
-
     fn output<'a>(&self, activations: &'a [Activation<T>]) -> &'a [T] {
         &activations[self.model.layers.len() - 1].output
     }
 
-    /// Where weight and bias of layer `i` lie in the flat parameter vector; empty without weights.
-    fn range(&self, i: usize) -> std::ops::Range<usize> {
-        let layer = &self.model.layers[i];
-        let start = layer.parameters.unwrap_or_default();
-        start..start + layer.parameter_count()
-    }
-
     fn parameters_of(&self, i: usize) -> &[T] {
-        &self.parameters[self.range(i)]
+        &self.parameters[range(&self.model.layers[i])]
     }
+}
+
+/// Where weight and bias of a layer lie in the flat parameter vector; empty without weights.
+pub(super) fn range(layer: &Layer) -> Range<usize> {
+    let start = layer.parameters.unwrap_or_default();
+    start..start + layer.parameter_count()
+}
+
+/// The model's loss, for its output `[N, classes]`.
+pub(super) fn model_loss<T: Float>(model: &Model, output: &[T], labels: &[u32]) -> LossOutput<T> {
+    let loss = match model.loss {
+        Loss::SoftmaxCrossEntropy => softmax_cross_entropy,
+        Loss::SquaredError => squared_error,
+    };
+    loss(output, labels, model.classes)
 }
 
 #[cfg(test)]
@@ -325,9 +294,12 @@ mod tests {
     #[test]
     fn alignment_gaps_stay_zero() {
         let (mut network, x, labels) = example(true);
-        let (starts, ends): (Vec<_>, Vec<_>) = (0..network.model.layers.len())
-            .filter(|&i| network.model.layers[i].parameters.is_some())
-            .map(|i| (network.range(i).start, network.range(i).end))
+        let (starts, ends): (Vec<_>, Vec<_>) = network
+            .model
+            .layers
+            .iter()
+            .filter(|layer| layer.parameters.is_some())
+            .map(|layer| (range(layer).start, range(layer).end))
             .unzip();
         let gaps: Vec<_> = ends.into_iter().zip(starts.into_iter().skip(1)).collect();
         assert!(gaps.iter().any(|(end, start)| start > end));
