@@ -104,9 +104,9 @@ impl Engine for Network {
     }
 }
 
-/// The oracle with the data it needs to be trained: what runs where there is no GPU.
+/// The CPU path with the data it trains on: what runs where there is no GPU.
 pub struct CpuEngine {
-    network: cpu::Network<f32>,
+    network: cpu::FastNetwork,
     optimizer: Optimizer,
     batch_size: usize,
     train: Option<Samples>,
@@ -123,7 +123,7 @@ impl CpuEngine {
     /// An engine for `model` with all parameters zero.
     pub fn new(model: &Model, batch_size: usize, optimizer: &Optimizer) -> CpuEngine {
         CpuEngine {
-            network: cpu::Network::new(model, vec![0.0; model.parameter_elements]),
+            network: cpu::FastNetwork::new(model, vec![0.0; model.parameter_elements]),
             optimizer: *optimizer,
             batch_size,
             train: None,
@@ -249,7 +249,7 @@ impl Engine for CpuEngine {
         let expected = model.parameter_elements;
         expect_len("set_parameters", "parameters", expected, parameters.len())?;
         let state = self.network.state().to_vec();
-        self.network = cpu::Network::new(&model, parameters.to_vec());
+        self.network = cpu::FastNetwork::new(&model, parameters.to_vec());
         self.network.set_state(state);
         Ok(())
     }
