@@ -43,6 +43,7 @@ pub const SHIPPED: &[(&str, &str)] = &[
     ("lenet5", include_str!("../../models/lenet5.toml")),
     ("tutorial", include_str!("../../models/tutorial.toml")),
     ("mlp-sigmoid", include_str!("../../models/mlp-sigmoid.toml")),
+    ("vgg-cifar", include_str!("../../models/vgg-cifar.toml")),
 ];
 
 /// Most elements that a tensor may have, one sample's activation and all parameters alike; the
@@ -896,6 +897,8 @@ units = "classes"
                 ("lenet5", 61_706),
                 ("tutorial", 832 + 51_264 + 401_536 + 1_290),
                 ("mlp-sigmoid", 79_510),
+                // Six convolutions, then 4096 → 256 → 10.
+                ("vgg-cifar", 1_145_408 + 1_048_832 + 2_570),
             ]
         );
     }
@@ -906,7 +909,7 @@ units = "classes"
         assert!(matches!(error, Error::Usage(_)));
         let error = error.to_string();
         assert!(
-            error.contains("default, lenet5, tutorial, mlp-sigmoid"),
+            error.contains("default, lenet5, tutorial, mlp-sigmoid, vgg-cifar"),
             "{error}"
         );
 
