@@ -27,6 +27,8 @@ pub enum Command {
     Devices(DevicesArgs),
     /// Check every kernel against its CPU twin, and the twins against finite differences
     Verify(VerifyArgs),
+    /// Measure every kernel of a model and its whole training step against the adapter's own peak
+    Bench(BenchArgs),
 }
 
 #[derive(Debug, Default, Args)]
@@ -153,6 +155,44 @@ pub struct VerifyArgs {
     pub dump: Option<PathBuf>,
 }
 
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// Model: default, lenet5, tutorial, mlp-sigmoid, or an architecture file [default: default]
+    #[arg(
+        long,
+        value_name = "NAME|FILE.toml",
+        default_value = "default",
+        hide_default_value = true
+    )]
+    pub model: String,
+    /// Images per optimiser step [default: the model's]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub batch_size: Option<usize>,
+    /// Device: auto, gpu, cpu (whole steps only), or part of an adapter's name [default: auto]
+    #[arg(
+        long,
+        value_name = "auto|gpu|cpu|NAME",
+        default_value = "auto",
+        hide_default_value = true
+    )]
+    pub device: String,
+    /// Measure whole steps only, neither peak nor kernels [default: off]
+    #[arg(long)]
+    pub steps_only: bool,
+    /// Print the ratio to an earlier run: a file with what --json printed [default: none]
+    #[arg(long, value_name = "OLD.json")]
+    pub compare: Option<PathBuf>,
+    /// Kernel family of the products: subgroup, workgroup or plain [default: what suits the adapter]
+    #[arg(long, value_name = "FAMILY")]
+    pub kernels: Option<Family>,
+    /// Take the built-in tiles instead of measuring on the first use of a GPU [default: measure]
+    #[arg(long)]
+    pub no_tune: bool,
+    /// Print one JSON object instead of a table [default: off]
+    #[arg(long)]
+    pub json: bool,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum OptimizerName {
     Sgd,
@@ -183,7 +223,7 @@ pub fn parse() -> Result<Option<Command>> {
         Ok(cli) => Ok(Some(cli.command)),
         Err(e) if e.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             Err(Error::Usage(
-                "expected a command (train, inspect, eval, devices, verify), found none; see --help"
+                "expected a command (train, inspect, eval, devices, verify, bench), found none; see --help"
                     .into(),
             ))
         }

@@ -52,25 +52,42 @@ impl Device {
         }
     }
 
+    /// The device in one line, for people.
+    pub fn description(&self) -> String {
+        match self {
+            Device::Gpu(gpu) => gpu.report().line(),
+            Device::Cpu { .. } => "CPU".into(),
+        }
+    }
+
+    /// # Errors
+    /// [`Error::Usage`] for kernel options on the CPU, which has no kernels to choose.
+    pub fn expect_kernels(&self, options: &Options) -> Result<()> {
+        match self {
+            Device::Cpu { .. } if options.family.is_some() || options.explicit_conv => {
+                Err(Error::Usage(
+                    "expected a GPU for --kernels and --conv explicit, found the CPU; leave them out or choose another --device".into(),
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// A network on the device.
     ///
     /// # Errors
-    /// [`Error::Usage`] for kernel options on the CPU, which has no kernels to choose.
+    /// As [`Device::expect_kernels`], or what the device reports.
     pub fn engine(
         &self,
         model: &Model,
         recipe: &Recipe,
         options: &Options,
     ) -> Result<Box<dyn Engine>> {
+        self.expect_kernels(options)?;
         let (batch, optimizer) = (recipe.batch_size, &recipe.optimizer);
         Ok(match self {
             Device::Gpu(gpu) => {
                 Box::new(Network::new(gpu.clone(), model, batch, optimizer, options)?)
-            }
-            Device::Cpu { .. } if options.family.is_some() || options.explicit_conv => {
-                return Err(Error::Usage(
-                    "expected a GPU for --kernels and --conv explicit, found the CPU; leave them out or choose another --device".into(),
-                ));
             }
             Device::Cpu { .. } => Box::new(CpuEngine::new(model, batch, optimizer)),
         })

@@ -1,6 +1,7 @@
 //! One module per subcommand: arguments in, library calls, report out. Only these, `cli.rs` and
 //! `main.rs` print.
 
+mod bench;
 mod device;
 mod devices;
 mod eval;
@@ -24,6 +25,7 @@ pub fn run(command: Command) -> Result<()> {
         Command::Eval(args) => eval::run(&args),
         Command::Devices(args) => devices::run(&args),
         Command::Verify(args) => verify::run(&args),
+        Command::Bench(args) => bench::run(&args),
     }
 }
 

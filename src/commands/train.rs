@@ -66,7 +66,11 @@ fn start(args: &TrainArgs) -> Result<(Run, Splits, Box<dyn Engine>)> {
     };
     let device = open(requested)?;
     if !args.no_tune {
-        options.choices = measure(&device, &model, recipe.batch_size, &options)?;
+        let (choices, note) = measure(&device, &model, recipe.batch_size, &options)?;
+        options.choices = choices;
+        if let Some(note) = note {
+            say(&note)?;
+        }
     }
     let engine = device.engine(&model, &recipe, &options)?;
     let config = Config {
@@ -286,15 +290,16 @@ fn open(requested: &str) -> Result<Device> {
     Ok(device)
 }
 
-/// On a real GPU: the fastest tiles for the model's products, measured once per adapter and driver.
-fn measure(
+/// On a real GPU: the fastest tiles for the model's products, measured once per adapter and driver,
+/// and what there is to say about their cache.
+pub(super) fn measure(
     device: &Device,
     model: &Model,
     batch_size: usize,
     options: &Options,
-) -> Result<Vec<Product>> {
+) -> Result<(Vec<Product>, Option<String>)> {
     let Some(gpu) = device.gpu().filter(|gpu| !gpu.report().software) else {
-        return Ok(Vec::new());
+        return Ok((Vec::new(), None));
     };
     let products = network::products(model, batch_size, options, gpu.report())?;
     let products: Vec<Product> = products.into_iter().map(|(_, product)| product).collect();
@@ -310,10 +315,7 @@ fn measure(
         &mut |done| bar.set_position(done as u64),
     )?;
     bar.finish_and_clear();
-    if let Some(note) = &tuned.note {
-        say(note)?;
-    }
-    Ok(tuned.choices)
+    Ok((tuned.choices, tuned.note))
 }
 
 fn device_record(requested: &str, engine: &dyn Engine, options: &Options) -> DeviceRecord {
