@@ -33,7 +33,7 @@ pub enum Command {
 
 #[derive(Debug, Default, Args)]
 pub struct TrainArgs {
-    /// Model: default, lenet5, tutorial, mlp-sigmoid, or an architecture file [default: default]
+    /// Model: default, lenet5, tutorial, vgg-cifar, mlp-sigmoid, or an architecture file [default: default]
     #[arg(long, value_name = "NAME|FILE.toml")]
     pub model: Option<String>,
     /// Data: mnist (embedded), or a folder of four IDX files, gzipped or not [default: mnist]
@@ -89,6 +89,10 @@ pub struct TrainArgs {
     /// software adapter is never measured, a resumed run keeps its tiles) [default: measure]
     #[arg(long)]
     pub no_tune: bool,
+    /// After the training, print the time of a step by layer and kernel (timestamp queries) and write
+    /// it as a Chrome/Perfetto trace, profile.json, into the run folder [default: off]
+    #[arg(long)]
+    pub profile: bool,
     /// Print the bytes that crossed between host and GPU in each epoch, by purpose [default: off]
     #[arg(long)]
     pub trace_transfers: bool,
@@ -96,7 +100,7 @@ pub struct TrainArgs {
 
 #[derive(Debug, Args)]
 pub struct InspectArgs {
-    /// Model: default, lenet5, tutorial, mlp-sigmoid, or an architecture file
+    /// Model: default, lenet5, tutorial, vgg-cifar, mlp-sigmoid, or an architecture file
     #[arg(value_name = "MODEL")]
     pub model: String,
     /// Images per optimiser step, for the memory [default: the model's]
@@ -157,7 +161,7 @@ pub struct VerifyArgs {
 
 #[derive(Debug, Args)]
 pub struct BenchArgs {
-    /// Model: default, lenet5, tutorial, mlp-sigmoid, or an architecture file [default: default]
+    /// Model: default, lenet5, tutorial, vgg-cifar, mlp-sigmoid, or an architecture file [default: default]
     #[arg(
         long,
         value_name = "NAME|FILE.toml",

@@ -1,7 +1,7 @@
 //! `wgrad train`: a new run, or an earlier one continued.
 
 use super::device::Device;
-use super::{percent, say};
+use super::{percent, say, table};
 use crate::cli::{Conv, OptimizerName, TrainArgs};
 use indicatif::{BinaryBytes, HumanCount, ProgressBar, ProgressState, ProgressStyle};
 use serde_json::json;
@@ -12,6 +12,7 @@ use wgrad::gpu::{Direction, Transfers};
 use wgrad::model::recipe::{Optimizer, Recipe, Schedule};
 use wgrad::model::{Model, load, summary};
 use wgrad::network::{self, Options, Product};
+use wgrad::report::profile::Profile;
 use wgrad::train::{
     Config, DataRecord, DeviceRecord, Engine, EpochRecord, ModelRecord, Observer, Run, train,
 };
@@ -27,6 +28,13 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     say(&describe(run.config()))?;
     say(&summary(run.model()))?;
 
+    let timed = engine.gpu().is_some_and(|gpu| gpu.report().timestamp_query);
+    if args.profile && !timed {
+        return Err(Error::Usage(format!(
+            "expected an adapter with timestamp queries for --profile, found {}; leave it out",
+            engine.description()
+        )));
+    }
     let mut progress = Progress::new(total, &data, args.trace_transfers);
     let trained = train(&mut run, &data, engine.as_mut(), &mut progress);
     progress.bar.finish_and_clear();
@@ -39,6 +47,14 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     }
     if let Some(hash) = &run.config().parameter_sha256 {
         say(&format!("weights  sha256 {hash}"))?;
+    }
+    if let (true, Some(network)) = (args.profile && progress.epochs > 0, engine.network()) {
+        // The steps that are timed change the parameters, which by now are on disk.
+        let profile = Profile::of(network)?;
+        let file = run.folder().join("profile.json");
+        profile.write_trace(&network.gpu().report().name, &file)?;
+        say(&table(&Profile::HEADER, profile.rows(), 2))?;
+        say(&format!("profile  {}", file.display()))?;
     }
     say(&format!("run      {}", run.folder().display()))
 }

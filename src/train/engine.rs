@@ -49,6 +49,9 @@ pub trait Engine {
 
     /// The GPU behind the engine, if it is one.
     fn gpu(&self) -> Option<&Gpu>;
+
+    /// The network on that GPU.
+    fn network(&mut self) -> Option<&mut Network>;
 }
 
 impl Engine for Network {
@@ -101,6 +104,10 @@ impl Engine for Network {
 
     fn gpu(&self) -> Option<&Gpu> {
         Some(Network::gpu(self))
+    }
+
+    fn network(&mut self) -> Option<&mut Network> {
+        Some(self)
     }
 }
 
@@ -287,6 +294,10 @@ impl Engine for CpuEngine {
     }
 
     fn gpu(&self) -> Option<&Gpu> {
+        None
+    }
+
+    fn network(&mut self) -> Option<&mut Network> {
         None
     }
 }
