@@ -622,4 +622,97 @@ mod tests {
             assert_eq!(affordable(batch, cost), expected);
         }
     }
+
+    #[test]
+    fn a_kernel_that_is_wrong_is_not_timed() {
+        let gpu = Gpu::open(&crate::gpu::Choice::Auto).expect("an adapter");
+        let wrong = Case::new("peak_copy", "against zeros", |b| {
+            let src = b.values(8);
+            let dst = b.output("dst", &[0.0f32; 8], crate::verify::Tolerance::EXACT)?;
+            Ok(vec![peak::peak_copy(b.gpu, &b.input(&src)?, &dst)?])
+        });
+        let refusal = check(&gpu, "peak", &wrong).unwrap_err();
+        assert_eq!(refusal.exit_code(), 1);
+        let line = refusal.to_string();
+        assert!(
+            line.contains("CPU twin") && line.lines().count() == 1,
+            "{line}"
+        );
+        check(&gpu, "peak", &cases::copy_case(8)).unwrap();
+    }
+
+    /// Layers that no shipped model has: windows that overlap, means, ReLU on its own.
+    const UNEVEN: &str = r#"name = "uneven"
+input = [13, 15, 3]
+classes = 5
+loss = "softmax_cross_entropy"
+[recipe]
+optimizer = "adamw"
+lr = 0.01
+schedule = "constant"
+epochs = 1
+batch_size = 3
+[[layer]]
+type = "conv2d"
+out_channels = 5
+kernel = 3
+[[layer]]
+type = "relu"
+[[layer]]
+type = "max_pool2d"
+kernel = 3
+stride = 2
+[[layer]]
+type = "conv2d"
+out_channels = 8
+kernel = 2
+activation = "relu"
+[[layer]]
+type = "mean_pool2d"
+kernel = 2
+[[layer]]
+type = "dense"
+units = "classes"
+"#;
+
+    #[test]
+    fn every_kernel_of_every_plan_has_a_check_and_passes_it() {
+        let gpu = Arc::new(Gpu::open(&crate::gpu::Choice::Auto).expect("an adapter"));
+        let shipped = crate::model::SHIPPED.iter().map(|(_, text)| *text);
+        for text in shipped.chain([UNEVEN]) {
+            let definition = crate::model::Definition::parse(text, "a model").unwrap();
+            let model = definition
+                .resolve(definition.input, definition.classes)
+                .unwrap();
+            let recipe = Recipe {
+                batch_size: 3,
+                ..definition.recipe.clone()
+            };
+            for explicit_conv in [false, true] {
+                let options = Options {
+                    explicit_conv,
+                    ..Options::default()
+                };
+                let mut network =
+                    Network::new(gpu.clone(), &model, 3, &recipe.optimizer, &options).unwrap();
+                let images = vec![1; 3 * model.input.elements()];
+                let normalization = vec![1.0; 2 * model.input.channels];
+                network
+                    .upload_dataset(Split::Train, &images, &[0; 3], &normalization)
+                    .unwrap();
+                let settings = Settings {
+                    model: &model,
+                    recipe: &recipe,
+                    options: &options,
+                    steps_only: false,
+                };
+                for dispatch in network.plan().unwrap() {
+                    let work = Work::of(dispatch, &network, &settings).unwrap();
+                    assert_eq!(work.case.kernel, dispatch.label());
+                    assert!(work.bytes > 0.0 && work.checked_batch > 0);
+                    check(&gpu, dispatch.layer(), &work.case).unwrap();
+                }
+            }
+        }
+    }
 }
