@@ -1,4 +1,4 @@
-//! Measurements, for people and for machines: [`bench`] for kernels and steps against the adapter's
+//! Measurements, for people and for machines: [`mod@bench`] for kernels and steps against the adapter's
 //! own peak, [`profile`] for where the time of a training step goes.
 
 pub mod bench;
