@@ -29,6 +29,11 @@ pub struct Options {
     /// Choices of tile and splits that were made before (by an earlier run or by measurement); used
     /// for the products they fit, in place of the built-in choice.
     pub choices: Vec<Product>,
+    /// Whether an evaluation takes larger batches than a training step, as many samples as fit into
+    /// the buffers of the activation gradients, which it does not need otherwise. Chosen by the
+    /// adapter unless given: a GPU is better filled that way, a software adapter gains nothing and
+    /// would have to compile the forward pass twice.
+    pub large_evaluation: Option<bool>,
 }
 
 /// The matrix products of a training step with the name of their layer, in the order of the layers:
@@ -97,6 +102,8 @@ pub struct Network {
     forward: Vec<Dispatch>,
     /// From the loss gradient to the parameter gradients.
     backward: Vec<Dispatch>,
+    /// A forward pass of its own for larger evaluation batches.
+    evaluation: Option<(Lane, Vec<Dispatch>)>,
     optimizer: Optimizer,
     products: Vec<(String, Product)>,
     train: Option<Resident>,
@@ -108,18 +115,30 @@ struct Buffers {
     parameters: Buffer,
     gradients: Buffer,
     state: Vec<Buffer>,
+    lane: Lane,
+    /// The gradient that a layer receives and the one it hands on, taking turns.
+    gradient: [Buffer; 2],
+}
+
+/// What a batch passes through on its way forward.
+struct Lane {
+    batch: usize,
     /// The batch, then the output of every layer.
     activations: Vec<Buffer>,
     labels: Buffer,
     losses: Buffer,
     predictions: Buffer,
-    /// The gradient that a layer receives and the one it hands on, taking turns.
-    gradient: [Buffer; 2],
+    /// Where the loss leaves its gradient.
+    gradient: Buffer,
+    /// Max-pool indices by layer name.
+    indices: Vec<(String, Buffer)>,
 }
 
 /// One split of the dataset with the dispatches that begin and end its steps.
 struct Resident {
     len: usize,
+    /// Samples per step.
+    batch: usize,
     order: Buffer,
     steps: Buffer,
     counter: Buffer,
@@ -181,6 +200,20 @@ impl Sizes {
     }
 }
 
+/// Samples of an evaluation batch where that is more than a training batch.
+fn evaluation_batch(
+    sizes: &Sizes,
+    batch: usize,
+    options: &Options,
+    adapter: &AdapterReport,
+) -> Option<usize> {
+    let wanted = options.large_evaluation.unwrap_or(!adapter.software);
+    let largest = sizes.activations.iter().map(|(_, len)| len / batch).max()?;
+    // An index of four bytes a word must not outgrow what one dispatch can count.
+    let fits = (sizes.gradient / largest.max(1)).min(1 << 14);
+    (wanted && !options.explicit_conv && fits > batch).then_some(fits)
+}
+
 /// GPU memory of a training step by purpose, in bytes, on an adapter like `adapter`, without touching
 /// a GPU; the dataset comes on top.
 ///
@@ -202,6 +235,11 @@ pub fn memory(
         .map(|(_, p)| p.result_elements())
         .sum();
     let total = |list: &[(String, usize)]| list.iter().map(|(_, n)| n).sum::<usize>();
+    let evaluation = evaluation_batch(&sizes, batch_size, options, adapter).map_or(0, |larger| {
+        // Indices and a label, a loss and a prediction per sample.
+        let larger_sizes = Sizes::of(model, larger, options.explicit_conv, family);
+        total(&larger_sizes.pool_indices) + 3 * larger
+    });
     let rows = [
         ("parameters", model.parameter_elements),
         ("gradients", model.parameter_elements),
@@ -214,6 +252,7 @@ pub fn memory(
         ("activation gradients", 2 * sizes.gradient),
         ("partial weight gradients", partials),
         ("im2col columns", 2 * sizes.columns),
+        ("evaluation", evaluation),
     ];
     Ok(rows
         .into_iter()
@@ -244,6 +283,10 @@ impl Network {
         let family = Family::select(gpu.report(), options.family)?;
         let products = products(model, batch_size, options, gpu.report())?;
         let sizes = Sizes::of(model, batch_size, options.explicit_conv, family);
+        let gradient = [
+            gpu.buffer("activation gradient", sizes.gradient)?,
+            gpu.buffer("activation gradient", sizes.gradient)?,
+        ];
         let state_names = ["optimiser state 1", "optimiser state 2"];
         let buffers = Buffers {
             parameters: gpu.buffer("parameters", model.parameter_elements)?,
@@ -252,33 +295,25 @@ impl Network {
                 .iter()
                 .map(|name| gpu.buffer(name, model.parameter_elements))
                 .collect::<Result<_>>()?,
-            activations: sizes
-                .activations
-                .iter()
-                .map(|(name, len)| gpu.buffer(&format!("activation of {name}"), *len))
-                .collect::<Result<_>>()?,
-            labels: gpu.buffer("batch labels", batch_size)?,
-            losses: gpu.buffer("losses", batch_size)?,
-            predictions: gpu.buffer("batch predictions", batch_size)?,
-            gradient: [
-                gpu.buffer("activation gradient", sizes.gradient)?,
-                gpu.buffer("activation gradient", sizes.gradient)?,
-            ],
+            lane: Lane::new(
+                &gpu,
+                batch_size,
+                sizes
+                    .activations
+                    .iter()
+                    .map(|(name, len)| gpu.buffer(&format!("activation of {name}"), *len))
+                    .collect::<Result<_>>()?,
+                gradient[0].clone(),
+                &sizes,
+            )?,
+            gradient,
         };
         let mut planner = Planner {
             gpu: &gpu,
             model,
-            batch: batch_size,
             products: &products,
             buffers: &buffers,
-            indices: sizes
-                .pool_indices
-                .iter()
-                .map(|(name, len)| {
-                    let label = format!("index of {name}");
-                    Ok((name.clone(), gpu.buffer(&label, *len)?))
-                })
-                .collect::<Result<_>>()?,
+            lane: &buffers.lane,
             columns: if sizes.columns > 0 {
                 Some([
                     gpu.buffer("im2col columns", sizes.columns)?,
@@ -291,11 +326,31 @@ impl Network {
         };
         let forward = planner.forward()?;
         let backward = planner.backward()?;
+        let evaluation = match evaluation_batch(&sizes, batch_size, options, gpu.report()) {
+            None => None,
+            Some(larger) => {
+                let sizes = Sizes::of(model, larger, options.explicit_conv, family);
+                let lane = Lane::between(&gpu, larger, &sizes, &buffers.gradient)?;
+                let products = self::products(model, larger, options, gpu.report())?;
+                let mut planner = Planner {
+                    gpu: &gpu,
+                    model,
+                    products: &products,
+                    buffers: &buffers,
+                    lane: &lane,
+                    columns: None,
+                    dispatches: Vec::new(),
+                };
+                let forward = planner.forward()?;
+                Some((lane, forward))
+            }
+        };
         Ok(Network {
             model: model.clone(),
             batch: batch_size,
             forward,
             backward,
+            evaluation,
             optimizer: *optimizer,
             products,
             train: None,
@@ -368,7 +423,13 @@ impl Network {
             });
         }
         let gpu = &self.gpu;
-        let row_count = len.div_ceil(self.batch);
+        let b = &self.buffers;
+        let lane = match (split, &self.evaluation) {
+            (Split::Test, Some((lane, _))) => lane,
+            _ => &b.lane,
+        };
+        let batch = lane.batch;
+        let row_count = len.div_ceil(batch);
         let row_len = size_of::<Step>() / 4;
         let images = gpu.upload("dataset images", images)?;
         let label_buffer = gpu.upload("dataset labels", labels)?;
@@ -378,8 +439,7 @@ impl Network {
         let counter = gpu.buffer("step counter", 1)?;
         let metrics = gpu.buffer("metrics", row_count * 2)?;
         let predictions = gpu.buffer("predictions", len)?;
-        let b = &self.buffers;
-        let logits = &b.activations[b.activations.len() - 1];
+        let logits = &lane.activations[lane.activations.len() - 1];
         let loss_kernel = match model.loss {
             Loss::SoftmaxCrossEntropy => loss::softmax_cross_entropy,
             Loss::SquaredError => loss::squared_error,
@@ -387,36 +447,36 @@ impl Network {
         let begin = vec![gather::gather_batch(
             gpu,
             model.input,
-            self.batch,
+            batch,
             &images,
             &label_buffer,
             &order,
             &steps,
             &counter,
             &normalization,
-            &b.activations[0],
-            &b.labels,
+            &lane.activations[0],
+            &lane.labels,
         )?];
         let mut end = vec![
             loss_kernel(
                 gpu,
-                self.batch,
+                batch,
                 model.classes,
                 logits,
-                &b.labels,
+                &lane.labels,
                 &steps,
                 &counter,
-                &b.losses,
-                &b.gradient[0],
-                &b.predictions,
+                &lane.losses,
+                &lane.gradient,
+                &lane.predictions,
                 &predictions,
             )?,
             loss::sum_metrics(
                 gpu,
-                self.batch,
-                &b.losses,
-                &b.predictions,
-                &b.labels,
+                batch,
+                &lane.losses,
+                &lane.predictions,
+                &lane.labels,
                 &steps,
                 &counter,
                 &metrics,
@@ -448,6 +508,7 @@ impl Network {
         end.push(step::advance_step(gpu, &counter)?);
         let resident = Resident {
             len,
+            batch,
             order,
             steps,
             counter,
@@ -462,8 +523,8 @@ impl Network {
                 let order: Vec<u32> = (0..len as u32).collect();
                 let rows: Vec<Step> = (0..row_count)
                     .map(|i| Step {
-                        first: (i * self.batch) as u32,
-                        count: self.batch.min(len - i * self.batch) as u32,
+                        first: (i * batch) as u32,
+                        count: batch.min(len - i * batch) as u32,
                         lr: 0.0,
                         bias_correction1: 1.0,
                         bias_correction2: 1.0,
@@ -532,17 +593,18 @@ impl Network {
             ));
         }
         let resident = self.resident(split)?;
+        let forward = self.evaluation.as_ref().map_or(&self.forward, |(_, f)| f);
         let plan: Vec<&Dispatch> = resident
             .begin
             .iter()
-            .chain(&self.forward)
+            .chain(forward)
             .chain(&resident.end)
             .collect();
-        let row_count = resident.len.div_ceil(self.batch);
+        let row_count = resident.len.div_ceil(resident.batch);
         let mut done = 0;
         let metrics = self.run(resident, &plan, row_count, &mut |new| {
             done += new.len();
-            progress((done * self.batch).min(resident.len));
+            progress((done * resident.batch).min(resident.len));
             Ok(())
         })?;
         Ok(Evaluation {
@@ -720,25 +782,69 @@ impl Network {
 struct Planner<'a> {
     gpu: &'a Gpu,
     model: &'a Model,
-    batch: usize,
     products: &'a [(String, Product)],
     buffers: &'a Buffers,
-    /// Max-pool indices by layer name.
-    indices: Vec<(String, Buffer)>,
+    lane: &'a Lane,
     /// im2col columns and their gradient, for explicit convolution.
     columns: Option<[Buffer; 2]>,
     dispatches: Vec<Dispatch>,
 }
 
+impl Lane {
+    fn new(
+        gpu: &Gpu,
+        batch: usize,
+        activations: Vec<Buffer>,
+        gradient: Buffer,
+        sizes: &Sizes,
+    ) -> Result<Lane> {
+        Ok(Lane {
+            batch,
+            activations,
+            labels: gpu.buffer("batch labels", batch)?,
+            losses: gpu.buffer("losses", batch)?,
+            predictions: gpu.buffer("batch predictions", batch)?,
+            gradient,
+            indices: sizes
+                .pool_indices
+                .iter()
+                .map(|(name, len)| {
+                    let label = format!("index of {name}");
+                    Ok((name.clone(), gpu.buffer(&label, *len)?))
+                })
+                .collect::<Result<_>>()?,
+        })
+    }
+
+    /// A lane whose activations take turns in two buffers, since no way back will read them.
+    fn between(gpu: &Gpu, batch: usize, sizes: &Sizes, buffers: &[Buffer; 2]) -> Result<Lane> {
+        let mut turn = 0;
+        let activations = sizes
+            .activations
+            .iter()
+            .map(|(_, len)| {
+                let here = buffers[turn].slice(0, (*len).max(1));
+                // An activation that is never stored does not take a turn.
+                if *len > 0 {
+                    turn = 1 - turn;
+                }
+                here
+            })
+            .collect();
+        // The last activation, the logits, does not lie in the buffer whose turn it is.
+        Lane::new(gpu, batch, activations, buffers[turn].clone(), sizes)
+    }
+}
+
 impl Planner<'_> {
     fn forward(&mut self) -> Result<Vec<Dispatch>> {
-        let (model, buffers) = (self.model, self.buffers);
+        let (model, buffers, lane) = (self.model, self.buffers, self.lane);
         let mut pooled_already = false;
         for (i, layer) in model.layers.iter().enumerate() {
             if std::mem::take(&mut pooled_already) {
                 continue;
             }
-            let (x, y) = (&buffers.activations[i], &buffers.activations[i + 1]);
+            let (x, y) = (&lane.activations[i], &lane.activations[i + 1]);
             match &layer.op {
                 Op::Conv2d { geometry, .. } | Op::Dense { geometry, .. } => {
                     let parameters = self.slice(&buffers.parameters, layer);
@@ -747,7 +853,7 @@ impl Planner<'_> {
                         Some(_) => {
                             pooled_already = true;
                             let index = self.index(&model.layers[i + 1]);
-                            (&buffers.activations[i + 2], Some(index))
+                            (&lane.activations[i + 2], Some(index))
                         }
                         None => (y, None),
                     };
@@ -764,12 +870,21 @@ impl Planner<'_> {
                 Op::MaxPool2d(p) => {
                     let index = self.index(layer);
                     self.dispatches.push(pool::maxpool2d_forward(
-                        self.gpu, p, self.batch, x, y, &index,
+                        self.gpu,
+                        p,
+                        self.lane.batch,
+                        x,
+                        y,
+                        &index,
                     )?);
                 }
-                Op::MeanPool2d(p) => self
-                    .dispatches
-                    .push(pool::meanpool2d_forward(self.gpu, p, self.batch, x, y)?),
+                Op::MeanPool2d(p) => self.dispatches.push(pool::meanpool2d_forward(
+                    self.gpu,
+                    p,
+                    self.lane.batch,
+                    x,
+                    y,
+                )?),
                 Op::Relu => self
                     .dispatches
                     .push(activation::relu_forward(self.gpu, x, y)?),
@@ -783,7 +898,7 @@ impl Planner<'_> {
     }
 
     fn backward(&mut self) -> Result<Vec<Dispatch>> {
-        let buffers = self.buffers;
+        let (buffers, lane) = (self.buffers, self.lane);
         let layers = &self.model.layers;
         // Nothing before the first layer with parameters needs a gradient.
         let first = layers.iter().position(|l| l.parameters.is_some());
@@ -794,13 +909,13 @@ impl Planner<'_> {
         let [mut dy, mut dx] = buffers.gradient.clone();
         let last = layers.len() - 1;
         if ends_in_relu(&layers[last]) {
-            let y = &buffers.activations[last + 1];
+            let y = &lane.activations[last + 1];
             let masked = activation::relu_backward(self.gpu, y, &dy.slice(0, y.len()), &dx)?;
             self.dispatches.push(masked);
             std::mem::swap(&mut dy, &mut dx);
         }
         for (i, layer) in layers.iter().enumerate().skip(first).rev() {
-            let (x, y) = (&buffers.activations[i], &buffers.activations[i + 1]);
+            let (x, y) = (&lane.activations[i], &lane.activations[i + 1]);
             // The gradient handed on must stop where the ReLU fused into the layer before did.
             let masked = i > 0 && ends_in_relu(&layers[i - 1]);
             let hand_on = i > first;
@@ -818,7 +933,7 @@ impl Planner<'_> {
                     let backward = pool::meanpool2d_backward(
                         self.gpu,
                         p,
-                        self.batch,
+                        self.lane.batch,
                         &dy,
                         masked.then_some(x),
                         &dx,
@@ -908,7 +1023,12 @@ impl Planner<'_> {
             conv2d::conv2d_backward_input(self.gpu, &product, dy, &parameters, &columns, None)?;
         self.dispatches.push(to_columns);
         self.dispatches.push(im2col::col2im(
-            self.gpu, geometry, self.batch, &columns, mask, dx,
+            self.gpu,
+            geometry,
+            self.lane.batch,
+            &columns,
+            mask,
+            dx,
         )?);
         Ok(())
     }
@@ -928,7 +1048,7 @@ impl Planner<'_> {
             pool::maxpool2d_backward
         };
         self.dispatches
-            .push(kernel(self.gpu, p, self.batch, dy, &index, mask, dx)?);
+            .push(kernel(self.gpu, p, self.lane.batch, dy, &index, mask, dx)?);
         Ok(())
     }
 
@@ -937,7 +1057,7 @@ impl Planner<'_> {
         match self.columns.clone().filter(|_| is_conv(layer)) {
             None => Ok(x.clone()),
             Some([columns, _]) => {
-                let unfold = im2col::im2col(self.gpu, geometry, self.batch, x, &columns)?;
+                let unfold = im2col::im2col(self.gpu, geometry, self.lane.batch, x, &columns)?;
                 self.dispatches.push(unfold);
                 Ok(columns)
             }
@@ -958,7 +1078,11 @@ impl Planner<'_> {
     }
 
     fn index(&self, layer: &Layer) -> Buffer {
-        let found = self.indices.iter().find(|(name, _)| *name == layer.name);
+        let found = self
+            .lane
+            .indices
+            .iter()
+            .find(|(name, _)| *name == layer.name);
         found.expect("every max-pool layer has an index").1.clone()
     }
 }

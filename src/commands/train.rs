@@ -78,7 +78,7 @@ fn start(args: &TrainArgs) -> Result<(Run, Splits, Box<dyn Engine>)> {
     let mut options = Options {
         family: args.kernels,
         explicit_conv: args.conv == Some(Conv::Explicit),
-        choices: Vec::new(),
+        ..Options::default()
     };
     let device = open(requested)?;
     if !args.no_tune {
@@ -169,6 +169,7 @@ fn resume(folder: &Path, args: &TrainArgs) -> Result<(Run, Splits, Box<dyn Engin
             .map_or(config.device.explicit_conv, |conv| conv == Conv::Explicit),
         // Never measured anew: other tiles may add in another order.
         choices: config.device.products.clone(),
+        large_evaluation: None,
     };
     let device = open(requested)?;
     let engine = device.engine(run.model(), &recipe, &options)?;

@@ -1,0 +1,112 @@
+//! A network's memory is what `inspect` predicts, and its evaluation does not depend on the batch.
+
+use std::sync::Arc;
+use wgrad::gpu::{Choice, Gpu, NO_ADAPTER_HINT, Step};
+use wgrad::model;
+use wgrad::network::{Network, Options, Split, memory};
+
+fn gpu() -> Arc<Gpu> {
+    let gpu = Gpu::open(&Choice::Auto);
+    Arc::new(gpu.unwrap_or_else(|e| panic!("these tests need an adapter: {e}; {NO_ADAPTER_HINT}")))
+}
+
+#[test]
+fn a_network_takes_the_memory_that_was_predicted() {
+    let gpu = gpu();
+    for (name, _) in model::SHIPPED {
+        let definition = model::load(name).unwrap();
+        let model = definition
+            .resolve(definition.input, definition.classes)
+            .unwrap();
+        let recipe = &definition.recipe;
+        for (explicit_conv, large) in [(false, false), (false, true), (true, false)] {
+            let options = Options {
+                explicit_conv,
+                large_evaluation: Some(large),
+                ..Options::default()
+            };
+            // Explicit columns of the larger models exceed what the software adapter binds.
+            let batch = if explicit_conv { 8 } else { recipe.batch_size };
+            let predicted: u64 = memory(&model, batch, &recipe.optimizer, &options, gpu.report())
+                .unwrap()
+                .iter()
+                .map(|(_, bytes)| bytes)
+                .sum();
+            let before = gpu.allocated_bytes();
+            let network =
+                Network::new(gpu.clone(), &model, batch, &recipe.optimizer, &options).unwrap();
+            let taken = gpu.allocated_bytes() - before;
+            let error = taken as f64 / predicted as f64 - 1.0;
+            assert!(
+                error.abs() <= 0.05,
+                "{name}, explicit {explicit_conv}, large evaluation {large}: predicted {predicted} bytes, taken {taken}"
+            );
+            drop(network);
+        }
+    }
+}
+
+#[test]
+fn a_larger_evaluation_batch_changes_nothing_but_the_order_of_a_sum() {
+    let gpu = gpu();
+    for name in ["default", "lenet5", "mlp-sigmoid"] {
+        let definition = model::load(name).unwrap();
+        let model = definition
+            .resolve(definition.input, definition.classes)
+            .unwrap();
+        const LEN: usize = 203;
+        let images: Vec<u8> = (0..LEN * model.input.elements())
+            .map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8)
+            .collect();
+        let labels: Vec<u32> = (0..LEN as u32).map(|i| i % 10).collect();
+        let normalization = [1.0 / 128.0, -1.0];
+        let evaluate = |large| {
+            let options = Options {
+                large_evaluation: Some(large),
+                ..Options::default()
+            };
+            let optimizer = &definition.recipe.optimizer;
+            let mut network = Network::new(gpu.clone(), &model, 8, optimizer, &options).unwrap();
+            for split in [Split::Train, Split::Test] {
+                network
+                    .upload_dataset(split, &images, &labels, &normalization)
+                    .unwrap();
+            }
+            network
+                .set_parameters(&model::initial_parameters(&model, 5))
+                .unwrap();
+            let before = network.evaluate(Split::Test, &mut |_| {}).unwrap();
+            // An evaluation uses buffers of the training step: neither may disturb the other.
+            let order: Vec<u32> = (0..LEN as u32).collect();
+            let step = Step {
+                first: 3,
+                count: 8,
+                lr: 1e-3,
+                bias_correction1: 0.3,
+                bias_correction2: 0.1,
+                padding: [0; 3],
+            };
+            network
+                .train_epoch(&order, &[step], &mut |_| Ok(()))
+                .unwrap();
+            let after = network.evaluate(Split::Test, &mut |_| {}).unwrap();
+            (before, after, network.parameters().unwrap())
+        };
+        let (small, large) = (evaluate(false), evaluate(true));
+        assert_ne!(
+            small.0.loss_sum, small.1.loss_sum,
+            "{name}: nothing was trained"
+        );
+        assert_eq!(small.2, large.2, "{name}: the parameters after a step");
+        for (small, large) in [(small.0, large.0), (small.1, large.1)] {
+            assert_eq!(small.predictions, large.predictions, "{name}");
+            let error = (small.loss_sum - large.loss_sum).abs() / small.loss_sum;
+            assert!(
+                error <= 1e-6,
+                "{name}: {} and {}",
+                small.loss_sum,
+                large.loss_sum
+            );
+        }
+    }
+}
