@@ -433,7 +433,11 @@ impl Product {
             _ => {
                 let chunks = k.div_ceil(4) as f64;
                 // The input gradient reads W across its rows: an address of its own for each load.
-                let scattered = if self.pass == Pass::BackwardInput { 2.0 } else { 1.0 };
+                let scattered = if self.pass == Pass::BackwardInput {
+                    2.0
+                } else {
+                    1.0
+                };
                 (chunks / lanes_n_f).ceil() * (rows_f * (load(align.a) + 6.0) + 10.0)
                     + chunks
                         * (cols_f * 4.0 * scattered * load(align.b)
