@@ -209,7 +209,7 @@ fn evaluation_batch(
 ) -> Option<usize> {
     let wanted = options.large_evaluation.unwrap_or(!adapter.software);
     let largest = sizes.activations.iter().map(|(_, len)| len / batch).max()?;
-    // An index of four bytes a word must not outgrow what one dispatch can count.
+    // Bounded, so that even a tiny model's evaluation comes in several short submissions.
     let fits = (sizes.gradient / largest.max(1)).min(1 << 14);
     (wanted && !options.explicit_conv && fits > batch).then_some(fits)
 }
