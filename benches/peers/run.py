@@ -101,7 +101,7 @@ def run_wgrad(program, workload, device, options):
             "peer": "wgrad",
             "version": version.split()[-1],
             "backend": device,
-            "device": str(found.get("device", "")),
+            "device": str(found.get("adapter", "")),
             "workload": workload,
             "batch": WORKLOADS[workload],
             "images_per_second": found["step"]["images_per_second"],
