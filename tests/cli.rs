@@ -414,6 +414,11 @@ fn flags_out_of_range_are_refused_before_any_work() {
         &["--conv", "CPU"],
     );
     bench.bad(
+        &format!("train {SMALL} --profile"),
+        2,
+        &["--profile", "CPU"],
+    );
+    bench.bad(
         "train --model small.toml --data shapes --device no-such-gpu",
         2,
         &["no-such-gpu", "there is '"],

@@ -28,13 +28,6 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     say(&describe(run.config()))?;
     say(&summary(run.model()))?;
 
-    let timed = engine.gpu().is_some_and(|gpu| gpu.report().timestamp_query);
-    if args.profile && !timed {
-        return Err(Error::Usage(format!(
-            "expected an adapter with timestamp queries for --profile, found {}; leave it out",
-            engine.description()
-        )));
-    }
     let mut progress = Progress::new(total, &data, args.trace_transfers);
     let trained = train(&mut run, &data, engine.as_mut(), &mut progress);
     progress.bar.finish_and_clear();
@@ -80,7 +73,7 @@ fn start(args: &TrainArgs) -> Result<(Run, Splits, Box<dyn Engine>)> {
         explicit_conv: args.conv == Some(Conv::Explicit),
         ..Options::default()
     };
-    let device = open(requested)?;
+    let device = open(requested, args.profile)?;
     if !args.no_tune {
         let (choices, note) = measure(&device, &model, recipe.batch_size, &options)?;
         options.choices = choices;
@@ -171,7 +164,7 @@ fn resume(folder: &Path, args: &TrainArgs) -> Result<(Run, Splits, Box<dyn Engin
         choices: config.device.products.clone(),
         large_evaluation: None,
     };
-    let device = open(requested)?;
+    let device = open(requested, args.profile)?;
     let engine = device.engine(run.model(), &recipe, &options)?;
     let changed = run.config_mut();
     changed.recipe.epochs = recipe.epochs;
@@ -298,11 +291,18 @@ fn absolute_source(source: &str) -> Result<String> {
     Ok(path.display().to_string())
 }
 
-/// Opens the device and says so in a line.
-fn open(requested: &str) -> Result<Device> {
+/// Opens the device and says so where the CPU stands in; refuses one that cannot be profiled.
+fn open(requested: &str, profile: bool) -> Result<Device> {
     let device = Device::open(requested)?;
     if let Some(notice) = device.notice() {
         say(notice)?;
+    }
+    let timed = device.gpu().is_some_and(|gpu| gpu.report().timestamp_query);
+    if profile && !timed {
+        return Err(Error::Usage(format!(
+            "expected an adapter with timestamp queries for --profile, found {}; leave it out",
+            device.description()
+        )));
     }
     Ok(device)
 }

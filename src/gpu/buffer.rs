@@ -1,6 +1,6 @@
 //! Device memory: buffers of 4-byte elements, slices of them, uploads and read-backs.
 
-use super::{Direction, Gpu};
+use super::{Direction, Gpu, Ticket};
 use crate::error::{Error, Result};
 
 /// A range of a device buffer, counted in 4-byte elements (f32 or u32). Cloning it clones a
@@ -132,7 +132,7 @@ impl Gpu {
     pub fn start_readback(&self, purpose: &'static str, buffer: &Buffer) -> Result<Readback> {
         let bytes = buffer.len * 4;
         self.count_transfer(purpose, Direction::ToHost, bytes);
-        let (staging, ready) = self.scoped(purpose, || {
+        let (staging, ready, copied) = self.scoped(purpose, || {
             let staging = self.device().create_buffer(&wgpu::BufferDescriptor {
                 label: Some(purpose),
                 size: bytes,
@@ -141,18 +141,19 @@ impl Gpu {
             });
             let mut encoder = self.device().create_command_encoder(&Default::default());
             encoder.copy_buffer_to_buffer(&buffer.inner, buffer.start * 4, &staging, 0, bytes);
-            self.queue().submit([encoder.finish()]);
+            let copied = self.queue().submit([encoder.finish()]);
             let (sender, ready) = futures_intrusive::channel::shared::oneshot_channel();
             staging.map_async(wgpu::MapMode::Read, .., move |result| {
                 // The receiver may be gone: a read-back that nobody waits for is dropped.
                 let _ = sender.send(result);
             });
-            (staging, ready)
+            (staging, ready, Ticket(copied))
         })?;
         Ok(Readback {
             purpose,
             staging,
             ready,
+            copied,
         })
     }
 
@@ -173,10 +174,11 @@ pub struct Readback {
     ready: futures_intrusive::channel::shared::OneshotReceiver<
         std::result::Result<(), wgpu::BufferAsyncError>,
     >,
+    copied: Ticket,
 }
 
 impl Readback {
-    /// Waits for the copy and returns its elements.
+    /// Waits for the copy (not for what was submitted after it) and returns its elements.
     ///
     /// # Errors
     /// [`Error::Gpu`] when the device was lost or the mapping failed.
@@ -185,7 +187,7 @@ impl Readback {
             label: self.purpose.into(),
             what,
         };
-        gpu.wait_all()?;
+        gpu.wait(&self.copied)?;
         match pollster::block_on(self.ready.receive()) {
             Some(Ok(())) => {}
             _ => return Err(fail("the read-back could not be mapped".into())),
@@ -196,7 +198,6 @@ impl Readback {
             .map_err(|e| fail(e.to_string()))?;
         // A byte copy: the mapped pointer's alignment is the driver's affair.
         let mut out = vec![<T as bytemuck::Zeroable>::zeroed(); view.len() / size_of::<T>()];
-        // SAFETY-free: `T: AnyBitPattern` allows any bytes; the element count matches.
         let bytes = view.len() / size_of::<T>() * size_of::<T>();
         for (element, chunk) in out
             .iter_mut()
