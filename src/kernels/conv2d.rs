@@ -400,7 +400,8 @@ impl Product {
         })
     }
 
-    /// Nanoseconds per subgroup, from the prices measured on the software adapter.
+    /// Nanoseconds of one core for all tiles together, from the prices measured on the software
+    /// adapter, and the step's share of the compilation.
     fn estimated_cost(&self) -> f64 {
         let Tile::Subgroup {
             lanes_n,
