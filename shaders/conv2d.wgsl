@@ -165,29 +165,30 @@ fn load_b(k: u32, column4: u32) -> vec4<f32> {
 }
 {% endif -%}
 {% if not weight_pass -%}
+  {%- if input_pass %}
+// Four terms of one column of the right-hand matrix, W read across its rows.
+fn load_b_terms(q: u32, column: u32) -> vec4<f32> {
+    let c = min(column, C - 1u);
+    {%- if b4 %}
+    let k = min(q, CHUNKS - 1u) * 4u;
+    return b_source[(k / OC) * C * (OC / 4u) + (k % OC) / 4u + c * (OC / 4u)];
+    {%- else %}
+    let k = min(vec4<u32>(q * 4u, q * 4u + 1u, q * 4u + 2u, q * 4u + 3u), vec4<u32>(K - 1u));
+    let at = (k / OC) * (C * OC) + k % OC + c * OC;
+    return vec4<f32>(b_source[at.x], b_source[at.y], b_source[at.z], b_source[at.w]);
+    {%- endif %}
+}
+
+  {% endif -%}
 // The 4×4 block of W at four terms and four columns: one vec4 of columns per term.
 fn load_b_block(q: u32, column4: u32) -> mat4x4<f32> {
   {%- if input_pass %}
-    let column = min(column4, COLUMNS4 - 1u) * 4u;
-    {%- if b4 %}
-    let k = min(q, CHUNKS - 1u) * 4u;
-    let base = (k / OC) * C * (OC / 4u) + (k % OC) / 4u;
     // Along the terms in memory, along the columns in the product.
     return transpose(mat4x4<f32>(
-      {%- for e in range(4) %}
-        b_source[base + min(column + {{ e }}u, C - 1u) * (OC / 4u)]{{ "," if not loop.last }}
-      {%- endfor %}
+    {%- for e in range(4) %}
+        load_b_terms(q, min(column4, COLUMNS4 - 1u) * 4u + {{ e }}u){{ "," if not loop.last }}
+    {%- endfor %}
     ));
-    {%- else %}
-    let k = min(vec4<u32>(q * 4u, q * 4u + 1u, q * 4u + 2u, q * 4u + 3u), vec4<u32>(K - 1u));
-    let base = (k / OC) * (C * OC) + k % OC;
-    return transpose(mat4x4<f32>(
-      {%- for e in range(4) %}
-      {%- set s = "min(column + " ~ e ~ "u, C - 1u) * OC" %}
-        vec4<f32>(b_source[base.x + {{ s }}], b_source[base.y + {{ s }}], b_source[base.z + {{ s }}], b_source[base.w + {{ s }}]){{ "," if not loop.last }}
-      {%- endfor %}
-    ));
-    {%- endif %}
   {%- else %}
     {%- set clamp = k % 4 != 0 or guard_terms %}
     {#- Terms past K meet zeros of A; the clamp only keeps the load inside the buffer. #}

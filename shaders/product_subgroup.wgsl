@@ -1,11 +1,10 @@
-// Family "subgroup": one subgroup computes a tile and touches no workgroup memory. LANES_N lanes lie
-// along the columns, the others along the rows; a lane keeps ROWS × COLUMNS_4 vec4 sums in named
-// registers. What a lane loads of the left matrix the others get by shuffle, so that each element
-// is loaded once per tile. For adapters where loads are dear and shuffles cheap.
-const LANES = {{ lanes }}u;
-const LANES_N = {{ lanes_n }}u;
-const TILE_M = {{ tile_m }}u;         // rows of a tile: LANES / LANES_N groups of {{ rows }}
-const TILE_N4 = {{ tile_n4 }}u;       // columns of a tile, in fours
+// Family "subgroup": one subgroup computes a tile and touches no workgroup memory. A lane owns
+// {{ rows }} rows and all columns of the tile, {{ rows }} × {{ cols }} vec4 sums in named registers. What the right-hand
+// matrix holds for the tile is spread over the lanes and passed around by broadcasts, so that each
+// element of either matrix is loaded once per tile. For adapters where loads are dear and
+// broadcasts cheap.
+const TILE_M = {{ tile_m }}u;    // rows of a tile: {{ lanes }} lanes of {{ rows }}
+const TILE_N4 = {{ cols }}u;     // columns of a tile, in fours
 const TILES_M = {{ tiles_m }}u;
 const TILES_N = {{ tiles_n }}u;
 
@@ -15,81 +14,100 @@ fn {{ pass }}(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let lane_n = lane % LANES_N;
-    let lane_first = lane - lane_n;   // first lane of this lane's row group
     let tile = group.y * groups.x + group.x;
     if (tile >= TILES_M * TILES_N * {{ splits }}u) { return; }
-    let first_m = ((tile / TILES_N) % TILES_M) * TILE_M + (lane / LANES_N) * {{ rows }}u;
-    let first_n = (tile % TILES_N) * TILE_N4 + lane_n;
+    let first_m = ((tile / TILES_N) % TILES_M) * TILE_M + lane * {{ rows }}u;
+    let first_n = (tile % TILES_N) * TILE_N4;
 {%- for i in range(rows) %}{% for j in range(cols) %}
     var c{{ i }}_{{ j }} = vec4<f32>(0.0);
 {%- endfor %}{% endfor %}
+    // Which vec4s of the right-hand matrix this lane loads in a turn.
+{%- set turn = unroll if weight_pass else 4 %}
+{%- set shares = (turn * cols + lanes - 1) // lanes %}
+{%- for s in range(shares) %}
+    let v{{ s }} = min({{ s * lanes }}u + lane, {{ turn * cols - 1 }}u);
+{%- endfor %}
 {%- if weight_pass %}
-    // Rows are the im2col columns; this lane loads some of the row group's chunks of four.
-  {%- for g in range(loads) %}
-    let q{{ g }} = first_m / 4u + min({{ g * lanes_n }}u + lane_n, {{ rows // 4 - 1 }}u);
+    // Rows are the im2col columns, four to a chunk; a turn is {{ unroll }} positions.
+  {%- for g in range(rows // 4) %}
+    let q{{ g }} = first_m / 4u + {{ g }}u;
     let t{{ g }} = chunk(q{{ g }});
     let ones{{ g }} = bias_row(q{{ g }});
   {%- endfor %}
     let split = tile / (TILES_M * TILES_N);
     let end = min((split + 1u) * {{ split_length }}u, K);
     for (var p = split * {{ split_length }}u; p < end; p += {{ unroll }}u) {
+  {%- for s in range(shares) %}
+        let p{{ s }} = p + v{{ s }} / TILE_N4;
+        let w{{ s }} = select(vec4<f32>(0.0), load_b(min(p{{ s }}, K - 1u), first_n + v{{ s }} % TILE_N4), p{{ s }} < end);
+  {%- endfor %}
   {%- for u in range(unroll) %}
         let r{{ u }} = row(p + {{ u }}u);
-    {%- for g in range(loads) %}
+    {%- for g in range(rows // 4) %}
         let a{{ u }}_{{ g }} = {% if a4 %}select(load_a(r{{ u }}, t{{ g }}, inside(r{{ u }}, t{{ g }})), ones{{ g }}, q{{ g }} >= (M - 1u) / 4u){% else %}load_a(r{{ u }}, t{{ g }}, inside(r{{ u }}, t{{ g }})) + ones{{ g }}{% endif %};
     {%- endfor %}
-    {%- for j in range(cols) %}
-        let b{{ u }}_{{ j }} = {% if u == 0 %}load_b(p, first_n + {{ j * lanes_n }}u){% else %}select(vec4<f32>(0.0), load_b(min(p + {{ u }}u, K - 1u), first_n + {{ j * lanes_n }}u), p + {{ u }}u < end){% endif %};
-    {%- endfor %}
   {%- endfor %}
-  {%- for i4 in range(rows // 4) %}
+  {%- for j in range(cols) %}
     {%- for u in range(unroll) %}
-        let x{{ i4 }}_{{ u }} = subgroupShuffle(a{{ u }}_{{ i4 // lanes_n }}, lane_first + {{ i4 % lanes_n }}u);
+    {%- set v = u * cols + j %}
+        let b{{ u }}_{{ j }} = subgroupBroadcast(w{{ v // lanes }}, {{ v % lanes }}u);
     {%- endfor %}
-    {%- for e in range(4) %}{% for j in range(cols) %}
-        c{{ i4 * 4 + e }}_{{ j }} = c{{ i4 * 4 + e }}_{{ j }}{% for u in range(unroll) %} + x{{ i4 }}_{{ u }}[{{ e }}] * b{{ u }}_{{ j }}{% endfor %};
-    {%- endfor %}{% endfor %}
+    {%- for i in range(rows) %}
+        c{{ i }}_{{ j }} = c{{ i }}_{{ j }}{% for u in range(unroll) %} + a{{ u }}_{{ i // 4 }}[{{ i % 4 }}] * b{{ u }}_{{ j }}{% endfor %};
+    {%- endfor %}
   {%- endfor %}
     }
 {%- else %}
   {%- for i in range(rows) %}
     let r{{ i }} = row(first_m + {{ i }}u);
   {%- endfor %}
-    // Each lane of a row group loads one chunk of four terms, then all take turns to broadcast.
-    for (var q0 = 0u; q0 < CHUNKS; q0 += LANES_N) {
-        let t = chunk(q0 + lane_n);
+    // The chunks of a tap lie side by side where the channels come in fours.
+  {%- set per_tap = chunks // (kh * kw) if a4 else 1 %}
+    for (var first = 0u; first < CHUNKS; first += {{ per_tap }}u) {
+        {{ "var" if per_tap > 1 else "let" }} t = chunk(first);
   {%- for i in range(rows) %}
         let i{{ i }} = inside(r{{ i }}, t);
   {%- endfor %}
   {%- if input_pass or padded %}
-        // Nothing but padding for every row and lane: no term of this turn counts.
+        // Nothing but padding for every row: no term of this tap counts.
         if (!subgroupAny({% for i in range(rows) %}{{ "any(i" ~ i ~ ")" if not a4 else "i" ~ i }}{{ " || " if not loop.last }}{% endfor %})) { continue; }
   {%- endif %}
+        {% if per_tap > 1 %}for (var q = first; q < first + {{ per_tap }}u; q++) {{ "{" }}{% else %}{ let q = first;{% endif %}
+  {%- for s in range(shares) %}
+    {%- if input_pass %}
+        let w{{ s }} = load_b_terms(q, first_n * 4u + v{{ s }});
+    {%- else %}
+        let w{{ s }} = load_b({% if k % 4 != 0 %}min(q * 4u + v{{ s }} / TILE_N4, K){% else %}q * 4u + v{{ s }} / TILE_N4{% endif %}, first_n + v{{ s }} % TILE_N4);
+    {%- endif %}
+  {%- endfor %}
   {%- for i in range(rows) %}
         let a{{ i }} = load_a(r{{ i }}, t, i{{ i }});
   {%- endfor %}
-        for (var s = 0u; s < min(LANES_N, CHUNKS - q0); s++) {
   {%- for j in range(cols) %}
-            let b{{ j }} = load_b_block(q0 + s, first_n + {{ j * lanes_n }}u);
-  {%- endfor %}
-  {%- for i in range(rows) %}
-            let x{{ i }} = subgroupShuffle(a{{ i }}, lane_first + s);
-    {%- for j in range(cols) %}
-            c{{ i }}_{{ j }} = c{{ i }}_{{ j }} + x{{ i }}.x * b{{ j }}[0] + x{{ i }}.y * b{{ j }}[1] + x{{ i }}.z * b{{ j }}[2] + x{{ i }}.w * b{{ j }}[3];
+        let b{{ j }} = {{ "transpose" if input_pass }}(mat4x4<f32>(
+    {%- for e in range(4) %}
+    {%- set v = j * 4 + e if input_pass else e * cols + j %}
+            subgroupBroadcast(w{{ v // lanes }}, {{ v % lanes }}u){{ "," if not loop.last }}
+    {%- endfor %}
+        ));
+    {%- for i in range(rows) %}
+        c{{ i }}_{{ j }} = c{{ i }}_{{ j }} + a{{ i }}.x * b{{ j }}[0] + a{{ i }}.y * b{{ j }}[1] + a{{ i }}.z * b{{ j }}[2] + a{{ i }}.w * b{{ j }}[3];
     {%- endfor %}
   {%- endfor %}
+  {%- if per_tap > 1 %}
+        t.offset += 1u;
+  {%- endif %}
         }
     }
 {%- endif %}
 {%- if pool %}
   {%- set area = pool_h * pool_w %}
   {%- for w in range(rows // area) %}{% for j in range(cols) %}
-    store_window(first_m + {{ w * area }}u, first_n + {{ j * lanes_n }}u{% for e in range(area) %}, c{{ w * area + e }}_{{ j }}{% endfor %});
+    store_window(first_m + {{ w * area }}u, first_n + {{ j }}u{% for e in range(area) %}, c{{ w * area + e }}_{{ j }}{% endfor %});
   {%- endfor %}{% endfor %}
 {%- else %}
   {%- for i in range(rows) %}{% for j in range(cols) %}
-    store(first_m + {{ i }}u, first_n + {{ j * lanes_n }}u, c{{ i }}_{{ j }}{% if weight_pass %}, split{% endif %});
+    store(first_m + {{ i }}u, first_n + {{ j }}u, c{{ i }}_{{ j }}{% if weight_pass %}, split{% endif %});
   {%- endfor %}{% endfor %}
 {%- endif %}
 }

@@ -117,10 +117,9 @@ impl Pass {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Tile {
-    /// `lanes_n` of the `lanes` along the columns; `rows` × `cols` (vec4) sums a lane.
+    /// `rows` × `cols` (vec4) sums a lane; the lanes lie along the rows.
     Subgroup {
         lanes: usize,
-        lanes_n: usize,
         rows: usize,
         cols: usize,
     },
@@ -163,12 +162,7 @@ impl Tile {
     /// Rows and vec4 columns of one tile of the result, for pass `pass`.
     fn size(&self, pass: Pass) -> [usize; 2] {
         match *self {
-            Tile::Subgroup {
-                lanes,
-                lanes_n,
-                rows,
-                cols,
-            } => [lanes / lanes_n * rows, lanes_n * cols],
+            Tile::Subgroup { lanes, rows, cols } => [lanes * rows, cols],
             Tile::Workgroup {
                 threads_m,
                 threads_n,
@@ -382,34 +376,18 @@ impl Product {
 
     /// All tiles of the subgroup family: at most 64 vec4 sums a lane, more compile too slowly.
     pub fn subgroup_tiles(lanes: usize) -> impl Iterator<Item = Tile> {
-        let lanes_n = [1, 2, 4, 8, 16, 32]
-            .into_iter()
-            .filter(move |n| *n <= lanes);
-        lanes_n.flat_map(move |lanes_n| {
-            [4, 8, 16, 32].into_iter().flat_map(move |rows| {
-                [1, 2, 3, 4]
-                    .into_iter()
-                    .filter(move |cols| rows * cols <= 64)
-                    .map(move |cols| Tile::Subgroup {
-                        lanes,
-                        lanes_n,
-                        rows,
-                        cols,
-                    })
-            })
+        [4, 8, 16].into_iter().flat_map(move |rows| {
+            [1, 2, 3, 4, 6, 8, 12, 16]
+                .into_iter()
+                .filter(move |cols| rows * cols <= 64)
+                .map(move |cols| Tile::Subgroup { lanes, rows, cols })
         })
     }
 
     /// Nanoseconds of one core for all tiles together, from the prices measured on the software
     /// adapter, and the step's share of the compilation.
     fn estimated_cost(&self) -> f64 {
-        let Tile::Subgroup {
-            lanes_n,
-            rows,
-            cols,
-            ..
-        } = self.tile
-        else {
+        let Tile::Subgroup { lanes, rows, cols } = self.tile else {
             return f64::INFINITY;
         };
         const MULTIPLY_ADD: f64 = 0.35;
@@ -417,35 +395,26 @@ impl Product {
         let load = |vector: bool| if vector { 27.0 } else { 62.0 };
         let store = |vector: bool| if vector { 30.0 } else { 60.0 };
         let align = self.alignment();
-        let (rows_f, cols_f, lanes_n_f) = (rows as f64, cols as f64, lanes_n as f64);
+        let (rows_f, cols_f) = (rows as f64, cols as f64);
         let [_, _, k] = self.dimensions();
         let [tiles_m, tiles_n] = self.tiles();
         let tiles = (tiles_m * tiles_n) as f64;
-        let sums = match self.pass {
-            Pass::BackwardWeight => {
-                let loads = (rows / 4).div_ceil(lanes_n) as f64;
-                k as f64
-                    * (10.0
-                        + loads * load(align.a)
-                        + cols_f * load(align.b)
-                        + rows_f * SHUFFLE
-                        + rows_f * cols_f * 4.0 * MULTIPLY_ADD)
-            }
-            _ => {
-                let chunks = k.div_ceil(4) as f64;
-                // The input gradient reads W across its rows: an address of its own for each load.
-                let scattered = if self.pass == Pass::BackwardInput {
-                    2.0
-                } else {
-                    1.0
-                };
-                (chunks / lanes_n_f).ceil() * (rows_f * (load(align.a) + 6.0) + 10.0)
-                    + chunks
-                        * (cols_f * 4.0 * scattered * load(align.b)
-                            + rows_f * 4.0 * SHUFFLE
-                            + rows_f * cols_f * 16.0 * MULTIPLY_ADD)
-            }
+        // A turn of the loop: some positions of a weight gradient, else four terms.
+        let turn = match self.pass {
+            Pass::BackwardWeight => UNROLL,
+            _ => 4,
         };
+        let loads_a = match self.pass {
+            Pass::BackwardWeight => rows / 4 * turn,
+            _ => rows,
+        };
+        let loads_b = (turn * cols).div_ceil(lanes);
+        let operations = turn as f64 * cols_f * 4.0 * (SHUFFLE + rows_f * MULTIPLY_ADD);
+        let one_turn = 10.0
+            + loads_a as f64 * (load(align.a) + 6.0)
+            + loads_b as f64 * load(align.b)
+            + operations;
+        let sums = k.div_ceil(turn) as f64 * one_turn;
         let one = sums + rows_f * (10.0 + cols_f * store(align.o));
         // Fewer tiles than a handful leave cores idle (a weight gradient is split instead).
         let idle = if self.pass == Pass::BackwardWeight {
@@ -551,14 +520,8 @@ impl Product {
             splits => self.splits, split_length, tiles_m, tiles_n,
         };
         let tile = match self.tile {
-            Tile::Subgroup {
-                lanes,
-                lanes_n,
-                rows,
-                cols,
-            } => context! {
-                lanes, lanes_n, rows, cols, tile_m, tile_n4,
-                loads => (rows / 4).div_ceil(lanes_n), unroll => UNROLL,
+            Tile::Subgroup { lanes, rows, cols } => context! {
+                lanes, rows, cols, tile_m, unroll => UNROLL,
             },
             Tile::Workgroup {
                 threads_m,
