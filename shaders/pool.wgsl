@@ -17,11 +17,12 @@
 // maxpool2d_backward: for windows that do not overlap; one invocation per element of dy, which
 //   fills its own region of dx: the window, the gap up to the next one, and at the last windows
 //   what is left of the image. Every element of dx belongs to exactly one region.
+// maxpool2d_backward4: the same, four channels an invocation, where channels come in fours.
 // All others: one invocation computes one element of the output; the backward kernels gather over
 //   the windows in row-major order, so that no two invocations add to the same place.
 // Forward writes y (and index), backward writes dx.
-// CPU twins: maxpool2d_forward, maxpool2d_backward, maxpool2d_backward_overlapping,
-// meanpool2d_forward, meanpool2d_backward in src/cpu/pool.rs.
+// CPU twins: maxpool2d_forward, maxpool2d_backward (of maxpool2d_backward4 too),
+// maxpool2d_backward_overlapping, meanpool2d_forward, meanpool2d_backward in src/cpu/pool.rs.
 // Maths: Goodfellow, Bengio, Courville (2016), "Deep Learning", 9.3; torch.nn.functional.max_pool2d
 // and avg_pool2d for ties, NaN and remainders.
 
@@ -46,6 +47,10 @@ const WORKGROUP_SIZE = 64u;
 @group(0) @binding(4) var<storage, read> winner: array<u32>;  // the index, read back
 @group(0) @binding(5) var<storage, read> activation: array<f32>;  // what MASK looks at
 @group(0) @binding(6) var<storage, read_write> dx: array<f32>;
+// The same buffers four channels at a time.
+@group(0) @binding(3) var<storage, read> dy4: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read> activation4: array<vec4<f32>>;
+@group(0) @binding(6) var<storage, read_write> dx4: array<vec4<f32>>;
 
 // The windows along one axis that contain position `at`: from `first` to before `end`.
 struct Windows { first: u32, end: u32 }
@@ -114,6 +119,18 @@ fn maxpool2d_forward(
     index[t] = packed;
 }
 
+// What belongs to the window at `position` = (n·OH + oh)·OW + ow: rows h to before end_h and columns
+// w to before end_w of image n.
+struct Region { n: u32, h: u32, w: u32, end_h: u32, end_w: u32 }
+
+fn region(position: u32) -> Region {
+    let ow = position % OW;
+    let oh = (position / OW) % OH;
+    let end_h = select((oh + 1u) * SH, H, oh + 1u == OH);
+    let end_w = select((ow + 1u) * SW, W, ow + 1u == OW);
+    return Region(position / (OW * OH), oh * SH, ow * SW, end_h, end_w);
+}
+
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn maxpool2d_backward(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -124,19 +141,38 @@ fn maxpool2d_backward(
     if t >= N * OH * OW * C {
         return;
     }
-    let c = t % C;
-    let ow = (t / C) % OW;
-    let oh = (t / (C * OW)) % OH;
-    let n = t / (C * OW * OH);
+    let r = region(t / C);
     let gradient = pooled_gradient(t);
     let place = winner_of(t);
-    let winner_h = oh * SH + place / KW;
-    let winner_w = ow * SW + place % KW;
-    let end_h = select((oh + 1u) * SH, H, oh + 1u == OH);
-    let end_w = select((ow + 1u) * SW, W, ow + 1u == OW);
-    for (var h = oh * SH; h < end_h; h++) {
-        for (var w = ow * SW; w < end_w; w++) {
-            dx[((n * H + h) * W + w) * C + c] = select(0.0, gradient, h == winner_h && w == winner_w);
+    for (var h = r.h; h < r.end_h; h++) {
+        for (var w = r.w; w < r.end_w; w++) {
+            let won = h == r.h + place / KW && w == r.w + place % KW;
+            dx[((r.n * H + h) * W + w) * C + t % C] = select(0.0, gradient, won);
+        }
+    }
+}
+
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn maxpool2d_backward4(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let t = (group.y * groups.x + group.x) * WORKGROUP_SIZE + local;
+    let C4 = C / 4u;
+    if t >= N * OH * OW * C4 {
+        return;
+    }
+    let r = region(t / C4);
+    var gradient = dy4[t];
+    if MASK {
+        gradient = select(vec4<f32>(), gradient, activation4[t] > vec4<f32>());
+    }
+    let place = (vec4<u32>(winner[t]) >> vec4<u32>(0u, 8u, 16u, 24u)) & vec4<u32>(0xffu);
+    for (var h = r.h; h < r.end_h; h++) {
+        for (var w = r.w; w < r.end_w; w++) {
+            let won = (vec4<u32>(h - r.h) == place / KW) & (vec4<u32>(w - r.w) == place % KW);
+            dx4[((r.n * H + h) * W + w) * C4 + t % C4] = select(vec4<f32>(), gradient, won);
         }
     }
 }

@@ -21,14 +21,14 @@ fn {{ pass }}(
 {%- for i in range(rows) %}{% for j in range(cols) %}
     var c{{ i }}_{{ j }} = vec4<f32>(0.0);
 {%- endfor %}{% endfor %}
-    // Which vec4s of the right-hand matrix this lane loads in a turn.
-{%- set turn = unroll if weight_pass else 4 %}
-{%- set shares = (turn * cols + lanes - 1) // lanes %}
+    // A turn of the loop is four terms of the sums; of its {{ 4 * cols }} vec4s of the right-hand matrix this
+    // lane loads these.
+{%- set shares = (4 * cols + lanes - 1) // lanes %}
 {%- for s in range(shares) %}
-    let v{{ s }} = min({{ s * lanes }}u + lane, {{ turn * cols - 1 }}u);
+    let v{{ s }} = min({{ s * lanes }}u + lane, {{ 4 * cols - 1 }}u);
 {%- endfor %}
 {%- if weight_pass %}
-    // Rows are the im2col columns, four to a chunk; a turn is {{ unroll }} positions.
+    // Rows are the im2col columns, four to a chunk, terms the image positions.
   {%- for g in range(rows // 4) %}
     let q{{ g }} = first_m / 4u + {{ g }}u;
     let t{{ g }} = chunk(q{{ g }});
@@ -36,32 +36,29 @@ fn {{ pass }}(
   {%- endfor %}
     let split = tile / (TILES_M * TILES_N);
     let end = min((split + 1u) * {{ split_length }}u, K);
-    for (var p = split * {{ split_length }}u; p < end; p += {{ unroll }}u) {
+    for (var p = split * {{ split_length }}u; p < end; p += 4u) {
   {%- for s in range(shares) %}
         let p{{ s }} = p + v{{ s }} / TILE_N4;
         let w{{ s }} = select(vec4<f32>(0.0), load_b(min(p{{ s }}, K - 1u), first_n + v{{ s }} % TILE_N4), p{{ s }} < end);
   {%- endfor %}
-  {%- for u in range(unroll) %}
+  {%- for u in range(4) %}
         let r{{ u }} = row(p + {{ u }}u);
-    {%- for g in range(rows // 4) %}
-        let a{{ u }}_{{ g }} = {% if a4 %}select(load_a(r{{ u }}, t{{ g }}, inside(r{{ u }}, t{{ g }})), ones{{ g }}, q{{ g }} >= (M - 1u) / 4u){% else %}load_a(r{{ u }}, t{{ g }}, inside(r{{ u }}, t{{ g }})) + ones{{ g }}{% endif %};
+  {%- endfor %}
+  {%- for g in range(rows // 4) %}
+        let x{{ g }} = transpose(mat4x4<f32>(
+    {%- for u in range(4) %}
+            {% if a4 %}select(load_a(r{{ u }}, t{{ g }}, inside(r{{ u }}, t{{ g }})), ones{{ g }}, q{{ g }} >= (M - 1u) / 4u){% else %}load_a(r{{ u }}, t{{ g }}, inside(r{{ u }}, t{{ g }})) + ones{{ g }}{% endif %}{{ "," if not loop.last }}
+    {%- endfor %}
+        ));
+    {%- for e in range(4) %}
+        let a{{ 4 * g + e }} = x{{ g }}[{{ e }}];
     {%- endfor %}
   {%- endfor %}
-  {%- for j in range(cols) %}
-    {%- for u in range(unroll) %}
-    {%- set v = u * cols + j %}
-        let b{{ u }}_{{ j }} = subgroupBroadcast(w{{ v // lanes }}, {{ v % lanes }}u);
-    {%- endfor %}
-    {%- for i in range(rows) %}
-        c{{ i }}_{{ j }} = c{{ i }}_{{ j }}{% for u in range(unroll) %} + a{{ u }}_{{ i // 4 }}[{{ i % 4 }}] * b{{ u }}_{{ j }}{% endfor %};
-    {%- endfor %}
-  {%- endfor %}
-    }
 {%- else %}
   {%- for i in range(rows) %}
     let r{{ i }} = row(first_m + {{ i }}u);
   {%- endfor %}
-    // The chunks of a tap lie side by side where the channels come in fours.
+    // Where channels come in fours, the chunks of a tap lie side by side.
   {%- set per_tap = chunks // (kh * kw) if a4 else 1 %}
     for (var first = 0u; first < CHUNKS; first += {{ per_tap }}u) {
         {{ "var" if per_tap > 1 else "let" }} t = chunk(first);
@@ -83,21 +80,23 @@ fn {{ pass }}(
   {%- for i in range(rows) %}
         let a{{ i }} = load_a(r{{ i }}, t, i{{ i }});
   {%- endfor %}
-  {%- for j in range(cols) %}
-        let b{{ j }} = {{ "transpose" if input_pass }}(mat4x4<f32>(
-    {%- for e in range(4) %}
-    {%- set v = j * 4 + e if input_pass else e * cols + j %}
-            subgroupBroadcast(w{{ v // lanes }}, {{ v % lanes }}u){{ "," if not loop.last }}
-    {%- endfor %}
-        ));
-    {%- for i in range(rows) %}
-        c{{ i }}_{{ j }} = c{{ i }}_{{ j }} + a{{ i }}.x * b{{ j }}[0] + a{{ i }}.y * b{{ j }}[1] + a{{ i }}.z * b{{ j }}[2] + a{{ i }}.w * b{{ j }}[3];
-    {%- endfor %}
-  {%- endfor %}
   {%- if per_tap > 1 %}
         t.offset += 1u;
   {%- endif %}
-        }
+{%- endif %}
+{%- for j in range(cols) %}
+        let b{{ j }} = {{ "transpose" if input_pass }}(mat4x4<f32>(
+  {%- for e in range(4) %}
+  {%- set v = j * 4 + e if input_pass else e * cols + j %}
+            subgroupBroadcast(w{{ v // lanes }}, {{ v % lanes }}u){{ "," if not loop.last }}
+  {%- endfor %}
+        ));
+  {%- for i in range(rows) %}
+        c{{ i }}_{{ j }} = c{{ i }}_{{ j }} + a{{ i }}.x * b{{ j }}[0] + a{{ i }}.y * b{{ j }}[1] + a{{ i }}.z * b{{ j }}[2] + a{{ i }}.w * b{{ j }}[3];
+  {%- endfor %}
+{%- endfor %}
+    }
+{%- if not weight_pass %}
     }
 {%- endif %}
 {%- if pool %}

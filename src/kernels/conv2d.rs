@@ -391,7 +391,7 @@ impl Product {
             return f64::INFINITY;
         };
         const MULTIPLY_ADD: f64 = 0.35;
-        const SHUFFLE: f64 = 0.8;
+        const BROADCAST: f64 = 0.8;
         let load = |vector: bool| if vector { 27.0 } else { 62.0 };
         let store = |vector: bool| if vector { 30.0 } else { 60.0 };
         let align = self.alignment();
@@ -399,22 +399,12 @@ impl Product {
         let [_, _, k] = self.dimensions();
         let [tiles_m, tiles_n] = self.tiles();
         let tiles = (tiles_m * tiles_n) as f64;
-        // A turn of the loop: some positions of a weight gradient, else four terms.
-        let turn = match self.pass {
-            Pass::BackwardWeight => UNROLL,
-            _ => 4,
-        };
-        let loads_a = match self.pass {
-            Pass::BackwardWeight => rows / 4 * turn,
-            _ => rows,
-        };
-        let loads_b = (turn * cols).div_ceil(lanes);
-        let operations = turn as f64 * cols_f * 4.0 * (SHUFFLE + rows_f * MULTIPLY_ADD);
-        let one_turn = 10.0
-            + loads_a as f64 * (load(align.a) + 6.0)
-            + loads_b as f64 * load(align.b)
-            + operations;
-        let sums = k.div_ceil(turn) as f64 * one_turn;
+        let shares = (TURN * cols).div_ceil(lanes) as f64;
+        let turn = 10.0
+            + rows_f * (load(align.a) + 6.0)
+            + shares * load(align.b)
+            + cols_f * 16.0 * (BROADCAST + rows_f * MULTIPLY_ADD);
+        let sums = k.div_ceil(TURN) as f64 * turn;
         let one = sums + rows_f * (10.0 + cols_f * store(align.o));
         // Fewer tiles than a handful leave cores idle (a weight gradient is split instead).
         let idle = if self.pass == Pass::BackwardWeight {
@@ -489,7 +479,7 @@ impl Product {
         let [tile_m, tile_n4] = self.tile.size(self.pass);
         let weight_pass = self.pass == Pass::BackwardWeight;
         let chunks = if weight_pass { m } else { k }.div_ceil(4);
-        let split_length = k.div_ceil(self.splits).next_multiple_of(UNROLL);
+        let split_length = k.div_ceil(self.splits).next_multiple_of(TURN);
         // Staged blocks of terms run past the last chunk when they do not divide it.
         let overrun = match self.tile {
             Tile::Workgroup { block_k, .. } => {
@@ -521,7 +511,7 @@ impl Product {
         };
         let tile = match self.tile {
             Tile::Subgroup { lanes, rows, cols } => context! {
-                lanes, rows, cols, tile_m, unroll => UNROLL,
+                lanes, rows, cols, tile_m,
             },
             Tile::Workgroup {
                 threads_m,
@@ -578,8 +568,8 @@ struct Alignment {
     o: bool,
 }
 
-/// Positions per turn of a weight gradient's loop in the subgroup family.
-const UNROLL: usize = 2;
+/// Terms of the sums per turn of the loop in the subgroup family: those of one vec4.
+const TURN: usize = 4;
 
 const TEMPLATES: [(&str, &str); 4] = [
     ("conv2d.wgsl", include_str!("../../shaders/conv2d.wgsl")),

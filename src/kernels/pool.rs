@@ -92,9 +92,14 @@ pub fn maxpool2d_backward(
         });
     }
     let n = batch * pool.output.elements();
+    let (entry_point, invocations) = if pool.output.channels.is_multiple_of(4) {
+        ("maxpool2d_backward4", n / 4)
+    } else {
+        ("maxpool2d_backward", n)
+    };
     dispatch(
         gpu,
-        "maxpool2d_backward",
+        entry_point,
         SOURCE,
         &constants(pool, batch, activation.is_some()),
         &[
@@ -103,7 +108,7 @@ pub fn maxpool2d_backward(
             mask(5, activation, n, dy),
             (6, "dx", dx, batch * pool.input.elements()),
         ],
-        n,
+        invocations,
     )
 }
 

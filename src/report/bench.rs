@@ -500,7 +500,10 @@ fn layer_work(
         ("maxpool2d_forward", Op::MaxPool2d(p)) => {
             (x + y + y / 4, cases::maxpool_forward_case(*p, n))
         }
-        ("maxpool2d_backward" | "maxpool2d_backward_overlapping", Op::MaxPool2d(p)) => (
+        (
+            "maxpool2d_backward" | "maxpool2d_backward4" | "maxpool2d_backward_overlapping",
+            Op::MaxPool2d(p),
+        ) => (
             x + y + y / 4 + if_masked(y),
             cases::maxpool_backward_case(*p, n, masked, p.overlapping()),
         ),

@@ -285,10 +285,10 @@ pub(crate) fn maxpool_forward_case(p: Pool2d, n: usize) -> Case {
 
 /// By the scatter, or by the gather form, which takes any windows.
 pub(crate) fn maxpool_backward_case(p: Pool2d, n: usize, masked: bool, gathered: bool) -> Case {
-    let name = if gathered {
-        "maxpool2d_backward_overlapping"
-    } else {
-        "maxpool2d_backward"
+    let name = match (gathered, p.output.channels % 4) {
+        (true, _) => "maxpool2d_backward_overlapping",
+        (false, 0) => "maxpool2d_backward4",
+        (false, _) => "maxpool2d_backward",
     };
     Case::new(name, mask_text(&pool_text(&p, n), masked), move |b| {
         let x = b.ties(n * p.input.elements());
