@@ -65,7 +65,7 @@ fn {{ pass }}(
   {%- for i in range(rows) %}
         let i{{ i }} = inside(r{{ i }}, t);
   {%- endfor %}
-  {%- if input_pass or padded %}
+  {%- if input_pass or (padded and a4) %}
         // Nothing but padding for every row: no term of this tap counts.
         if (!subgroupAny({% for i in range(rows) %}{{ "any(i" ~ i ~ ")" if not a4 else "i" ~ i }}{{ " || " if not loop.last }}{% endfor %})) { continue; }
   {%- endif %}

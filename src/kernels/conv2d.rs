@@ -390,10 +390,10 @@ impl Product {
         let Tile::Subgroup { lanes, rows, cols } = self.tile else {
             return f64::INFINITY;
         };
-        const MULTIPLY_ADD: f64 = 0.35;
-        const BROADCAST: f64 = 0.8;
-        let load = |vector: bool| if vector { 27.0 } else { 62.0 };
-        let store = |vector: bool| if vector { 30.0 } else { 60.0 };
+        const MULTIPLY_ADD: f64 = 0.22;
+        const BROADCAST: f64 = 0.5;
+        let load = |vector: bool| if vector { 17.0 } else { 40.0 };
+        let store = |vector: bool| if vector { 19.0 } else { 38.0 };
         let align = self.alignment();
         let (rows_f, cols_f) = (rows as f64, cols as f64);
         let [_, _, k] = self.dimensions();
@@ -401,7 +401,7 @@ impl Product {
         let tiles = (tiles_m * tiles_n) as f64;
         let shares = (TURN * cols).div_ceil(lanes) as f64;
         let turn = 10.0
-            + rows_f * (load(align.a) + 6.0)
+            + rows_f * (load(align.a) + 4.0)
             + shares * load(align.b)
             + cols_f * 16.0 * (BROADCAST + rows_f * MULTIPLY_ADD);
         let sums = k.div_ceil(TURN) as f64 * turn;
@@ -412,9 +412,9 @@ impl Product {
         } else {
             (8.0 / tiles).max(1.0)
         };
-        // A vec4 sum more in the unrolled body takes some 20 ms to compile on the first run, which a
+        // A vec4 sum more in the unrolled body takes some 8 ms to compile on the first run, which a
         // short training must earn back: a share of it per step, on both cores.
-        let compilation = 2.0 * 20e6 / 1500.0 * rows_f * cols_f;
+        let compilation = 2.0 * 8e6 / 1500.0 * rows_f * cols_f;
         one * tiles * idle + compilation
     }
 
