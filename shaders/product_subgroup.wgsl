@@ -99,14 +99,22 @@ fn {{ pass }}(
 {%- if not weight_pass %}
     }
 {%- endif %}
-{%- if pool %}
-  {%- set area = pool_h * pool_w %}
-  {%- for w in range(rows // area) %}{% for j in range(cols) %}
-    store_window(first_m + {{ w * area }}u, first_n + {{ j }}u{% for e in range(area) %}, c{{ w * area + e }}_{{ j }}{% endfor %});
-  {%- endfor %}{% endfor %}
-{%- else %}
-  {%- for i in range(rows) %}{% for j in range(cols) %}
-    store(first_m + {{ i }}u, first_n + {{ j }}u, c{{ i }}_{{ j }}{% if weight_pass %}, split{% endif %});
-  {%- endfor %}{% endfor %}
-{%- endif %}
+{%- set area = pool_h * pool_w if pool else 1 %}
+    // In a loop over the rows (or windows) with selects, because most of the time that a driver
+    // compiles goes into stores; an array under a loop index would cost more than it saves.
+    for (var i = 0u; i < {{ rows // area }}u; i++) {
+{%- for j in range(cols) %}
+  {%- for e in range(area) %}
+        var s{{ e }}_{{ j }} = c{{ e }}_{{ j }};
+    {%- for i in range(1, rows // area) %}
+        s{{ e }}_{{ j }} = select(s{{ e }}_{{ j }}, c{{ i * area + e }}_{{ j }}, i == {{ i }}u);
+    {%- endfor %}
+  {%- endfor %}
+  {%- if pool %}
+        store_window(first_m + i * {{ area }}u, first_n + {{ j }}u{% for e in range(area) %}, s{{ e }}_{{ j }}{% endfor %});
+  {%- else %}
+        store(first_m + i, first_n + {{ j }}u, s0_{{ j }}{% if weight_pass %}, split{% endif %});
+  {%- endif %}
+{%- endfor %}
+    }
 }
