@@ -110,11 +110,19 @@ fn {{ pass }}(
         s{{ e }}_{{ j }} = select(s{{ e }}_{{ j }}, c{{ i * area + e }}_{{ j }}, i == {{ i }}u);
     {%- endfor %}
   {%- endfor %}
-  {%- if pool %}
-        store_window(first_m + i * {{ area }}u, first_n + {{ j }}u{% for e in range(area) %}, s{{ e }}_{{ j }}{% endfor %});
-  {%- else %}
-        store(first_m + i, first_n + {{ j }}u, s0_{{ j }}{% if weight_pass %}, split{% endif %});
-  {%- endif %}
 {%- endfor %}
+        for (var j = 0u; j < min({{cols}}u, COLUMNS4 - first_n); j++) {
+  {%- for e in range(area) %}
+        var s{{ e }} = s{{ e }}_0;
+    {%- for j in range(1, cols) %}
+        s{{ e }} = select(s{{ e }}, s{{ e }}_{{ j }}, j == {{ j }}u);
+    {%- endfor %}
+  {%- endfor %}
+  {%- if pool %}
+        store_window(first_m + i * {{ area }}u, first_n + j{% for e in range(area) %}, s{{ e }}{% endfor %});
+  {%- else %}
+        store(first_m + i, first_n + j, s0{% if weight_pass %}, split{% endif %});
+  {%- endif %}
+        }
     }
 }
