@@ -8,7 +8,9 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use wgrad::gpu::{Choice, Gpu, NO_ADAPTER_HINT, Step};
+use wgrad::kernels::peak::peak_copy;
 use wgrad::model::{Definition, initial_parameters};
 use wgrad::network::{Network, Options, Split};
 use wgrad::report::bench::measure_peak;
@@ -100,6 +102,11 @@ fn the_report_has_its_documented_shape_and_compares_with_itself() {
     assert!(has("step", "gather_batch") && has("step", "adamw_update"));
     assert_summary(&report["step"]["images_per_second"]);
     assert!(number(&report["step"]["first_step_seconds"]) > 0.0);
+    let busy = &report["step"]["busy_percent"];
+    assert!(
+        busy.is_null() || (1.0..=100.0).contains(&number(busy)),
+        "{busy}"
+    );
     if cfg!(target_os = "linux") {
         assert!(number(&report["peak_rss_mb"]) > 1.0);
     }
@@ -236,4 +243,33 @@ fn a_profile_names_every_dispatch_and_its_trace_is_in_order() {
     let missing = folder.path().join("none").join("trace.json");
     let refusal = profile.write_trace("an adapter", &missing).unwrap_err();
     assert_eq!(refusal.to_string().lines().count(), 1);
+}
+
+#[test]
+fn a_host_that_keeps_the_gpu_waiting_shows_in_the_busy_share() {
+    let gpu = gpu();
+    if !gpu.report().timestamp_query {
+        assert!(gpu.start_clock().is_err());
+        println!("skipped: {} has no timestamp queries", gpu.report().name);
+        return;
+    }
+    let src = gpu.upload("source", &vec![1.0f32; 1 << 16]).unwrap();
+    let dst = gpu.buffer("destination", 1 << 16).unwrap();
+    let copy = peak_copy(&gpu, &src, &dst).unwrap();
+    let share = |pause: Duration| {
+        gpu.start_clock().unwrap();
+        for _ in 0..4 {
+            gpu.submit("copy", &[&copy], 8).unwrap();
+            gpu.wait_all().unwrap();
+            std::thread::sleep(pause);
+        }
+        gpu.stop_clock().unwrap()
+    };
+    let start = Instant::now();
+    let all = share(Duration::ZERO);
+    // Pauses that are many times as long as the work, compiling included.
+    let paused = share(5 * start.elapsed());
+    assert!(paused > 0.0 && paused < 0.5 && all <= 1.0, "{paused} {all}");
+    // Nothing was timed.
+    assert_eq!(gpu.stop_clock().unwrap(), 0.0);
 }

@@ -123,6 +123,9 @@ fn step_lines(report: &Report) -> String {
         "step    {:.0} images/s ({:.0} to {:.0} in {WINDOWS} windows){ratio}\nfirst   {:.2} s until the first step was through",
         rate.median, rate.min, rate.max, report.step.first_step_seconds
     );
+    if let Some(busy) = report.step.busy_percent {
+        text += &format!("\nbusy    {busy:.1} % of the time the GPU was at work, by its own clock");
+    }
     if let Some(rss) = report.peak_rss_mb {
         text += &format!("\nmemory  {rss:.0} MB of the host's at most, up to the end of the steps");
     }

@@ -31,6 +31,8 @@ pub struct Gpu {
     /// The first error that reached no error scope.
     fault: Arc<Mutex<Option<String>>>,
     transfers: Mutex<Transfers>,
+    /// While set, every submission is timed.
+    clock: Mutex<Option<profile::Clock>>,
 }
 
 /// Bytes that crossed between host and GPU, by purpose, in the order of first appearance.
@@ -114,6 +116,7 @@ impl Gpu {
             pipelines: Mutex::default(),
             fault,
             transfers: Mutex::default(),
+            clock: Mutex::default(),
         })
     }
 
@@ -184,16 +187,18 @@ impl Gpu {
         }
     }
 
-    /// Submits `dispatches` in order, `repeat` times over, as one submission; does not wait.
+    /// Submits `dispatches` in order, `repeat` times over, as one submission; does not wait. Timed
+    /// between [`Gpu::start_clock`] and [`Gpu::stop_clock`].
     pub fn submit(&self, label: &str, dispatches: &[&Dispatch], repeat: usize) -> Result<Ticket> {
         let index = self.scoped(label, || {
             let mut encoder = self
                 .device
                 .create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some(label) });
+            let mut clock = self.clock.lock().unwrap_or_else(|p| p.into_inner());
             {
                 let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
                     label: Some(label),
-                    timestamp_writes: None,
+                    timestamp_writes: clock.as_mut().and_then(profile::Clock::next),
                 });
                 for _ in 0..repeat {
                     for dispatch in dispatches {

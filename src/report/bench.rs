@@ -33,6 +33,9 @@ pub const WINDOWS: usize = 7;
 const KERNEL_WINDOW: Duration = Duration::from_millis(20);
 const STEP_WINDOW: Duration = Duration::from_millis(300);
 
+/// About how long the steps last over which the GPU's busy share is taken.
+const BUSY_WINDOW: Duration = Duration::from_secs(1);
+
 /// Runs of a kernel in one submission: the GPU works on one while the next is recorded.
 const PER_SUBMISSION: usize = 64;
 
@@ -100,6 +103,10 @@ pub enum Bound {
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct StepReport {
     pub images_per_second: Summary,
+    /// Per cent of the time from the begin of the first step to the end of the last in which the GPU
+    /// was at work, by its own clock, over seconds of steps in epochs of at most 64, the waits
+    /// between the epochs included; null where it has no clock.
+    pub busy_percent: Option<f64>,
     /// From the model in host memory until the first step is through: buffers, pipelines, upload.
     pub first_step_seconds: f64,
     /// This median by the earlier one, under `--compare`: above 1 is faster.
@@ -158,11 +165,13 @@ pub fn run(
     let network =
         |gpu: &Arc<Gpu>| Network::new(gpu.clone(), model, batch, optimizer, settings.options);
     let mut network = gpu.map(network).transpose()?;
+    let clock = gpu.filter(|gpu| gpu.report().timestamp_query);
+    let clock = clock.map(Arc::as_ref);
     let step = match &mut network {
-        Some(network) => steps(network, model, recipe, start, progress)?,
+        Some(network) => steps(network, clock, model, recipe, start, progress)?,
         None => {
             let mut engine = CpuEngine::new(model, batch, optimizer);
-            steps(&mut engine, model, recipe, start, progress)?
+            steps(&mut engine, clock, model, recipe, start, progress)?
         }
     };
     let mut report = Report {
@@ -217,9 +226,11 @@ fn time(gpu: &Gpu, dispatch: &Dispatch) -> Result<Summary> {
     })
 }
 
-/// Time of a training step on random images, from `start` for the first one.
+/// Time of a training step on random images, from `start` for the first one; and how busy `clock`,
+/// the GPU, is meanwhile.
 fn steps(
     engine: &mut dyn Engine,
+    clock: Option<&Gpu>,
     model: &Model,
     recipe: &Recipe,
     start: Instant,
@@ -260,7 +271,12 @@ fn steps(
     run(1)?;
     let first_step_seconds = start.elapsed().as_secs_f64();
     progress("whole steps");
-    let seconds = windows(STEP_WINDOW, run)?;
+    let seconds = windows(STEP_WINDOW, &mut run)?;
+    let busy_percent = clock.map(|gpu| {
+        gpu.start_clock()?;
+        run((BUSY_WINDOW.as_secs_f64() / seconds.median) as usize + 1)?;
+        Ok(100.0 * gpu.stop_clock()?)
+    });
     let rate = |seconds: f64| batch as f64 / seconds;
     Ok(StepReport {
         images_per_second: Summary {
@@ -268,6 +284,7 @@ fn steps(
             min: rate(seconds.max),
             max: rate(seconds.min),
         },
+        busy_percent: busy_percent.transpose()?,
         first_step_seconds,
         ratio: None,
     })
