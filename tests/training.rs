@@ -151,7 +151,7 @@ impl Bench {
             images: [0, 0],
         };
         let mut engine = self.device.engine(run);
-        let result = train(run, &self.data, engine.as_mut(), &mut observer);
+        let result = train(run, self.data.clone(), engine.as_mut(), &mut observer);
         (result, observer)
     }
 

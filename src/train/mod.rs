@@ -42,7 +42,7 @@ pub trait Observer {
 /// the engine reports, and what keeps the run folder from being written.
 pub fn train(
     run: &mut Run,
-    data: &Splits,
+    mut data: Splits,
     engine: &mut dyn Engine,
     observer: &mut dyn Observer,
 ) -> Result<()> {
@@ -60,12 +60,17 @@ pub fn train(
         return Ok(());
     }
     let normalization = run.config().scale_and_shift();
-    for (split, samples) in [(Split::Train, &data.train), (Split::Test, &data.test)] {
+    for (split, samples) in [
+        (Split::Train, &mut data.train),
+        (Split::Test, &mut data.test),
+    ] {
         engine.upload_dataset(split, &samples.images, &samples.labels, &normalization)?;
+        // The engine has them now, and nobody should hold them twice.
+        samples.images = Vec::new();
     }
     for epoch in finished + 1..=recipe.epochs {
         observer.epoch_started(epoch, engine)?;
-        let record = train_epoch(run.config(), epoch, data, engine, observer)?;
+        let record = train_epoch(run.config(), epoch, &data, engine, observer)?;
         let checkpoint = Checkpoint {
             epoch,
             parameters: engine.parameters()?,
