@@ -47,10 +47,10 @@ const WORKGROUP_SIZE = 64u;
 @group(0) @binding(4) var<storage, read> winner: array<u32>;  // the index, read back
 @group(0) @binding(5) var<storage, read> activation: array<f32>;  // what MASK looks at
 @group(0) @binding(6) var<storage, read_write> dx: array<f32>;
-// The same buffers four channels at a time.
-@group(0) @binding(3) var<storage, read> dy4: array<vec4<f32>>;
-@group(0) @binding(5) var<storage, read> activation4: array<vec4<f32>>;
-@group(0) @binding(6) var<storage, read_write> dx4: array<vec4<f32>>;
+// dy, activation and dx four channels at a time.
+@group(0) @binding(7) var<storage, read> dy4: array<vec4<f32>>;
+@group(0) @binding(8) var<storage, read> activation4: array<vec4<f32>>;
+@group(0) @binding(9) var<storage, read_write> dx4: array<vec4<f32>>;
 
 // The windows along one axis that contain position `at`: from `first` to before `end`.
 struct Windows { first: u32, end: u32 }

@@ -49,6 +49,8 @@ pub fn products(
 ) -> Result<Vec<(String, Product)>> {
     let family = Family::select(adapter, options.family)?;
     let first = model.layers.iter().position(|l| l.parameters.is_some());
+    let layers = model.layers.iter().filter(|l| l.op.product().is_some());
+    let most = Pass::ALL.len() * layers.count();
     let mut products = Vec::new();
     for (i, layer) in model.layers.iter().enumerate() {
         let Some((geometry, relu)) = layer.op.product() else {
@@ -61,7 +63,8 @@ pub fn products(
             (*geometry, batch_size)
         };
         let mut add = |pass, relu, pool| {
-            let built_in = Product::new(geometry, batch, pass, relu, pool, family, adapter);
+            let product = Product::new(geometry, batch, pass, relu, pool, family, adapter);
+            let built_in = product.among(most);
             let chosen = options.choices.iter().find(|c| {
                 c.same_work(&built_in) && c.tile.family() == family && c.tile.fits(adapter)
             });

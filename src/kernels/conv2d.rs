@@ -152,7 +152,7 @@ impl Tile {
     pub fn all(family: Family, adapter: &AdapterReport) -> Vec<Tile> {
         match family {
             Family::Subgroup => lanes(adapter)
-                .map(|lanes| Product::subgroup_tiles(lanes).collect())
+                .map(|lanes| Product::subgroup_tiles(lanes, MOST_SUMS).collect())
                 .unwrap_or_default(),
             Family::Workgroup => Product::workgroup_tiles().to_vec(),
             Family::Plain => vec![Tile::Plain],
@@ -249,7 +249,9 @@ impl Product {
             splits: 1,
         };
         match family {
-            Family::Subgroup => product.choose_subgroup_tile(lanes(adapter).unwrap_or(8)),
+            Family::Subgroup => {
+                product.choose_subgroup_tile(lanes(adapter).unwrap_or(8), FEWEST_SUMS)
+            }
             Family::Workgroup => product.choose_workgroup_tile(),
             Family::Plain => {}
         }
@@ -264,6 +266,18 @@ impl Product {
             && pool.kernel == pool.stride
             && matches!(pool.kernel[0] * pool.kernel[1], 2 | 4)
             && geometry.output.channels.is_multiple_of(4)
+    }
+
+    /// The product with the built-in choice among larger tiles too, as far as a model of so many
+    /// products can afford: larger tiles load less, but a vec4 sum a lane takes some 6 ms to compile,
+    /// and a first step should be through within seconds. For the subgroup family.
+    pub fn among(mut self, products: usize) -> Product {
+        if let Tile::Subgroup { lanes, .. } = self.tile {
+            let sums = (SUMS_OF_A_MODEL / products.max(1)).clamp(FEWEST_SUMS, MOST_SUMS);
+            self.choose_subgroup_tile(lanes, sums);
+            self.splits = self.choose_splits();
+        }
+        self
     }
 
     /// The product with a given tile and its splits.
@@ -362,9 +376,9 @@ impl Product {
     /// Lowest estimated cost on the software adapter, whose operations have known prices: loads are
     /// dear (a vec4 load costs as much as 75 multiply-adds), so tiles as large as the registers
     /// allow, shaped to the number of columns. See docs/performance.md.
-    fn choose_subgroup_tile(&mut self, lanes: usize) {
+    fn choose_subgroup_tile(&mut self, lanes: usize, most_sums: usize) {
         let mut best = (f64::INFINITY, Tile::Plain);
-        for tile in Self::subgroup_tiles(lanes) {
+        for tile in Self::subgroup_tiles(lanes, most_sums) {
             self.tile = tile;
             let cost = self.estimated_cost();
             if cost < best.0 {
@@ -374,12 +388,12 @@ impl Product {
         self.tile = best.1;
     }
 
-    /// All tiles of the subgroup family: at most 64 vec4 sums a lane, more compile too slowly.
-    pub fn subgroup_tiles(lanes: usize) -> impl Iterator<Item = Tile> {
+    /// The tiles of the subgroup family with at most so many vec4 sums a lane.
+    fn subgroup_tiles(lanes: usize, most_sums: usize) -> impl Iterator<Item = Tile> {
         [4, 8, 16].into_iter().flat_map(move |rows| {
             [1, 2, 3, 4, 6, 8, 12, 16]
                 .into_iter()
-                .filter(move |cols| rows * cols <= 64)
+                .filter(move |cols| rows * cols <= most_sums)
                 .map(move |cols| Tile::Subgroup { lanes, rows, cols })
         })
     }
@@ -567,6 +581,12 @@ struct Alignment {
     b: bool,
     o: bool,
 }
+
+/// Vec4 sums a lane in the subgroup family: what any product may have, what none may exceed, and what
+/// the products of a model have together before the first number holds for all of them.
+const FEWEST_SUMS: usize = 64;
+const MOST_SUMS: usize = 128;
+const SUMS_OF_A_MODEL: usize = 1536;
 
 /// Terms of the sums per turn of the loop in the subgroup family: those of one vec4.
 const TURN: usize = 4;

@@ -92,21 +92,23 @@ pub fn maxpool2d_backward(
         });
     }
     let n = batch * pool.output.elements();
-    let (entry_point, invocations) = if pool.output.channels.is_multiple_of(4) {
-        ("maxpool2d_backward4", n / 4)
-    } else {
-        ("maxpool2d_backward", n)
-    };
+    // Four channels an invocation where they come in fours.
+    let (entry_point, [dy_at, activation_at, dx_at], invocations) =
+        if pool.output.channels.is_multiple_of(4) {
+            ("maxpool2d_backward4", [7, 8, 9], n / 4)
+        } else {
+            ("maxpool2d_backward", [3, 5, 6], n)
+        };
     dispatch(
         gpu,
         entry_point,
         SOURCE,
         &constants(pool, batch, activation.is_some()),
         &[
-            (3, "dy", dy, n),
+            (dy_at, "dy", dy, n),
             (4, "index", index, n.div_ceil(4)),
-            mask(5, activation, n, dy),
-            (6, "dx", dx, batch * pool.input.elements()),
+            mask(activation_at, activation, n, dy),
+            (dx_at, "dx", dx, batch * pool.input.elements()),
         ],
         invocations,
     )

@@ -249,6 +249,8 @@ fn pools() -> Vec<Pool2d> {
         pool(9, 11, 1, [2, 2], [3, 4]),
         pool(5, 9, 8, [3, 2], [4, 2]),
         pool(13, 7, 33, [2, 2], [2, 2]),
+        pool(7, 9, 12, [2, 2], [2, 2]),
+        pool(5, 7, 4, [2, 3], [2, 3]),
         // The largest window whose places fit a byte.
         pool(17, 35, 1, [16, 16], [16, 17]),
         pool(7, 6, 3, [3, 3], [1, 1]),
