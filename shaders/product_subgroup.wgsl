@@ -111,7 +111,8 @@ fn {{ pass }}(
     {%- endfor %}
   {%- endfor %}
 {%- endfor %}
-        for (var j = 0u; j < min({{cols}}u, COLUMNS4 - first_n); j++) {
+        // A bound that the driver does not know keeps it from unrolling.
+        for (var j = 0u; j < min(TILE_N4, COLUMNS4 - first_n); j++) {
   {%- for e in range(area) %}
         var s{{ e }} = s{{ e }}_0;
     {%- for j in range(1, cols) %}
