@@ -64,7 +64,7 @@ pub fn products(
         };
         let mut add = |pass, relu, pool| {
             let product = Product::new(geometry, batch, pass, relu, pool, family, adapter);
-            let built_in = product.among(most);
+            let built_in = product.in_model_of(most);
             let chosen = options.choices.iter().find(|c| {
                 c.same_work(&built_in) && c.tile.family() == family && c.tile.fits(adapter)
             });

@@ -41,7 +41,7 @@ fn pass_boundaries(queries: &wgpu::QuerySet, first: u32) -> wgpu::ComputePassTim
 }
 
 impl Gpu {
-    /// From now on every submission is timed, the first 2,048 at least.
+    /// From now on every submission is timed, up to 2,048 of them.
     ///
     /// # Errors
     /// [`Error::Usage`] when the adapter has no timestamp queries, [`Error::Gpu`] from the device.
@@ -71,9 +71,13 @@ impl Gpu {
             resolved
         })?;
         let ticks: Vec<u64> = self.read("timestamps", &Buffer::whole(resolved))?;
-        let busy: u64 = ticks.chunks(2).map(|t| t[1].saturating_sub(t[0])).sum();
-        let whole = ticks[ticks.len() - 1].saturating_sub(ticks[0]);
-        Ok(busy as f64 / (whole as f64).max(1.0))
+        // A submission may begin before the one ahead of it ends.
+        let (mut busy, mut end) = (0, ticks[0]);
+        for span in ticks.chunks_exact(2) {
+            busy += span[1].saturating_sub(span[0].max(end));
+            end = end.max(span[1]);
+        }
+        Ok(busy as f64 / (end - ticks[0]).max(1) as f64)
     }
 
     fn expect_timestamps(&self) -> Result<()> {

@@ -269,9 +269,9 @@ impl Product {
     }
 
     /// The product with the built-in choice among larger tiles too, as far as a model of so many
-    /// products can afford: larger tiles load less, but a vec4 sum a lane takes some 6 ms to compile,
+    /// products can afford: larger tiles load less, but a vec4 sum a lane takes 6 to 8 ms to compile,
     /// and a first step should be through within seconds. For the subgroup family.
-    pub fn among(mut self, products: usize) -> Product {
+    pub fn in_model_of(mut self, products: usize) -> Product {
         if let Tile::Subgroup { lanes, .. } = self.tile {
             let sums = (SUMS_OF_A_MODEL / products.max(1)).clamp(FEWEST_SUMS, MOST_SUMS);
             self.choose_subgroup_tile(lanes, sums);
@@ -426,7 +426,7 @@ impl Product {
         } else {
             (8.0 / tiles).max(1.0)
         };
-        // A vec4 sum more in the unrolled body takes some 8 ms to compile on the first run, which a
+        // A vec4 sum more in the unrolled body takes 6 to 8 ms to compile on the first run, which a
         // short training must earn back: a share of it per step, on both cores.
         let compilation = 2.0 * 8e6 / 1500.0 * rows_f * cols_f;
         one * tiles * idle + compilation
@@ -582,8 +582,8 @@ struct Alignment {
     o: bool,
 }
 
-/// Vec4 sums a lane in the subgroup family: what any product may have, what none may exceed, and what
-/// the products of a model have together before the first number holds for all of them.
+/// Vec4 sums a lane in the subgroup family: the products of a model share so many of them, but each
+/// may have the fewest and none more than the most.
 const FEWEST_SUMS: usize = 64;
 const MOST_SUMS: usize = 128;
 const SUMS_OF_A_MODEL: usize = 1536;
