@@ -1,9 +1,11 @@
-//! A network's memory is what `inspect` predicts, and its evaluation does not depend on the batch.
+//! A network's memory is what `inspect` predicts, its evaluation does not depend on the batch, and a
+//! model with few products gets the larger tiles.
 
 use std::sync::Arc;
-use wgrad::gpu::{Choice, Gpu, NO_ADAPTER_HINT, Step};
+use wgrad::gpu::{AdapterReport, Choice, Gpu, NO_ADAPTER_HINT, Step};
+use wgrad::kernels::conv2d::Tile;
 use wgrad::model;
-use wgrad::network::{Network, Options, Split, memory};
+use wgrad::network::{Network, Options, Split, memory, products};
 
 fn gpu() -> Arc<Gpu> {
     let gpu = Gpu::open(&Choice::Auto);
@@ -109,4 +111,24 @@ fn a_larger_evaluation_batch_changes_nothing_but_the_order_of_a_sum() {
             );
         }
     }
+}
+
+/// A sum costs compile time, so the more products a model has, the smaller are their tiles.
+#[test]
+fn the_products_of_a_model_share_its_sums() {
+    let most_sums = |name: &str| {
+        let definition = model::load(name).unwrap();
+        let model = definition
+            .resolve(definition.input, definition.classes)
+            .unwrap();
+        let adapter = AdapterReport::imagined(true);
+        let products = products(&model, 64, &Options::default(), &adapter).unwrap();
+        let sums = products.iter().map(|(_, product)| match product.tile {
+            Tile::Subgroup { rows, cols, .. } => rows * cols,
+            tile => panic!("{name}: {tile}"),
+        });
+        sums.max().unwrap()
+    };
+    assert_eq!(most_sums("tutorial"), 128);
+    assert_eq!(most_sums("vgg-cifar"), 64);
 }

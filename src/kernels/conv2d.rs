@@ -12,7 +12,7 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Family {
-    /// Registers and shuffles, no workgroup memory: for adapters where loads are dear.
+    /// Registers and broadcasts, no workgroup memory: for adapters where loads are dear.
     Subgroup,
     /// Tiles staged in workgroup memory: for real GPUs.
     Workgroup,
