@@ -6,6 +6,7 @@ mod device;
 mod devices;
 mod eval;
 mod inspect;
+mod progress;
 mod train;
 mod verify;
 
