@@ -51,13 +51,23 @@ pub enum Error {
     #[error("{0}")]
     NoAdapter(String),
 
-    /// The GPU ran out of memory while making or running what the label names (exit code 1).
-    #[error("out of GPU memory at '{label}': {what}; try a smaller --batch-size")]
-    OutOfMemory { label: String, what: String },
+    /// The GPU ran out of memory while making or running what the label names; `allocated` bytes it
+    /// had given before (exit code 1).
+    #[error("out of GPU memory at '{label}': {what}")]
+    OutOfMemory {
+        label: String,
+        what: String,
+        allocated: u64,
+    },
 
     /// The device refused an operation or was lost (exit code 1).
     #[error("GPU error at '{label}': {what}")]
     Gpu { label: String, what: String },
+
+    /// A training that the device failed in the middle of; the run folder holds a checkpoint (exit
+    /// code 1).
+    #[error("{source}; go on from the last checkpoint with: wgrad train --resume {}", folder.display())]
+    Interrupted { source: Box<Error>, folder: PathBuf },
 
     /// The loss stopped being a number (exit code 1).
     #[error(
@@ -81,6 +91,22 @@ impl Error {
         match self {
             Error::Usage(_) | Error::Data { .. } | Error::Model { .. } | Error::Shape { .. } => 2,
             _ => 1,
+        }
+    }
+
+    /// The error of a training whose folder is `folder`: says how to go on where the device failed and
+    /// there is a checkpoint.
+    pub fn in_run(self, folder: &Path) -> Self {
+        match self {
+            Error::Gpu { .. } | Error::OutOfMemory { .. }
+                if folder.join("checkpoint.safetensors").exists() =>
+            {
+                Error::Interrupted {
+                    source: Box::new(self),
+                    folder: folder.to_path_buf(),
+                }
+            }
+            other => other,
         }
     }
 

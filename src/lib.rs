@@ -13,6 +13,7 @@
 //! | room | what is in it | builds on |
 //! |---|---|---|
 //! | [`error`] | the one error type | |
+//! | [`host`] | the machine's own memory | |
 //! | [`model`] | architecture files, shapes, parameter layout, recipes, initial values | |
 //! | [`data`] | readers of datasets | [`model`] |
 //! | [`gpu`] | adapters, device, buffers, dispatches, read-backs | |
@@ -33,6 +34,7 @@ pub mod data;
 pub mod error;
 pub mod export;
 pub mod gpu;
+pub mod host;
 pub mod kernels;
 pub mod model;
 pub mod network;

@@ -5,10 +5,12 @@
 
 use crate::error::{Error, Result};
 use crate::gpu::{AdapterReport, Buffer, Dispatch, Gpu, Metrics, Readback, Step, Ticket};
+use crate::host::fitting_batch;
 pub use crate::kernels::conv2d::{Family, Pass, Product, Tile};
 use crate::kernels::{activation, conv2d, gather, im2col, loss, optimizer, pool, reduce, step};
 use crate::model::recipe::Optimizer;
-use crate::model::{Conv2d, Layer, Loss, Model, Op, Pool2d};
+use crate::model::{Conv2d, Layer, Loss, MAX_ELEMENTS, Model, Op, Pool2d};
+use indicatif::BinaryBytes;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -40,13 +42,15 @@ pub struct Options {
 /// the plan's part that can be chosen, known before anything is allocated.
 ///
 /// # Errors
-/// [`Error::Usage`] when `options` force a family that the adapter cannot run.
+/// [`Error::Usage`] when `options` force a family that the adapter cannot run, and as
+/// [`expect_batch`].
 pub fn products(
     model: &Model,
     batch_size: usize,
     options: &Options,
     adapter: &AdapterReport,
 ) -> Result<Vec<(String, Product)>> {
+    expect_batch(model, batch_size, options.explicit_conv)?;
     let family = Family::select(adapter, options.family)?;
     let first = model.layers.iter().position(|l| l.parameters.is_some());
     let layers = model.layers.iter().filter(|l| l.op.product().is_some());
@@ -80,6 +84,132 @@ pub fn products(
         }
     }
     Ok(products)
+}
+
+/// Refuses a batch that is empty or has more elements in a tensor than the kernels can index.
+///
+/// # Errors
+/// [`Error::Usage`] with the largest batch size.
+pub fn expect_batch(model: &Model, batch_size: usize, explicit_conv: bool) -> Result<()> {
+    let mut largest = ("the input batch", model.input.elements());
+    for layer in &model.layers {
+        let columns = match &layer.op {
+            Op::Conv2d { geometry, .. } if explicit_conv => {
+                geometry.positions().saturating_mul(geometry.patch())
+            }
+            _ => 0,
+        };
+        let elements = layer.output.elements().max(columns);
+        if elements > largest.1 {
+            largest = (&layer.name, elements);
+        }
+    }
+    let (name, elements) = largest;
+    let most = MAX_ELEMENTS / elements as u128;
+    if (1..=most).contains(&(batch_size as u128)) {
+        return Ok(());
+    }
+    Err(Error::Usage(match most {
+        0 => format!(
+            "expected at most {MAX_ELEMENTS} elements in a tensor, found {elements} an image in the columns of {name}; leave --conv explicit out"
+        ),
+        _ => format!(
+            "expected --batch-size from 1 to {most} ({name} has {elements} elements an image, and a tensor holds {MAX_ELEMENTS} at most), found {batch_size}; use --batch-size {most} or smaller"
+        ),
+    }))
+}
+
+/// Refuses a network with a buffer that `adapter` does not bind, with the flag that helps.
+///
+/// # Errors
+/// [`Error::Usage`] with the largest power of two that fits as batch size, where the batch is what
+/// does not fit; and as [`products`].
+fn expect_bindings(
+    model: &Model,
+    batch_size: usize,
+    options: &Options,
+    adapter: &AdapterReport,
+) -> Result<()> {
+    let limit = binding_limit(adapter);
+    let bytes = |elements: usize| 4 * elements as u64;
+    if bytes(model.parameter_elements) > limit {
+        let largest = model.layers.iter().max_by_key(|l| l.parameter_count());
+        let largest = largest.map_or(String::new(), |l| format!(" (most of them in {})", l.name));
+        return Err(Error::Usage(format!(
+            "expected parameters of at most {} on {}, which binds no more in one buffer, found {}{largest}; make the layer smaller, or choose another --device: cpu has no such limit",
+            BinaryBytes(limit),
+            adapter.name,
+            BinaryBytes(bytes(model.parameter_elements))
+        )));
+    }
+    let family = Family::select(adapter, options.family)?;
+    // The largest buffer that depends on the batch.
+    let largest = |batch: usize| -> Result<(String, u64)> {
+        let sizes = Sizes::of(model, batch, options.explicit_conv, family);
+        let columns = ("im2col columns".to_string(), sizes.columns);
+        let partials = products(model, batch, options, adapter)?
+            .into_iter()
+            .filter(|(_, p)| p.splits > 1)
+            .map(|(name, p)| (format!("partial gradients of {name}"), p.result_elements()));
+        let all = sizes
+            .activations
+            .into_iter()
+            .chain([columns])
+            .chain(partials);
+        let (name, elements) = all.max_by_key(|(_, n)| *n).unwrap_or_default();
+        Ok((name, bytes(elements)))
+    };
+    let (name, size) = largest(batch_size)?;
+    if size <= limit {
+        return Ok(());
+    }
+    let advice = match fitting_batch(batch_size, |batch| Ok(largest(batch)?.1 <= limit))? {
+        Some(batch) => format!("use --batch-size {batch} or smaller"),
+        None => "even one image is too large; use a smaller model or smaller images, or another --device: cpu has no such limit".into(),
+    };
+    Err(Error::Usage(format!(
+        "expected tensors of at most {} on {}, which binds no more in one buffer, found {} for '{name}' at batch size {batch_size}; {advice}",
+        BinaryBytes(limit),
+        adapter.name,
+        BinaryBytes(size)
+    )))
+}
+
+/// Bytes that a kernel can be given in one buffer.
+fn binding_limit(adapter: &AdapterReport) -> u64 {
+    adapter
+        .max_storage_binding_bytes
+        .min(adapter.max_buffer_bytes)
+}
+
+/// Refuses a split that `adapter` cannot bind or the kernel that gathers batches cannot index.
+///
+/// # Errors
+/// [`Error::Usage`] with the number of images that fit.
+fn expect_images(
+    split: Split,
+    images: usize,
+    elements: usize,
+    adapter: &AdapterReport,
+) -> Result<()> {
+    // Bytes are indexed with 32 bits.
+    let limit = binding_limit(adapter).min(u64::from(u32::MAX));
+    let size = images as u128 * elements as u128;
+    if size <= u128::from(limit) {
+        return Ok(());
+    }
+    let (what, flag) = match split {
+        Split::Train => ("training", "--limit"),
+        Split::Test => ("test", "--limit-test"),
+    };
+    let advice = match limit / elements as u64 {
+        0 => "use smaller images".into(),
+        most => format!("use {flag} {most} or fewer"),
+    };
+    Err(Error::Usage(format!(
+        "expected {what} images of at most {limit} bytes on {}, found {size}; {advice}, or another --device: cpu has no such limit",
+        adapter.name
+    )))
 }
 
 /// Result of running a whole split through the network.
@@ -269,8 +399,9 @@ impl Network {
     /// Parameters start at zero; see [`Network::set_parameters`].
     ///
     /// # Errors
-    /// [`Error::Usage`] for a batch size of 0 or a family the adapter cannot run,
-    /// [`Error::OutOfMemory`] and [`Error::Gpu`] with the label of what was being made.
+    /// [`Error::Usage`] for a batch size of 0, a family the adapter cannot run or tensors it cannot
+    /// bind (with the flag that helps), [`Error::OutOfMemory`] (with the batch size that fits) and
+    /// [`Error::Gpu`] with the label of what was being made.
     pub fn new(
         gpu: Arc<Gpu>,
         model: &Model,
@@ -278,11 +409,45 @@ impl Network {
         optimizer: &Optimizer,
         options: &Options,
     ) -> Result<Network> {
-        if batch_size == 0 {
-            return Err(Error::Usage(
-                "expected a batch size of at least 1, found 0; use --batch-size".into(),
-            ));
-        }
+        expect_bindings(model, batch_size, options, gpu.report())?;
+        let adapter = gpu.report().clone();
+        Network::build(gpu, model, batch_size, optimizer, options).map_err(|e| match e {
+            Error::OutOfMemory {
+                label,
+                what,
+                allocated,
+            } => {
+                let total = |batch| -> Result<u64> {
+                    let rows = memory(model, batch, optimizer, options, &adapter)?;
+                    Ok(rows.iter().map(|(_, bytes)| bytes).sum())
+                };
+                // Where the driver does not tell what it gave: half of what was asked for.
+                let room = match allocated {
+                    0 => total(batch_size).unwrap_or(0) / 2,
+                    bytes => bytes,
+                };
+                let batch = fitting_batch(batch_size, |batch| Ok(total(batch)? <= room));
+                let advice = match batch.ok().flatten() {
+                    Some(batch) => format!("use --batch-size {batch}"),
+                    None => "use a smaller model, or --device cpu".into(),
+                };
+                Error::OutOfMemory {
+                    label,
+                    what: format!("{what} after {}; {advice}", BinaryBytes(allocated)),
+                    allocated,
+                }
+            }
+            other => other,
+        })
+    }
+
+    fn build(
+        gpu: Arc<Gpu>,
+        model: &Model,
+        batch_size: usize,
+        optimizer: &Optimizer,
+        options: &Options,
+    ) -> Result<Network> {
         let family = Family::select(gpu.report(), options.family)?;
         let products = products(model, batch_size, options, gpu.report())?;
         let sizes = Sizes::of(model, batch_size, options.explicit_conv, family);
@@ -376,8 +541,8 @@ impl Network {
     /// `normalization` as scale per channel, then shift per channel.
     ///
     /// # Errors
-    /// [`Error::Shape`] when the lengths do not fit the model, [`Error::OutOfMemory`] when the
-    /// images exceed what the adapter binds at once.
+    /// [`Error::Shape`] when the lengths do not fit the model, [`Error::Usage`] when the images exceed
+    /// what the adapter binds at once or 4 GiB, [`Error::OutOfMemory`].
     pub fn upload_dataset(
         &mut self,
         split: Split,
@@ -414,17 +579,7 @@ impl Network {
                 ),
             });
         }
-        let limit = self.gpu.report().max_storage_binding_bytes as usize;
-        if images.len() > limit {
-            return Err(Error::OutOfMemory {
-                label: "dataset images".into(),
-                what: format!(
-                    "expected at most {limit} bytes in one buffer on this adapter, found {}; use --limit {} or fewer",
-                    images.len(),
-                    limit / elements
-                ),
-            });
-        }
+        expect_images(split, len, elements, self.gpu.report())?;
         let gpu = &self.gpu;
         let b = &self.buffers;
         let lane = match (split, &self.evaluation) {
@@ -434,7 +589,21 @@ impl Network {
         let batch = lane.batch;
         let row_count = len.div_ceil(batch);
         let row_len = size_of::<Step>() / 4;
-        let images = gpu.upload("dataset images", images)?;
+        let images = gpu.upload("dataset images", images).map_err(|e| match e {
+            Error::OutOfMemory {
+                label,
+                what,
+                allocated,
+            } => Error::OutOfMemory {
+                label,
+                what: format!(
+                    "{what} after {}; use a smaller --limit (these are {len} images) or a smaller --batch-size",
+                    BinaryBytes(allocated)
+                ),
+                allocated,
+            },
+            other => other,
+        })?;
         let label_buffer = gpu.upload("dataset labels", labels)?;
         let normalization = gpu.upload("normalisation", normalization)?;
         let order = gpu.buffer("order", len)?;
@@ -1104,4 +1273,116 @@ fn is_conv(layer: &Layer) -> bool {
 
 fn ends_in_relu(layer: &Layer) -> bool {
     layer.op.product().is_some_and(|(_, relu)| relu)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::load;
+
+    fn model(name: &str) -> Model {
+        let definition = load(name).unwrap();
+        definition
+            .resolve(definition.input, definition.classes)
+            .unwrap()
+    }
+
+    fn refusal(result: Result<()>) -> String {
+        match result {
+            Err(Error::Usage(message)) => message,
+            other => panic!("expected a refusal, found {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_batch_that_32_bits_do_not_index_is_refused() {
+        // conv2d1 of default: 24·24·24 = 13,824 elements an image; 2³¹ / 13,824 = 155,344.6.
+        let default = model("default");
+        expect_batch(&default, 155_344, false).unwrap();
+        for batch in [0, 155_345, usize::MAX] {
+            let message = refusal(expect_batch(&default, batch, false));
+            assert!(message.contains("1 to 155344"), "{message}");
+            assert!(message.contains("conv2d1"), "{message}");
+            assert!(message.contains(&format!("found {batch}")), "{message}");
+            let memory = memory(
+                &default,
+                batch,
+                &Optimizer::Sgd {
+                    momentum: 0.0,
+                    weight_decay: 0.0,
+                },
+                &Options::default(),
+                &AdapterReport::imagined(true),
+            );
+            assert_eq!(refusal(memory.map(|_| ())), message);
+        }
+        // The columns of conv2d2: 8·8 positions of 5·5·24.
+        let message = refusal(expect_batch(&default, 60_000, true));
+        assert!(message.contains("conv2d2 has 38400"), "{message}");
+    }
+
+    #[test]
+    fn what_an_adapter_does_not_bind_is_refused_with_the_flag_that_helps() {
+        let adapter = |mebibytes: u64| AdapterReport {
+            max_storage_binding_bytes: mebibytes << 20,
+            ..AdapterReport::imagined(true)
+        };
+        let options = Options::default();
+        let default = model("default");
+        let check = |batch, mebibytes| {
+            refusal(expect_bindings(
+                &default,
+                batch,
+                &options,
+                &adapter(mebibytes),
+            ))
+        };
+        expect_bindings(&default, 4096, &options, &adapter(128)).unwrap();
+        // The pooled convolution's output is not stored: its pooling's 12·12·24 floats are the
+        // largest, 13.5 KiB an image.
+        let message = check(100_000, 128);
+        assert!(message.contains("--batch-size 8192 or"), "{message}");
+        // The fused tensors aside, 600 KiB of parameters do not fit whatever the batch.
+        let mut small = adapter(1);
+        small.max_buffer_bytes = 500 << 10;
+        let message = refusal(expect_bindings(&default, 1, &options, &small));
+        assert!(message.contains("dense1"), "{message}");
+        assert!(!message.contains("--batch-size"), "{message}");
+        // One image, 512×512×4 floats, takes 4 MiB; the parameters take some hundred bytes.
+        let text = crate::model::SHIPPED[1].1;
+        let head = text.split("[[layer]]").next().unwrap();
+        let layers = [
+            "conv2d\"\nout_channels = 4\nkernel = 3\npadding = 1",
+            "mean_pool2d\"\nkernel = 256",
+            "dense\"\nunits = \"classes\"",
+        ];
+        let layers = layers.map(|l| format!("[[layer]]\ntype = \"{l}\n\n"));
+        let text = format!("{head}{}", layers.concat());
+        let wide = crate::model::Definition::parse(&text, "wide.toml").unwrap();
+        let wide = wide
+            .resolve(crate::model::Shape::new(512, 512, 1), 10)
+            .unwrap();
+        let message = refusal(expect_bindings(&wide, 64, &options, &adapter(3)));
+        assert!(message.contains("even one image"), "{message}");
+        assert!(message.contains("conv2d1"), "{message}");
+        assert!(!message.contains("--batch-size"), "{message}");
+    }
+
+    #[test]
+    fn images_are_counted_to_4_gib_and_no_further() {
+        let mut adapter = AdapterReport::imagined(false);
+        adapter.max_storage_binding_bytes = 16 << 30;
+        adapter.max_buffer_bytes = 16 << 30;
+        let elements = 1 << 20;
+        expect_images(Split::Train, 4095, elements, &adapter).unwrap();
+        let message = refusal(expect_images(Split::Train, 4096, elements, &adapter));
+        assert!(message.contains("4294967296"), "{message}");
+        assert!(message.contains("--limit 4095 or"), "{message}");
+        adapter.max_storage_binding_bytes = 128 << 20;
+        let message = refusal(expect_images(Split::Test, 129, elements, &adapter));
+        assert!(message.contains("--limit-test 128 or"), "{message}");
+        let message = refusal(expect_images(Split::Test, 1, 1 << 28, &adapter));
+        assert!(message.contains("smaller images"), "{message}");
+        assert!(!message.contains("--limit"), "{message}");
+    }
 }

@@ -380,7 +380,7 @@ fn auto_leaves_a_software_adapter_alone() {
     bench.bad(
         &format!("{small} --device {beyond}"),
         2,
-        &["number", &format!("found '{beyond}'"), software],
+        &["number", &format!("found {beyond}"), software],
     );
 }
 

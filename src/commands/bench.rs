@@ -33,6 +33,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         ..Options::default()
     };
     device.expect_kernels(&options)?;
+    device.expect_memory(&model, &recipe, &options)?;
     let mut notes: Vec<String> = device.notice().map(String::from).into_iter().collect();
     if !args.no_tune {
         let (choices, note) = measure(&device, &model, recipe.batch_size, &options)?;

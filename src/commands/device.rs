@@ -1,12 +1,13 @@
 //! What `--device` means.
 
 use std::sync::Arc;
-use wgrad::gpu::{AdapterReport, Choice, GPU_HINT, Gpu, adapters};
+use wgrad::gpu::{AdapterReport, Choice, Fault, GPU_HINT, Gpu, adapters};
+use wgrad::host::{self, available_memory};
 use wgrad::model::Model;
 use wgrad::model::recipe::Recipe;
-use wgrad::network::{Network, Options};
+use wgrad::network::{self, Network, Options};
 use wgrad::train::{CpuEngine, Engine};
-use wgrad::{Error, Result};
+use wgrad::{Error, Result, cpu};
 
 /// Why `auto` takes the CPU, and what would give a GPU; `None` where it takes an adapter.
 pub fn cpu_notice(adapters: &[AdapterReport]) -> Option<String> {
@@ -53,7 +54,7 @@ impl Device {
                 _ => Choice::Name(other.into()),
             },
         };
-        Ok(Device::Gpu(Arc::new(Gpu::open(&choice)?)))
+        Device::open_choice(&choice)
     }
 
     /// Opens what `requested` means as [`Device::open`] does, and without a request the best adapter
@@ -64,8 +65,18 @@ impl Device {
     pub fn open_adapter(requested: Option<&str>) -> Result<Device> {
         match requested {
             Some(requested) => Device::open(requested),
-            None => Ok(Device::Gpu(Arc::new(Gpu::open(&Choice::Best)?))),
+            None => Device::open_choice(&Choice::Best),
         }
+    }
+
+    fn open_choice(choice: &Choice) -> Result<Device> {
+        let gpu = Gpu::open(choice)?;
+        // The tests of this program have to see it fail.
+        let injected = std::env::var("WGRAD_INJECT").ok();
+        if let Some((fault, after)) = injected.and_then(|text| Fault::parse(&text)) {
+            gpu.inject(fault, after);
+        }
+        Ok(Device::Gpu(Arc::new(gpu)))
     }
 
     /// The GPU, if it is one.
@@ -105,10 +116,27 @@ impl Device {
         }
     }
 
+    /// # Errors
+    /// [`Error::Usage`] for a batch that cannot be, or that takes more memory than the machine has
+    /// free, where the device works in that: the system would stop the program in the middle.
+    pub fn expect_memory(&self, model: &Model, recipe: &Recipe, options: &Options) -> Result<()> {
+        let optimizer = &recipe.optimizer;
+        network::expect_batch(model, recipe.batch_size, options.explicit_conv)?;
+        let available = available_memory();
+        host::expect_memory(recipe.batch_size, available, |batch| match self {
+            Device::Cpu { .. } => Ok(cpu::memory(model, batch, optimizer)),
+            Device::Gpu(gpu) if !gpu.report().software => Ok(0),
+            Device::Gpu(gpu) => {
+                let rows = network::memory(model, batch, optimizer, options, gpu.report())?;
+                Ok(rows.iter().map(|(_, bytes)| bytes).sum())
+            }
+        })
+    }
+
     /// A network on the device.
     ///
     /// # Errors
-    /// As [`Device::expect_kernels`], or what the device reports.
+    /// As [`Device::expect_kernels`] and [`Device::expect_memory`], or what the device reports.
     pub fn engine(
         &self,
         model: &Model,
@@ -116,6 +144,7 @@ impl Device {
         options: &Options,
     ) -> Result<Box<dyn Engine>> {
         self.expect_kernels(options)?;
+        self.expect_memory(model, recipe, options)?;
         let (batch, optimizer) = (recipe.batch_size, &recipe.optimizer);
         Ok(match self {
             Device::Gpu(gpu) => {

@@ -29,7 +29,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let mut progress = Progress::new(total, &data, args.trace_transfers);
     let trained = train(&mut run, data, engine.as_mut(), &mut progress);
     progress.bar.finish_and_clear();
-    trained?;
+    trained.map_err(|e| e.in_run(run.folder()))?;
 
     if progress.epochs == 0 {
         say(&format!(

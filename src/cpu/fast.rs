@@ -204,6 +204,29 @@ impl FastNetwork {
     }
 }
 
+/// Bytes that training `model` on the CPU takes at most, the dataset aside: what a [`FastNetwork`] keeps
+/// from step to step, the batch, and the copies that a checkpoint is written from.
+pub fn memory(model: &Model, samples: usize, optimizer: &Optimizer) -> u64 {
+    let parameters = model.parameter_elements as u128;
+    let kept = 1 + optimizer.state_vectors() as u128;
+    let batch = |elements: usize| samples as u128 * elements as u128;
+    let (mut activations, mut gradient, mut partials) = (batch(model.input.elements()), 0, 0);
+    for layer in &model.layers {
+        activations += batch(layer.output.elements());
+        gradient = gradient.max(batch(layer.output.elements().max(layer.input.elements())));
+        if matches!(layer.op, Op::MaxPool2d(_)) {
+            activations += batch(layer.output.elements());
+        }
+        if let Some((g, _)) = layer.op.product() {
+            let tasks = samples.div_ceil(Cut::new(g, samples).task.max(1));
+            partials = partials.max(tasks as u128 * layer.parameter_count() as u128);
+        }
+    }
+    // A checkpoint: a copy of what is kept, and its bytes as they are written.
+    let elements = parameters * (kept + 1) + 2 * parameters * kept + activations + 2 * gradient;
+    u64::try_from(4 * (elements + partials)).unwrap_or(u64::MAX)
+}
+
 /// How a batch is cut for the products of a layer, in samples.
 struct Cut {
     /// What one product takes.

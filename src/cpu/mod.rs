@@ -33,7 +33,7 @@ pub use check::{FiniteDifference, finite_difference_checks};
 pub use conv2d::{
     conv2d_backward_input, conv2d_backward_weight, conv2d_forward, matmul_nn, matmul_nt, matmul_tn,
 };
-pub use fast::FastNetwork;
+pub use fast::{FastNetwork, memory};
 pub use gather::gather_batch;
 pub use im2col::{col2im, im2col};
 pub use loss::{LossOutput, softmax_cross_entropy, squared_error, sum_metrics};

@@ -1,7 +1,12 @@
 //! Device memory: buffers of 4-byte elements, slices of them, uploads and read-backs.
 
-use super::{Direction, Gpu, Ticket};
+use super::{Direction, Fault, Gpu, Ticket};
 use crate::error::{Error, Result};
+use std::sync::mpsc::{Receiver, TryRecvError, channel};
+use std::time::{Duration, Instant};
+
+/// Bytes that an upload stages at a time.
+const PIECE: usize = 1 << 24;
 
 /// A range of a device buffer, counted in 4-byte elements (f32 or u32). Cloning it clones a
 /// handle, not the memory.
@@ -61,7 +66,8 @@ impl Gpu {
     /// A zeroed storage buffer of `len` 4-byte elements (at least one).
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`] when the adapter's limits or memory do not hold it.
+    /// [`Error::Usage`] when the adapter does not bind so much, [`Error::OutOfMemory`] when its memory
+    /// does not hold it.
     pub fn buffer(&self, label: &str, len: usize) -> Result<Buffer> {
         let len = len.max(1) as u64;
         let limit = self
@@ -69,12 +75,17 @@ impl Gpu {
             .max_storage_binding_bytes
             .min(self.report().max_buffer_bytes);
         if len * 4 > limit {
+            return Err(Error::Usage(format!(
+                "expected at most {limit} bytes in the buffer '{label}' on {}, found {}; choose another --device: cpu has no such limit",
+                self.report().name,
+                len * 4
+            )));
+        }
+        if self.faults.strikes(Fault::OutOfMemory) {
             return Err(Error::OutOfMemory {
                 label: label.into(),
-                what: format!(
-                    "expected at most {limit} bytes in one buffer on this adapter, found {}",
-                    len * 4
-                ),
+                what: format!("the device has no {} bytes left (injected)", len * 4),
+                allocated: self.allocated_bytes(),
             });
         }
         let inner = self.scoped(label, || {
@@ -113,19 +124,27 @@ impl Gpu {
         );
         self.count_transfer(purpose, Direction::ToGpu, bytes.len() as u64);
         let whole = bytes.len() / 4 * 4;
-        self.scoped(purpose, || {
-            // Pieces, because the queue stages each write in a buffer of its own.
-            for (i, piece) in bytes[..whole].chunks(1 << 24).enumerate() {
-                let at = buffer.start * 4 + ((i as u64) << 24);
+        // Pieces, because the queue stages each write in a buffer of its own; and never two of them,
+        // because the host should hold a dataset once.
+        for (i, piece) in bytes[..whole].chunks(PIECE).enumerate() {
+            if i > 0 {
+                let staged = self.scoped(purpose, || self.queue().submit([]))?;
+                self.wait_until(purpose, Some(&Ticket(staged)))?;
+            }
+            let at = buffer.start * 4 + (i * PIECE) as u64;
+            self.scoped(purpose, || {
                 self.queue().write_buffer(&buffer.inner, at, piece);
-            }
-            if whole < bytes.len() {
-                let mut last = [0u8; 4];
-                last[..bytes.len() - whole].copy_from_slice(&bytes[whole..]);
-                let at = buffer.start * 4 + whole as u64;
+            })?;
+        }
+        if whole < bytes.len() {
+            let mut last = [0u8; 4];
+            last[..bytes.len() - whole].copy_from_slice(&bytes[whole..]);
+            let at = buffer.start * 4 + whole as u64;
+            self.scoped(purpose, || {
                 self.queue().write_buffer(&buffer.inner, at, &last);
-            }
-        })
+            })?;
+        }
+        Ok(())
     }
 
     /// Starts copying `buffer` to the host behind everything submitted so far; does not wait.
@@ -142,11 +161,17 @@ impl Gpu {
             let mut encoder = self.device().create_command_encoder(&Default::default());
             encoder.copy_buffer_to_buffer(&buffer.inner, buffer.start * 4, &staging, 0, bytes);
             let copied = self.queue().submit([encoder.finish()]);
-            let (sender, ready) = futures_intrusive::channel::shared::oneshot_channel();
+            let (sender, ready) = channel();
+            let unmapped = self.faults.strikes(Fault::Unmapped);
+            let kept = unmapped.then(|| sender.clone());
             staging.map_async(wgpu::MapMode::Read, .., move |result| {
                 // The receiver may be gone: a read-back that nobody waits for is dropped.
-                let _ = sender.send(result);
+                if !unmapped {
+                    let _ = sender.send(result);
+                }
             });
+            // A sender that lives on is an answer that may still come.
+            std::mem::forget(kept);
             (staging, ready, Ticket(copied))
         })?;
         Ok(Readback {
@@ -171,9 +196,7 @@ impl Gpu {
 pub struct Readback {
     purpose: &'static str,
     staging: wgpu::Buffer,
-    ready: futures_intrusive::channel::shared::OneshotReceiver<
-        std::result::Result<(), wgpu::BufferAsyncError>,
-    >,
+    ready: Receiver<std::result::Result<(), wgpu::BufferAsyncError>>,
     copied: Ticket,
 }
 
@@ -181,16 +204,27 @@ impl Readback {
     /// Waits for the copy (not for what was submitted after it) and returns its elements.
     ///
     /// # Errors
-    /// [`Error::Gpu`] when the device was lost or the mapping failed.
+    /// [`Error::Gpu`] when the device was lost, the mapping failed or does not come (as [`Gpu::wait`]).
     pub fn finish<T: bytemuck::AnyBitPattern>(self, gpu: &Gpu) -> Result<Vec<T>> {
         let fail = |what: String| Error::Gpu {
             label: self.purpose.into(),
             what,
         };
         gpu.wait(&self.copied)?;
-        match pollster::block_on(self.ready.receive()) {
-            Some(Ok(())) => {}
-            _ => return Err(fail("the read-back could not be mapped".into())),
+        // The copy is done, so the answer is there; a driver may see that differently.
+        let (start, patience) = (Instant::now(), gpu.patience());
+        loop {
+            match self.ready.try_recv() {
+                Ok(Ok(())) => break,
+                Err(TryRecvError::Empty) if start.elapsed() < patience => {
+                    // An error shows in the check.
+                    let _ = gpu.device().poll(wgpu::PollType::Poll);
+                    gpu.check(self.purpose)?;
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Err(TryRecvError::Empty) => return Err(gpu.no_answer(self.purpose, patience)),
+                _ => return Err(fail("the read-back could not be mapped".into())),
+            }
         }
         let view = self
             .staging

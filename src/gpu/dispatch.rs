@@ -1,13 +1,23 @@
 //! Pipelines and dispatches: a kernel with its shapes baked in and its buffers bound.
 
-use super::{Buffer, Gpu};
+use super::{Buffer, Compiling, Gpu};
 use crate::error::Result;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// A compiled kernel, shared by the dispatches of one shape.
+#[derive(Clone)]
+pub(super) struct Pipeline {
+    inner: wgpu::ComputePipeline,
+    /// Whether it was ever submitted: the first time, some drivers compile.
+    ran: Arc<AtomicBool>,
+}
 
 /// A kernel ready to be recorded: pipeline, bind group, workgroup counts.
 pub struct Dispatch {
     label: String,
     layer: String,
-    pipeline: wgpu::ComputePipeline,
+    pipeline: Pipeline,
     bind_group: wgpu::BindGroup,
     groups: [u32; 3],
 }
@@ -28,8 +38,13 @@ impl Dispatch {
         self.layer = layer.into();
     }
 
+    pub(super) fn ran(&self) -> bool {
+        self.pipeline.ran.load(Ordering::Relaxed)
+    }
+
     pub(super) fn record(&self, pass: &mut wgpu::ComputePass<'_>) {
-        pass.set_pipeline(&self.pipeline);
+        self.pipeline.ran.store(true, Ordering::Relaxed);
+        pass.set_pipeline(&self.pipeline.inner);
         pass.set_bind_group(0, &self.bind_group, &[]);
         let [x, y, z] = self.groups;
         pass.dispatch_workgroups(x, y, z);
@@ -76,7 +91,7 @@ impl Gpu {
                 .collect();
             self.device().create_bind_group(&wgpu::BindGroupDescriptor {
                 label: Some(kernel.entry_point),
-                layout: &pipeline.get_bind_group_layout(0),
+                layout: &pipeline.inner.get_bind_group_layout(0),
                 entries: &entries,
             })
         })?;
@@ -89,7 +104,7 @@ impl Gpu {
         })
     }
 
-    fn pipeline(&self, kernel: &Kernel) -> Result<wgpu::ComputePipeline> {
+    fn pipeline(&self, kernel: &Kernel) -> Result<Pipeline> {
         let key = format!(
             "{}\n{:?}\n{}",
             kernel.entry_point, kernel.constants, kernel.source
@@ -98,7 +113,7 @@ impl Gpu {
         if let Some(pipeline) = pipelines.get(&key) {
             return Ok(pipeline.clone());
         }
-        let pipeline = self.scoped(kernel.entry_point, || {
+        let inner = self.scoped(kernel.entry_point, || {
             let module = self
                 .device()
                 .create_shader_module(wgpu::ShaderModuleDescriptor {
@@ -119,7 +134,12 @@ impl Gpu {
                     cache: None,
                 })
         })?;
+        let pipeline = Pipeline {
+            inner,
+            ran: Arc::default(),
+        };
         pipelines.insert(key, pipeline.clone());
+        self.set_compiling(Some(Compiling::Pipelines(pipelines.len())));
         Ok(pipeline)
     }
 }

@@ -8,18 +8,22 @@
 mod adapter;
 mod buffer;
 mod dispatch;
+mod fault;
 mod profile;
 mod step;
 
 pub use adapter::{AdapterReport, Choice, GPU_HINT, NO_ADAPTER_HINT, adapters, choose};
 pub use buffer::{Buffer, Readback};
 pub use dispatch::{Dispatch, Kernel, fold_groups};
+#[doc(hidden)]
+pub use fault::Fault;
 pub use profile::Span;
 pub use step::{Metrics, Step};
 
 use crate::error::{Error, Result};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// An open device with its queue, its pipelines and what was learned about its adapter.
 pub struct Gpu {
@@ -27,12 +31,24 @@ pub struct Gpu {
     queue: wgpu::Queue,
     report: AdapterReport,
     /// One pipeline per (entry point, source, constants): kernels of equal shape share it.
-    pipelines: Mutex<HashMap<String, wgpu::ComputePipeline>>,
+    pipelines: Mutex<HashMap<String, dispatch::Pipeline>>,
+    compiling: Mutex<Option<Compiling>>,
     /// The first error that reached no error scope.
     fault: Arc<Mutex<Option<String>>>,
     transfers: Mutex<Transfers>,
     /// While set, every submission is timed.
     clock: Mutex<Option<profile::Clock>>,
+    faults: fault::Faults,
+}
+
+/// How far the kernels of a model are, for those who wait for the first result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compiling {
+    /// So many pipelines were made so far.
+    Pipelines(usize),
+    /// The first step is under way, kernel by kernel: so many of so many are through. A driver may
+    /// put off to this moment what a pipeline costs.
+    FirstStep(usize, usize),
 }
 
 /// Bytes that crossed between host and GPU, by purpose, in the order of first appearance.
@@ -94,12 +110,6 @@ impl Gpu {
             ),
         })?;
         let fault = Arc::new(Mutex::new(None));
-        let keep = |fault: &Arc<Mutex<Option<String>>>, what: String| {
-            fault
-                .lock()
-                .unwrap_or_else(|p| p.into_inner())
-                .get_or_insert(what);
-        };
         let slot = fault.clone();
         device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| keep(&slot, one_line(&e))));
         let slot = fault.clone();
@@ -115,8 +125,10 @@ impl Gpu {
             report,
             pipelines: Mutex::default(),
             fault,
+            compiling: Mutex::default(),
             transfers: Mutex::default(),
             clock: Mutex::default(),
+            faults: fault::Faults::default(),
         })
     }
 
@@ -165,6 +177,7 @@ impl Gpu {
             Some(wgpu::Error::OutOfMemory { source }) => Err(Error::OutOfMemory {
                 label: label.into(),
                 what: one_line(&*source),
+                allocated: self.allocated_bytes(),
             }),
             Some(e) => Err(Error::Gpu {
                 label: label.into(),
@@ -187,9 +200,54 @@ impl Gpu {
         }
     }
 
+    /// How far the kernels are that are being compiled; `None` while all that is submitted is.
+    pub fn compiling(&self) -> Option<Compiling> {
+        *self.compiling.lock().unwrap_or_else(|p| p.into_inner())
+    }
+
+    fn set_compiling(&self, compiling: Option<Compiling>) {
+        *self.compiling.lock().unwrap_or_else(|p| p.into_inner()) = compiling;
+    }
+
     /// Submits `dispatches` in order, `repeat` times over, as one submission; does not wait. Timed
     /// between [`Gpu::start_clock`] and [`Gpu::stop_clock`].
+    ///
+    /// Where some of a list never ran before, its first round goes kernel by kernel and is waited
+    /// for, so that one can watch what the driver compiles ([`Gpu::compiling`]) and an error names
+    /// the kernel.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`] with `label` (or the kernel) when the device refuses or was lost.
     pub fn submit(&self, label: &str, dispatches: &[&Dispatch], repeat: usize) -> Result<Ticket> {
+        let cold = dispatches.iter().any(|dispatch| !dispatch.ran());
+        if !cold || dispatches.len() == 1 || repeat == 0 {
+            return self.submit_at_once(label, dispatches, repeat);
+        }
+        let mut last = None;
+        for (i, dispatch) in dispatches.iter().enumerate() {
+            self.set_compiling(Some(Compiling::FirstStep(i, dispatches.len())));
+            let ticket = self.submit_at_once(dispatch.label(), &[dispatch], 1)?;
+            self.wait_until(dispatch.label(), Some(&ticket))?;
+            last = Some(ticket);
+        }
+        self.set_compiling(None);
+        match last {
+            Some(ticket) if repeat == 1 => Ok(ticket),
+            _ => self.submit_at_once(label, dispatches, repeat - 1),
+        }
+    }
+
+    fn submit_at_once(
+        &self,
+        label: &str,
+        dispatches: &[&Dispatch],
+        repeat: usize,
+    ) -> Result<Ticket> {
+        if self.faults.strikes(Fault::Lost) {
+            keep(&self.fault, "the device was lost (injected)".into());
+            self.device.destroy();
+        }
+        let idle = self.faults.strikes(Fault::Idle);
         let index = self.scoped(label, || {
             let mut encoder = self
                 .device
@@ -200,8 +258,8 @@ impl Gpu {
                     label: Some(label),
                     timestamp_writes: clock.as_mut().and_then(profile::Clock::next),
                 });
-                for _ in 0..repeat {
-                    for dispatch in dispatches {
+                for dispatch in std::iter::repeat_n(dispatches, repeat).flatten() {
+                    if !idle {
                         dispatch.record(&mut pass);
                     }
                 }
@@ -214,30 +272,56 @@ impl Gpu {
     /// Waits until everything up to `ticket` has finished.
     ///
     /// # Errors
-    /// [`Error::Gpu`] when the device was lost or reported an error.
+    /// [`Error::Gpu`] when the device was lost, reported an error or gives no answer: for two minutes
+    /// on hardware, half an hour on a software adapter.
     pub fn wait(&self, ticket: &Ticket) -> Result<()> {
-        self.poll(
-            "waiting for the GPU",
-            wgpu::PollType::Wait {
-                submission_index: Some(ticket.0.clone()),
-                timeout: None,
-            },
-        )
+        self.wait_until("waiting for the GPU", Some(ticket))
     }
 
-    /// Waits until the queue is empty.
+    /// Waits until the queue is empty; fails as [`Gpu::wait`] does.
     pub fn wait_all(&self) -> Result<()> {
-        self.poll("waiting for the GPU", wgpu::PollType::wait_indefinitely())
+        self.wait_until("waiting for the GPU", None)
     }
 
-    fn poll(&self, label: &str, how: wgpu::PollType) -> Result<()> {
-        let polled = self.device.poll(how);
+    fn wait_until(&self, label: &str, ticket: Option<&Ticket>) -> Result<()> {
+        let patience = self.patience();
+        let polled = if self.faults.strikes(Fault::Hang) {
+            std::thread::sleep(patience);
+            Err(wgpu::PollError::Timeout)
+        } else {
+            self.device.poll(wgpu::PollType::Wait {
+                submission_index: ticket.map(|t| t.0.clone()),
+                timeout: Some(patience),
+            })
+        };
         self.check(label)?;
-        polled.map(|_| ()).map_err(|e| Error::Gpu {
-            label: label.into(),
-            what: one_line(&e),
-        })
+        match polled {
+            Ok(_) => Ok(()),
+            Err(wgpu::PollError::Timeout) => Err(self.no_answer(label, patience)),
+            Err(e) => Err(Error::Gpu {
+                label: label.into(),
+                what: one_line(&e),
+            }),
+        }
     }
+
+    /// The error for a device that hangs, which from now on nothing waits for.
+    fn no_answer(&self, label: &str, patience: Duration) -> Error {
+        // Dropping the last handle would wait for the queue, for ever.
+        std::mem::forget((self.device.clone(), self.queue.clone()));
+        Error::Gpu {
+            label: label.into(),
+            what: format!(
+                "expected an answer within {patience:?}, found none; the driver or the GPU hangs"
+            ),
+        }
+    }
+}
+
+/// Keeps the first fault.
+fn keep(fault: &Mutex<Option<String>>, what: String) {
+    let mut fault = fault.lock().unwrap_or_else(|p| p.into_inner());
+    fault.get_or_insert(what);
 }
 
 /// Names a submission, to wait for it later.

@@ -46,9 +46,9 @@ pub const SHIPPED: &[(&str, &str)] = &[
     ("vgg-cifar", include_str!("../../models/vgg-cifar.toml")),
 ];
 
-/// Most elements that a tensor may have, one sample's activation and all parameters alike; the
-/// kernels index with 32 bits.
-const MAX_ELEMENTS: u128 = 1 << 31;
+/// Most elements that a tensor may have, a batch's activation and all parameters alike; the kernels
+/// index with 32 bits.
+pub const MAX_ELEMENTS: u128 = 1 << 31;
 
 /// Most multiply-adds of one layer for one image (ResNet-50 as a whole takes 4·10⁹), so that sums
 /// over layers and passes stay far from the end of 64 bits.

@@ -10,7 +10,7 @@ mod init;
 pub mod recipe;
 mod summary;
 
-pub use file::{Definition, SHIPPED, load};
+pub use file::{Definition, MAX_ELEMENTS, SHIPPED, load};
 pub use init::initial_parameters;
 pub use summary::summary;
 

@@ -1,0 +1,88 @@
+//! The memory of the machine itself.
+
+use crate::error::{Error, Result};
+use indicatif::BinaryBytes;
+use sysinfo::{MemoryRefreshKind, RefreshKind, System};
+
+/// Bytes that a process may still take without anybody being stopped for it: what the system counts
+/// as available, within the limit of the control group where there is one.
+pub fn available_memory() -> u64 {
+    let memory = RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram());
+    let system = System::new_with_specifics(memory);
+    let group = system.cgroup_limits();
+    let group = group.map_or(u64::MAX, |g| g.total_memory.saturating_sub(g.rss));
+    system.available_memory().min(group)
+}
+
+/// The largest power of two below `batch_size` that `fits`.
+///
+/// # Errors
+/// What `fits` reports.
+pub fn fitting_batch(
+    batch_size: usize,
+    fits: impl Fn(usize) -> Result<bool>,
+) -> Result<Option<usize>> {
+    let mut batch = batch_size.next_power_of_two() / 2;
+    while batch > 0 && !fits(batch)? {
+        batch /= 2;
+    }
+    Ok(Some(batch).filter(|batch| *batch > 0))
+}
+
+/// Refuses to train on batches of `batch_size` where less memory is `available` than `needed` says
+/// for it, instead of being stopped in the middle.
+///
+/// # Errors
+/// [`Error::Usage`] with both numbers and the largest power of two that fits; what `needed` reports.
+pub fn expect_memory(
+    batch_size: usize,
+    available: u64,
+    needed: impl Fn(usize) -> Result<u64>,
+) -> Result<()> {
+    let wanted = needed(batch_size)?;
+    if wanted <= available {
+        return Ok(());
+    }
+    let advice = match fitting_batch(batch_size, |batch| Ok(needed(batch)? <= available))? {
+        Some(batch) => format!("use --batch-size {batch} or smaller"),
+        None => "use a smaller model".into(),
+    };
+    Err(Error::Usage(format!(
+        "expected {} of free memory for training at batch size {batch_size}, found {}; {advice}",
+        BinaryBytes(wanted),
+        BinaryBytes(available)
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_batch_that_fits_is_the_largest_power_of_two_below() {
+        let fits = |most| move |batch| Ok(batch <= most);
+        assert_eq!(fitting_batch(128, fits(100)).unwrap(), Some(64));
+        assert_eq!(fitting_batch(100, fits(64)).unwrap(), Some(64));
+        assert_eq!(fitting_batch(100, fits(1)).unwrap(), Some(1));
+        assert_eq!(fitting_batch(100, fits(0)).unwrap(), None);
+        assert_eq!(fitting_batch(1, fits(1)).unwrap(), None);
+    }
+
+    #[test]
+    fn a_refusal_names_both_numbers_and_what_helps() {
+        let needed = |batch: usize| Ok((1 << 30) + ((batch as u64) << 20));
+        expect_memory(1024, 2 << 30, needed).unwrap();
+        let refusal = |available| {
+            let result = expect_memory(1025, available, needed);
+            result.unwrap_err().to_string()
+        };
+        let message = refusal(2 << 30);
+        for word in ["2.00 GiB", "batch size 1025", "--batch-size 1024"] {
+            assert!(message.contains(word), "no {word:?} in {message}");
+        }
+        let message = refusal(1 << 30);
+        assert!(message.contains("a smaller model"), "{message}");
+        // This machine has some.
+        assert!(available_memory() > 1 << 20);
+    }
+}
