@@ -91,6 +91,10 @@ pub struct TrainArgs {
     /// software adapter is never measured, a resumed run keeps its tiles) [default: measure]
     #[arg(long)]
     pub no_tune: bool,
+    /// Do not hold a few kernels against the CPU first, which takes a fraction of a second and tells
+    /// a driver that computes nonsense [default: check]
+    #[arg(long)]
+    pub no_check: bool,
     /// After the training, print the time of a step by layer and kernel (timestamp queries) and write
     /// it as a Chrome/Perfetto trace, profile.json, into the run folder [default: off]
     #[arg(long)]
@@ -186,6 +190,10 @@ pub struct BenchArgs {
     /// Take the built-in tiles instead of measuring on the first use of a GPU [default: measure]
     #[arg(long)]
     pub no_tune: bool,
+    /// Do not hold a few kernels against the CPU first, which takes a fraction of a second and tells
+    /// a driver that computes nonsense [default: check]
+    #[arg(long)]
+    pub no_check: bool,
     /// Print one JSON object instead of a table [default: off]
     #[arg(long)]
     pub json: bool,

@@ -34,6 +34,9 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     };
     device.expect_kernels(&options)?;
     device.expect_memory(&model, &recipe, &options)?;
+    if !args.no_check {
+        device.check(&options)?;
+    }
     let mut notes: Vec<String> = device.notice().map(String::from).into_iter().collect();
     if !args.no_tune {
         let (choices, note) = measure(&device, &model, recipe.batch_size, &options)?;

@@ -7,7 +7,7 @@ use wgrad::model::Model;
 use wgrad::model::recipe::Recipe;
 use wgrad::network::{self, Network, Options};
 use wgrad::train::{CpuEngine, Engine};
-use wgrad::{Error, Result, cpu};
+use wgrad::{Error, Result, cpu, verify};
 
 /// Why `auto` takes the CPU, and what would give a GPU; `None` where it takes an adapter.
 pub fn cpu_notice(adapters: &[AdapterReport]) -> Option<String> {
@@ -100,6 +100,17 @@ impl Device {
         match self {
             Device::Gpu(gpu) => gpu.report().line(),
             Device::Cpu { .. } => "CPU".into(),
+        }
+    }
+
+    /// Holds a few kernels against the CPU, where there are kernels.
+    ///
+    /// # Errors
+    /// As [`verify::quick`].
+    pub fn check(&self, options: &Options) -> Result<()> {
+        match self {
+            Device::Gpu(gpu) => verify::quick(gpu, options.family),
+            Device::Cpu { .. } => Ok(()),
         }
     }
 

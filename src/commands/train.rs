@@ -72,6 +72,9 @@ fn start(args: &TrainArgs) -> Result<(Run, Splits, Box<dyn Engine>)> {
         ..Options::default()
     };
     let device = open(requested, args.profile)?;
+    if !args.no_check {
+        device.check(&options)?;
+    }
     if !args.no_tune {
         let (choices, note) = measure(&device, &model, recipe.batch_size, &options)?;
         options.choices = choices;
@@ -163,6 +166,9 @@ fn resume(folder: &Path, args: &TrainArgs) -> Result<(Run, Splits, Box<dyn Engin
         large_evaluation: None,
     };
     let device = open(requested, args.profile)?;
+    if !args.no_check {
+        device.check(&options)?;
+    }
     let engine = device.engine(run.model(), &recipe, &options)?;
     let changed = run.config_mut();
     changed.recipe.epochs = recipe.epochs;

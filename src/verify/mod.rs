@@ -5,6 +5,7 @@
 pub(crate) mod cases;
 mod parity;
 mod products;
+mod quick;
 mod training;
 
 pub use parity::{
@@ -13,6 +14,7 @@ pub use parity::{
 };
 pub(crate) use products::product_case;
 pub use products::products;
+pub use quick::quick;
 pub use training::training;
 
 use crate::gpu::AdapterReport;
