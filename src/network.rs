@@ -198,13 +198,13 @@ fn expect_images(
     if size <= u128::from(limit) {
         return Ok(());
     }
-    let (what, flag) = match split {
-        Split::Train => ("training", "--limit"),
-        Split::Test => ("test", "--limit-test"),
+    let what = match split {
+        Split::Train => "training",
+        Split::Test => "test",
     };
     let advice = match limit / elements as u64 {
         0 => "use smaller images".into(),
-        most => format!("use {flag} {most} or fewer"),
+        most => format!("use --limit {most} or fewer"),
     };
     Err(Error::Usage(format!(
         "expected {what} images of at most {limit} bytes on {}, found {size}; {advice}, or another --device: cpu has no such limit",
@@ -1380,7 +1380,7 @@ mod tests {
         assert!(message.contains("--limit 4095 or"), "{message}");
         adapter.max_storage_binding_bytes = 128 << 20;
         let message = refusal(expect_images(Split::Test, 129, elements, &adapter));
-        assert!(message.contains("--limit-test 128 or"), "{message}");
+        assert!(message.contains("--limit 128 or"), "{message}");
         let message = refusal(expect_images(Split::Test, 1, 1 << 28, &adapter));
         assert!(message.contains("smaller images"), "{message}");
         assert!(!message.contains("--limit"), "{message}");

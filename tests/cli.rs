@@ -507,7 +507,7 @@ fn flags_out_of_range_are_refused_before_any_work() {
     bench.bad(
         "train --model small.toml --data shapes --device no-such-gpu",
         2,
-        &["no-such-gpu", "there is '"],
+        &["no-such-gpu", "there is 1 '"],
     );
     bench.bad(
         "train --model no-such-model",
@@ -582,6 +582,65 @@ fn bad_data_is_refused() {
     // Good after all.
     assert!(!bench.path("runs").exists());
     bench.good(&format!("train {SMALL} --epochs 1"));
+}
+
+#[test]
+fn a_label_that_invents_classes_is_warned_about() {
+    let bench = Bench::new();
+    let labels = bench.path("shapes/train-labels-idx1-ubyte");
+    let mut bytes = fs::read(&labels).unwrap();
+    *bytes.last_mut().unwrap() = 11;
+    fs::write(&labels, bytes).unwrap();
+    let out = bench.good(&format!("train {SMALL} --epochs 1 --out run"));
+    let words = out.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(
+        words.contains("warning: no training image in classes 4–10 of 12"),
+        "{out}"
+    );
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_folder_whose_name_is_no_unicode_is_a_folder() {
+    use std::os::unix::ffi::OsStrExt;
+    let bench = Bench::new();
+    let name = std::ffi::OsStr::from_bytes(b"run-\xff");
+    let train = bench
+        .command(&format!("train {SMALL} --epochs 1 --out"))
+        .arg(name)
+        .output()
+        .unwrap();
+    assert!(train.status.success(), "{train:?}");
+    for arguments in [
+        "eval --device cpu --json",
+        "eval --device cpu",
+        "train --resume",
+    ] {
+        let output = bench.command(arguments).arg(name).output().unwrap();
+        assert!(output.status.success(), "{arguments}: {output:?}");
+    }
+}
+
+#[test]
+fn what_takes_more_memory_than_there_is_is_refused() {
+    let bench = Bench::new();
+    // 8·6 inputs and 20 million units twice: more parameters than the kernels index, or than fit.
+    let units = |n: usize| {
+        let layers = format!("type = \"dense\"\nunits = {n}\n\n[[layer]]\ntype = \"dense\"\n");
+        common::MODEL.replace("type = \"dense\"\n", &layers)
+    };
+    fs::write(bench.path("huge.toml"), units(15_000_000)).unwrap();
+    let train = "train --model huge.toml --data shapes --device cpu --batch-size 96";
+    // 12·15·10⁶ + 5·15·10⁶ parameters: 4 GB, and three times that with optimiser and gradient; and a
+    // partial gradient for each of 32 tasks: 90 GB more.
+    bench.bad(train, 2, &["free memory", "batch size 96", "GiB"]);
+    for command in [
+        "inspect small.toml",
+        "bench --model small.toml --device cpu --steps-only",
+    ] {
+        let batch = format!("{command} --batch-size 18446744073709551615");
+        bench.bad(&batch, 2, &["--batch-size", "found 18446744073709551615"]);
+    }
 }
 
 #[test]

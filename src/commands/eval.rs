@@ -15,14 +15,19 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     let weights = run.weights()?;
     let config = run.config();
     let source = args.data.as_ref().unwrap_or(&config.data.source);
-    let test = data::load(source)?.test;
+    let mut test = data::load(source)?.test;
     run.expect_data(source, &test)?;
 
     let device = Device::open(&args.device)?;
     let mut engine = device.engine(run.model(), &config.recipe, &Options::default())?;
     engine.set_parameters(&weights)?;
     let normalization = config.scale_and_shift();
-    engine.upload_dataset(Split::Test, &test.images, &test.labels, &normalization)?;
+    engine.upload_dataset(
+        Split::Test,
+        std::mem::take(&mut test.images),
+        &test.labels,
+        &normalization,
+    )?;
     let evaluation = engine.evaluate(Split::Test, &mut |_| ())?;
 
     let n = test.len();
@@ -40,7 +45,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     let named = config.model.class_names.iter().zip(&classes);
     if args.json {
         return say_json(&json!({
-            "run": run.folder(),
+            "run": run.folder().display().to_string(),
             "data": source,
             "device": engine.description(),
             "images": n,

@@ -223,7 +223,12 @@ fn override_recipe(mut recipe: Recipe, args: &TrainArgs) -> Result<Recipe> {
     }
     if let Some(given) = args.weight_decay {
         let good = given.is_finite() && given >= 0.0;
-        check(good, "--weight-decay", "of at least 0", &given)?;
+        check(
+            good,
+            "--weight-decay",
+            "of at least 0 and at most 3.4e38",
+            &given,
+        )?;
         match &mut recipe.optimizer {
             Optimizer::Sgd { weight_decay, .. } | Optimizer::Adamw { weight_decay, .. } => {
                 *weight_decay = given;
@@ -233,7 +238,12 @@ fn override_recipe(mut recipe: Recipe, args: &TrainArgs) -> Result<Recipe> {
     if let Some(lr) = args.lr {
         // What the steps use is the f32 of it.
         let good = (lr as f32) > 0.0 && (lr as f32).is_finite();
-        check(good, "--lr", "above 0 and finite", &lr)?;
+        check(
+            good,
+            "--lr",
+            "above 0 that 32 bits hold (1.2e-38 to 3.4e38)",
+            &lr,
+        )?;
         recipe.lr = lr;
     }
     if let Some(epochs) = args.epochs {
@@ -280,6 +290,9 @@ fn settings(recipe: &Recipe) -> [(&'static str, String); 6] {
 
 fn load_data(source: &str, limit: Option<usize>) -> Result<Splits> {
     let mut data = data::load(source)?;
+    if let Some(note) = &data.note {
+        say(note)?;
+    }
     if let Some(limit) = limit {
         data.train.truncate(limit)?;
     }

@@ -4,10 +4,12 @@
 
 use super::Splits;
 use crate::error::{Error, Result};
+use crate::host::available_memory;
 use crate::model::Shape;
 use flate2::bufread::MultiGzDecoder;
+use indicatif::BinaryBytes;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 const UNSIGNED_BYTE: u8 = 0x08;
@@ -104,10 +106,29 @@ fn read_labels(path: &Path, file: &mut dyn BufRead) -> Result<Vec<u8>> {
     read(path, file, &[1]).map(|(_, bytes)| bytes)
 }
 
+fn too_large(path: &Path, bytes: u64, available: u64) -> Error {
+    Error::data(
+        path,
+        format!(
+            "expected elements that fit into the free memory, {}, found {bytes} bytes; use fewer or smaller images, or a machine with more memory",
+            BinaryBytes(available)
+        ),
+    )
+}
+
 /// Sizes and elements of a file of bytes with one of the given numbers of dimensions. No more is
-/// held in memory than the file turns out to have, and no more is unpacked than its header
-/// promises.
+/// held in memory than the file turns out to have and the machine has free, and no more is unpacked
+/// than its header promises.
 fn read(path: &Path, file: &mut dyn BufRead, dimensions: &[u8]) -> Result<(Vec<u32>, Vec<u8>)> {
+    read_within(path, file, dimensions, available_memory())
+}
+
+fn read_within(
+    path: &Path,
+    file: &mut dyn BufRead,
+    dimensions: &[u8],
+    available: u64,
+) -> Result<(Vec<u32>, Vec<u8>)> {
     let error = |what: String| Err(Error::data(path, what));
     let start = file.fill_buf().map_err(|e| Error::io("read", path, e))?;
     let gzipped = start.starts_with(&GZIP_MAGIC);
@@ -118,8 +139,11 @@ fn read(path: &Path, file: &mut dyn BufRead, dimensions: &[u8]) -> Result<(Vec<u
     };
     let mut take = |limit: u64| {
         let mut bytes = Vec::new();
-        let result = (&mut contents).take(limit).read_to_end(&mut bytes);
-        match result {
+        // In one piece: growing would take twice as much for a moment.
+        let room = bytes.try_reserve_exact(limit as usize);
+        let room = room.map_err(|_| ErrorKind::OutOfMemory.into());
+        match room.and_then(|()| (&mut contents).take(limit).read_to_end(&mut bytes)) {
+            Err(e) if e.kind() == ErrorKind::OutOfMemory => Err(too_large(path, limit, available)),
             Ok(_) => Ok(bytes),
             Err(e) if gzipped && e.raw_os_error().is_none() => Err(Error::data(
                 path,
@@ -176,7 +200,15 @@ fn read(path: &Path, file: &mut dyn BufRead, dimensions: &[u8]) -> Result<(Vec<u
             "expected sizes that a file can hold, found {shape}; the header is damaged, fetch the file again"
         ));
     };
-    let bytes = take(promised + 1)?;
+    // A header may promise what is not there; a look at the start tells.
+    let limit = match promised > available {
+        true => available.min(1 << 20),
+        false => promised + 1,
+    };
+    let bytes = take(limit)?;
+    if promised > available && bytes.len() as u64 == limit {
+        return Err(too_large(path, promised, available));
+    }
     match (bytes.len() as u64).cmp(&promised) {
         std::cmp::Ordering::Less => error(format!(
             "expected {promised} bytes after the header ({shape}), found {}; the file is cut short, fetch it again",
@@ -186,5 +218,28 @@ fn read(path: &Path, file: &mut dyn BufRead, dimensions: &[u8]) -> Result<(Vec<u
             "expected {promised} bytes after the header ({shape}), found more; the file is not what its header says, fetch it again"
         )),
         std::cmp::Ordering::Equal => Ok((sizes, bytes)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flate2::{Compression, write::GzEncoder};
+    use std::io::Write;
+
+    #[test]
+    fn a_lack_of_memory_is_not_called_damage() {
+        let plain = [&[0, 0, 8, 1, 0, 0, 16, 0][..], &[7; 4096]].concat();
+        let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
+        gzip.write_all(&plain).unwrap();
+        let gzip = gzip.finish().unwrap();
+        for file in [plain, gzip] {
+            let read = |available| read_within(Path::new("a"), &mut &file[..], &[1], available);
+            assert_eq!(read(4096).unwrap().1, [7; 4096]);
+            let message = read(4000).unwrap_err().to_string();
+            assert!(message.contains("free memory, 3.91 KiB"), "{message}");
+            assert!(message.contains("found 4096 bytes"), "{message}");
+            assert!(!message.contains("damaged"), "{message}");
+        }
     }
 }

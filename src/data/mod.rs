@@ -62,6 +62,8 @@ pub struct Splits {
     pub name: String,
     pub train: Dataset,
     pub test: Dataset,
+    /// What looks wrong about them, if something does, in one line.
+    pub note: Option<String>,
 }
 
 /// Loads `"mnist"`, which is part of the binary, or a folder of IDX files (a folder that is itself
@@ -161,9 +163,42 @@ fn splits(
         classes,
         class_names: (0..classes).map(|class| class.to_string()).collect(),
     };
+    let (train, test) = (dataset(train), dataset(test));
     Ok(Splits {
         name: name.into(),
-        train: dataset(train),
-        test: dataset(test),
+        note: without_images(&train),
+        train,
+        test,
+    })
+}
+
+/// Says which classes have no training image, as when a label byte is damaged.
+fn without_images(train: &Dataset) -> Option<String> {
+    let mut seen = vec![false; train.classes];
+    for label in &train.labels {
+        seen[*label as usize] = true;
+    }
+    let mut ranges: Vec<(usize, usize)> = Vec::new();
+    for class in (0..train.classes).filter(|class| !seen[*class]) {
+        match ranges.last_mut() {
+            Some((_, last)) if *last + 1 == class => *last = class,
+            _ => ranges.push((class, class)),
+        }
+    }
+    let text: Vec<String> = ranges
+        .iter()
+        .map(|(first, last)| match last - first {
+            0 => first.to_string(),
+            1 => format!("{first}, {last}"),
+            _ => format!("{first}–{last}"),
+        })
+        .collect();
+    (!ranges.is_empty()).then(|| {
+        format!(
+            "warning: no training image in classes {} of {} (the largest label, {}, decides how many there are); check the label files",
+            text.join(", "),
+            train.classes,
+            train.classes - 1
+        )
     })
 }

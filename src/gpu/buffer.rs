@@ -162,16 +162,10 @@ impl Gpu {
             encoder.copy_buffer_to_buffer(&buffer.inner, buffer.start * 4, &staging, 0, bytes);
             let copied = self.queue().submit([encoder.finish()]);
             let (sender, ready) = channel();
-            let unmapped = self.faults.strikes(Fault::Unmapped);
-            let kept = unmapped.then(|| sender.clone());
             staging.map_async(wgpu::MapMode::Read, .., move |result| {
                 // The receiver may be gone: a read-back that nobody waits for is dropped.
-                if !unmapped {
-                    let _ = sender.send(result);
-                }
+                let _ = sender.send(result);
             });
-            // A sender that lives on is an answer that may still come.
-            std::mem::forget(kept);
             (staging, ready, Ticket(copied))
         })?;
         Ok(Readback {
@@ -213,8 +207,10 @@ impl Readback {
         gpu.wait(&self.copied)?;
         // The copy is done, so the answer is there; a driver may see that differently.
         let (start, patience) = (Instant::now(), gpu.patience());
+        let unmapped = gpu.faults.strikes(Fault::Unmapped);
         loop {
             match self.ready.try_recv() {
+                _ if unmapped => return Err(gpu.no_answer(self.purpose, patience)),
                 Ok(Ok(())) => break,
                 Err(TryRecvError::Empty) if start.elapsed() < patience => {
                     // An error shows in the check.

@@ -172,7 +172,12 @@ impl Gpu {
         let made = make();
         // Popped in reverse order of their creation.
         let errors = [validation, internal, memory].map(|scope| pollster::block_on(scope.pop()));
-        match errors.into_iter().flatten().next() {
+        let error = errors.into_iter().flatten().next();
+        if error.is_some() {
+            // A lost device makes nonsense of whatever is asked of it.
+            self.check(label)?;
+        }
+        match error {
             None => Ok(made),
             Some(wgpu::Error::OutOfMemory { source }) => Err(Error::OutOfMemory {
                 label: label.into(),
@@ -286,7 +291,6 @@ impl Gpu {
     fn wait_until(&self, label: &str, ticket: Option<&Ticket>) -> Result<()> {
         let patience = self.patience();
         let polled = if self.faults.strikes(Fault::Hang) {
-            std::thread::sleep(patience);
             Err(wgpu::PollError::Timeout)
         } else {
             self.device.poll(wgpu::PollType::Wait {

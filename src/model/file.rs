@@ -54,6 +54,9 @@ pub const MAX_ELEMENTS: u128 = 1 << 31;
 /// over layers and passes stay far from the end of 64 bits.
 const MAX_MULTIPLY_ADDS: u128 = 1 << 40;
 
+/// What a number of a recipe must be besides.
+const FINITE: &str = " that 32 bits hold (1.2e-38 to 3.4e38)";
+
 /// Most positions in a max-pool window: the winner's index within it is kept in a byte.
 const MAX_WINDOW: usize = 256;
 
@@ -417,9 +420,12 @@ impl RecipeTable {
             })
         };
         let decay = |default| {
-            option(&self.weight_decay, default, "a number of at least 0", |x| {
-                x >= 0.0 && x.is_finite()
-            })
+            option(
+                &self.weight_decay,
+                default,
+                &format!("a number of at least 0{FINITE}"),
+                |x| x >= 0.0 && x.is_finite(),
+            )
         };
         let optimizer = match self.optimizer {
             OptimizerName::Sgd => Optimizer::Sgd {
@@ -429,15 +435,20 @@ impl RecipeTable {
             OptimizerName::Adamw => Optimizer::Adamw {
                 beta1: fraction(&self.beta1, 0.9)?,
                 beta2: fraction(&self.beta2, 0.999)?,
-                epsilon: option(&self.epsilon, 1e-8, "a number above 0", |x| {
-                    x > 0.0 && x.is_finite()
-                })?,
+                epsilon: option(
+                    &self.epsilon,
+                    1e-8,
+                    &format!("a number above 0{FINITE}"),
+                    |x| x > 0.0 && x.is_finite(),
+                )?,
                 weight_decay: decay(0.01)?,
             },
         };
         Ok(Recipe {
             optimizer,
-            lr: check(&self.lr, "a number above 0", |x| x > 0.0 && x.is_finite())?,
+            lr: check(&self.lr, &format!("a number above 0{FINITE}"), |x| {
+                x > 0.0 && x.is_finite()
+            })?,
             schedule: self.schedule,
             epochs: self.epochs.0,
             batch_size: self.batch_size.0,
@@ -773,11 +784,12 @@ units = "classes"
             ("\"small\"", "\"\"", 1, &["1 to 64"]),
             ("\"sgd\"", "\"adam\"", 7, &["unknown value `adam`", "`adamw`"]),
             ("lr = 1", "lr = true", 8, &["expected a number"]),
-            ("lr = 1", "lr = 0", 8, &["above 0, found 0"]),
+            ("lr = 1", "lr = 0", 8, &["above 0", "found 0"]),
             ("lr = 1", "lr = nan", 8, &["found NaN"]),
-            ("lr = 1", "lr = 1e300", 8, &["above 0"]),
+            ("lr = 1", "lr = 1e39", 8, &["3.4e38", "found 1000000000"]),
+            ("lr = 1", "lr = 1\nweight_decay = 1e39", 9, &["3.4e38", "found 1000000000"]),
             ("lr = 1", "lr = 1\nmomentum = 1.0", 9, &["below 1, found 1"]),
-            ("lr = 1", "lr = 1\nweight_decay = -0.1", 9, &["at least 0, found -0.1"]),
+            ("lr = 1", "lr = 1\nweight_decay = -0.1", 9, &["at least 0", "found -0.1"]),
             ("lr = 1", "lr = 1\nbeta1 = 0.9", 9, &["`beta1` belongs to the optimizer adamw"]),
             ("\"sgd\"", "\"adamw\"\nmomentum = 0.9", 8, &["`momentum` belongs to the optimizer sgd"]),
             ("\"sgd\"", "\"adamw\"\nepsilon = 1e-60", 8, &["above 0"]),

@@ -260,7 +260,7 @@ fn steps(
         })
         .collect();
     engine.set_parameters(&initial_parameters(model, 1))?;
-    engine.upload_dataset(Split::Train, &images, &labels, &normalization)?;
+    engine.upload_dataset(Split::Train, images, &labels, &normalization)?;
     let mut run = |steps: usize| -> Result<()> {
         for first in (0..steps).step_by(epoch) {
             let steps = &table[..epoch.min(steps - first)];

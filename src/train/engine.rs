@@ -10,12 +10,13 @@ use crate::network::{Evaluation, Network, Product, Split};
 /// What the training loop asks of a network. Vectors of parameters and optimiser state are flat, see
 /// [`crate::model::Layer::parameters`].
 pub trait Engine {
-    /// Takes a split: `images` as N×H×W×C bytes, a label each, and `normalization` as scale per
+    /// Takes a split: `images` as N×H×W×C bytes (its own from now on, so that nobody holds them
+    /// twice), a label each, and `normalization` as scale per
     /// channel, then shift per channel.
     fn upload_dataset(
         &mut self,
         split: Split,
-        images: &[u8],
+        images: Vec<u8>,
         labels: &[u32],
         normalization: &[f32],
     ) -> Result<()>;
@@ -58,11 +59,11 @@ impl Engine for Network {
     fn upload_dataset(
         &mut self,
         split: Split,
-        images: &[u8],
+        images: Vec<u8>,
         labels: &[u32],
         normalization: &[f32],
     ) -> Result<()> {
-        Network::upload_dataset(self, split, images, labels, normalization)
+        Network::upload_dataset(self, split, &images, labels, normalization)
     }
 
     fn train_epoch(
@@ -175,7 +176,7 @@ impl Engine for CpuEngine {
     fn upload_dataset(
         &mut self,
         split: Split,
-        images: &[u8],
+        images: Vec<u8>,
         labels: &[u32],
         normalization: &[f32],
     ) -> Result<()> {
@@ -194,7 +195,7 @@ impl Engine for CpuEngine {
             normalization.len(),
         )?;
         let samples = Some(Samples {
-            images: images.to_vec(),
+            images,
             labels: labels.to_vec(),
             normalization: normalization.to_vec(),
         });

@@ -64,9 +64,8 @@ pub fn train(
         (Split::Train, &mut data.train),
         (Split::Test, &mut data.test),
     ] {
-        engine.upload_dataset(split, &samples.images, &samples.labels, &normalization)?;
-        // The engine has them now, and nobody should hold them twice.
-        samples.images = Vec::new();
+        let images = std::mem::take(&mut samples.images);
+        engine.upload_dataset(split, images, &samples.labels, &normalization)?;
     }
     for epoch in finished + 1..=recipe.epochs {
         observer.epoch_started(epoch, engine)?;
