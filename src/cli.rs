@@ -9,7 +9,7 @@ use wgrad::{Error, Result};
 
 /// Train convolutional image classifiers on any GPU (Vulkan, Metal, DX12).
 #[derive(Debug, Parser)]
-#[command(name = "wgrad", version)]
+#[command(name = "wgrad", version, max_term_width = 80)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -32,6 +32,7 @@ impl Bench {
         command
             .current_dir(self.folder.path())
             .env_remove("RUST_LOG")
+            .env_remove("COLUMNS")
             .args(arguments.split_whitespace());
         command
     }
@@ -70,6 +71,11 @@ fn text(output: &Output) -> (String, String) {
     (text(&output.stdout), text(&output.stderr))
 }
 
+/// The text with every break of a line between words undone.
+fn words(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
 /// The flags of a small training on the CPU.
 const SMALL: &str = "--model small.toml --data shapes --device cpu";
 
@@ -90,16 +96,15 @@ fn train_reports_and_leaves_a_run_folder() {
     assert!(out.contains("conv2d1"), "{out}");
     assert!(out.contains("device   CPU ("), "{out}");
     assert!(
-        out.contains("96 training and 40 test images of 8×6×1 in 4 classes"),
+        words(&out).contains("96 training and 40 test images of 8×6×1 in 4 classes"),
         "{out}"
     );
     let epochs: Vec<&str> = out.lines().filter(|l| l.starts_with("epoch ")).collect();
     assert_eq!(epochs.len(), 2, "{out}");
     for word in [
         "epoch 1/2",
-        "train loss",
-        "test loss",
-        "test accuracy",
+        "  loss ",
+        "  test ",
         " % ± ",
         " s  ",
         "images/s",
@@ -286,12 +291,8 @@ fn without_an_adapter_the_cpu_trains_and_says_so() {
     );
     let (out, err) = text(&output);
     assert_eq!((output.status.code(), err.as_str()), (Some(0), ""), "{out}");
-    let notices: Vec<_> = out
-        .lines()
-        .filter(|l| l.contains("adapter found"))
-        .collect();
-    assert_eq!(notices.len(), 1, "{out}");
-    assert!(notices[0].contains("mesa-vulkan-drivers"), "{out}");
+    assert_eq!(out.matches("adapter found").count(), 1, "{out}");
+    assert!(words(&out).contains("mesa-vulkan-drivers"), "{out}");
     for arguments in [
         "train --device gpu --data shapes --model small.toml",
         "devices",
@@ -356,7 +357,7 @@ fn auto_leaves_a_software_adapter_alone() {
     let hardware = adapters.iter().any(|d| d["software"] == false);
     let auto = bench.good(small);
     assert_eq!(auto.contains("device   CPU ("), !hardware, "{auto}");
-    let words = auto.split_whitespace().collect::<Vec<_>>().join(" ");
+    let words = words(&auto);
     for word in ["so the CPU does the work", software, "--device software"] {
         assert_eq!(words.contains(word), !hardware, "{word}: {auto}");
     }
@@ -372,8 +373,11 @@ fn auto_leaves_a_software_adapter_alone() {
     let first_word = software.split(' ').next().unwrap();
     for device in ["software", &format!("{}", found + 1), first_word] {
         let out = bench.good(&format!("{small} --device {device}"));
-        let line = out.lines().find(|l| l.starts_with("device ")).unwrap();
-        assert!(line.contains(software), "{device}: {line}");
+        let line = self::words(&out);
+        assert!(
+            line.contains(&format!("device {software}")),
+            "{device}: {line}"
+        );
         assert!(!out.contains("the CPU does the work"), "{out}");
     }
     let beyond = adapters.len();
@@ -416,6 +420,71 @@ fn wgpu_backend_is_honoured_or_refused() {
         if backend == "metal" && !cfg!(target_os = "macos") {
             assert_eq!(output.status.code(), Some(1));
         }
+    }
+}
+
+#[test]
+fn everything_fits_80_columns() {
+    let bench = Bench::new();
+    // A name that asks for more, and numbers of every length.
+    let wide = common::MODEL.replace("out_channels = 4", "out_channels = 123456");
+    fs::write(bench.path("wide.toml"), wide).unwrap();
+    for arguments in [
+        &format!("train {SMALL} --epochs 11 --out run"),
+        "train --resume run --epochs 12",
+        "train --model small.toml --data shapes --epochs 1 --device 1 --trace-transfers",
+        "train --model small.toml --data shapes --epochs 1",
+        "eval run --device cpu",
+        "inspect default",
+        "inspect vgg-cifar",
+        "inspect lenet5",
+        "inspect wide.toml --batch-size 256",
+        "devices",
+        "verify --device cpu",
+        "bench --model small.toml --no-tune",
+        "bench --model small.toml --device cpu --steps-only",
+        "--help",
+        "train --help",
+        "bench --help",
+        "verify --help",
+    ] {
+        let out = bench.good(arguments);
+        assert!(!out.is_empty(), "{arguments}");
+        for line in out.lines() {
+            // What is one word, a path say, is not broken.
+            let one_word = !line.trim().contains(' ');
+            let columns = line.chars().count();
+            assert!(columns <= 80 || one_word, "{arguments}: {columns}: {line}");
+        }
+    }
+    // Whoever has more columns sees more.
+    let bench_wide = bench
+        .command("bench --model small.toml --no-tune")
+        .env("COLUMNS", "160")
+        .output()
+        .unwrap();
+    assert!(text(&bench_wide).0.contains(" tile "), "{bench_wide:?}");
+}
+
+#[test]
+fn a_pipe_hears_of_the_training_every_ten_seconds() {
+    let bench = Bench::new();
+    let mut child = bench
+        .command(&format!("train {SMALL} --epochs 1000000 --out run"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut error = std::io::BufReader::new(child.stderr.take().unwrap());
+    let start = std::time::Instant::now();
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut error, &mut line).unwrap();
+    let elapsed = start.elapsed();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(elapsed < Duration::from_secs(20), "{elapsed:?}");
+    for word in ["epoch ", "/1000000"] {
+        assert!(line.contains(word) || line.contains("testing, "), "{line}");
     }
 }
 
@@ -592,9 +661,8 @@ fn a_label_that_invents_classes_is_warned_about() {
     *bytes.last_mut().unwrap() = 11;
     fs::write(&labels, bytes).unwrap();
     let out = bench.good(&format!("train {SMALL} --epochs 1 --out run"));
-    let words = out.split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(
-        words.contains("warning: no training image in classes 4–10 of 12"),
+        words(&out).contains("warning: no training image in classes 4–10 of 12"),
         "{out}"
     );
 }

@@ -1,26 +1,25 @@
 //! `wgrad bench`: kernels and whole steps against the adapter's own peak.
 
 use super::device::Device;
+use super::progress::{Pulse, compiling};
 use super::train::measure;
-use super::{say, say_json, table};
+use super::{say, say_json, say_wrapped, table, width};
 use crate::cli::BenchArgs;
 use indicatif::ProgressBar;
 use serde_json::json;
+use wgrad::Result;
 use wgrad::model::load;
 use wgrad::network::Options;
 use wgrad::report::bench::{self, Bound, KernelReport, Report, Settings, WINDOWS};
-use wgrad::{Error, Result};
+
+/// Columns from which on the table has room for tiles and for the fastest and slowest window.
+const WIDE: usize = 150;
 
 pub fn run(args: &BenchArgs) -> Result<()> {
     let definition = load(&args.model)?;
     let model = definition.resolve(definition.input, definition.classes)?;
     let mut recipe = definition.recipe.clone();
     recipe.batch_size = args.batch_size.unwrap_or(recipe.batch_size);
-    if recipe.batch_size == 0 {
-        return Err(Error::Usage(
-            "expected --batch-size of at least 1, found 0; leave it out for the model's own".into(),
-        ));
-    }
     // Nobody should wait for a measurement that cannot be compared in the end.
     let earlier = args.compare.as_deref().map(Report::read).transpose()?;
     let device = Device::open_adapter(args.device.as_deref())?;
@@ -45,9 +44,9 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     }
     if !args.json {
         for note in notes {
-            say(&note)?;
+            say_wrapped(&note)?;
         }
-        say(&format!("device  {}", device.description()))?;
+        say_wrapped(&format!("device  {}", device.description()))?;
         say(&format!(
             "model   {}, batch size {}",
             model.name, recipe.batch_size
@@ -60,10 +59,12 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         steps_only: args.steps_only,
     };
     let bar = ProgressBar::new_spinner();
+    let gpu = device.gpu().cloned();
+    let pulse = Pulse::start(&bar, move || gpu.as_ref().and_then(|gpu| compiling(gpu)));
     let mut report = bench::run(device.gpu(), &settings, &mut |next| {
         bar.set_message(next.to_string());
-        bar.tick();
     })?;
+    drop(pulse);
     bar.finish_and_clear();
     if let Some(earlier) = &earlier {
         report.compare(earlier);
@@ -76,43 +77,44 @@ pub fn run(args: &BenchArgs) -> Result<()> {
             "peak    {:.1} GFLOP/s multiply-add, {:.1} GB/s copy",
             peak.gflops, peak.gb_per_second
         ))?;
-        let mut header = vec![
-            "layer",
-            "kernel",
-            "tile",
-            "ms",
-            "min",
-            "max",
-            "GFLOP/s",
-            "GB/s",
-            "% of peak",
-        ];
+        // What a narrow table leaves out, --json has.
+        let wide = width() >= WIDE;
+        let mut header = match wide {
+            true => vec!["layer", "kernel", "tile", "ms", "min", "max"],
+            false => vec!["layer", "kernel", "ms"],
+        };
+        header.extend(["GFLOP/s", "GB/s", "% of peak"]);
         if earlier.is_some() {
             header.push("× earlier");
         }
-        let rows = report.kernels.iter().map(|k| row(k, earlier.is_some()));
-        say(&table(&header, rows, 3))?;
+        let rows = report
+            .kernels
+            .iter()
+            .map(|k| row(k, wide, earlier.is_some()));
+        say(&table(&header, rows, if wide { 3 } else { 2 }))?;
     }
-    say(&step_lines(&report))
+    say_wrapped(&step_lines(&report))
 }
 
-fn row(kernel: &KernelReport, compared: bool) -> Vec<String> {
+fn row(kernel: &KernelReport, wide: bool, compared: bool) -> Vec<String> {
     let ms = |seconds: f64| format!("{:.3}", 1e3 * seconds);
     let bound = match kernel.bound {
         Bound::Arithmetic => "arithmetic",
         Bound::Memory => "memory",
     };
-    let mut row = vec![
-        kernel.layer.clone(),
-        kernel.kernel.clone(),
-        kernel.variant.clone(),
-        ms(kernel.seconds.median),
-        ms(kernel.seconds.min),
-        ms(kernel.seconds.max),
+    let mut row = vec![kernel.layer.clone(), kernel.kernel.clone()];
+    if wide {
+        row.push(kernel.variant.clone());
+    }
+    row.push(ms(kernel.seconds.median));
+    if wide {
+        row.extend([ms(kernel.seconds.min), ms(kernel.seconds.max)]);
+    }
+    row.extend([
         kernel.gflops.map_or(String::new(), |g| format!("{g:.1}")),
         format!("{:.1}", kernel.gb_per_second),
         format!("{bound} {:.0}", kernel.percent_of_peak),
-    ];
+    ]);
     if compared {
         row.push(kernel.ratio.map_or("new".into(), |r| format!("{r:.2}")));
     }

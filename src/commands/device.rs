@@ -1,5 +1,6 @@
 //! What `--device` means.
 
+use super::progress::Pulse;
 use std::sync::Arc;
 use wgrad::gpu::{AdapterReport, Choice, Fault, GPU_HINT, Gpu, adapters};
 use wgrad::host::{self, available_memory};
@@ -109,7 +110,10 @@ impl Device {
     /// As [`verify::quick`].
     pub fn check(&self, options: &Options) -> Result<()> {
         match self {
-            Device::Gpu(gpu) => verify::quick(gpu, options.family),
+            Device::Gpu(gpu) => {
+                let _pulse = Pulse::compiling(gpu);
+                verify::quick(gpu, options.family)
+            }
             Device::Cpu { .. } => Ok(()),
         }
     }
@@ -159,6 +163,7 @@ impl Device {
         let (batch, optimizer) = (recipe.batch_size, &recipe.optimizer);
         Ok(match self {
             Device::Gpu(gpu) => {
+                let _pulse = Pulse::compiling(gpu);
                 Box::new(Network::new(gpu.clone(), model, batch, optimizer, options)?)
             }
             Device::Cpu { .. } => Box::new(CpuEngine::new(model, batch, optimizer)),

@@ -1,7 +1,7 @@
 //! `wgrad devices`: the adapters of this machine.
 
 use super::device::cpu_notice;
-use super::{say, say_json, table};
+use super::{say, say_json, say_wrapped, table};
 use crate::cli::DevicesArgs;
 use indicatif::{BinaryBytes, HumanCount};
 use serde_json::json;
@@ -36,7 +36,7 @@ pub fn run(args: &DevicesArgs) -> Result<()> {
         };
         for (i, report) in adapters.iter().enumerate() {
             let auto = taken(i == 0 && notice.is_none());
-            say(&format!("{}  {}{auto}", i + 1, report.name))?;
+            say_wrapped(&format!("{}  {}{auto}", i + 1, report.name))?;
             say(&table(&[], rows(report), 2))?;
         }
         say(&format!("cpu  {cpu}{}", taken(notice.is_some())))?;

@@ -1,9 +1,10 @@
 //! `wgrad eval`: a trained model on test images.
 
 use super::device::Device;
-use super::{percent, say, say_json, standard_error, table};
+use super::progress::Pulse;
+use super::{percent, say, say_json, say_wrapped, standard_error, table};
 use crate::cli::EvalArgs;
-use indicatif::HumanCount;
+use indicatif::{HumanCount, ProgressBar};
 use serde_json::json;
 use wgrad::Result;
 use wgrad::data;
@@ -28,7 +29,11 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         &test.labels,
         &normalization,
     )?;
-    let evaluation = engine.evaluate(Split::Test, &mut |_| ())?;
+    let bar = ProgressBar::new(test.len() as u64);
+    let pulse = Pulse::start(&bar, || None);
+    let evaluation = engine.evaluate(Split::Test, &mut |done| bar.set_position(done as u64))?;
+    drop(pulse);
+    bar.finish_and_clear();
 
     let n = test.len();
     let loss = evaluation.loss_sum / n as f64;
@@ -63,10 +68,10 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         }));
     }
     if let Some(notice) = device.notice() {
-        say(notice)?;
+        say_wrapped(notice)?;
     }
-    say(&format!("device    {}", engine.description()))?;
-    say(&format!(
+    say_wrapped(&format!("device    {}", engine.description()))?;
+    say_wrapped(&format!(
         "images    {} test images of {source}",
         HumanCount(n as u64)
     ))?;

@@ -1,22 +1,17 @@
 //! `wgrad inspect`: a model on paper.
 
-use super::{say, table};
+use super::{say, say_wrapped, table};
 use crate::cli::{Conv, InspectArgs};
 use indicatif::{BinaryBytes, HumanCount};
+use wgrad::Result;
 use wgrad::gpu::AdapterReport;
 use wgrad::model::{load, summary};
 use wgrad::network::{Options, memory};
-use wgrad::{Error, Result};
 
 pub fn run(args: &InspectArgs) -> Result<()> {
     let definition = load(&args.model)?;
     let model = definition.resolve(definition.input, definition.classes)?;
     let batch_size = args.batch_size.unwrap_or(definition.recipe.batch_size);
-    if batch_size == 0 {
-        return Err(Error::Usage(
-            "expected --batch-size of at least 1, found 0; leave it out for the model's own".into(),
-        ));
-    }
     let optimizer = &definition.recipe.optimizer;
     let options = Options {
         explicit_conv: args.conv == Some(Conv::Explicit),
@@ -50,7 +45,7 @@ pub fn run(args: &InspectArgs) -> Result<()> {
         "a training step takes {} multiply-adds per image\n",
         HumanCount(model.training_multiply_adds())
     ))?;
-    say(&format!(
+    say_wrapped(&format!(
         "GPU memory of a training step, batch size {batch_size} (the dataset comes on top, a byte per value)"
     ))?;
     say(&table(&["what", "GPU", "software adapter"], rows, 1))

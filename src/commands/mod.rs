@@ -11,9 +11,10 @@ mod train;
 mod verify;
 
 use crate::cli::Command;
-use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
+use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, TableStyle};
 use std::io::{ErrorKind, Write};
 use std::path::Path;
+use terminal_size::{Width, terminal_size_of};
 use wgrad::{Error, Result};
 
 /// Carries out a command.
@@ -42,12 +43,40 @@ fn say(text: &str) -> Result<()> {
     }
 }
 
+/// Columns of the terminal; where there is none, what `COLUMNS` says, else 80.
+fn width() -> usize {
+    let columns = || std::env::var("COLUMNS").ok()?.parse().ok();
+    match terminal_size_of(std::io::stdout()) {
+        Some((Width(columns), _)) => usize::from(columns).max(40),
+        None => columns().unwrap_or(80).max(40),
+    }
+}
+
+/// Prints lines that break between words at the [`width`], each under the text behind its label
+/// (`device   llvmpipe …`).
+fn say_wrapped(text: &str) -> Result<()> {
+    let wrap = |line: &str| {
+        let text = line.find("  ").map_or(0, |at| {
+            let spaces = line[at..].len() - line[at..].trim_start().len();
+            at + spaces
+        });
+        let indent = " ".repeat(if (1..=12).contains(&text) { text } else { 2 });
+        let options = textwrap::Options::new(width())
+            .subsequent_indent(&indent)
+            // A path or a name is worth more in one piece.
+            .break_words(false)
+            .word_splitter(textwrap::WordSplitter::NoHyphenation);
+        textwrap::fill(line, options)
+    };
+    say(&text.lines().map(wrap).collect::<Vec<_>>().join("\n"))
+}
+
 /// Prints a value as JSON.
 fn say_json(value: &serde_json::Value) -> Result<()> {
     say(&format!("{value:#}"))
 }
 
-/// A table like the model summary's, without a header where `header` is empty; columns from number
+/// A table like the model summary's, as wide as the [`width`] at most, without a header where `header` is empty; columns from number
 /// `right` on are aligned to the right.
 fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>, right: usize) -> String {
     const LINE: LineStyle = LineStyle::none().fill('─').junction('─');
@@ -57,6 +86,9 @@ fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>, right: us
         .bottom_border(LINE);
     let mut table = Table::new();
     table.load_style(STYLE);
+    table
+        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_width(width().try_into().unwrap_or(u16::MAX));
     if !header.is_empty() {
         table.set_header(header);
     }

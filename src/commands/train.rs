@@ -2,13 +2,15 @@
 
 use super::device::Device;
 use super::progress::Progress;
-use super::{say, table};
+use super::{say, say_wrapped, table};
 use crate::cli::{Conv, OptimizerName, TrainArgs};
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use serde_json::json;
 use std::fmt::Display;
 use std::path::{Path, absolute};
+use std::sync::Arc;
 use wgrad::data::{self, Normalization, Splits};
+use wgrad::gpu::Gpu;
 use wgrad::model::recipe::{Optimizer, Recipe, Schedule};
 use wgrad::model::{Model, load, summary};
 use wgrad::network::{self, Options, Product};
@@ -17,16 +19,16 @@ use wgrad::train::{Config, DataRecord, DeviceRecord, Engine, ModelRecord, Run, t
 use wgrad::{Error, Result, tune};
 
 pub fn run(args: &TrainArgs) -> Result<()> {
-    let (mut run, data, mut engine) = match &args.resume {
+    let (mut run, data, mut engine, gpu) = match &args.resume {
         Some(folder) => resume(folder, args)?,
         None => start(args)?,
     };
     let Config { recipe, .. } = run.config();
     let total = recipe.epochs;
-    say(&describe(run.config()))?;
+    say_wrapped(&describe(run.config()))?;
     say(&summary(run.model()))?;
 
-    let mut progress = Progress::new(total, &data, args.trace_transfers);
+    let mut progress = Progress::new(total, &data, args.trace_transfers, gpu);
     let trained = train(&mut run, data, engine.as_mut(), &mut progress);
     progress.bar.finish_and_clear();
     trained.map_err(|e| e.in_run(run.folder()))?;
@@ -50,8 +52,11 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     say(&format!("run      {}", run.folder().display()))
 }
 
+/// What a training needs, and the GPU that does it, if one does.
+type Prepared = (Run, Splits, Box<dyn Engine>, Option<Arc<Gpu>>);
+
 /// A new run: everything is checked before its folder is made.
-fn start(args: &TrainArgs) -> Result<(Run, Splits, Box<dyn Engine>)> {
+fn start(args: &TrainArgs) -> Result<Prepared> {
     let definition = load(args.model.as_deref().unwrap_or("default"))?;
     let recipe = override_recipe(definition.recipe.clone(), args)?;
     let source = args.data.as_deref().unwrap_or("mnist");
@@ -79,7 +84,7 @@ fn start(args: &TrainArgs) -> Result<(Run, Splits, Box<dyn Engine>)> {
         let (choices, note) = measure(&device, &model, recipe.batch_size, &options)?;
         options.choices = choices;
         if let Some(note) = note {
-            say(&note)?;
+            say_wrapped(&note)?;
         }
     }
     let engine = device.engine(&model, &recipe, &options)?;
@@ -107,11 +112,11 @@ fn start(args: &TrainArgs) -> Result<(Run, Splits, Box<dyn Engine>)> {
         parameter_sha256: None,
     };
     let run = Run::create(args.out.as_deref(), config)?;
-    Ok((run, data, engine))
+    Ok((run, data, engine, device.gpu().cloned()))
 }
 
 /// An earlier run. What is trained stays as it was; how long and on which device may change.
-fn resume(folder: &Path, args: &TrainArgs) -> Result<(Run, Splits, Box<dyn Engine>)> {
+fn resume(folder: &Path, args: &TrainArgs) -> Result<Prepared> {
     let mut run = Run::open(folder)?;
     let config = run.config().clone();
     let expect_same = |flag: &str, run: &dyn Display, given: &dyn Display| {
@@ -173,7 +178,7 @@ fn resume(folder: &Path, args: &TrainArgs) -> Result<(Run, Splits, Box<dyn Engin
     let changed = run.config_mut();
     changed.recipe.epochs = recipe.epochs;
     changed.device = device_record(requested, engine.as_ref(), &options);
-    Ok((run, data, engine))
+    Ok((run, data, engine, device.gpu().cloned()))
 }
 
 /// The recipe with the flags' values in place of the model's.
@@ -291,7 +296,7 @@ fn settings(recipe: &Recipe) -> [(&'static str, String); 6] {
 fn load_data(source: &str, limit: Option<usize>) -> Result<Splits> {
     let mut data = data::load(source)?;
     if let Some(note) = &data.note {
-        say(note)?;
+        say_wrapped(note)?;
     }
     if let Some(limit) = limit {
         data.train.truncate(limit)?;
@@ -312,7 +317,7 @@ fn absolute_source(source: &str) -> Result<String> {
 fn open(requested: &str, profile: bool) -> Result<Device> {
     let device = Device::open(requested)?;
     if let Some(notice) = device.notice() {
-        say(notice)?;
+        say_wrapped(notice)?;
     }
     let timed = device.gpu().is_some_and(|gpu| gpu.report().timestamp_query);
     if profile && !timed {

@@ -1,7 +1,8 @@
 //! `wgrad verify`: every kernel against its CPU twin, every twin against finite differences.
 
 use super::device::Device;
-use super::{say, say_json, table};
+use super::progress::Pulse;
+use super::{say, say_json, say_wrapped, table, width};
 use crate::cli::VerifyArgs;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
@@ -9,6 +10,9 @@ use std::path::Path;
 use wgrad::gpu::{AdapterReport, GPU_HINT};
 use wgrad::verify::Outcome;
 use wgrad::{Error, Result, cpu, verify};
+
+/// Columns from which on the table has room for the worst case of each kernel.
+const WIDE: usize = 120;
 
 pub fn run(args: &VerifyArgs) -> Result<()> {
     let device = Device::open_adapter(args.device.as_deref())?;
@@ -38,6 +42,7 @@ pub fn run(args: &VerifyArgs) -> Result<()> {
             let cases = verify::cases(gpu.report());
             let bar = ProgressBar::new(cases.len() as u64);
             bar.set_style(style());
+            let pulse = Pulse::start(&bar, || None);
             for case in cases {
                 bar.set_message(case.kernel.clone());
                 outcomes.push(case.run(gpu)?);
@@ -45,6 +50,7 @@ pub fn run(args: &VerifyArgs) -> Result<()> {
             }
             bar.set_message("training");
             outcomes.extend(verify::training(gpu)?);
+            drop(pulse);
             bar.finish_and_clear();
             left_out.extend(verify::left_out(gpu.report()));
         }
@@ -70,28 +76,26 @@ pub fn run(args: &VerifyArgs) -> Result<()> {
                 .collect::<Vec<_>>(),
         }))?;
     } else {
-        say(&format!(
+        say_wrapped(&format!(
             "adapter  {}",
             description.as_deref().unwrap_or("none")
         ))?;
-        let header = [
-            "kernel",
-            "cases",
-            "worst error",
-            "tolerance",
-            "",
-            "worst case",
-        ];
-        say(&table(&header, rows(&outcomes), header.len()))?;
+        let mut header = vec!["kernel", "cases", "error", "tolerance", ""];
+        if width() >= WIDE {
+            header.push("worst case");
+        }
+        let mut rows = rows(&outcomes);
+        rows.iter_mut().for_each(|row| row.truncate(header.len()));
+        say(&table(&header, rows, header.len()))?;
         for outcome in outcomes.iter().filter(|o| !o.passed) {
             let detail = outcome.detail.as_deref().unwrap_or("out of tolerance");
-            say(&format!(
+            say_wrapped(&format!(
                 "{}, {}: {detail}",
                 outcome.kernel, outcome.variant
             ))?;
         }
         for line in &left_out {
-            say(line)?;
+            say_wrapped(line)?;
         }
     }
     if failed > 0 {

@@ -5,9 +5,6 @@ use crate::error::{Error, Result};
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::time::{Duration, Instant};
 
-/// Bytes that an upload stages at a time.
-const PIECE: usize = 1 << 24;
-
 /// A range of a device buffer, counted in 4-byte elements (f32 or u32). Cloning it clones a
 /// handle, not the memory.
 #[derive(Clone)]
@@ -124,27 +121,19 @@ impl Gpu {
         );
         self.count_transfer(purpose, Direction::ToGpu, bytes.len() as u64);
         let whole = bytes.len() / 4 * 4;
-        // Pieces, because the queue stages each write in a buffer of its own; and never two of them,
-        // because the host should hold a dataset once.
-        for (i, piece) in bytes[..whole].chunks(PIECE).enumerate() {
-            if i > 0 {
-                let staged = self.scoped(purpose, || self.queue().submit([]))?;
-                self.wait_until(purpose, Some(&Ticket(staged)))?;
-            }
-            let at = buffer.start * 4 + (i * PIECE) as u64;
-            self.scoped(purpose, || {
+        self.scoped(purpose, || {
+            // Pieces, because the queue stages each write in a buffer of its own.
+            for (i, piece) in bytes[..whole].chunks(1 << 24).enumerate() {
+                let at = buffer.start * 4 + ((i as u64) << 24);
                 self.queue().write_buffer(&buffer.inner, at, piece);
-            })?;
-        }
-        if whole < bytes.len() {
-            let mut last = [0u8; 4];
-            last[..bytes.len() - whole].copy_from_slice(&bytes[whole..]);
-            let at = buffer.start * 4 + whole as u64;
-            self.scoped(purpose, || {
+            }
+            if whole < bytes.len() {
+                let mut last = [0u8; 4];
+                last[..bytes.len() - whole].copy_from_slice(&bytes[whole..]);
+                let at = buffer.start * 4 + whole as u64;
                 self.queue().write_buffer(&buffer.inner, at, &last);
-            })?;
-        }
-        Ok(())
+            }
+        })
     }
 
     /// Starts copying `buffer` to the host behind everything submitted so far; does not wait.

@@ -1,16 +1,22 @@
 //! The model as a table.
 
 use super::{Layer, Model, Op};
-use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
+use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, TableStyle};
 
 /// A rule under the header and nothing else.
 const STYLE: TableStyle = TableStyle::new().header_separator(LineStyle::none().fill('─'));
+
+/// Columns that the table takes at most.
+const WIDTH: u16 = 80;
 
 /// A table with one line per layer (what it does, output shape, parameters, multiply-adds of one
 /// image's forward pass) between the input and the totals. No newline at the end.
 pub fn summary(model: &Model) -> String {
     let mut table = Table::new();
-    table.load_style(STYLE);
+    table
+        .load_style(STYLE)
+        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_width(WIDTH);
     table.set_header(["layer", "", "output", "parameters", "multiply-adds"]);
     let row = |name: &str, what: &str, output: &str, parameters: u64, multiply_adds: u64| {
         let count = |n| if n == 0 { String::new() } else { thousands(n) };
@@ -61,7 +67,7 @@ fn what(layer: &Layer) -> String {
                 text += &format!(", stride {}", size(g.stride));
             }
             if g.padding != [0, 0] {
-                text += &format!(", padding {}", size(g.padding));
+                text += &format!(", pad {}", size(g.padding));
             }
             (text, *relu)
         }
@@ -144,7 +150,7 @@ mod tests {
             // (5·5·1 + 1)·6 and 5·5·1·6·28·28
             &[
                 "conv2d1",
-                "5×5, 6, padding 2 → relu",
+                "5×5, 6, pad 2 → relu",
                 "28×28×6",
                 "156",
                 "117,600",
