@@ -448,7 +448,9 @@ fn everything_fits_80_columns() {
         "bench --help",
         "verify --help",
     ] {
-        let out = bench.good(arguments);
+        let output = bench.run(arguments);
+        let (out, err) = text(&output);
+        assert!(output.status.success(), "{arguments}: {err}");
         assert!(!out.is_empty(), "{arguments}");
         for line in out.lines() {
             // What is one word, a path say, is not broken.

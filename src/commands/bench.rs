@@ -1,7 +1,7 @@
 //! `wgrad bench`: kernels and whole steps against the adapter's own peak.
 
 use super::device::Device;
-use super::progress::{Pulse, compiling};
+use super::progress::Pulse;
 use super::train::measure;
 use super::{say, say_json, say_wrapped, table, width};
 use crate::cli::BenchArgs;
@@ -59,8 +59,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         steps_only: args.steps_only,
     };
     let bar = ProgressBar::new_spinner();
-    let gpu = device.gpu().cloned();
-    let pulse = Pulse::start(&bar, move || gpu.as_ref().and_then(|gpu| compiling(gpu)));
+    let pulse = Pulse::start(&bar, || None);
     let mut report = bench::run(device.gpu(), &settings, &mut |next| {
         bar.set_message(next.to_string());
     })?;

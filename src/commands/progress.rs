@@ -78,7 +78,7 @@ impl Drop for Pulse {
 }
 
 /// What is being compiled, for people.
-pub(super) fn compiling(gpu: &Gpu) -> Option<String> {
+fn compiling(gpu: &Gpu) -> Option<String> {
     gpu.compiling().map(|compiling| match compiling {
         Compiling::Pipelines(done) => format!("compiling kernels, {done} so far"),
         Compiling::FirstStep(done, all) => format!("compiling kernels, {done} of {all}"),
