@@ -202,12 +202,13 @@ fn expect_images(
         Split::Train => "training",
         Split::Test => "test",
     };
-    let advice = match limit / elements as u64 {
-        0 => "use smaller images".into(),
-        most => format!("use --limit {most} or fewer"),
+    let advice = match (limit / elements as u64, split) {
+        (0, _) => "use smaller images, or".into(),
+        (most, Split::Train) => format!("use --limit {most} or fewer, or"),
+        (most, Split::Test) => format!("use at most {most} of them, or"),
     };
     Err(Error::Usage(format!(
-        "expected {what} images of at most {limit} bytes on {}, found {size}; {advice}, or another --device: cpu has no such limit",
+        "expected {what} images of at most {limit} bytes on {}, found {size}; {advice} another --device: cpu has no such limit",
         adapter.name
     )))
 }
@@ -597,8 +598,12 @@ impl Network {
             } => Error::OutOfMemory {
                 label,
                 what: format!(
-                    "{what} after {}; use a smaller --limit (these are {len} images) or a smaller --batch-size",
-                    BinaryBytes(allocated)
+                    "{what} after {}; use {}a smaller --batch-size",
+                    BinaryBytes(allocated),
+                    match split {
+                        Split::Train => format!("a smaller --limit (these are {len} images) or "),
+                        Split::Test => String::new(),
+                    }
                 ),
                 allocated,
             },
@@ -1380,7 +1385,8 @@ mod tests {
         assert!(message.contains("--limit 4095 or"), "{message}");
         adapter.max_storage_binding_bytes = 128 << 20;
         let message = refusal(expect_images(Split::Test, 129, elements, &adapter));
-        assert!(message.contains("--limit 128 or"), "{message}");
+        assert!(message.contains("at most 128 of"), "{message}");
+        assert!(!message.contains("--limit"), "{message}");
         let message = refusal(expect_images(Split::Test, 1, 1 << 28, &adapter));
         assert!(message.contains("smaller images"), "{message}");
         assert!(!message.contains("--limit"), "{message}");

@@ -404,6 +404,16 @@ fn wgpu_backend_is_honoured_or_refused() {
             assert!(err.contains("WGPU_BACKEND"), "{err}");
         }
     }
+    if !cfg!(target_os = "macos") {
+        let output = bench
+            .command("train --data shapes --model small.toml --device gpu")
+            .env("WGPU_BACKEND", "metal")
+            .output()
+            .unwrap();
+        let (_, err) = text(&output);
+        assert_eq!(output.status.code(), Some(1), "{err}");
+        assert!(err.contains("WGPU_BACKEND=metal"), "{err}");
+    }
     // Each system has one of these two at most.
     for backend in ["metal", "vulkan"] {
         let output = bench
@@ -460,12 +470,12 @@ fn everything_fits_80_columns() {
         }
     }
     // Whoever has more columns sees more.
-    let bench_wide = bench
-        .command("bench --model small.toml --no-tune")
+    let wide = bench
+        .command("verify --device cpu")
         .env("COLUMNS", "160")
         .output()
         .unwrap();
-    assert!(text(&bench_wide).0.contains(" tile "), "{bench_wide:?}");
+    assert!(text(&wide).0.contains("worst case"), "{wide:?}");
 }
 
 #[test]

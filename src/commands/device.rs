@@ -132,18 +132,23 @@ impl Device {
     }
 
     /// # Errors
-    /// [`Error::Usage`] for a batch that cannot be, or that takes more memory than the machine has
-    /// free, where the device works in that: the system would stop the program in the middle.
+    /// [`Error::Usage`] for a batch that cannot be, or a training that takes more of the machine's own
+    /// memory than is free: the system would stop the program in the middle.
     pub fn expect_memory(&self, model: &Model, recipe: &Recipe, options: &Options) -> Result<()> {
         let optimizer = &recipe.optimizer;
         network::expect_batch(model, recipe.batch_size, options.explicit_conv)?;
         let available = available_memory();
         host::expect_memory(recipe.batch_size, available, |batch| match self {
             Device::Cpu { .. } => Ok(cpu::memory(model, batch, optimizer)),
-            Device::Gpu(gpu) if !gpu.report().software => Ok(0),
             Device::Gpu(gpu) => {
-                let rows = network::memory(model, batch, optimizer, options, gpu.report())?;
-                Ok(rows.iter().map(|(_, bytes)| bytes).sum())
+                // A checkpoint passes through: parameters and state, and the bytes of the file.
+                let vectors = 2 * (1 + optimizer.state_vectors());
+                let checkpoint = 4 * (vectors * model.parameter_elements) as u64;
+                let rows = match gpu.report().software {
+                    true => network::memory(model, batch, optimizer, options, gpu.report())?,
+                    false => Vec::new(),
+                };
+                Ok(checkpoint + rows.iter().map(|(_, bytes)| bytes).sum::<u64>())
             }
         })
     }

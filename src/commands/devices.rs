@@ -12,7 +12,7 @@ use wgrad::{Error, Result};
 pub fn run(args: &DevicesArgs) -> Result<()> {
     let adapters = adapters()?;
     let notice = cpu_notice(&adapters);
-    let cpu = CpuEngine::describe();
+    let cpu = CpuEngine::device();
     if args.json {
         let mut devices: Vec<_> = adapters
             .iter()

@@ -203,6 +203,11 @@ pub fn adapters() -> Result<Vec<AdapterReport>> {
 /// and as [`adapters`].
 pub fn choose(choice: &Choice) -> Result<(wgpu::Adapter, AdapterReport)> {
     let mut found = enumerate()?;
+    if let (true, Ok(backend)) = (found.is_empty(), std::env::var("WGPU_BACKEND")) {
+        return Err(Error::NoAdapter(format!(
+            "expected an adapter of the environment variable WGPU_BACKEND={backend}, found none; unset it for all backends, or use --device cpu"
+        )));
+    }
     let reports: Vec<&AdapterReport> = found.iter().map(|(_, report)| report).collect();
     let place = pick(choice, &reports)?;
     Ok(found.swap_remove(place))

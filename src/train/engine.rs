@@ -139,8 +139,8 @@ impl CpuEngine {
         }
     }
 
-    /// What [`Engine::description`] says.
-    pub fn describe() -> String {
+    /// The CPU in one line, for people.
+    pub fn device() -> String {
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
         format!("CPU ({threads} threads)")
     }
@@ -292,7 +292,7 @@ impl Engine for CpuEngine {
     }
 
     fn description(&self) -> String {
-        CpuEngine::describe()
+        CpuEngine::device()
     }
 
     fn products(&self) -> &[(String, Product)] {
