@@ -19,7 +19,7 @@ const BATCH: usize = 128;
 const MODELS: [&str; 3] = ["default", "lenet5", "tutorial"];
 
 fn open() -> Arc<Gpu> {
-    let gpu = Gpu::open(&Choice::Auto).expect("a benchmark needs an adapter");
+    let gpu = Gpu::open(&Choice::Best).expect("a benchmark needs an adapter");
     eprintln!("adapter: {}", gpu.report().line());
     Arc::new(gpu)
 }

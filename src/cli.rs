@@ -23,7 +23,7 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Measure loss, accuracy and per-class recall of a trained model on its test images
     Eval(EvalArgs),
-    /// List the adapters, best first: `--device auto` takes the first
+    /// List the adapters, best first, with the numbers that --device takes, and what auto takes
     Devices(DevicesArgs),
     /// Check every kernel against its CPU twin, and the twins against finite differences
     Verify(VerifyArgs),
@@ -39,9 +39,11 @@ pub struct TrainArgs {
     /// Data: mnist (embedded), or a folder of four IDX files, gzipped or not [default: mnist]
     #[arg(long, value_name = "mnist|DIR")]
     pub data: Option<String>,
-    /// Device: auto (best hardware adapter, else software adapter, else CPU), gpu (hardware only),
-    /// cpu, or part of an adapter's name [default: auto]
-    #[arg(long, value_name = "auto|gpu|cpu|NAME")]
+    /// Device: auto (best hardware adapter, else CPU), gpu (hardware only), software (the shaders on
+    /// a software adapter), cpu, or an adapter's number or part of its name, see `wgrad devices`;
+    /// the environment variable WGPU_BACKEND (vulkan, metal, dx12) limits the adapters to those of
+    /// a backend [default: auto]
+    #[arg(long, value_name = "auto|gpu|software|cpu|NUMBER|NAME")]
     pub device: Option<String>,
     /// Passes over the training images, in total also when resuming [default: the model's]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
@@ -119,10 +121,11 @@ pub struct EvalArgs {
     /// Data whose test images are used: mnist or a folder of IDX files [default: the run's]
     #[arg(long, value_name = "mnist|DIR")]
     pub data: Option<String>,
-    /// Device: auto, gpu, cpu, or part of an adapter's name [default: auto]
+    /// Device: auto (best hardware adapter, else CPU), gpu, software, cpu, or an adapter's number or
+    /// part of its name [default: auto]
     #[arg(
         long,
-        value_name = "auto|gpu|cpu|NAME",
+        value_name = "auto|gpu|software|cpu|NUMBER|NAME",
         default_value = "auto",
         hide_default_value = true
     )]
@@ -141,15 +144,10 @@ pub struct DevicesArgs {
 
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
-    /// Device: auto, gpu, cpu (the twins' finite differences only), or part of an adapter's name
-    /// [default: auto]
-    #[arg(
-        long,
-        value_name = "auto|gpu|cpu|NAME",
-        default_value = "auto",
-        hide_default_value = true
-    )]
-    pub device: String,
+    /// Device: auto (as for train), gpu, software, cpu (the twins' finite differences only), or an
+    /// adapter's number or part of its name [default: the best adapter, software included]
+    #[arg(long, value_name = "auto|gpu|software|cpu|NUMBER|NAME")]
+    pub device: Option<String>,
     /// Print one JSON object with every case instead of a table [default: off]
     #[arg(long)]
     pub json: bool,
@@ -172,14 +170,10 @@ pub struct BenchArgs {
     /// Images per optimiser step [default: the model's]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub batch_size: Option<usize>,
-    /// Device: auto, gpu, cpu (whole steps only), or part of an adapter's name [default: auto]
-    #[arg(
-        long,
-        value_name = "auto|gpu|cpu|NAME",
-        default_value = "auto",
-        hide_default_value = true
-    )]
-    pub device: String,
+    /// Device: auto (as for train), gpu, software, cpu (whole steps only), or an adapter's number or
+    /// part of its name [default: the best adapter, software included]
+    #[arg(long, value_name = "auto|gpu|software|cpu|NUMBER|NAME")]
+    pub device: Option<String>,
     /// Measure whole steps only, neither peak nor kernels [default: off]
     #[arg(long)]
     pub steps_only: bool,

@@ -312,7 +312,14 @@ fn without_an_adapter_the_cpu_trains_and_says_so() {
 fn devices_and_verify_speak_json() {
     let bench = Bench::new();
     let devices = json(&bench.good("devices --json"));
-    assert_eq!(devices[0]["auto"], true);
+    let devices = devices.as_array().unwrap();
+    let auto: Vec<_> = devices.iter().filter(|d| d["auto"] == true).collect();
+    assert_eq!(auto.len(), 1, "{devices:?}");
+    assert_ne!(auto[0]["software"], true, "{devices:?}");
+    assert_eq!(devices[devices.len() - 1]["kind"], "CPU");
+    for (i, adapter) in devices[..devices.len() - 1].iter().enumerate() {
+        assert_eq!(adapter["number"], i + 1);
+    }
     assert!(devices[0]["max_storage_binding_bytes"].as_u64().unwrap() > 0);
     let name = devices[0]["name"].as_str().unwrap();
     assert!(bench.good("devices").contains(name));
@@ -335,10 +342,89 @@ fn devices_and_verify_speak_json() {
 }
 
 #[test]
+fn auto_leaves_a_software_adapter_alone() {
+    let bench = Bench::new();
+    let devices = json(&bench.good("devices --json"));
+    let adapters = &devices.as_array().unwrap()[..];
+    let found = adapters.iter().position(|d| d["software"] == true);
+    let Some(found) = found else {
+        println!("skipped: no software adapter here");
+        return;
+    };
+    let small = "train --model small.toml --data shapes --epochs 1";
+    let software = adapters[found]["name"].as_str().unwrap();
+    let hardware = adapters.iter().any(|d| d["software"] == false);
+    let auto = bench.good(small);
+    assert_eq!(auto.contains("device   CPU ("), !hardware, "{auto}");
+    let words = auto.split_whitespace().collect::<Vec<_>>().join(" ");
+    for word in ["so the CPU does the work", software, "--device software"] {
+        assert_eq!(words.contains(word), !hardware, "{word}: {auto}");
+    }
+    if !hardware {
+        bench.bad(
+            &format!("{small} --device gpu"),
+            1,
+            &["a hardware adapter", software],
+        );
+        bench.bad("verify --device auto", 1, &["a hardware adapter"]);
+    }
+    // By kind, by number and by name.
+    let first_word = software.split(' ').next().unwrap();
+    for device in ["software", &format!("{}", found + 1), first_word] {
+        let out = bench.good(&format!("{small} --device {device}"));
+        let line = out.lines().find(|l| l.starts_with("device ")).unwrap();
+        assert!(line.contains(software), "{device}: {line}");
+        assert!(!out.contains("the CPU does the work"), "{out}");
+    }
+    let beyond = adapters.len();
+    bench.bad(
+        &format!("{small} --device {beyond}"),
+        2,
+        &["number", &format!("found '{beyond}'"), software],
+    );
+}
+
+#[test]
+fn wgpu_backend_is_honoured_or_refused() {
+    let bench = Bench::new();
+    for command in ["devices", "train --data shapes --model small.toml"] {
+        for nonsense in ["cuda", "gl", ""] {
+            let output = bench
+                .command(command)
+                .env("WGPU_BACKEND", nonsense)
+                .output()
+                .unwrap();
+            let (_, err) = text(&output);
+            assert_eq!(output.status.code(), Some(2), "{err}");
+            assert_eq!(err.lines().count(), 1, "{err}");
+            assert!(err.contains("WGPU_BACKEND"), "{err}");
+        }
+    }
+    // Each system has one of these two at most.
+    for backend in ["metal", "vulkan"] {
+        let output = bench
+            .command("devices --json")
+            .env("WGPU_BACKEND", backend)
+            .output()
+            .unwrap();
+        let devices = json(&text(&output).0);
+        let adapters = devices.as_array().unwrap().iter();
+        for adapter in adapters.filter(|d| d["kind"] != "CPU") {
+            let found = adapter["backend"].as_str().unwrap().to_lowercase();
+            assert_eq!(found, backend);
+        }
+        if backend == "metal" && !cfg!(target_os = "macos") {
+            assert_eq!(output.status.code(), Some(1));
+        }
+    }
+}
+
+#[test]
 fn transfers_stay_small() {
     let bench = Bench::new();
     let out =
-        bench.good("train --model small.toml --data shapes --epochs 2 --out run --trace-transfers");
+        // The best adapter, whatever it is.
+        bench.good("train --model small.toml --data shapes --epochs 2 --out run --trace-transfers --device 1");
     let second = out
         .split("transfers in epoch 2: ")
         .nth(1)

@@ -6,7 +6,7 @@ use wgrad::verify::{
 };
 
 fn gpu() -> Gpu {
-    Gpu::open(&Choice::Auto)
+    Gpu::open(&Choice::Best)
         .unwrap_or_else(|e| panic!("these tests need an adapter: {e}; {NO_ADAPTER_HINT}"))
 }
 

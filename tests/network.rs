@@ -8,7 +8,7 @@ use wgrad::model;
 use wgrad::network::{Network, Options, Split, memory, products};
 
 fn gpu() -> Arc<Gpu> {
-    let gpu = Gpu::open(&Choice::Auto);
+    let gpu = Gpu::open(&Choice::Best);
     Arc::new(gpu.unwrap_or_else(|e| panic!("these tests need an adapter: {e}; {NO_ADAPTER_HINT}")))
 }
 

@@ -33,7 +33,7 @@ enum Device {
 
 impl Device {
     fn gpu() -> Device {
-        let gpu = Gpu::open(&Choice::Auto);
+        let gpu = Gpu::open(&Choice::Best);
         Device::Gpu(Arc::new(
             gpu.expect("an adapter; scripts/test.sh installs one"),
         ))

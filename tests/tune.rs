@@ -7,7 +7,7 @@ use wgrad::network::{self, Options};
 use wgrad::{model, tune};
 
 fn gpu() -> Gpu {
-    Gpu::open(&Choice::Auto)
+    Gpu::open(&Choice::Best)
         .unwrap_or_else(|e| panic!("these tests need an adapter: {e}; {NO_ADAPTER_HINT}"))
 }
 

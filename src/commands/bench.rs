@@ -23,7 +23,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     }
     // Nobody should wait for a measurement that cannot be compared in the end.
     let earlier = args.compare.as_deref().map(Report::read).transpose()?;
-    let device = Device::open(&args.device)?;
+    let device = Device::open_adapter(args.device.as_deref())?;
     if let (Some(earlier), Some(path)) = (&earlier, &args.compare) {
         let adapter = bench::adapter_name(device.gpu().map(AsRef::as_ref));
         earlier.expect_comparable(path, &adapter, &model.name, recipe.batch_size)?;

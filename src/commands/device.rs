@@ -1,12 +1,26 @@
 //! What `--device` means.
 
 use std::sync::Arc;
-use wgrad::gpu::{Choice, Gpu, NO_ADAPTER_HINT};
+use wgrad::gpu::{AdapterReport, Choice, GPU_HINT, Gpu, adapters};
 use wgrad::model::Model;
 use wgrad::model::recipe::Recipe;
 use wgrad::network::{Network, Options};
 use wgrad::train::{CpuEngine, Engine};
 use wgrad::{Error, Result};
+
+/// Why `auto` takes the CPU, and what would give a GPU; `None` where it takes an adapter.
+pub fn cpu_notice(adapters: &[AdapterReport]) -> Option<String> {
+    match adapters.first() {
+        Some(best) if !best.software => None,
+        Some(best) => Some(format!(
+            "no hardware adapter found ({} is software, slower than the CPU path), so the CPU does the work; {GPU_HINT}; --device software runs the shaders all the same",
+            best.name
+        )),
+        None => Some(format!(
+            "no Vulkan, Metal or DX12 adapter found, so the CPU does the work; {GPU_HINT}"
+        )),
+    }
+}
 
 pub enum Device {
     Gpu(Arc<Gpu>),
@@ -17,22 +31,40 @@ pub enum Device {
 }
 
 impl Device {
-    /// Opens the device that `requested` means: auto, gpu, cpu, or part of an adapter's name.
+    /// Opens the device that `requested` means: auto (the best hardware adapter, else the CPU, which
+    /// is faster than a software adapter), gpu, software, cpu, or an adapter's number or part of its
+    /// name.
     pub fn open(requested: &str) -> Result<Device> {
         let choice = match requested {
             "cpu" => return Ok(Device::Cpu { notice: None }),
-            "auto" => Choice::Auto,
+            "auto" => match cpu_notice(&adapters()?) {
+                Some(notice) => {
+                    return Ok(Device::Cpu {
+                        notice: Some(notice),
+                    });
+                }
+                None => Choice::Hardware,
+            },
             "gpu" => Choice::Hardware,
-            name => Choice::Name(name.into()),
+            "software" => Choice::Software,
+            // One or two digits are a number, "4090" is part of a name.
+            other => match other.parse() {
+                Ok(number) if other.len() < 3 => Choice::Number(number),
+                _ => Choice::Name(other.into()),
+            },
         };
-        match Gpu::open(&choice) {
-            Ok(gpu) => Ok(Device::Gpu(Arc::new(gpu))),
-            Err(Error::NoAdapter(_)) if choice == Choice::Auto => Ok(Device::Cpu {
-                notice: Some(format!(
-                    "no Vulkan, Metal or DX12 adapter found, so the CPU does the work; {NO_ADAPTER_HINT}"
-                )),
-            }),
-            Err(e) => Err(e),
+        Ok(Device::Gpu(Arc::new(Gpu::open(&choice)?)))
+    }
+
+    /// Opens what `requested` means as [`Device::open`] does, and without a request the best adapter
+    /// there is, for commands that examine the shaders.
+    ///
+    /// # Errors
+    /// [`Error::NoAdapter`] where there is none.
+    pub fn open_adapter(requested: Option<&str>) -> Result<Device> {
+        match requested {
+            Some(requested) => Device::open(requested),
+            None => Ok(Device::Gpu(Arc::new(Gpu::open(&Choice::Best)?))),
         }
     }
 

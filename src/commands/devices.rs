@@ -1,35 +1,45 @@
 //! `wgrad devices`: the adapters of this machine.
 
+use super::device::cpu_notice;
 use super::{say, say_json, table};
 use crate::cli::DevicesArgs;
 use indicatif::{BinaryBytes, HumanCount};
 use serde_json::json;
 use wgrad::gpu::{AdapterReport, NO_ADAPTER_HINT, adapters};
+use wgrad::train::CpuEngine;
 use wgrad::{Error, Result};
 
 pub fn run(args: &DevicesArgs) -> Result<()> {
-    let adapters = adapters();
+    let adapters = adapters()?;
+    let notice = cpu_notice(&adapters);
+    let cpu = CpuEngine::describe();
     if args.json {
-        let reports: Vec<_> = adapters
+        let mut devices: Vec<_> = adapters
             .iter()
             .enumerate()
             .map(|(i, report)| {
                 let mut value = json!(report);
-                value["auto"] = json!(i == 0);
+                value["number"] = json!(i + 1);
+                value["auto"] = json!(i == 0 && notice.is_none());
                 value
             })
             .collect();
-        say_json(&json!(reports))?;
+        devices.push(json!({ "name": cpu, "kind": "CPU", "auto": notice.is_some() }));
+        say_json(&json!(devices))?;
     } else {
-        for (i, report) in adapters.iter().enumerate() {
-            let auto = if i == 0 {
+        let taken = |auto| {
+            if auto {
                 ", what --device auto takes"
             } else {
                 ""
-            };
-            say(&format!("{}{auto}", report.name))?;
+            }
+        };
+        for (i, report) in adapters.iter().enumerate() {
+            let auto = taken(i == 0 && notice.is_none());
+            say(&format!("{}  {}{auto}", i + 1, report.name))?;
             say(&table(&[], rows(report), 2))?;
         }
+        say(&format!("cpu  {cpu}{}", taken(notice.is_some())))?;
     }
     if adapters.is_empty() {
         return Err(Error::NoAdapter(format!(
@@ -47,6 +57,10 @@ fn rows(report: &AdapterReport) -> Vec<Vec<String>> {
         ("type", report.kind.to_string()),
         ("backend", report.backend.clone()),
         ("driver", report.driver.clone()),
+        (
+            "PCI bus id",
+            report.pci_bus_id.clone().unwrap_or_else(|| "none".into()),
+        ),
         (
             "subgroup size",
             match report.subgroup_size {

@@ -6,16 +6,16 @@ use crate::cli::VerifyArgs;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use std::path::Path;
-use wgrad::gpu::{AdapterReport, NO_ADAPTER_HINT};
+use wgrad::gpu::{AdapterReport, GPU_HINT};
 use wgrad::verify::Outcome;
 use wgrad::{Error, Result, cpu, verify};
 
 pub fn run(args: &VerifyArgs) -> Result<()> {
-    let device = Device::open(&args.device)?;
+    let device = Device::open_adapter(args.device.as_deref())?;
     if device.notice().is_some() {
         // Asked to prove the kernels, finding nothing that runs them is a failure.
         return Err(Error::NoAdapter(format!(
-            "expected an adapter to verify, found none; {NO_ADAPTER_HINT}, or check the twins alone with --device cpu"
+            "expected a hardware adapter to verify for --device auto, found none; {GPU_HINT}, or leave --device out to verify a software adapter"
         )));
     }
     if let (Some(folder), Some(gpu)) = (&args.dump, device.gpu()) {

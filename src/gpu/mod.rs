@@ -11,7 +11,7 @@ mod dispatch;
 mod profile;
 mod step;
 
-pub use adapter::{AdapterReport, Choice, NO_ADAPTER_HINT, adapters, choose};
+pub use adapter::{AdapterReport, Choice, GPU_HINT, NO_ADAPTER_HINT, adapters, choose};
 pub use buffer::{Buffer, Readback};
 pub use dispatch::{Dispatch, Kernel, fold_groups};
 pub use profile::Span;

@@ -645,7 +645,7 @@ mod tests {
 
     #[test]
     fn a_kernel_that_is_wrong_is_not_timed() {
-        let gpu = Gpu::open(&crate::gpu::Choice::Auto).expect("an adapter");
+        let gpu = Gpu::open(&crate::gpu::Choice::Best).expect("an adapter");
         let wrong = Case::new("peak_copy", "against zeros", |b| {
             let src = b.values(8);
             let dst = b.output("dst", &[0.0f32; 8], crate::verify::Tolerance::EXACT)?;
@@ -697,7 +697,7 @@ units = "classes"
 
     #[test]
     fn every_kernel_of_every_plan_has_a_check_and_passes_it() {
-        let gpu = Arc::new(Gpu::open(&crate::gpu::Choice::Auto).expect("an adapter"));
+        let gpu = Arc::new(Gpu::open(&crate::gpu::Choice::Best).expect("an adapter"));
         let shipped = crate::model::SHIPPED.iter().map(|(_, text)| *text);
         for text in shipped.chain([UNEVEN]) {
             let definition = crate::model::Definition::parse(text, "a model").unwrap();

@@ -138,6 +138,12 @@ impl CpuEngine {
         }
     }
 
+    /// What [`Engine::description`] says.
+    pub fn describe() -> String {
+        let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+        format!("CPU ({threads} threads)")
+    }
+
     /// The chosen samples as the network takes them.
     fn batch(&self, samples: &Samples, order: &[u32]) -> (Vec<f32>, Vec<u32>) {
         let shape = self.network.model().input;
@@ -285,8 +291,7 @@ impl Engine for CpuEngine {
     }
 
     fn description(&self) -> String {
-        let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
-        format!("CPU ({threads} threads)")
+        CpuEngine::describe()
     }
 
     fn products(&self) -> &[(String, Product)] {
