@@ -71,8 +71,11 @@ pub struct Fingerprint {
     pub fma: Rounding,
     /// `a * b + c`, which a compiler may contract into the former.
     pub multiply_add: Rounding,
-    /// Whether sums are taken in the order that is written, `(a + b) - a` included.
+    /// Whether sums are taken in the order that is written.
     pub sums_in_order: bool,
+    /// Whether `(a + b) - a` is calculated as it is written, and not made `b`: what compensated
+    /// summation rests on.
+    pub differences_kept: bool,
     /// Denormals that are only copied, that are added, that come out of or go into a product.
     pub denormals_copied: Denormals,
     pub denormals_added: Denormals,
@@ -131,10 +134,15 @@ impl Fingerprint {
             true => "in the order that is written",
             false => "reassociated",
         };
+        let differences = match self.differences_kept {
+            true => "as it is written",
+            false => "simplified to b",
+        };
         [
             ("fma(a, b, c)", rounding(self.fma).to_string()),
             ("a · b + c", rounding(self.multiply_add).to_string()),
             ("sums", sums.to_string()),
+            ("(a + b) - a", differences.to_string()),
             (
                 "denormals",
                 format!(
@@ -202,7 +210,8 @@ impl Fingerprint {
         Fingerprint {
             fma: rounding(FMA),
             multiply_add: rounding(MULTIPLY_ADD),
-            sums_in_order: [SUM3, CANCEL, SUM16].into_iter().all(in_order),
+            sums_in_order: in_order(SUM3) && in_order(SUM16),
+            differences_kept: in_order(CANCEL),
             denormals_copied: denormals(COPY),
             denormals_added: denormals(ADD),
             denormals_multiplied: denormals(MULTIPLY),
@@ -358,7 +367,7 @@ mod tests {
             (plain.fma, plain.multiply_add),
             (Rounding::Fused, Rounding::Separate)
         );
-        assert!(plain.sums_in_order);
+        assert!(plain.sums_in_order && plain.differences_kept);
         for denormals in [
             plain.denormals_copied,
             plain.denormals_added,
@@ -397,12 +406,20 @@ mod tests {
             (Rounding::Other, Rounding::Other)
         );
         assert!(!silent.sums_in_order && silent.division.exact == 0.0);
-        let reassociated = changed(|operation, y| {
+        let simplified = changed(|operation, y| {
             if operation == CANCEL {
                 y.copy_from_slice(&b);
             }
         });
-        assert!(!reassociated.sums_in_order);
+        assert!(simplified.sums_in_order && !simplified.differences_kept);
+        let reassociated = changed(|operation, y| {
+            if operation == SUM3 {
+                for (i, y) in y.iter_mut().enumerate() {
+                    *y = a[i] + (b[i] + c[i]);
+                }
+            }
+        });
+        assert!(!reassociated.sums_in_order && reassociated.differences_kept);
         let flushed = changed(|operation, y| {
             if operation != COPY {
                 y.iter_mut()
@@ -425,6 +442,7 @@ mod tests {
             contracted,
             unfused,
             silent,
+            simplified,
             reassociated,
             flushed,
             approximate,
