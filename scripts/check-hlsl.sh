@@ -5,7 +5,7 @@ set -eu
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
 
-npm_package webgpu@0.6.2
+npm_package webgpu 0.6.2
 need x86_64-w64-mingw32-g++ g++-mingw-w64-x86-64
 if ! command -v wine64 >/dev/null && [ ! -x /usr/lib/wine/wine64 ]; then
     need wine64 wine64

@@ -5,6 +5,6 @@ set -eu
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
 
-npm_package webgpu@0.6.2
+npm_package webgpu 0.6.2
 dump_shaders
 NODE_PATH=$npm_modules exec node scripts/tint.cjs "$target/shaders"

