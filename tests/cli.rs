@@ -320,6 +320,13 @@ fn devices_and_verify_speak_json() {
     assert_eq!(devices[devices.len() - 1]["kind"], "CPU");
     for (i, adapter) in devices[..devices.len() - 1].iter().enumerate() {
         assert_eq!(adapter["number"], i + 1);
+        let arithmetic = &adapter["arithmetic"];
+        let error = adapter["arithmetic_error"].as_str();
+        assert_eq!(arithmetic.is_null(), error.is_some(), "{adapter}");
+        if !arithmetic.is_null() {
+            assert_eq!(arithmetic["sha256"].as_str().unwrap().len(), 64);
+            assert!(arithmetic["division"]["exact"].as_f64().unwrap() > 0.0);
+        }
     }
     assert!(devices[0]["max_storage_binding_bytes"].as_u64().unwrap() > 0);
     let name = devices[0]["name"].as_str().unwrap();

@@ -2,7 +2,8 @@
 
 use wgrad::gpu::{Choice, Gpu, NO_ADAPTER_HINT};
 use wgrad::verify::{
-    Case, Expected, GUARD, GUARD_WORDS, POISON, Tolerance, WORD_POISON, cases, compare,
+    Case, Expected, Fingerprint, GUARD, GUARD_WORDS, POISON, Rounding, Tolerance, WORD_POISON,
+    cases, compare,
 };
 
 fn gpu() -> Gpu {
@@ -30,6 +31,25 @@ fn every_kernel_agrees_with_its_twin() {
         gpu.report().line(),
         failures.join("\n")
     );
+}
+
+/// What a device may do is up to it, but not beyond what WGSL allows every device.
+#[test]
+fn the_fingerprint_is_the_same_twice_and_within_what_wgsl_allows() {
+    let gpu = gpu();
+    let found = Fingerprint::of(&gpu).unwrap();
+    assert_eq!(found, Fingerprint::of(&gpu).unwrap());
+    assert_ne!(found.fma, Rounding::Other, "{found:?}");
+    assert_ne!(found.multiply_add, Rounding::Other, "{found:?}");
+    // Division 2.5 ULP, sqrt as 1 / inversesqrt, exp 3 + 2 · |x| for |x| up to 16.
+    for (precision, most) in [(found.division, 2), (found.sqrt, 5), (found.exp, 35)] {
+        assert!(precision.max_ulp <= most, "{found:?}");
+    }
+    assert!(found.log.exact > 0.1, "{found:?}");
+    for row in found.rows() {
+        let width: usize = row.iter().map(|cell| cell.chars().count() + 2).sum();
+        assert!(width <= 80, "{row:?}");
+    }
 }
 
 #[test]

@@ -5,8 +5,9 @@ use super::{say, say_json, say_wrapped, table};
 use crate::cli::DevicesArgs;
 use indicatif::{BinaryBytes, HumanCount};
 use serde_json::json;
-use wgrad::gpu::{AdapterReport, NO_ADAPTER_HINT, adapters};
+use wgrad::gpu::{AdapterReport, Choice, Gpu, NO_ADAPTER_HINT, adapters};
 use wgrad::train::CpuEngine;
+use wgrad::verify::Fingerprint;
 use wgrad::{Error, Result};
 
 pub fn run(args: &DevicesArgs) -> Result<()> {
@@ -21,6 +22,14 @@ pub fn run(args: &DevicesArgs) -> Result<()> {
                 let mut value = json!(report);
                 value["number"] = json!(i + 1);
                 value["auto"] = json!(i == 0 && notice.is_none());
+                // An adapter that does not open is listed all the same, with the reason.
+                match fingerprint(i + 1) {
+                    Ok(fingerprint) => value["arithmetic"] = json!(fingerprint),
+                    Err(e) => {
+                        value["arithmetic"] = json!(null);
+                        value["arithmetic_error"] = json!(e.to_string());
+                    }
+                }
                 value
             })
             .collect();
@@ -47,6 +56,10 @@ pub fn run(args: &DevicesArgs) -> Result<()> {
         )));
     }
     Ok(())
+}
+
+fn fingerprint(number: usize) -> Result<Fingerprint> {
+    Fingerprint::of(&Gpu::open(&Choice::Number(number))?)
 }
 
 fn rows(report: &AdapterReport) -> Vec<Vec<String>> {

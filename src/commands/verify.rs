@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use std::path::Path;
 use wgrad::gpu::{AdapterReport, GPU_HINT};
-use wgrad::verify::Outcome;
+use wgrad::verify::{Fingerprint, Outcome};
 use wgrad::{Error, Result, cpu, verify};
 
 /// Columns from which on the table has room for the worst case of each kernel.
@@ -58,9 +58,11 @@ pub fn run(args: &VerifyArgs) -> Result<()> {
     }
     let failed = outcomes.iter().filter(|o| !o.passed).count();
     let description = device.gpu().map(|gpu| gpu.report().line());
+    let fingerprint = device.gpu().map(|gpu| Fingerprint::of(gpu)).transpose()?;
     if args.json {
         say_json(&json!({
             "adapter": device.gpu().map(|gpu| gpu.report()),
+            "arithmetic": fingerprint,
             "passed": failed == 0,
             "left_out": left_out,
             "cases": outcomes
@@ -80,6 +82,10 @@ pub fn run(args: &VerifyArgs) -> Result<()> {
             "adapter  {}",
             description.as_deref().unwrap_or("none")
         ))?;
+        if let Some(fingerprint) = &fingerprint {
+            let header = ["arithmetic", "how this device calculates"];
+            say(&table(&header, fingerprint.rows(), header.len()))?;
+        }
         let mut header = vec!["kernel", "cases", "error", "tolerance", ""];
         if width() >= WIDE {
             header.push("worst case");

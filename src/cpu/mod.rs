@@ -17,6 +17,7 @@ mod activation;
 mod check;
 mod conv2d;
 mod fast;
+mod fingerprint;
 mod gather;
 mod im2col;
 mod loss;
@@ -34,6 +35,7 @@ pub use conv2d::{
     conv2d_backward_input, conv2d_backward_weight, conv2d_forward, matmul_nn, matmul_nt, matmul_tn,
 };
 pub use fast::{FastNetwork, memory};
+pub use fingerprint::arithmetic;
 pub use gather::gather_batch;
 pub use im2col::{col2im, im2col};
 pub use loss::{LossOutput, softmax_cross_entropy, squared_error, sum_metrics};

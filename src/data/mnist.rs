@@ -3,8 +3,8 @@
 
 use super::{Splits, idx};
 use crate::error::{Error, Result};
-use flate2::read::GzDecoder;
 use md5::{Digest, Md5};
+use ruzstd::decoding::StreamingDecoder;
 use std::io::Read;
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use std::path::Path;
 /// for the unpacked file.
 struct Embedded {
     path: &'static str,
-    gzip: &'static [u8],
+    zstd: &'static [u8],
     md5: &'static str,
 }
 
@@ -20,7 +20,7 @@ macro_rules! embedded {
     ($file:literal, $md5:literal) => {
         Embedded {
             path: concat!("data/mnist/", $file),
-            gzip: include_bytes!(concat!("../../data/mnist/", $file)),
+            zstd: include_bytes!(concat!("../../data/mnist/", $file)),
             md5: $md5,
         }
     };
@@ -28,21 +28,21 @@ macro_rules! embedded {
 
 static TRAIN: [Embedded; 2] = [
     embedded!(
-        "train-images-idx3-ubyte.gz",
+        "train-images-idx3-ubyte.zst",
         "6bbc9ace898e44ae57da46a324031adb"
     ),
     embedded!(
-        "train-labels-idx1-ubyte.gz",
+        "train-labels-idx1-ubyte.zst",
         "a25bea736e30d166cdddb491f175f624"
     ),
 ];
 static TEST: [Embedded; 2] = [
     embedded!(
-        "t10k-images-idx3-ubyte.gz",
+        "t10k-images-idx3-ubyte.zst",
         "2646ac647ad5339dbf082846283269ea"
     ),
     embedded!(
-        "t10k-labels-idx1-ubyte.gz",
+        "t10k-labels-idx1-ubyte.zst",
         "27ae3e4e09519cfbb04c329615203637"
     ),
 ];
@@ -75,10 +75,12 @@ impl Embedded {
                 ),
             )
         };
+        let damaged = |e: &dyn std::fmt::Display| error(format!("a damaged zstd file ({e})"));
         let mut bytes = Vec::new();
-        GzDecoder::new(self.gzip)
+        StreamingDecoder::new(self.zstd)
+            .map_err(|e| damaged(&e))?
             .read_to_end(&mut bytes)
-            .map_err(|e| error(format!("a damaged gzip file ({e})")))?;
+            .map_err(|e| damaged(&e))?;
         let md5: String = Md5::digest(&bytes)
             .iter()
             .map(|byte| format!("{byte:02x}"))
@@ -97,7 +99,7 @@ mod tests {
     #[test]
     fn a_file_other_than_the_published_one_is_refused() {
         let swapped = Embedded {
-            gzip: TRAIN[1].gzip,
+            zstd: TRAIN[1].zstd,
             ..TEST[1]
         };
         let error = swapped.unpack().unwrap_err().to_string();
@@ -107,12 +109,14 @@ mod tests {
             "{error}"
         );
 
-        let damaged = Embedded {
-            gzip: &TEST[1].gzip[..1000],
-            ..TEST[1]
-        };
-        let error = damaged.unpack().unwrap_err().to_string();
-        assert!(error.contains("damaged gzip"), "{error}");
+        for length in [0, 2, 1000] {
+            let damaged = Embedded {
+                zstd: &TEST[1].zstd[..length],
+                ..TEST[1]
+            };
+            let error = damaged.unpack().unwrap_err().to_string();
+            assert!(error.contains("damaged zstd"), "{error}");
+        }
         assert_eq!(TEST[1].unpack().unwrap().len(), 10_008);
     }
 }

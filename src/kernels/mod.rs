@@ -10,6 +10,7 @@
 
 pub mod activation;
 pub mod conv2d;
+pub mod fingerprint;
 pub mod gather;
 pub mod im2col;
 pub mod loss;

@@ -3,11 +3,13 @@
 //! [`cases`] is the one list that the tests, the benchmarks and `wgrad verify` share.
 
 pub(crate) mod cases;
+mod fingerprint;
 mod parity;
 mod products;
 mod quick;
 mod training;
 
+pub use fingerprint::{Denormals, Fingerprint, Precision, Rounding};
 pub use parity::{
     Bench, Case, Comparison, Expected, GUARD, GUARD_WORDS, Outcome, POISON, Prepared, Tolerance,
     WORD_POISON, compare,

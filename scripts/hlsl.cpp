@@ -1,0 +1,120 @@
+// hlsl.exe dxc|fxc LIST: compiles each "FILE ENTRY" of LIST with Microsoft's DLL beside the program, with the
+// flags that wgpu gives it. Prints every refusal and exits with 1 if there was one.
+//
+// Built with mingw-w64 and run under wine. DXC's interfaces are declared here, up to the last method that is
+// called, because Debian 12's mingw-w64 has no dxcapi.h.
+
+#include <windows.h>
+
+#include <d3dcompiler.h>
+
+#include <cstdio>
+#include <fstream>
+#include <iterator>
+#include <sstream>
+#include <string>
+
+static const GUID CompilerClass = {0x73e22d93, 0xe6ce, 0x47f3, {0xb5, 0xbf, 0xf0, 0x66, 0x4f, 0x39, 0xc1, 0xb0}};
+static const GUID CompilerId = {0x228b4687, 0x5a6a, 0x4730, {0x90, 0x0c, 0x97, 0x02, 0xb2, 0x20, 0x3f, 0x54}};
+static const GUID ResultId = {0x58346cda, 0xdde7, 0x4497, {0x94, 0x61, 0x6f, 0x87, 0xaf, 0x5e, 0x06, 0x59}};
+
+struct DxcBuffer {
+    const void *text;
+    SIZE_T size;
+    UINT encoding;
+};
+
+struct DxcBlob : IUnknown {
+    virtual void *STDMETHODCALLTYPE GetBufferPointer() = 0;
+    virtual SIZE_T STDMETHODCALLTYPE GetBufferSize() = 0;
+};
+
+struct DxcResult : IUnknown {
+    virtual HRESULT STDMETHODCALLTYPE GetStatus(HRESULT *) = 0;
+    virtual HRESULT STDMETHODCALLTYPE GetResult(DxcBlob **) = 0;
+    virtual HRESULT STDMETHODCALLTYPE GetErrorBuffer(DxcBlob **) = 0;
+};
+
+struct DxcCompiler : IUnknown {
+    virtual HRESULT STDMETHODCALLTYPE Compile(const DxcBuffer *, LPCWSTR *arguments, UINT32 count, IUnknown *includes,
+                                              REFIID, void **result) = 0;
+};
+
+static std::string describe(HRESULT status) {
+    char text[32];
+    snprintf(text, sizeof text, "HRESULT %08lx", status);
+    return text;
+}
+
+// What a compiler wrote about the source it refused.
+template <class Blob> static std::string take(Blob *errors, HRESULT status) {
+    if (!errors) return describe(status);
+    std::string text((char *)errors->GetBufferPointer(), errors->GetBufferSize());
+    errors->Release();
+    return text.empty() ? describe(status) : text.c_str();
+}
+
+// Both return the compiler's complaint, or nothing.
+static std::string compile(DxcCompiler *dxc, const std::string &text, const std::string &entry) {
+    std::wstring name(entry.begin(), entry.end());
+    LPCWSTR arguments[] = {L"-E", name.c_str(), L"-T", L"cs_6_0", L"-HV", L"2018", L"-no-warnings", L"-Ges"};
+    DxcBuffer source = {text.data(), text.size(), CP_UTF8};
+    DxcResult *result = nullptr;
+    HRESULT status = dxc->Compile(&source, arguments, sizeof arguments / sizeof *arguments, nullptr, ResultId,
+                                  (void **)&result);
+    if (FAILED(status)) return describe(status);
+    std::string complaint;
+    DxcBlob *errors = nullptr;
+    result->GetStatus(&status);
+    if (FAILED(status)) {
+        result->GetErrorBuffer(&errors);
+        complaint = take(errors, status);
+    }
+    result->Release();
+    return complaint;
+}
+
+static std::string compile(pD3DCompile fxc, const std::string &text, const std::string &entry) {
+    ID3DBlob *code = nullptr, *errors = nullptr;
+    HRESULT status = fxc(text.data(), text.size(), nullptr, nullptr, nullptr, entry.c_str(), "cs_5_1",
+                         D3DCOMPILE_ENABLE_STRICTNESS, 0, &code, &errors);
+    if (FAILED(status)) return take(errors, status);
+    if (errors) errors->Release();
+    code->Release();
+    return "";
+}
+
+int main(int, char **arguments) {
+    bool is_dxc = std::string(arguments[1]) == "dxc";
+    const char *dll = is_dxc ? "dxcompiler.dll" : "d3dcompiler_47.dll";
+    HMODULE library = LoadLibraryA(dll);
+    DxcCompiler *dxc = nullptr;
+    pD3DCompile fxc = nullptr;
+    if (library && is_dxc) {
+        auto create = (HRESULT(WINAPI *)(REFCLSID, REFIID, void **))(void *)GetProcAddress(library, "DxcCreateInstance");
+        if (create) create(CompilerClass, CompilerId, (void **)&dxc);
+    } else if (library) {
+        fxc = (pD3DCompile)(void *)GetProcAddress(library, "D3DCompile");
+    }
+    if (!dxc && !fxc) {
+        printf("%s could not be loaded\n", dll);
+        return 2;
+    }
+    int count = 0, refused = 0;
+    std::ifstream list(arguments[2]);
+    for (std::string line; std::getline(list, line);) {
+        std::istringstream words(line);
+        std::string file, entry;
+        words >> file >> entry;
+        std::ifstream in(file, std::ios::binary);
+        std::string text((std::istreambuf_iterator<char>(in)), {});
+        std::string complaint = text.empty() ? "no such file" : dxc ? compile(dxc, text, entry) : compile(fxc, text, entry);
+        count++;
+        if (!complaint.empty()) {
+            refused++;
+            printf("%s: %s\n", file.c_str(), complaint.substr(0, 1000).c_str());
+        }
+    }
+    printf("%s: %d compiled, %d refused\n", arguments[1], count - refused, refused);
+    return count == 0 || refused != 0;
+}

@@ -1,0 +1,48 @@
+// node tint.cjs FOLDER: compiles what examples/dump_shaders.rs wrote with Tint and makes every pipeline.
+const { create, globals } = require('webgpu');
+const fs = require('node:fs');
+Object.assign(globalThis, globals);
+
+async function main(folder) {
+  const gpu = create(['backend=null']);
+  const adapter = await gpu.requestAdapter();
+  const limits = {};
+  for (const name of ['maxComputeInvocationsPerWorkgroup', 'maxComputeWorkgroupSizeX',
+    'maxComputeWorkgroupStorageSize', 'maxStorageBuffersPerShaderStage']) limits[name] = adapter.limits[name];
+  const device = await adapter.requestDevice({ requiredFeatures: ['subgroups'], requiredLimits: limits });
+
+  const refusals = [];
+  let modules = 0, pipelines = 0, module, last;
+  for (const line of fs.readFileSync(`${folder}/index.jsonl`, 'utf8').trim().split('\n')) {
+    const { file, entry, constants, subgroups, output } = JSON.parse(line);
+    if (file !== last) {
+      last = file;
+      modules++;
+      // naga takes subgroup operations without the directive, and does not know it.
+      const code = (subgroups ? 'enable subgroups; ' : '') + fs.readFileSync(`${folder}/wgsl/${file}.wgsl`, 'utf8');
+      device.pushErrorScope('validation');
+      module = device.createShaderModule({ code });
+      const { messages } = await module.getCompilationInfo();
+      await device.popErrorScope();
+      const errors = messages.filter(m => m.type === 'error');
+      if (errors.length) module = null;
+      for (const m of errors) refusals.push(`${file}.wgsl:${m.lineNum}:${m.linePos}: ${m.message}`);
+    }
+    if (!module) continue;
+    pipelines++;
+    try {
+      await device.createComputePipelineAsync({ layout: 'auto', compute: { module, entryPoint: entry, constants } });
+    } catch (error) {
+      refusals.push(`${output}: ${error.message}`);
+    }
+  }
+  for (const refusal of refusals) console.log(refusal.trim());
+  console.log(`Tint: ${modules} modules, ${pipelines} pipelines, ${refusals.length} refusals`);
+  // Dawn keeps a process alive.
+  process.exit(modules === 0 || refusals.length ? 1 : 0);
+}
+
+main(process.argv[2]).catch(error => {
+  console.error(error);
+  process.exit(1);
+});

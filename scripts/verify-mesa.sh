@@ -1,0 +1,26 @@
+#!/bin/sh
+# Runs `wgrad verify` on the newest Mesa: sh scripts/verify-mesa.sh [SUITE [ARGUMENTS OF WGRAD]]
+#
+# Installs a small Debian (sid unless SUITE says otherwise) into a folder of its own and runs the program
+# there with chroot, so it needs root; about 3 minutes and 1 GB. Run before a release, not in CI.
+set -eu
+cd "$(dirname "$0")/.."
+. scripts/lib.sh
+
+suite=${1:-sid}
+[ $# -eq 0 ] || shift
+[ $# -gt 0 ] || set -- verify
+[ "$(id -u)" -eq 0 ] || skip "chroot needs root"
+need debootstrap debootstrap
+cargo build --release --quiet
+
+root=$target/debian-$suite
+if [ ! -f "$root/complete" ]; then
+    rm -rf "$root"
+    debootstrap --variant=minbase --include=libvulkan1,mesa-vulkan-drivers "$suite" "$root" >"$target/debootstrap.log" ||
+        skip "debootstrap failed, see $target/debootstrap.log"
+    touch "$root/complete"
+fi
+cp "$target/release/wgrad" "$root/usr/local/bin/wgrad"
+chroot "$root" dpkg-query -W -f '${Package} ${Version}\n' mesa-vulkan-drivers
+exec chroot "$root" env XDG_CACHE_HOME=/tmp VK_LOADER_LAYERS_DISABLE='*' wgrad "$@"
