@@ -32,6 +32,7 @@ pub mod cpu;
 pub mod data;
 pub mod error;
 pub mod export;
+mod files;
 pub mod gpu;
 pub mod kernels;
 pub mod model;

@@ -5,6 +5,7 @@ use super::{percent, say, say_json, standard_error, table};
 use crate::cli::EvalArgs;
 use indicatif::HumanCount;
 use serde_json::json;
+use std::ops::ControlFlow;
 use wgrad::Result;
 use wgrad::data;
 use wgrad::network::{Options, Split};
@@ -15,7 +16,10 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     let weights = run.weights()?;
     let config = run.config();
     let source = args.data.as_ref().unwrap_or(&config.data.source);
-    let test = data::load(source)?.test;
+    let mut test = data::load(source)?.test;
+    if args.data.is_none() && config.data.limit.is_some() {
+        test.truncate(config.data.test_images)?;
+    }
     run.expect_data(source, &test)?;
 
     let device = Device::open(&args.device)?;
@@ -23,7 +27,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     engine.set_parameters(&weights)?;
     let normalization = config.scale_and_shift();
     engine.upload_dataset(Split::Test, &test.images, &test.labels, &normalization)?;
-    let evaluation = engine.evaluate(Split::Test, &mut |_| ())?;
+    let evaluation = engine.evaluate(Split::Test, &mut |_| ControlFlow::Continue(()))?;
 
     let n = test.len();
     let loss = evaluation.loss_sum / n as f64;

@@ -72,6 +72,10 @@ impl Observer for Progress {
         self.bar.set_message(format!("loss {mean_loss:.4}"));
     }
 
+    fn note(&mut self, line: &str) -> Result<()> {
+        self.bar.suspend(|| say(line))
+    }
+
     fn evaluated(&mut self, images: usize) {
         let share = 100 * images / self.test_images;
         self.bar.set_message(format!("testing, {share} %"));

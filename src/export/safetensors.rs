@@ -4,17 +4,26 @@
 //! holds `[OC][C][KH][KW]` for a convolution, and `[out][in]` for a dense layer, with the inputs of a
 //! flattened image in NCHW order. A dense layer over an H×W×C activation is a convolution whose
 //! kernel covers all of it, so one permutation serves both.
+//!
+//! The metadata, a JSON object, holds under `sha256` the hash of the whole file as it is with zeros in
+//! the hash's place: one bit that differs anywhere, in the header or in the tensors, and the file is
+//! refused.
 
 use crate::error::{Error, Result};
+use crate::files::sha256;
 use crate::model::{Layer, Model, Op};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
+use serde_json::{Map, Value};
 use std::collections::HashMap;
 use std::path::Path;
 
 /// The one key of the file's metadata. One key, because several would be written in an order that
 /// changes from run to run, and equal runs shall give equal files.
 const METADATA_KEY: &str = "wgrad";
+
+/// What stands in the place of the hash while it is computed.
+const NO_HASH: &[u8; 64] = &[b'0'; 64];
 
 /// One weight or bias as PyTorch holds it.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,8 +40,10 @@ pub struct Tensor {
 pub struct Contents {
     /// The flat vectors asked for, in that order.
     pub vectors: Vec<Vec<f32>>,
-    /// What the writer had to say; empty for files of other programs.
-    pub metadata: String,
+    /// What the writer had to say; null for files of other programs.
+    pub metadata: Value,
+    /// Whether the file carries its own hash, which then is right.
+    pub hashed: bool,
 }
 
 /// `[height, width, channels, outputs]` of a layer's weight, for the permutation.
@@ -100,15 +111,15 @@ pub fn to_pytorch(model: &Model, flat: &[f32]) -> Vec<Tensor> {
 }
 
 /// The bytes of a safetensors file with the tensors of `vectors`: pairs of a prefix for the
-/// tensors' names and a flat vector laid out like the parameters. The same input gives the same
-/// bytes.
+/// tensors' names and a flat vector laid out like the parameters. The file's hash is added to the
+/// metadata. The same input gives the same bytes.
 ///
 /// # Errors
 /// [`Error::Shape`] for a vector that is not as long as the model's parameters.
 pub fn write_safetensors(
     model: &Model,
     vectors: &[(&str, &[f32])],
-    metadata: &str,
+    metadata: Map<String, Value>,
 ) -> Result<Vec<u8>> {
     let mut named = Vec::new();
     for (prefix, flat) in vectors {
@@ -131,8 +142,33 @@ pub fn write_safetensors(
             Ok((name, view.map_err(|e| shape_error(format!("{name}: {e}")))?))
         })
         .collect::<Result<Vec<_>>>()?;
-    let metadata = HashMap::from([(METADATA_KEY.to_string(), metadata.to_string())]);
-    safetensors::serialize(views, Some(metadata)).map_err(|e| shape_error(e.to_string()))
+    let mut metadata = metadata;
+    let no_hash = String::from_utf8_lossy(NO_HASH).into_owned();
+    metadata.insert("sha256".into(), Value::String(no_hash.clone()));
+    let metadata = HashMap::from([(METADATA_KEY.into(), Value::Object(metadata).to_string())]);
+    let mut bytes =
+        safetensors::serialize(views, Some(metadata)).map_err(|e| shape_error(e.to_string()))?;
+    if let Some(place) = hash_place(&bytes, &no_hash) {
+        let hash = file_hash(&bytes, place);
+        bytes[place..place + NO_HASH.len()].copy_from_slice(hash.as_bytes());
+    }
+    Ok(bytes)
+}
+
+/// Where in a file its hash stands, if it is this one.
+fn hash_place(bytes: &[u8], hash: &str) -> Option<usize> {
+    // The metadata is JSON within JSON, so its quotes are escaped, once; what it quotes itself, twice.
+    let before = r#"\"sha256\":\""#;
+    let found = format!("{before}{hash}");
+    let place = bytes
+        .windows(found.len())
+        .position(|w| w == found.as_bytes())?;
+    Some(place + before.len())
+}
+
+/// The hash of a file that has its hash at `place`.
+fn file_hash(bytes: &[u8], place: usize) -> String {
+    sha256([&bytes[..place], NO_HASH, &bytes[place + NO_HASH.len()..]])
 }
 
 /// Reads flat vectors from the bytes of a safetensors file, one for each of `prefixes`: the other
@@ -154,6 +190,20 @@ pub fn read_safetensors(
     };
     let file = SafeTensors::deserialize(bytes).map_err(damaged)?;
     let (_, header) = SafeTensors::read_metadata(bytes).map_err(damaged)?;
+    let metadata = header.metadata().as_ref().and_then(|m| m.get(METADATA_KEY));
+    let metadata: Value = metadata
+        .and_then(|text| serde_json::from_str(text).ok())
+        .unwrap_or_default();
+    let hash = metadata.get("sha256").and_then(Value::as_str);
+    if let Some(hash) = hash {
+        let found = hash_place(bytes, hash).map(|place| file_hash(bytes, place));
+        if found.as_deref() != Some(hash) {
+            return Err(Error::checkpoint(
+                path,
+                "expected the contents whose SHA-256 is in its header, found others: the file is damaged; use a copy of it, another run, or train again",
+            ));
+        }
+    }
     let mut vectors = Vec::new();
     for prefix in prefixes {
         let mut flat = vec![0.0; model.parameter_elements];
@@ -193,10 +243,10 @@ pub fn read_safetensors(
             ),
         ));
     }
-    let metadata = header.metadata().as_ref().and_then(|m| m.get(METADATA_KEY));
     Ok(Contents {
         vectors,
-        metadata: metadata.cloned().unwrap_or_default(),
+        hashed: hash.is_some(),
+        metadata,
     })
 }
 
@@ -291,23 +341,47 @@ mod tests {
         weights[1] = f32::MIN_POSITIVE / 3.0;
         let moment: Vec<f32> = weights.iter().map(|w| w / 7.0).collect();
         let vectors: [(&str, &[f32]); 2] = [("", &weights), ("moment.", &moment)];
-        let bytes = write_safetensors(&model, &vectors, "epoch 3").unwrap();
+        let metadata = || Map::from_iter([("epoch".to_string(), Value::from(3))]);
+        let bytes = write_safetensors(&model, &vectors, metadata()).unwrap();
         assert_eq!(
             bytes,
-            write_safetensors(&model, &vectors, "epoch 3").unwrap()
+            write_safetensors(&model, &vectors, metadata()).unwrap()
         );
         let read = read_safetensors(&model, &bytes, &["", "moment."], Path::new("x")).unwrap();
         let bits = |v: &[f32]| v.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
         assert_eq!(bits(&read.vectors[0]), bits(&weights));
         assert_eq!(bits(&read.vectors[1]), bits(&moment));
-        assert_eq!(read.metadata, "epoch 3");
+        assert_eq!(read.metadata["epoch"], 3);
+        assert!(read.hashed);
+    }
+
+    /// All bits of a small file, those of the header's padding too. (What a caller does with a file
+    /// that has no hash any more is its own affair, so that is what such a flip comes to.)
+    #[test]
+    fn a_flipped_bit_is_noticed_wherever_it_is() {
+        let model = model();
+        // What is quoted in the metadata may look like a hash itself.
+        let text = format!("\"sha256\":\"{}\"", String::from_utf8_lossy(NO_HASH));
+        let metadata = Map::from_iter([("architecture".to_string(), Value::from(text))]);
+        let good = write_safetensors(&model, &[("", &counted(&model))], metadata).unwrap();
+        assert!(
+            read_safetensors(&model, &good, &[""], Path::new("x"))
+                .unwrap()
+                .hashed
+        );
+        for bit in 0..8 * good.len() {
+            let mut bytes = good.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            let read = read_safetensors(&model, &bytes, &[""], Path::new("x"));
+            assert!(read.is_err() || !read.unwrap().hashed, "bit {bit}");
+        }
     }
 
     #[test]
     fn damaged_and_foreign_files_are_refused() {
         let model = model();
         let flat = counted(&model);
-        let bytes = write_safetensors(&model, &[("", &flat)], "").unwrap();
+        let bytes = write_safetensors(&model, &[("", &flat)], Map::new()).unwrap();
         let message = |bytes: &[u8], prefixes: &[&str]| {
             let error = read_safetensors(&model, bytes, prefixes, Path::new("a.safetensors"));
             error.unwrap_err().to_string()
@@ -317,7 +391,7 @@ mod tests {
         }
         assert!(message(&bytes, &["velocity."]).contains("no such tensor"));
         assert!(message(&bytes, &[]).contains("expected 0 tensors"));
-        assert!(write_safetensors(&model, &[("", &flat[1..])], "").is_err());
+        assert!(write_safetensors(&model, &[("", &flat[1..])], Map::new()).is_err());
 
         let narrow = Model::chain(
             "narrow",
