@@ -446,7 +446,7 @@ fn a_flipped_bit_is_refused_or_another_checkpoint_taken() {
     let mut state = 7u32;
     let mut random = |below: usize| {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (u64::from(state) * below as u64 >> 32) as usize
+        ((u64::from(state) * below as u64) >> 32) as usize
     };
     for file in [CHECKPOINT, "model.safetensors"] {
         let (_, bytes) = good.iter().find(|(name, _)| name == file).unwrap();
@@ -673,7 +673,8 @@ fn other_data_is_refused_and_its_hash_says_so() {
     let bench = Bench::new(Device::Cpu);
     let run = bench.create("run", bench.config(1, 2, Schedule::Constant));
     run.expect_own_data("shapes", &bench.data).unwrap();
-    let changes: [(&str, &dyn Fn(&mut data::Splits)); 4] = [
+    type Change<'a> = (&'a str, &'a dyn Fn(&mut data::Splits));
+    let changes: [Change; 4] = [
         ("training images", &|d| d.train.images[100] ^= 1),
         ("training images", &|d| d.train.labels.swap(0, 1)),
         ("test images", &|d| d.test.images[0] ^= 128),
