@@ -61,17 +61,39 @@ fn weight_sizes(layer: &Layer) -> Option<[usize; 4]> {
     ])
 }
 
-/// For each element of a weight in PyTorch's order, its place in ours.
-fn places([height, width, channels, outputs]: [usize; 4]) -> impl Iterator<Item = usize> {
-    (0..outputs).flat_map(move |o| {
-        (0..channels).flat_map(move |c| {
-            (0..height * width).map(move |position| (position * channels + c) * outputs + o)
-        })
-    })
+/// Where a weight or bias lies, here and in PyTorch.
+struct Layout {
+    name: String,
+    /// PyTorch's.
+    shape: Vec<usize>,
+    /// Of its first element in the flat vector.
+    start: usize,
+    /// `[height, width, channels, outputs]`.
+    sizes: [usize; 4],
 }
 
-/// Name and shape of every tensor, and for each of its elements the place in the flat vector.
-fn tensors(model: &Model) -> impl Iterator<Item = (String, Vec<usize>, Vec<usize>)> {
+impl Layout {
+    fn elements(&self) -> usize {
+        self.sizes.iter().product()
+    }
+
+    /// For each element its place in PyTorch's order, in which they come, and in the flat vector.
+    fn places(&self) -> impl Iterator<Item = (usize, usize)> {
+        let (start, [height, width, channels, outputs]) = (self.start, self.sizes);
+        let positions = height * width;
+        (0..outputs).flat_map(move |o| {
+            (0..channels).flat_map(move |c| {
+                (0..positions).map(move |p| {
+                    let theirs = (o * channels + c) * positions + p;
+                    (theirs, start + (p * channels + c) * outputs + o)
+                })
+            })
+        })
+    }
+}
+
+/// Every tensor of a model.
+fn tensors(model: &Model) -> impl Iterator<Item = Layout> {
     model
         .layers
         .iter()
@@ -82,18 +104,19 @@ fn tensors(model: &Model) -> impl Iterator<Item = (String, Vec<usize>, Vec<usize
                 Op::Dense { .. } => vec![outputs, height * width * channels],
                 _ => vec![outputs, channels, height, width],
             };
-            let bias = start + sizes.iter().product::<usize>();
             [
-                (
-                    format!("{}.weight", layer.name),
+                Layout {
+                    name: format!("{}.weight", layer.name),
                     shape,
-                    places(sizes).map(|place| start + place).collect(),
-                ),
-                (
-                    format!("{}.bias", layer.name),
-                    vec![outputs],
-                    (bias..bias + outputs).collect(),
-                ),
+                    start,
+                    sizes,
+                },
+                Layout {
+                    name: format!("{}.bias", layer.name),
+                    shape: vec![outputs],
+                    start: start + sizes.iter().product::<usize>(),
+                    sizes: [1, 1, 1, outputs],
+                },
             ]
         })
 }
@@ -102,10 +125,16 @@ fn tensors(model: &Model) -> impl Iterator<Item = (String, Vec<usize>, Vec<usize
 /// holds them.
 pub fn to_pytorch(model: &Model, flat: &[f32]) -> Vec<Tensor> {
     tensors(model)
-        .map(|(name, shape, places)| Tensor {
-            name,
-            shape,
-            values: places.into_iter().map(|place| flat[place]).collect(),
+        .map(|layout| {
+            let mut values = vec![0.0; layout.elements()];
+            for (theirs, ours) in layout.places() {
+                values[theirs] = flat[ours];
+            }
+            Tensor {
+                name: layout.name,
+                shape: layout.shape,
+                values,
+            }
         })
         .collect()
 }
@@ -130,9 +159,13 @@ pub fn write_safetensors(
                 flat.len()
             )));
         }
-        for tensor in to_pytorch(model, flat) {
-            let bytes: Vec<u8> = tensor.values.iter().flat_map(|v| v.to_le_bytes()).collect();
-            named.push((format!("{prefix}{}", tensor.name), tensor.shape, bytes));
+        for layout in tensors(model) {
+            let mut bytes = vec![0; 4 * layout.elements()];
+            let (values, _) = bytes.as_chunks_mut();
+            for (theirs, ours) in layout.places() {
+                values[theirs] = flat[ours].to_le_bytes();
+            }
+            named.push((format!("{prefix}{}", layout.name), layout.shape, bytes));
         }
     }
     let views = named
@@ -207,8 +240,9 @@ pub fn read_safetensors(
     let mut vectors = Vec::new();
     for prefix in prefixes {
         let mut flat = vec![0.0; model.parameter_elements];
-        for (name, shape, places) in tensors(model) {
-            let name = format!("{prefix}{name}");
+        for layout in tensors(model) {
+            let name = format!("{prefix}{}", layout.name);
+            let shape = &layout.shape;
             let expected = format!(
                 "expected '{name}' of {shape:?} f32 for model '{}'",
                 model.name
@@ -222,12 +256,12 @@ pub fn read_safetensors(
             let tensor = file
                 .tensor(&name)
                 .map_err(|_| wrong("no such tensor".into()))?;
-            if tensor.shape() != shape || tensor.dtype() != Dtype::F32 {
+            if tensor.shape() != *shape || tensor.dtype() != Dtype::F32 {
                 return Err(wrong(format!("{:?} {:?}", tensor.shape(), tensor.dtype())));
             }
             let (values, _) = tensor.data().as_chunks();
-            for (place, value) in places.into_iter().zip(values) {
-                flat[place] = f32::from_le_bytes(*value);
+            for (theirs, ours) in layout.places() {
+                flat[ours] = f32::from_le_bytes(values[theirs]);
             }
         }
         vectors.push(flat);
