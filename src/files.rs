@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use sha2::{Digest, Sha256};
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::Path;
 
 /// What the name of a half-written neighbour ends in.
@@ -16,6 +16,19 @@ const SCRATCH: &str = ".tmp";
 /// # Errors
 /// [`Error::Io`]; then the old file is as it was.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+    write(path, bytes, None)
+}
+
+/// As [`replace`], but the old file, if there is one, takes the name `kept` first. Whenever the
+/// machine stops, it is there under one of its two names.
+///
+/// # Errors
+/// [`Error::Io`]; then the old file is as it was, under one of its two names.
+pub(crate) fn replace_keeping(path: &Path, kept: &Path, bytes: &[u8]) -> Result<()> {
+    write(path, bytes, Some(kept))
+}
+
+fn write(path: &Path, bytes: &[u8], kept: Option<&Path>) -> Result<()> {
     let folder = folder_of(path);
     let attempt = || -> std::io::Result<()> {
         let mut prefix = path.file_name().unwrap_or_default().to_owned();
@@ -26,8 +39,12 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
         let mut scratch = builder.tempfile_in(folder)?;
-        scratch.write_all(bytes)?;
+        scratch.as_file_mut().write_all(bytes)?;
         scratch.as_file().sync_all()?;
+        match kept.map(|kept| fs::rename(path, kept)) {
+            Some(Err(e)) if e.kind() != ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
         scratch.persist(path)?;
         sync(folder)
     };
@@ -141,6 +158,19 @@ mod tests {
         fs::create_dir_all(path.join("c")).unwrap();
         replace(&path, b"x").unwrap_err();
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn the_old_file_can_be_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let [path, kept] = ["a", "a.previous"].map(|name| folder.path().join(name));
+        replace_keeping(&path, &kept, b"1").unwrap();
+        assert!(!kept.exists());
+        for (new, old) in [(b"2", b"1"), (b"3", b"2")] {
+            replace_keeping(&path, &kept, new).unwrap();
+            assert_eq!(fs::read(&path).unwrap(), new);
+            assert_eq!(fs::read(&kept).unwrap(), old);
+        }
     }
 
     #[test]

@@ -9,12 +9,13 @@
 //! | `model.safetensors` | the parameters alone, in PyTorch's order, for everybody else |
 //! | `.lock` | empty; locked by the process that trains |
 //!
-//! Every file is replaced in one go (see [`crate::files::replace`]), and after each epoch in this
-//! order: metrics, checkpoint, weights, configuration. In the middle of an epoch the checkpoint alone
-//! is written. A checkpoint first takes the name of the previous one, then the new one takes its
-//! place. So the checkpoint alone decides how far a run is. A kill before it leaves one line too many
-//! in the metrics, a kill after it weights and configuration of the epoch before, and a kill between
-//! the two names the previous checkpoint alone; [`Run::restore`] puts all that right.
+//! Every file is replaced in one go (see `files::replace`), and after each epoch in this order:
+//! metrics, checkpoint, weights, configuration. In the middle of an epoch the checkpoint alone is
+//! written. When a new checkpoint is on disk, the old one takes the name of the previous one and
+//! then the new one takes its place. So the checkpoint alone decides how far a run is. A kill before
+//! it leaves one line too many in the metrics, a kill after it weights and configuration of the
+//! epoch before, and a kill between the two names the previous checkpoint alone; [`Run::restore`]
+//! puts all that right.
 //!
 //! Both safetensors files carry a hash of themselves and the [`Config::id`] of their run, so neither
 //! a damaged one nor another run's is ever taken.
@@ -23,7 +24,7 @@ use super::checkpoint::{Checkpoint, Loaded, object, parameter_hash};
 use crate::data::{Dataset, Normalization, Splits};
 use crate::error::{Error, Result};
 use crate::export::{Contents, read_safetensors, write_safetensors};
-use crate::files::{rename, replace, sha256, sweep};
+use crate::files::{rename, replace, replace_keeping, sha256, sweep};
 use crate::model::recipe::Recipe;
 use crate::model::{Definition, Model, Shape};
 use crate::network::{Family, Product};
@@ -428,7 +429,8 @@ impl Run {
             Ok(None) | Err(Error::Checkpoint { .. }) => match (self.load(PREVIOUS), newest) {
                 (Ok(Some(loaded)), newest) => {
                     let why = match newest {
-                        Err(e) => e.to_string(),
+                        // Without its advice.
+                        Err(e) => e.to_string().split("; ").take(1).collect(),
                         Ok(_) => format!("{}: not there", self.path(CHECKPOINT).display()),
                     };
                     let place = describe(&loaded.checkpoint);
@@ -606,10 +608,7 @@ impl Run {
         let (path, optimizer) = (self.path(CHECKPOINT), &self.config.recipe.optimizer);
         let id = self.config.id_or_new();
         let bytes = checkpoint.to_bytes(&path, &self.model, optimizer, &id)?;
-        if path.exists() {
-            rename(&path, &self.path(PREVIOUS))?;
-        }
-        replace(&path, &bytes)
+        replace_keeping(&path, &self.path(PREVIOUS), &bytes)
     }
 
     /// Makes sure that images of `data` (called `source` in messages) fit the run's model.
