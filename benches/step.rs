@@ -8,6 +8,7 @@
 //! Gelem/s reads as GFLOP/s; for the steps they are images.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use wgrad::gpu::{Choice, Dispatch, Gpu, Step};
@@ -158,7 +159,9 @@ fn steps(c: &mut Criterion) {
             .collect();
         let mut run = |steps: usize| {
             network
-                .train_epoch(&order, &table[..steps], &mut |_| Ok(()))
+                .train_epoch(&order, &table[..steps], &mut |_| {
+                    Ok(ControlFlow::Continue(()))
+                })
                 .expect("a step");
         };
         run(1);

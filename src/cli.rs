@@ -5,6 +5,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use wgrad::model::recipe::Schedule;
 use wgrad::network::Family;
+use wgrad::train::CheckpointEvery;
 use wgrad::{Error, Result};
 
 /// Train convolutional image classifiers on any GPU (Vulkan, Metal, DX12).
@@ -45,10 +46,21 @@ pub struct TrainArgs {
     /// a backend [default: auto]
     #[arg(long, value_name = "auto|gpu|software|cpu|NUMBER|NAME")]
     pub device: Option<String>,
-    /// Passes over the training images, in total also when resuming [default: the model's]
+    /// Passes over the training images that are planned, in total also when resuming. The schedule
+    /// of the learning rate spans them: a resume with another number stretches it, and says from
+    /// which rate to which that leads [default: the model's; when resuming, the run's]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub epochs: Option<usize>,
-    /// Images per optimiser step [default: the model's]
+    /// Stop after N of the planned epochs, counted from the start of the training; a resume goes on
+    /// to the bits of a training that was not stopped [default: none]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub stop_after: Option<usize>,
+    /// Write a checkpoint after so many steps (500) or so much time (30s, 10m, 1h) beside the one
+    /// after every epoch, or not (epoch). Ctrl-C and SIGTERM write one and stop, a second one stops
+    /// at once (exit codes 130 and 143) [default: 60s]
+    #[arg(long, value_name = "STEPS|TIME|epoch", allow_negative_numbers = true)]
+    pub checkpoint_every: Option<CheckpointEvery>,
+    /// Images per optimiser step [default: the model's, or all where there are fewer]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub batch_size: Option<usize>,
     /// Update rule: sgd (with momentum) or adamw [default: the model's]
@@ -72,13 +84,13 @@ pub struct TrainArgs {
     /// Seed of the first parameters and of the order of the images, a whole number [default: 1]
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
-    /// Train on the first N images only [default: all]
+    /// Take only the first N images of each split, for quick trials [default: all]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub limit: Option<usize>,
     /// Run folder to make; must be new or empty [default: runs/<model>-<data>-<number>]
     #[arg(long, value_name = "DIR", conflicts_with = "resume")]
     pub out: Option<PathBuf>,
-    /// Run folder to go on with, up to its total of epochs or to --epochs [default: none, a new run]
+    /// Run folder to go on with, up to the epochs it planned or to --epochs [default: none, a new run]
     #[arg(long, value_name = "DIR")]
     pub resume: Option<PathBuf>,
     /// im2col matrix: implicit (computed inside the product) or explicit (stored) [default: implicit]
@@ -122,7 +134,8 @@ pub struct EvalArgs {
     /// Run folder of an earlier training
     #[arg(value_name = "RUN")]
     pub run: PathBuf,
-    /// Data whose test images are used: mnist or a folder of IDX files [default: the run's]
+    /// Data whose test images are used, all of them: mnist or a folder of IDX files [default: the
+    /// run's, as many as it was tested on]
     #[arg(long, value_name = "mnist|DIR")]
     pub data: Option<String>,
     /// Device: auto (best hardware adapter, else CPU), gpu, software, cpu, or an adapter's number or

@@ -33,6 +33,7 @@ pub mod cpu;
 pub mod data;
 pub mod error;
 pub mod export;
+mod files;
 pub mod gpu;
 pub mod host;
 pub mod kernels;

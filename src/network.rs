@@ -11,6 +11,7 @@ use crate::kernels::{activation, conv2d, gather, im2col, loss, optimizer, pool, 
 use crate::model::recipe::Optimizer;
 use crate::model::{Conv2d, Layer, Loss, MAX_ELEMENTS, Model, Op, Pool2d};
 use indicatif::BinaryBytes;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -213,12 +214,12 @@ fn expect_images(
     )))
 }
 
-/// Result of running a whole split through the network.
+/// Result of running a split through the network.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Evaluation {
     /// Sum of the per-sample losses.
     pub loss_sum: f64,
-    /// Predicted class of every sample, in the split's order.
+    /// Predicted class of every sample that was done, in the split's order.
     pub predictions: Vec<u32>,
 }
 
@@ -716,9 +717,11 @@ impl Network {
         Ok(())
     }
 
-    /// Trains one epoch: the samples of the training split in the given `order`, one step per row
-    /// of `steps`. `progress` gets the metrics of newly finished steps, in order, now and then;
-    /// an error of its own stops the epoch.
+    /// Trains on the samples of the training split in the given `order`, one step per row of
+    /// `steps`. `progress` gets the metrics of newly finished steps (maybe of none), in order, now
+    /// and then. When it says break, no further step is submitted; the metrics of those in flight
+    /// still go through it, and those of all that were done are returned. An error of its own stops
+    /// the epoch.
     ///
     /// # Errors
     /// [`Error::Shape`] when order or table do not fit the split, or what the device reports.
@@ -726,7 +729,7 @@ impl Network {
         &mut self,
         order: &[u32],
         steps: &[Step],
-        progress: &mut dyn FnMut(&[Metrics]) -> Result<()>,
+        progress: &mut dyn FnMut(&[Metrics]) -> Result<ControlFlow<()>>,
     ) -> Result<Vec<Metrics>> {
         let resident = self.resident(Split::Train)?;
         let fits = order.len() == resident.len
@@ -755,14 +758,15 @@ impl Network {
         self.run(resident, &plan, steps.len(), progress)
     }
 
-    /// Runs the whole split forward.
+    /// Runs the whole split forward. `progress` gets the number of samples done; when it says break,
+    /// the evaluation ends early and has fewer predictions than the split has samples.
     ///
     /// # Errors
     /// [`Error::Shape`] when the split was not uploaded, or what the device reports.
     pub fn evaluate(
         &mut self,
         split: Split,
-        progress: &mut dyn FnMut(usize),
+        progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
     ) -> Result<Evaluation> {
         if split == Split::Train {
             return Err(Error::Usage(
@@ -781,12 +785,13 @@ impl Network {
         let mut done = 0;
         let metrics = self.run(resident, &plan, row_count, &mut |new| {
             done += new.len();
-            progress((done * resident.batch).min(resident.len));
-            Ok(())
+            Ok(progress((done * resident.batch).min(resident.len)))
         })?;
+        let mut predictions: Vec<u32> = self.gpu.read("predictions", &resident.predictions)?;
+        predictions.truncate(metrics.len() * resident.batch);
         Ok(Evaluation {
             loss_sum: metrics.iter().map(|m| f64::from(m.loss_sum)).sum(),
-            predictions: self.gpu.read("predictions", &resident.predictions)?,
+            predictions,
         })
     }
 
@@ -836,13 +841,14 @@ impl Network {
     }
 
     /// Runs `plan` once per row of the step table, a few steps per submission, at most two
-    /// submissions ahead of the GPU, and collects the metrics without stalling it.
+    /// submissions ahead of the GPU, and collects the metrics without stalling it. When `progress`
+    /// says break, what is in flight is the end.
     fn run(
         &self,
         resident: &Resident,
         plan: &[&Dispatch],
         rows: usize,
-        progress: &mut dyn FnMut(&[Metrics]) -> Result<()>,
+        progress: &mut dyn FnMut(&[Metrics]) -> Result<ControlFlow<()>>,
     ) -> Result<Vec<Metrics>> {
         let gpu = &self.gpu;
         gpu.write("step counter", &resident.counter, &[0u32])?;
@@ -854,6 +860,7 @@ impl Network {
         let mut per_submission = 1;
         let mut last_wait = Instant::now();
         let mut last_readback = Instant::now();
+        let mut rows = rows;
         while submitted < rows || !in_flight.is_empty() {
             if submitted < rows && in_flight.len() < 2 {
                 let repeat = per_submission.min(rows - submitted);
@@ -880,21 +887,24 @@ impl Network {
                     .min(2.0 * per_submission as f64) as usize;
             }
             // A submission behind the copy has finished, so the copy has: this does not wait.
-            if let Some(readback) = readback.take_if(|_| completed > fetched) {
-                let new: Vec<Metrics> = readback.finish(gpu)?;
-                progress(&new)?;
-                metrics.extend(new);
+            let new: Vec<Metrics> = match readback.take_if(|_| completed > fetched) {
+                Some(readback) => readback.finish(gpu)?,
+                None => Vec::new(),
+            };
+            if progress(&new)?.is_break() {
+                rows = submitted;
             }
+            metrics.extend(new);
         }
         if let Some(readback) = readback {
             let new: Vec<Metrics> = readback.finish(gpu)?;
-            progress(&new)?;
+            let _ = progress(&new)?;
             metrics.extend(new);
         }
         if fetched < rows {
             let rest = resident.metrics.slice(2 * fetched, 2 * (rows - fetched));
             let new: Vec<Metrics> = gpu.read("metrics", &rest)?;
-            progress(&new)?;
+            let _ = progress(&new)?;
             metrics.extend(new);
         }
         Ok(metrics)

@@ -141,17 +141,12 @@ fn read(file: &Path, key: &Key) -> (Vec<Product>, Option<String>) {
     }
 }
 
-/// Beside the old file and renamed, so that two processes never see half a cache.
+/// In one go, so that two processes never see half a cache.
 fn write(file: &Path, cache: &Cache) -> Result<()> {
     let folder = file.parent().unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
-    let attempt = || -> std::io::Result<()> {
-        let mut scratch = tempfile::NamedTempFile::new_in(folder)?;
-        serde_json::to_writer_pretty(&mut scratch, cache)?;
-        scratch.persist(file)?;
-        Ok(())
-    };
-    attempt().map_err(|e| Error::io("write", file, e))
+    let text = serde_json::to_vec_pretty(cache).map_err(|e| Error::io("write", file, e.into()))?;
+    crate::files::replace(file, &text)
 }
 
 /// The product with the fastest of its family's tiles; with its own where no other one is right.

@@ -5,6 +5,7 @@ mod common;
 
 use assert_cmd::cargo::cargo_bin;
 use serde_json::Value;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
@@ -195,7 +196,9 @@ fn a_profile_names_every_dispatch_and_its_trace_is_in_order() {
         padding: [0; 3],
     };
     network
-        .train_epoch(&[0, 1, 2, 3, 4, 5], &[step], &mut |_| Ok(()))
+        .train_epoch(&[0, 1, 2, 3, 4, 5], &[step], &mut |_| {
+            Ok(ControlFlow::Continue(()))
+        })
         .unwrap();
     let profile = Profile::of(&mut network);
     if !gpu.report().timestamp_query {

@@ -111,6 +111,9 @@ fn train_reports_and_leaves_a_run_folder() {
     ] {
         assert!(epochs[0].contains(word), "no {word:?} in {}", epochs[0]);
     }
+    // Where it goes and how to go on is said first.
+    let start = "run      runs/small-shapes-1\nresume   wgrad train --resume runs/small-shapes-1\n";
+    assert!(out.starts_with(start), "{out}");
     assert!(out.ends_with("run      runs/small-shapes-1\n"), "{out}");
 
     let run = bench.path("runs/small-shapes-1");
@@ -164,6 +167,7 @@ fn flags_override_the_recipe() {
     );
     assert_eq!(config["data"]["training_images"], 50);
     assert_eq!(config["data"]["limit"], 50);
+    assert_eq!(config["data"]["test_images"], 40);
     let metrics = json(&fs::read_to_string(bench.path("run/metrics.jsonl")).unwrap());
     assert_eq!(metrics["step"], 4);
 }
@@ -535,6 +539,8 @@ fn flags_out_of_range_are_refused_before_any_work() {
         ("--batch-size", "0"),
         ("--batch-size", "97"),
         ("--epochs", "0"),
+        ("--stop-after", "0"),
+        ("--stop-after", "4"),
         ("--limit", "0"),
         ("--lr", "0"),
         ("--lr", "-0.1"),
@@ -567,13 +573,16 @@ fn flags_out_of_range_are_refused_before_any_work() {
         &["--momentum", "sgd", "adamw"],
     );
     bench.bad(
-        &format!("train {SMALL} --limit 5"),
+        &format!("train {SMALL} --limit 5 --batch-size 6"),
         2,
-        &["5 training images", "found 20"],
+        &["5 training images", "found 6"],
     );
     for (flag, value) in [
         ("--batch-size", "many"),
         ("--batch-size", "-1"),
+        ("--stop-after", "-1"),
+        ("--checkpoint-every", "0"),
+        ("--checkpoint-every", "10d"),
         ("--seed", "1.5"),
         ("--optimizer", "adam"),
         ("--schedule", "linear"),
@@ -872,6 +881,16 @@ fn damaged_run_folders_are_refused() {
         assert!(contents(&run) == before, "{file}");
         fs::write(run.join(file), good).unwrap();
     }
+    let checkpoint = fs::read(run.join("checkpoint.safetensors")).unwrap();
+    fs::remove_file(run.join("checkpoint.safetensors")).unwrap();
+    let before = contents(&run);
+    bench.bad(
+        "train --resume run --epochs 2",
+        1,
+        &["checkpoint.safetensors", "1 finished epochs", "found none"],
+    );
+    assert!(contents(&run) == before);
+    fs::write(run.join("checkpoint.safetensors"), checkpoint).unwrap();
     fs::remove_file(run.join("model.safetensors")).unwrap();
     bench.bad(
         "eval run --device cpu",
@@ -880,6 +899,249 @@ fn damaged_run_folders_are_refused() {
     );
     bench.good("train --resume run --epochs 2");
     bench.good("eval run --device cpu");
+    // From the second checkpoint on there is one to fall back on, and a line that says so.
+    fs::write(run.join("checkpoint.safetensors"), b"damaged").unwrap();
+    let out = bench.good("train --resume run --epochs 3");
+    let lines: Vec<_> = out.lines().filter(|l| l.contains("damaged")).collect();
+    assert_eq!(lines.len(), 1, "{out}");
+    assert!(lines[0].contains("after epoch 1"), "{out}");
+    let whole = bench.good(&format!("train {SMALL} --epochs 3 --out whole"));
+    assert_eq!(hash(&out), hash(&whole));
+}
+
+#[test]
+fn a_resume_on_changed_data_is_refused() {
+    let bench = Bench::new();
+    bench.good(&format!("train {SMALL} --epochs 1 --out run"));
+    let before = contents(&bench.path("run"));
+    let file = bench.path("shapes/train-images-idx3-ubyte");
+    let good = fs::read(&file).unwrap();
+    let mut other = good.clone();
+    other[1000] ^= 1;
+    fs::write(&file, other).unwrap();
+    bench.bad(
+        "train --resume run --epochs 2",
+        2,
+        &["shapes", "training images", "SHA-256", "start a new run"],
+    );
+    assert!(contents(&bench.path("run")) == before);
+    // Other data is what --data of eval is for.
+    bench.good("eval run --device cpu --data shapes");
+    // The same data may lie elsewhere by now.
+    fs::write(&file, good).unwrap();
+    fs::rename(bench.path("shapes"), bench.path("moved")).unwrap();
+    bench.good("train --resume run --epochs 2 --data moved");
+    bench.good("train --resume run --epochs 3");
+}
+
+#[test]
+fn quick_trials_are_quick() {
+    let bench = Bench::new();
+    let out = bench.good(&format!("train {SMALL} --epochs 2 --limit 12 --out run"));
+    assert!(out.contains("12 training and 12 test images"), "{out}");
+    let line = "batch size 12 instead of the model's 20: there are no more training images";
+    assert!(out.contains(line), "{out}");
+    let config = json(&fs::read_to_string(bench.path("run/run.json")).unwrap());
+    assert_eq!(config["recipe"]["batch_size"], 12);
+    bench.good("train --resume run --epochs 3");
+    // What was tested in training, or all there is where the data is named.
+    let images = |arguments: &str| json(&bench.good(arguments))["images"].clone();
+    assert_eq!(images("eval run --device cpu --json"), 12);
+    assert_eq!(images("eval run --device cpu --json --data shapes"), 40);
+}
+
+/// The default recipe's schedule, which spans the planned epochs.
+const ONECYCLE: &str = "--model small.toml --data shapes --device cpu --schedule onecycle";
+
+#[test]
+fn a_run_knows_its_plan() {
+    let bench = Bench::new();
+    let whole = bench.good(&format!("train {ONECYCLE} --epochs 3 --out whole"));
+    let part = bench.good(&format!(
+        "train {ONECYCLE} --epochs 3 --stop-after 2 --out parts"
+    ));
+    let stopped = "stopped  after epoch 2 of 3, as asked\nresume   wgrad train --resume parts\n";
+    assert!(part.contains(stopped), "{part}");
+    for (flags, found) in [("--stop-after 2", "found 2"), ("--stop-after 4", "found 4")] {
+        let arguments = format!("train --resume parts {flags}");
+        bench.bad(&arguments, 2, &["--stop-after", "from 3 to the 3", found]);
+    }
+    let rest = bench.good("train --resume parts");
+    assert!(
+        rest.contains("epoch 3/3") && !rest.contains("spans"),
+        "{rest}"
+    );
+    assert_eq!(hash(&whole), hash(&rest));
+    // Another plan is another schedule, and says what that means.
+    let more = bench.good("train --resume parts --epochs 5 --stop-after 4");
+    let line = "schedule onecycle now spans 5 epochs, not 3, lr goes from 1.60e-8 to ";
+    let said = more.lines().filter(|l| l.contains("spans"));
+    let said: Vec<_> = said.collect();
+    assert!(said.len() == 1 && said[0].contains(&line[..50]), "{more}");
+    assert!(said[0].chars().count() <= 80, "{more}");
+    // From then on it is the plan.
+    let config = json(&fs::read_to_string(bench.path("parts/run.json")).unwrap());
+    assert_eq!(config["recipe"]["epochs"], 5);
+    let last = bench.good("train --resume parts");
+    assert!(
+        last.contains("epoch 5/5") && !last.contains("spans"),
+        "{last}"
+    );
+}
+
+/// A run in the middle of an epoch, and what it has printed when it ended.
+#[cfg(unix)]
+fn interrupt(bench: &Bench, arguments: &str, signal: &str, wait: &dyn Fn() -> bool) -> Output {
+    let mut child = bench
+        .command(arguments)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    while !wait() {
+        assert!(
+            child.try_wait().unwrap().is_none(),
+            "{arguments}: ended by itself"
+        );
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let id = child.id().to_string();
+    let sent = Command::new("kill").args([signal, &id]).status().unwrap();
+    assert!(sent.success());
+    child.wait_with_output().unwrap()
+}
+
+/// Epochs of many steps, so that a signal meets the middle of one.
+#[cfg(unix)]
+fn long_epochs(bench: &Bench, count: u32) {
+    let (pixels, labels) = common::images(count as usize, 1);
+    let data = bench.path("shapes");
+    fs::write(
+        data.join("train-images-idx3-ubyte"),
+        idx(&[count, 8, 6], &pixels),
+    )
+    .unwrap();
+    fs::write(data.join("train-labels-idx1-ubyte"), idx(&[count], &labels)).unwrap();
+}
+
+/// Signals as a terminal or a batch system sends them, on the CPU and on the best adapter; and
+/// kills, which leave what the last of many checkpoints holds.
+#[test]
+#[cfg(unix)]
+fn signals_write_a_checkpoint_and_the_next_start_goes_on() {
+    let bench = Bench::new();
+    let devices = json(&bench.good("devices --json"));
+    let adapter = devices[0]["name"].as_str().unwrap();
+    let adapter = adapter.split_whitespace().next().unwrap();
+    for (device, count) in [("cpu", 20_000), (adapter, 4_000)] {
+        long_epochs(&bench, count);
+        let flags = format!(
+            "train --model small.toml --data shapes --device {device} --epochs 2 --schedule onecycle --batch-size 4"
+        );
+        let whole = bench.good(&format!("{flags} --out whole-{device}"));
+        let run = format!("run-{device}");
+        let checkpoint = bench.path(&run).join("checkpoint.safetensors");
+        let modified = || fs::metadata(&checkpoint).and_then(|m| m.modified()).ok();
+        let mut arguments = format!("{flags} --out {run} --checkpoint-every 50");
+        for (signal, code) in [("-INT", 130), ("-TERM", 143), ("-KILL", -1)] {
+            let before = modified();
+            let output = interrupt(&bench, &arguments, signal, &|| modified() != before);
+            let (out, err) = text(&output);
+            assert_eq!(err, "", "{out}");
+            assert_eq!(output.status.code().unwrap_or(-1), code, "{out}");
+            if code > 0 {
+                let resume =
+                    format!("; the checkpoint is written\nresume   wgrad train --resume {run}\n");
+                assert!(out.ends_with(&resume), "{out}");
+                assert!(out.contains("interrupted in epoch 1 after step "), "{out}");
+            }
+            arguments = format!("train --resume {run} --checkpoint-every 50");
+        }
+        let rest = bench.good(&format!("train --resume {run}"));
+        assert_eq!(hash(&whole), hash(&rest), "{device}");
+        let metrics = |run: &str| -> Vec<serde_json::Value> {
+            let text = fs::read_to_string(bench.path(run).join("metrics.jsonl")).unwrap();
+            let mut lines: Vec<_> = text.lines().map(json).collect();
+            for line in &mut lines {
+                line["seconds"] = 0.into();
+                line["images_per_second"] = 0.into();
+            }
+            lines
+        };
+        assert_eq!(metrics(&run), metrics(&format!("whole-{device}")));
+    }
+}
+
+#[test]
+#[cfg(unix)]
+fn a_second_signal_ends_the_process_at_once() {
+    let bench = Bench::new();
+    // Steps of many seconds: the first signal waits for one, the second does not.
+    let wide = common::MODEL.replace("out_channels = 4", "out_channels = 4096");
+    fs::write(bench.path("wide.toml"), wide).unwrap();
+    long_epochs(&bench, 20_000);
+    let mut child = bench
+        .command("train --model wide.toml --data shapes --device cpu --batch-size 20000 --out run")
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    while !bench.path("run/metrics.jsonl").exists() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    std::thread::sleep(Duration::from_millis(500));
+    let id = child.id().to_string();
+    let kill = || Command::new("kill").args(["-INT", &id]).status().unwrap();
+    kill();
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(child.try_wait().unwrap().is_none(), "it waits for the step");
+    kill();
+    let start = std::time::Instant::now();
+    let status = child.wait().unwrap();
+    assert_eq!(status.code(), Some(130));
+    assert!(start.elapsed() < Duration::from_secs(3));
+    assert!(!bench.path("run/checkpoint.safetensors").exists());
+    // Nothing is damaged: it is a run of no steps.
+    assert!(fs::read_to_string(bench.path("run/run.json")).is_ok());
+}
+
+#[test]
+fn two_trainings_of_one_folder_do_not_meet() {
+    let bench = Bench::new();
+    let mut child = bench
+        .command(&format!("train {SMALL} --epochs 100000 --out run"))
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    while !bench.path("run/model.safetensors").exists() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    bench.bad(
+        "train --resume run",
+        1,
+        &["run: expected", "is being trained"],
+    );
+    // Reading goes on meanwhile.
+    bench.good("eval run --device cpu");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // A kill leaves no lock behind.
+    let done = json(&fs::read_to_string(bench.path("run/run.json")).unwrap());
+    let epochs = done["finished_epochs"].as_u64().unwrap() + 2;
+    bench.good(&format!("train --resume run --stop-after {epochs}"));
+}
+
+#[test]
+fn out_is_refused_before_any_other_work() {
+    let bench = Bench::new();
+    fs::create_dir(bench.path("full")).unwrap();
+    fs::write(bench.path("full/thesis.txt"), "years of work").unwrap();
+    // Even before the model is looked for.
+    bench.bad(
+        "train --model no-such-model --out full",
+        2,
+        &["full", "--out"],
+    );
+    assert_eq!(contents(&bench.path("full")).len(), 1);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! A network's memory is what `inspect` predicts, its evaluation does not depend on the batch, and a
 //! model with few products gets the larger tiles.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use wgrad::gpu::{AdapterReport, Choice, Gpu, NO_ADAPTER_HINT, Step};
 use wgrad::kernels::conv2d::Tile;
@@ -77,7 +78,9 @@ fn a_larger_evaluation_batch_changes_nothing_but_the_order_of_a_sum() {
             network
                 .set_parameters(&model::initial_parameters(&model, 5))
                 .unwrap();
-            let before = network.evaluate(Split::Test, &mut |_| {}).unwrap();
+            let before = network
+                .evaluate(Split::Test, &mut |_| ControlFlow::Continue(()))
+                .unwrap();
             // An evaluation uses buffers of the training step: neither may disturb the other.
             let order: Vec<u32> = (0..LEN as u32).collect();
             let step = Step {
@@ -89,9 +92,11 @@ fn a_larger_evaluation_batch_changes_nothing_but_the_order_of_a_sum() {
                 padding: [0; 3],
             };
             network
-                .train_epoch(&order, &[step], &mut |_| Ok(()))
+                .train_epoch(&order, &[step], &mut |_| Ok(ControlFlow::Continue(())))
                 .unwrap();
-            let after = network.evaluate(Split::Test, &mut |_| {}).unwrap();
+            let after = network
+                .evaluate(Split::Test, &mut |_| ControlFlow::Continue(()))
+                .unwrap();
             (before, after, network.parameters().unwrap())
         };
         let (small, large) = (evaluate(false), evaluate(true));

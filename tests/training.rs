@@ -6,24 +6,23 @@ mod common;
 use common::{TEST_IMAGES, TRAIN_IMAGES, contents};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use wgrad::data::{self, Normalization};
 use wgrad::gpu::{Choice, Gpu};
 use wgrad::model::Definition;
 use wgrad::model::recipe::Schedule;
-use wgrad::network::{Network, Options};
+use wgrad::network::{Network, Options, Split};
 use wgrad::train::{
-    Config, CpuEngine, DataRecord, DeviceRecord, Engine, EpochRecord, ModelRecord, Observer, Run,
-    train,
+    CheckpointEvery, Config, Control, CpuEngine, DataRecord, DeviceRecord, Engine, EpochRecord,
+    FORMAT, ModelRecord, Observer, Outcome, Run, train,
 };
 use wgrad::{Error, Result};
 
-/// The files of a run folder in the order in which they are written after an epoch.
-const FILES: [&str; 4] = [
-    "metrics.jsonl",
-    "checkpoint.safetensors",
-    "model.safetensors",
-    "run.json",
-];
+const CHECKPOINT: &str = "checkpoint.safetensors";
+const PREVIOUS: &str = "checkpoint.previous.safetensors";
+
+/// The files of a run folder that can be damaged.
+const FILES: [&str; 4] = ["metrics.jsonl", CHECKPOINT, "model.safetensors", "run.json"];
 
 #[derive(Clone)]
 enum Device {
@@ -52,14 +51,28 @@ impl Device {
 }
 
 /// Stops after epoch `stop`, like a kill when that epoch's checkpoint is complete.
-struct StopAfter {
+#[derive(Debug, Default)]
+struct StopAfter<'a> {
     stop: usize,
+    /// Set when so many images of an epoch are trained; for one more than there are, when some are
+    /// tested.
+    interrupt: Option<(usize, &'a AtomicBool)>,
     epochs: Vec<EpochRecord>,
     /// Largest numbers of images that were reported as trained and tested.
     images: [usize; 2],
+    notes: Vec<String>,
 }
 
-impl Observer for StopAfter {
+impl StopAfter<'_> {
+    fn interrupt_at(&self, images: usize) {
+        if let Some((at, flag)) = self.interrupt.filter(|(at, _)| images >= *at) {
+            assert!(at > 0);
+            flag.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Observer for StopAfter<'_> {
     fn epoch_started(&mut self, _epoch: usize, _engine: &dyn Engine) -> Result<()> {
         Ok(())
     }
@@ -67,10 +80,19 @@ impl Observer for StopAfter {
     fn trained(&mut self, _epoch: usize, images: usize, mean_loss: f64) {
         assert!(mean_loss.is_finite());
         self.images[0] = self.images[0].max(images);
+        self.interrupt_at(images);
+    }
+
+    fn note(&mut self, line: &str) -> Result<()> {
+        self.notes.push(line.into());
+        Ok(())
     }
 
     fn evaluated(&mut self, images: usize) {
         self.images[1] = self.images[1].max(images);
+        if self.interrupt.is_some_and(|(at, _)| at > TRAIN_IMAGES) {
+            self.interrupt_at(usize::MAX);
+        }
     }
 
     fn epoch_finished(&mut self, record: &EpochRecord, _engine: &dyn Engine) -> Result<()> {
@@ -107,7 +129,9 @@ impl Bench {
         recipe.epochs = epochs;
         recipe.schedule = schedule;
         Config {
+            format: FORMAT,
             wgrad: "test".into(),
+            id: None,
             model: ModelRecord {
                 name: definition.name.clone(),
                 input: shape,
@@ -116,24 +140,11 @@ impl Bench {
                 parameters: 0,
                 architecture: definition.text,
             },
-            data: DataRecord {
-                source: self.data.name.clone(),
-                limit: None,
-                training_images: self.data.train.len(),
-                test_images: self.data.test.len(),
-            },
+            data: DataRecord::of(self.data.name.clone(), None, &self.data),
             normalization: Normalization::of(&self.data.train),
             recipe,
             seed,
-            device: DeviceRecord {
-                requested: "auto".into(),
-                description: String::new(),
-                adapter: None,
-                family: None,
-                explicit_conv: false,
-                kernels: Vec::new(),
-                products: Vec::new(),
-            },
+            device: DeviceRecord::default(),
             finished_epochs: 0,
             parameter_sha256: None,
         }
@@ -144,15 +155,28 @@ impl Bench {
     }
 
     /// Trains on; `stop` is the epoch to stop after, 0 for never.
-    fn train(&self, run: &mut Run, stop: usize) -> (Result<()>, StopAfter) {
+    fn train(&self, run: &mut Run, stop: usize) -> (Result<()>, StopAfter<'static>) {
         let mut observer = StopAfter {
             stop,
-            epochs: Vec::new(),
-            images: [0, 0],
+            ..StopAfter::default()
         };
-        let mut engine = self.device.engine(run);
-        let result = train(run, self.data.clone(), engine.as_mut(), &mut observer);
+        let control = Control {
+            checkpoint_every: CheckpointEvery::Epoch,
+            stop_after: None,
+            interrupted: &AtomicBool::new(false),
+        };
+        let result = self.train_with(run, &control, &mut observer).map(|_| ());
         (result, observer)
+    }
+
+    fn train_with(
+        &self,
+        run: &mut Run,
+        control: &Control,
+        observer: &mut StopAfter,
+    ) -> Result<Outcome> {
+        let mut engine = self.device.engine(run);
+        train(run, self.data.clone(), engine.as_mut(), control, observer)
     }
 
     /// A whole training; the trained run.
@@ -165,6 +189,13 @@ impl Bench {
 
 fn hash(run: &Run) -> String {
     run.config().parameter_sha256.clone().unwrap()
+}
+
+/// A run closed and opened again.
+fn reopen(run: Run) -> Run {
+    let folder = run.folder().to_path_buf();
+    drop(run);
+    Run::resume(&folder).unwrap()
 }
 
 fn read(folder: &Path, file: &str) -> Vec<u8> {
@@ -227,7 +258,7 @@ fn resumes(device: Device) {
     let whole = bench.trained("whole", bench.config(1, 3, Schedule::Constant));
     let two = bench.trained("two", bench.config(1, 2, Schedule::Constant));
     assert_ne!(hash(&whole), hash(&two));
-    let mut two = Run::open(two.folder()).unwrap();
+    let mut two = reopen(two);
     two.config_mut().recipe.epochs = 3;
     let (result, observer) = bench.train(&mut two, 0);
     result.unwrap();
@@ -238,14 +269,14 @@ fn resumes(device: Device) {
     let whole = bench.trained("whole3", bench.config(1, 3, Schedule::OneCycle));
     let mut cut = bench.create("cut", bench.config(1, 3, Schedule::OneCycle));
     assert!(bench.train(&mut cut, 2).0.is_err());
-    let mut cut = Run::open(cut.folder()).unwrap();
+    let mut cut = reopen(cut);
     assert_eq!(cut.config().finished_epochs, 2);
     bench.train(&mut cut, 0).0.unwrap();
     assert_same(&whole, &cut);
 
     // A finished run has nothing left to do, and stays as it is.
     let before = contents(cut.folder());
-    let mut cut = Run::open(cut.folder()).unwrap();
+    let mut cut = reopen(cut);
     let (result, observer) = bench.train(&mut cut, 0);
     result.unwrap();
     assert!(observer.epochs.is_empty());
@@ -296,9 +327,32 @@ fn cpu_and_gpu_train_alike() {
 /// A kill between any two of the writes after an epoch, and one in the middle of each.
 #[test]
 fn a_kill_at_any_moment_loses_at_most_the_epoch_at_hand() {
+    /// Does the first `done` of the writes after an epoch, in a folder with the files of the epoch
+    /// before; gives the file that comes next.
+    fn writes(folder: &Path, new: &[(String, Vec<u8>)], done: usize) -> Option<&'static str> {
+        let order = [
+            "metrics.jsonl",
+            PREVIOUS,
+            CHECKPOINT,
+            "model.safetensors",
+            "run.json",
+        ];
+        for file in &order[..done] {
+            let (_, bytes) = new.iter().find(|(name, _)| name == file).unwrap();
+            match *file {
+                PREVIOUS => std::fs::rename(folder.join(CHECKPOINT), folder.join(file)).unwrap(),
+                _ => std::fs::write(folder.join(file), bytes).unwrap(),
+            }
+        }
+        order.get(done).copied()
+    }
     let bench = Bench::new(Device::Cpu);
     let config = || bench.config(1, 3, Schedule::Cosine);
     let whole = bench.trained("whole", config());
+    let names = |folder: &Path| -> Vec<String> {
+        let all = contents(folder).into_iter();
+        all.map(|(name, _)| name).collect()
+    };
     for epoch in 0..2 {
         // Folders right after this epoch and right after the next.
         let after = |epoch: usize| {
@@ -306,37 +360,42 @@ fn a_kill_at_any_moment_loses_at_most_the_epoch_at_hand() {
             if epoch > 0 {
                 assert!(bench.train(&mut run, epoch).0.is_err());
             }
-            contents(run.folder())
+            let files = contents(run.folder());
+            std::fs::remove_dir_all(run.folder()).unwrap();
+            files
         };
         let (old, new) = (after(epoch), after(epoch + 1));
-        for written in 0..=FILES.len() {
+        for written in 0..=5 {
+            // Before the first epoch there is no checkpoint to become the previous one.
+            if epoch == 0 && written > 1 {
+                continue;
+            }
             let folder = bench.folder.path().join(format!("cut-{epoch}-{written}"));
             std::fs::create_dir(&folder).unwrap();
-            for (i, file) in FILES.iter().enumerate() {
-                let source = if i < written { &new } else { &old };
-                if let Some((_, bytes)) = source.iter().find(|(name, _)| name == file) {
-                    std::fs::write(folder.join(file), bytes).unwrap();
-                }
+            for (name, bytes) in &old {
+                std::fs::write(folder.join(name), bytes).unwrap();
             }
-            if let Some(file) = FILES.get(written) {
-                let (_, bytes) = new.iter().find(|(name, _)| name == file).unwrap();
+            if let Some(next) = writes(&folder, &new, written) {
+                let (_, bytes) = new
+                    .iter()
+                    .find(|(name, _)| name.starts_with(&next[..5]))
+                    .unwrap();
                 let half = &bytes[..bytes.len() / 2];
-                std::fs::write(folder.join(format!("{file}.tmp")), half).unwrap();
+                std::fs::write(folder.join(format!("{next}.x7y.tmp")), half).unwrap();
             }
-            let mut run = Run::open(&folder).unwrap();
+            let mut run = Run::resume(&folder).unwrap();
             let (result, observer) = bench.train(&mut run, 0);
             result.unwrap();
-            let checkpoint_written = usize::from(written > 1);
+            assert_eq!(
+                observer.notes.len(),
+                usize::from(written == 2),
+                "{observer:?}"
+            );
+            let checkpoint_written = usize::from(written > 2);
             assert_eq!(observer.epochs.len(), 3 - epoch - checkpoint_written);
             assert_same(&whole, &run);
-            let names: Vec<_> = contents(&folder)
-                .into_iter()
-                .map(|(name, _)| name)
-                .collect();
-            assert_eq!(names.len(), FILES.len(), "{names:?}");
+            assert_eq!(names(&folder), names(whole.folder()));
         }
-        std::fs::remove_dir_all(bench.folder.path().join(format!("after{epoch}"))).unwrap();
-        std::fs::remove_dir_all(bench.folder.path().join(format!("after{}", epoch + 1))).unwrap();
     }
 }
 
@@ -344,28 +403,452 @@ fn a_kill_at_any_moment_loses_at_most_the_epoch_at_hand() {
 fn damaged_files_are_refused_and_left_alone() {
     let bench = Bench::new(Device::Cpu);
     let run = bench.trained("run", bench.config(1, 2, Schedule::Constant));
-    let folder = run.folder();
+    let folder = run.folder().to_path_buf();
+    drop(run);
+    std::fs::remove_file(folder.join(PREVIOUS)).unwrap();
     for file in FILES {
-        let good = read(folder, file);
+        let good = read(&folder, file);
         std::fs::write(folder.join(file), &good[..good.len() - 9]).unwrap();
-        let before = contents(folder);
+        let before = contents(&folder);
         let error = if file == "model.safetensors" {
-            Run::open(folder).unwrap().weights().err()
+            Run::open(&folder).unwrap().weights().err()
         } else {
-            Run::open(folder).and_then(|mut run| run.restore()).err()
+            Run::resume(&folder).and_then(|mut run| run.restore()).err()
         };
         let message = error.unwrap().to_string();
         assert!(
             message.contains(file) && !message.contains('\n'),
             "{message}"
         );
-        assert!(contents(folder) == before, "{file}");
+        assert!(contents(&folder) == before, "{file}");
         std::fs::write(folder.join(file), good).unwrap();
     }
-    assert_eq!(
-        Run::open(folder).unwrap().restore().unwrap().unwrap().epoch,
-        2
+    let restored = Run::resume(&folder).unwrap().restore().unwrap();
+    assert_eq!(restored.checkpoint.unwrap().epoch, 2);
+    assert_eq!(restored.note, None);
+}
+
+/// One bit at seeded places of both files, over header and tensors.
+#[test]
+fn a_flipped_bit_is_refused_or_another_checkpoint_taken() {
+    let bench = Bench::new(Device::Cpu);
+    let whole = bench.trained("whole", bench.config(1, 3, Schedule::OneCycle));
+    let mut run = bench.create("run", bench.config(1, 3, Schedule::OneCycle));
+    assert!(bench.train(&mut run, 2).0.is_err());
+    let folder = run.folder().to_path_buf();
+    drop(run);
+    let good = contents(&folder);
+    let restore = || {
+        for (name, bytes) in &good {
+            std::fs::write(folder.join(name), bytes).unwrap();
+        }
+    };
+    let mut state = 7u32;
+    let mut random = |below: usize| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        ((u64::from(state) * below as u64) >> 32) as usize
+    };
+    for file in [CHECKPOINT, "model.safetensors"] {
+        let (_, bytes) = good.iter().find(|(name, _)| name == file).unwrap();
+        let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        for i in 0..200 {
+            let byte = match i % 2 {
+                0 => random(header),
+                _ => header + random(bytes.len() - header),
+            };
+            let mut damaged = bytes.clone();
+            damaged[byte] ^= 1 << random(8);
+            std::fs::write(folder.join(file), &damaged).unwrap();
+            if file != CHECKPOINT {
+                let error = Run::open(&folder).unwrap().weights().unwrap_err();
+                assert!(error.to_string().contains(file), "byte {byte}: {error}");
+                continue;
+            }
+            // Without another one, nothing is trained and nothing changed.
+            std::fs::remove_file(folder.join(PREVIOUS)).unwrap();
+            let before = contents(&folder);
+            let error = Run::resume(&folder).unwrap().restore().unwrap_err();
+            assert!(error.to_string().contains(file), "byte {byte}: {error}");
+            assert!(contents(&folder) == before, "byte {byte}");
+            restore();
+        }
+        restore();
+    }
+    // With another one, the training goes on from it, says so, and comes to the same end.
+    std::fs::write(folder.join(CHECKPOINT), b"damaged").unwrap();
+    let mut run = Run::resume(&folder).unwrap();
+    let (result, observer) = bench.train(&mut run, 0);
+    result.unwrap();
+    assert_eq!(observer.epochs.len(), 2);
+    let [note] = &observer.notes[..] else {
+        panic!("{:?}", observer.notes)
+    };
+    assert!(
+        note.contains(CHECKPOINT) && note.contains("after epoch 1"),
+        "{note}"
     );
+    assert_same(&whole, &run);
+}
+
+#[test]
+fn files_of_another_run_are_refused() {
+    let bench = Bench::new(Device::Cpu);
+    let run = bench.trained("run", bench.config(1, 2, Schedule::Constant));
+    let other = bench.trained("other", bench.config(2, 2, Schedule::Constant));
+    let folder = run.folder().to_path_buf();
+    drop(run);
+    for file in [CHECKPOINT, PREVIOUS, "model.safetensors"] {
+        std::fs::write(folder.join(file), read(other.folder(), file)).unwrap();
+    }
+    let before = contents(&folder);
+    let weights = Run::open(&folder).unwrap().weights().unwrap_err();
+    let restored = Run::resume(&folder).unwrap().restore().unwrap_err();
+    for (error, file) in [(weights, "model.safetensors"), (restored, CHECKPOINT)] {
+        let error = error.to_string();
+        assert!(
+            error.contains(file) && error.contains("of another"),
+            "{error}"
+        );
+    }
+    assert!(contents(&folder) == before);
+    // Of the same configuration, but not what run.json says: trained on another device, for example.
+    let mut config: serde_json::Value = serde_json::from_slice(&read(&folder, "run.json")).unwrap();
+    config["id"] = serde_json::from_slice::<serde_json::Value>(&read(other.folder(), "run.json"))
+        .unwrap()["id"]
+        .clone();
+    std::fs::write(folder.join("run.json"), config.to_string()).unwrap();
+    std::fs::remove_file(folder.join(PREVIOUS)).unwrap();
+    let error = Run::resume(&folder)
+        .unwrap()
+        .restore()
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("SHA-256 in run.json"), "{error}");
+}
+
+#[test]
+fn a_checkpoint_that_is_gone_is_no_new_start() {
+    let bench = Bench::new(Device::Cpu);
+    let run = bench.trained("run", bench.config(1, 2, Schedule::Constant));
+    let folder = run.folder().to_path_buf();
+    drop(run);
+    std::fs::remove_file(folder.join(CHECKPOINT)).unwrap();
+    std::fs::remove_file(folder.join(PREVIOUS)).unwrap();
+    let before = contents(&folder);
+    let error = Run::resume(&folder)
+        .unwrap()
+        .restore()
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("2 finished epochs, found none"), "{error}");
+    assert!(contents(&folder) == before);
+}
+
+/// Stopped again and again after every step, in the evaluation too, and with checkpoints every few
+/// steps: never a bit of difference.
+fn interruptions_change_nothing(device: Device) {
+    let bench = Bench::new(device);
+    let config = || bench.config(1, 3, Schedule::OneCycle);
+    let whole = bench.trained("whole", config());
+    for (name, every, strides) in [
+        (
+            "often",
+            CheckpointEvery::Epoch,
+            &[1, 20, 40, 60, 80, 96, 97][..],
+        ),
+        ("steps", CheckpointEvery::Steps(2), &[50, 97]),
+        (
+            "time",
+            CheckpointEvery::Time(std::time::Duration::ZERO),
+            &[70],
+        ),
+    ] {
+        let mut run = bench.create(name, config());
+        let mut interruptions = 0;
+        'training: loop {
+            for &at in strides {
+                let flag = AtomicBool::new(false);
+                let control = Control {
+                    checkpoint_every: every,
+                    stop_after: None,
+                    interrupted: &flag,
+                };
+                let mut observer = StopAfter {
+                    interrupt: Some((at, &flag)),
+                    ..StopAfter::default()
+                };
+                match bench.train_with(&mut run, &control, &mut observer).unwrap() {
+                    Outcome::Finished => break 'training,
+                    outcome => {
+                        let Outcome::Interrupted { epoch, steps, step } = outcome else {
+                            panic!("{outcome:?}")
+                        };
+                        assert_eq!((epoch, steps), (run.metrics().len() + 1, 5));
+                        assert!((1..=5).contains(&step));
+                    }
+                }
+                interruptions += 1;
+                assert!(interruptions < 100, "no progress");
+                run = reopen(run);
+            }
+        }
+        assert!(interruptions >= 3, "{name}: {interruptions}");
+        assert_same(&whole, &run);
+    }
+}
+
+#[test]
+fn interruptions_change_nothing_on_the_cpu() {
+    interruptions_change_nothing(Device::Cpu);
+}
+
+#[test]
+fn interruptions_change_nothing_on_the_gpu() {
+    interruptions_change_nothing(Device::gpu());
+}
+
+#[test]
+fn a_break_ends_an_epoch_between_two_steps() {
+    let bench = Bench::new(Device::Cpu);
+    for device in [Device::Cpu, Device::gpu()] {
+        let run = bench.create("x", bench.config(1, 1, Schedule::Constant));
+        let mut engine = device.engine(&run);
+        let data = &bench.data;
+        for (split, samples) in [(Split::Train, &data.train), (Split::Test, &data.test)] {
+            let normalization = run.config().scale_and_shift();
+            let (images, labels) = (&samples.images, &samples.labels);
+            engine
+                .upload_dataset(split, images.clone(), labels, &normalization)
+                .unwrap();
+        }
+        let order: Vec<u32> = (0..TRAIN_IMAGES as u32).collect();
+        let step = wgrad::gpu::Step {
+            first: 0,
+            count: 20,
+            lr: 0.01,
+            bias_correction1: 1.0,
+            bias_correction2: 1.0,
+            padding: [0; 3],
+        };
+        let mut seen = Vec::new();
+        let metrics = engine
+            .train_epoch(&order, &[step; 5], &mut |new| {
+                seen.extend_from_slice(new);
+                Ok(std::ops::ControlFlow::Break(()))
+            })
+            .unwrap();
+        assert_eq!(seen, metrics);
+        assert!((1..5).contains(&metrics.len()), "{}", metrics.len());
+        let evaluation = engine
+            .evaluate(Split::Test, &mut |_| std::ops::ControlFlow::Break(()))
+            .unwrap();
+        assert!((1..=TEST_IMAGES).contains(&evaluation.predictions.len()));
+        run.discard();
+    }
+}
+
+#[test]
+fn a_planned_stop_comes_to_the_bits_of_the_whole() {
+    let bench = Bench::new(Device::Cpu);
+    let config = || bench.config(1, 3, Schedule::OneCycle);
+    let whole = bench.trained("whole", config());
+    let mut run = bench.create("parts", config());
+    for (stop, outcome) in [(Some(2), Outcome::Stopped), (None, Outcome::Finished)] {
+        let control = Control {
+            checkpoint_every: CheckpointEvery::default(),
+            stop_after: stop,
+            interrupted: &AtomicBool::new(false),
+        };
+        let mut observer = StopAfter::default();
+        let found = bench.train_with(&mut run, &control, &mut observer);
+        assert_eq!(found.unwrap(), outcome);
+        assert_eq!(run.config().finished_epochs, stop.unwrap_or(3));
+        run = reopen(run);
+    }
+    assert_same(&whole, &run);
+}
+
+#[test]
+fn other_data_is_refused_and_its_hash_says_so() {
+    let bench = Bench::new(Device::Cpu);
+    let run = bench.create("run", bench.config(1, 2, Schedule::Constant));
+    run.expect_own_data("shapes", &bench.data).unwrap();
+    type Change<'a> = (&'a str, &'a dyn Fn(&mut data::Splits));
+    let changes: [Change; 4] = [
+        ("training images", &|d| d.train.images[100] ^= 1),
+        ("training images", &|d| d.train.labels.swap(0, 1)),
+        ("test images", &|d| d.test.images[0] ^= 128),
+        ("test images", &|d| d.test.truncate(39).unwrap()),
+    ];
+    for (which, change) in changes {
+        let mut data = bench.data.clone();
+        change(&mut data);
+        let error = run.expect_own_data("elsewhere", &data).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        let error = error.to_string();
+        for word in [
+            "elsewhere",
+            which,
+            "started with",
+            "found",
+            "or start a new run",
+        ] {
+            assert!(error.contains(word), "no {word:?} in {error}");
+        }
+    }
+}
+
+#[test]
+fn two_processes_never_train_one_run() {
+    let bench = Bench::new(Device::Cpu);
+    let run = bench.trained("run", bench.config(1, 1, Schedule::Constant));
+    let error = Run::resume(run.folder()).unwrap_err();
+    assert_eq!(error.exit_code(), 1);
+    assert!(error.to_string().contains("is being trained"), "{error}");
+    // Reading is free.
+    let mut reader = Run::open(run.folder()).unwrap();
+    reader.weights().unwrap();
+    assert!(reader.restore().unwrap_err().to_string().contains("locked"));
+    let folder = run.folder().to_path_buf();
+    drop(run);
+    Run::resume(&folder).unwrap();
+}
+
+/// The folders under tests/runs, each with the metrics that it has.
+#[test]
+fn runs_of_older_versions_open_evaluate_and_go_on() {
+    let runs = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/runs");
+    for (name, device) in [
+        ("format-0-cpu", Device::Cpu),
+        ("format-0-adapter", Device::gpu()),
+    ] {
+        let bench = Bench::new(device);
+        let folder = bench.folder.path().join(name);
+        std::fs::create_dir(&folder).unwrap();
+        for (file, bytes) in contents(&runs.join(name)) {
+            std::fs::write(folder.join(file), bytes).unwrap();
+        }
+        let run = Run::open(&folder).unwrap();
+        assert_eq!((run.config().format, run.metrics().len()), (0, 2));
+        // Read only, nothing is changed.
+        assert!(contents(&folder) == contents(&runs.join(name)));
+        let mut engine = bench.device.engine(&run);
+        engine.set_parameters(&run.weights().unwrap()).unwrap();
+        let test = &bench.data.test;
+        engine
+            .upload_dataset(
+                Split::Test,
+                test.images.clone(),
+                &test.labels,
+                &run.config().scale_and_shift(),
+            )
+            .unwrap();
+        let go_on = &mut |_| std::ops::ControlFlow::Continue(());
+        let loss = engine.evaluate(Split::Test, go_on).unwrap().loss_sum / test.len() as f64;
+        let recorded = run.metrics()[1].test_loss;
+        assert!((loss - recorded).abs() < 1e-5, "{name}: {loss} {recorded}");
+
+        // Damage is noticed by the hash in run.json.
+        let good = read(&folder, CHECKPOINT);
+        let mut damaged = good.clone();
+        let last = damaged.len() - 1;
+        damaged[last / 3] ^= 1;
+        std::fs::write(folder.join(CHECKPOINT), damaged).unwrap();
+        let before = contents(&folder);
+        let refused = Run::resume(&folder).unwrap().restore();
+        if refused.is_ok() {
+            panic!("{name}: a damaged checkpoint was taken");
+        }
+        let after = contents(&folder);
+        let unlocked = after.into_iter().filter(|(name, _)| name != ".lock");
+        assert!(unlocked.collect::<Vec<_>>() == before, "{name}");
+        std::fs::write(folder.join(CHECKPOINT), good).unwrap();
+
+        let mut run = Run::resume(&folder).unwrap();
+        let (result, observer) = bench.train(&mut run, 0);
+        result.unwrap();
+        assert_eq!(observer.epochs.len(), 1);
+        assert!(observer.epochs[0].train_loss < run.metrics()[1].train_loss);
+        let run = Run::open(&folder).unwrap();
+        assert_eq!(
+            (run.config().format, run.config().finished_epochs),
+            (FORMAT, 3)
+        );
+        run.weights().unwrap();
+    }
+}
+
+/// What another version may have written is read where it can be, and refused in one line where not.
+#[test]
+fn what_is_unknown_in_run_json_is_passed_over() {
+    let bench = Bench::new(Device::Cpu);
+    let run = bench.trained("run", bench.config(1, 1, Schedule::Constant));
+    let path = run.folder().join("run.json");
+    let good: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let write = |value: &serde_json::Value| std::fs::write(&path, value.to_string()).unwrap();
+    let mut newer = good.clone();
+    newer["augmentation"] = "flips".into();
+    newer["device"]["cores"] = 8.into();
+    newer["device"]["family"] = "matrix".into();
+    newer["device"]["products"] = serde_json::json!([{"tile": {"matrix": {}}}, 3]);
+    write(&newer);
+    let config = Run::open(run.folder()).unwrap().config().clone();
+    assert_eq!(config.device.family, None);
+    assert!(config.device.products.is_empty());
+    assert_eq!(config.seed, 1);
+
+    let mut bare = good.clone();
+    for key in ["wgrad", "device", "id", "format"] {
+        bare.as_object_mut().unwrap().remove(key);
+    }
+    write(&bare);
+    assert_eq!(Run::open(run.folder()).unwrap().config().finished_epochs, 1);
+
+    let mut future = good.clone();
+    future["format"] = (FORMAT + 1).into();
+    future["wgrad"] = "9.8.7".into();
+    future["recipe"] = "another".into();
+    write(&future);
+    let error = Run::open(run.folder()).unwrap_err().to_string();
+    assert!(
+        error.contains("9.8.7") && error.contains("format 1"),
+        "{error}"
+    );
+    assert!(!error.contains('\n'), "{error}");
+}
+
+#[test]
+fn metrics_with_null_are_read_and_written_back() {
+    let bench = Bench::new(Device::Cpu);
+    let run = bench.trained("run", bench.config(1, 1, Schedule::Constant));
+    let folder = run.folder().to_path_buf();
+    drop(run);
+    let mut line: serde_json::Value =
+        serde_json::from_slice(&read(&folder, "metrics.jsonl")).unwrap();
+    line["images_per_second"] = serde_json::Value::Null;
+    line.as_object_mut().unwrap().remove("seconds");
+    std::fs::write(folder.join("metrics.jsonl"), format!("{line}\n")).unwrap();
+    let mut run = Run::resume(&folder).unwrap();
+    assert!(run.metrics()[0].images_per_second.is_nan());
+    run.config_mut().recipe.epochs = 2;
+    bench.train(&mut run, 0).0.unwrap();
+    let text = String::from_utf8(read(&folder, "metrics.jsonl")).unwrap();
+    assert!(text.contains("\"images_per_second\":null"), "{text}");
+    assert_eq!(Run::open(&folder).unwrap().metrics().len(), 2);
+}
+
+/// README: `type = "relu"` is a layer of its own, with the same result.
+#[test]
+fn a_standalone_relu_trains_to_the_same_bits() {
+    let bench = Bench::new(Device::Cpu);
+    let fused = bench.trained("fused", bench.config(1, 2, Schedule::OneCycle));
+    let text = common::MODEL.replace("activation = \"relu\"\n", "\n[[layer]]\ntype = \"relu\"\n");
+    assert_ne!(text, common::MODEL);
+    let mut config = bench.config(1, 2, Schedule::OneCycle);
+    config.model.architecture = text;
+    let standalone = bench.trained("standalone", config);
+    assert_eq!(standalone.model().layers.len(), 4);
+    assert_eq!(hash(&fused), hash(&standalone));
 }
 
 #[test]

@@ -6,6 +6,7 @@ use super::{percent, say, say_json, say_wrapped, standard_error, table};
 use crate::cli::EvalArgs;
 use indicatif::{HumanCount, ProgressBar};
 use serde_json::json;
+use std::ops::ControlFlow;
 use wgrad::Result;
 use wgrad::data;
 use wgrad::network::{Options, Split};
@@ -17,6 +18,9 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     let config = run.config();
     let source = args.data.as_ref().unwrap_or(&config.data.source);
     let mut test = data::load(source)?.test;
+    if args.data.is_none() && config.data.limit.is_some() {
+        test.truncate(config.data.test_images)?;
+    }
     run.expect_data(source, &test)?;
 
     let device = Device::open(&args.device)?;
@@ -31,7 +35,10 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     )?;
     let bar = ProgressBar::new(test.len() as u64);
     let pulse = Pulse::start(&bar, || None);
-    let evaluation = engine.evaluate(Split::Test, &mut |done| bar.set_position(done as u64))?;
+    let evaluation = engine.evaluate(Split::Test, &mut |done| {
+        bar.set_position(done as u64);
+        ControlFlow::Continue(())
+    })?;
     drop(pulse);
     bar.finish_and_clear();
 

@@ -7,6 +7,7 @@ mod devices;
 mod eval;
 mod inspect;
 mod progress;
+mod signals;
 mod train;
 mod verify;
 

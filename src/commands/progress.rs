@@ -183,6 +183,10 @@ impl Observer for Progress {
         ));
     }
 
+    fn note(&mut self, line: &str) -> Result<()> {
+        self.bar.suspend(|| say(line))
+    }
+
     fn evaluated(&mut self, images: usize) {
         let share = 100 * images / self.test_images;
         self.bar.set_message(format!("testing, {share} %"));

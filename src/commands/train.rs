@@ -2,41 +2,88 @@
 
 use super::device::Device;
 use super::progress::Progress;
+use super::signals::Signals;
 use super::{say, say_wrapped, table};
 use crate::cli::{Conv, OptimizerName, TrainArgs};
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use serde_json::json;
 use std::fmt::Display;
 use std::path::{Path, absolute};
-use std::sync::Arc;
 use wgrad::data::{self, Normalization, Splits};
-use wgrad::gpu::Gpu;
 use wgrad::model::recipe::{Optimizer, Recipe, Schedule};
 use wgrad::model::{Model, load, summary};
 use wgrad::network::{self, Options, Product};
 use wgrad::report::profile::Profile;
-use wgrad::train::{Config, DataRecord, DeviceRecord, Engine, ModelRecord, Run, train};
+use wgrad::train::{
+    Config, Control, CpuEngine, DataRecord, DeviceRecord, Engine, FORMAT, ModelRecord, Outcome,
+    Run, train,
+};
 use wgrad::{Error, Result, tune};
 
+/// What is known before anything is measured or compiled.
+struct Prepared {
+    run: Run,
+    data: Splits,
+    device: Device,
+    options: Options,
+}
+
 pub fn run(args: &TrainArgs) -> Result<()> {
-    let (mut run, data, mut engine, gpu) = match &args.resume {
+    let signals = Signals::catch()?;
+    let prepared = match &args.resume {
         Some(folder) => resume(folder, args)?,
         None => start(args)?,
     };
-    let Config { recipe, .. } = run.config();
-    let total = recipe.epochs;
+    let Prepared {
+        mut run,
+        data,
+        device,
+        options,
+    } = prepared;
+    let folder = run.folder().display().to_string();
+    let go_on = format!("resume   {}", resume_command(&folder));
+    say(&format!("run      {folder}\n{go_on}"))?;
     say_wrapped(&describe(run.config()))?;
     say(&summary(run.model()))?;
+    let mut engine = match engine(&mut run, &device, options, args) {
+        Ok(engine) => engine,
+        Err(e) => {
+            if args.resume.is_none() {
+                run.discard();
+            }
+            return Err(e);
+        }
+    };
 
-    let mut progress = Progress::new(total, &data, args.trace_transfers, gpu);
-    let trained = train(&mut run, data, engine.as_mut(), &mut progress);
+    let total = run.config().recipe.epochs;
+    let mut progress = Progress::new(total, &data, args.trace_transfers, device.gpu().cloned());
+    let control = Control {
+        checkpoint_every: args.checkpoint_every.unwrap_or_default(),
+        stop_after: args.stop_after,
+        interrupted: signals.hold(),
+    };
+    let trained = train(&mut run, data, engine.as_mut(), &control, &mut progress);
+    signals.release();
     progress.bar.finish_and_clear();
-    trained.map_err(|e| e.in_run(run.folder()))?;
+    let outcome = trained.map_err(|e| e.in_run(run.folder()))?;
 
-    if progress.epochs == 0 {
-        say(&format!(
+    match outcome {
+        Outcome::Interrupted { epoch, step, steps } => {
+            say(&format!(
+                "interrupted in epoch {epoch} after step {step} of {steps}; the checkpoint is written\n{go_on}"
+            ))?;
+            // Before the process ends: what drivers do at exit is better done in order.
+            drop((engine, run));
+            std::process::exit(signals.exit_code());
+        }
+        Outcome::Stopped => say(&format!(
+            "stopped  after epoch {} of {total}, as asked\n{go_on}",
+            run.config().finished_epochs
+        ))?,
+        Outcome::Finished if progress.epochs == 0 => say(&format!(
             "nothing to train: all {total} epochs are finished; raise --epochs to go on"
-        ))?;
+        ))?,
+        Outcome::Finished => {}
     }
     if let Some(hash) = &run.config().parameter_sha256 {
         say(&format!("weights  sha256 {hash}"))?;
@@ -49,47 +96,65 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         say(&table(&Profile::HEADER, profile.rows(), 2))?;
         say(&format!("profile  {}", file.display()))?;
     }
-    say(&format!("run      {}", run.folder().display()))
+    say(&format!("run      {folder}"))
 }
 
-/// What a training needs, and the GPU that does it, if one does.
-type Prepared = (Run, Splits, Box<dyn Engine>, Option<Arc<Gpu>>);
+/// The command that goes on with a run, to be copied.
+fn resume_command(folder: &str) -> String {
+    let quote = if folder.contains(char::is_whitespace) {
+        "\""
+    } else {
+        ""
+    };
+    format!("wgrad train --resume {quote}{folder}{quote}")
+}
 
-/// A new run: everything is checked before its folder is made.
+/// A new run: everything that is cheap is checked before its folder is made, and everything that is
+/// not is done after.
 fn start(args: &TrainArgs) -> Result<Prepared> {
+    if let Some(out) = &args.out {
+        Run::expect_free(out)?;
+    }
     let definition = load(args.model.as_deref().unwrap_or("default"))?;
-    let recipe = override_recipe(definition.recipe.clone(), args)?;
+    let mut recipe = override_recipe(definition.recipe.clone(), args)?;
+    expect_stop(args, &recipe, 0)?;
     let source = args.data.as_deref().unwrap_or("mnist");
-    let data = load_data(source, args.limit)?;
+    let mut data = load_data(source)?;
+    if let Some(limit) = args.limit {
+        data.train.truncate(limit)?;
+        data.test.truncate(limit)?;
+    }
     let model = definition.resolve(data.train.shape, data.train.classes)?;
-    if recipe.batch_size > data.train.len() {
-        return Err(Error::Usage(format!(
-            "expected a batch size of at most the {} training images, found {}; use --batch-size {0} or smaller",
-            data.train.len(),
+    let images = data.train.len();
+    if recipe.batch_size > images {
+        if let Some(asked) = args.batch_size {
+            return Err(Error::Usage(format!(
+                "expected a batch size of at most the {images} training images, found {asked}; use --batch-size {images} or smaller"
+            )));
+        }
+        say_wrapped(&format!(
+            "batch size {images} instead of the model's {}: there are no more training images",
             recipe.batch_size
-        )));
+        ))?;
+        recipe.batch_size = images;
     }
 
     let requested = args.device.as_deref().unwrap_or("auto");
-    let mut options = Options {
+    let options = Options {
         family: args.kernels,
         explicit_conv: args.conv == Some(Conv::Explicit),
         ..Options::default()
     };
     let device = open(requested, args.profile)?;
-    if !args.no_check {
-        device.check(&options)?;
+    device.expect_kernels(&options)?;
+    if let Some(gpu) = device.gpu() {
+        network::products(&model, recipe.batch_size, &options, gpu.report())?;
     }
-    if !args.no_tune {
-        let (choices, note) = measure(&device, &model, recipe.batch_size, &options)?;
-        options.choices = choices;
-        if let Some(note) = note {
-            say_wrapped(&note)?;
-        }
-    }
-    let engine = device.engine(&model, &recipe, &options)?;
+    device.expect_memory(&model, &recipe, &options)?;
     let config = Config {
+        format: FORMAT,
         wgrad: env!("CARGO_PKG_VERSION").into(),
+        id: None,
         model: ModelRecord {
             name: model.name.clone(),
             input: model.input,
@@ -98,26 +163,26 @@ fn start(args: &TrainArgs) -> Result<Prepared> {
             parameters: model.parameter_count(),
             architecture: definition.text.clone(),
         },
-        data: DataRecord {
-            source: absolute_source(source)?,
-            limit: args.limit,
-            training_images: data.train.len(),
-            test_images: data.test.len(),
-        },
+        data: DataRecord::of(absolute_source(source)?, args.limit, &data),
         normalization: Normalization::of(&data.train),
         recipe,
         seed: args.seed.unwrap_or(1),
-        device: device_record(requested, engine.as_ref(), &options),
+        device: device_record(requested, &device, &options),
         finished_epochs: 0,
         parameter_sha256: None,
     };
     let run = Run::create(args.out.as_deref(), config)?;
-    Ok((run, data, engine, device.gpu().cloned()))
+    Ok(Prepared {
+        run,
+        data,
+        device,
+        options,
+    })
 }
 
 /// An earlier run. What is trained stays as it was; how long and on which device may change.
 fn resume(folder: &Path, args: &TrainArgs) -> Result<Prepared> {
-    let mut run = Run::open(folder)?;
+    let mut run = Run::resume(folder)?;
     let config = run.config().clone();
     let expect_same = |flag: &str, run: &dyn Display, given: &dyn Display| {
         let (run, given) = (run.to_string(), given.to_string());
@@ -153,12 +218,17 @@ fn resume(folder: &Path, args: &TrainArgs) -> Result<Prepared> {
             recipe.epochs
         )));
     }
+    expect_stop(args, &recipe, config.finished_epochs)?;
 
     let source = args.data.as_deref().unwrap_or(&config.data.source);
-    let data = load_data(source, limit)?;
+    let mut data = load_data(source)?;
     run.expect_data(source, &data.train)?;
-    let images = format!("{source} with training images:");
-    expect_same(&images, &config.data.training_images, &data.train.len())?;
+    if let Some(limit) = limit {
+        data.train.truncate(limit)?;
+        // Not by the limit: a run of format 0 was tested on all.
+        data.test.truncate(config.data.test_images)?;
+    }
+    run.expect_own_data(source, &data)?;
 
     let requested = args.device.as_deref().unwrap_or(&config.device.requested);
     let options = Options {
@@ -166,19 +236,105 @@ fn resume(folder: &Path, args: &TrainArgs) -> Result<Prepared> {
         explicit_conv: args
             .conv
             .map_or(config.device.explicit_conv, |conv| conv == Conv::Explicit),
-        // Never measured anew: other tiles may add in another order.
         choices: config.device.products.clone(),
         large_evaluation: None,
     };
     let device = open(requested, args.profile)?;
+    device.expect_kernels(&options)?;
+    if let Some(change) = schedule_change(&config, recipe.epochs) {
+        say_wrapped(&change)?;
+    }
+    let changed = run.config_mut();
+    changed.recipe.epochs = recipe.epochs;
+    // The same images, perhaps at another place by now; of format 0 this is their first hash.
+    changed.data.source = absolute_source(source)?;
+    let DataRecord {
+        training_sha256,
+        test_sha256,
+        ..
+    } = &mut changed.data;
+    training_sha256.get_or_insert_with(|| data.train.sha256());
+    test_sha256.get_or_insert_with(|| data.test.sha256());
+    changed.device = device_record(requested, &device, &options);
+    Ok(Prepared {
+        run,
+        data,
+        device,
+        options,
+    })
+}
+
+/// The network on the device, with tiles that are measured where no earlier run chose them; the run
+/// takes note of them.
+fn engine(
+    run: &mut Run,
+    device: &Device,
+    mut options: Options,
+    args: &TrainArgs,
+) -> Result<Box<dyn Engine>> {
     if !args.no_check {
         device.check(&options)?;
     }
-    let engine = device.engine(run.model(), &recipe, &options)?;
-    let changed = run.config_mut();
-    changed.recipe.epochs = recipe.epochs;
-    changed.device = device_record(requested, engine.as_ref(), &options);
-    Ok((run, data, engine, device.gpu().cloned()))
+    let recipe = &run.config().recipe;
+    if !args.no_tune && options.choices.is_empty() {
+        let (choices, note) = measure(device, run.model(), recipe.batch_size, &options)?;
+        options.choices = choices;
+        if let Some(note) = note {
+            say_wrapped(&note)?;
+        }
+    }
+    let engine = device.engine(run.model(), recipe, &options)?;
+    let record = &mut run.config_mut().device;
+    record.kernels = engine
+        .products()
+        .iter()
+        .map(|(layer, product)| format!("{layer} {product}"))
+        .collect();
+    record.products = engine.products().iter().map(|(_, p)| *p).collect();
+    Ok(engine)
+}
+
+/// # Errors
+/// [`Error::Usage`] where `--stop-after` would train nothing, or all.
+fn expect_stop(args: &TrainArgs, recipe: &Recipe, finished: usize) -> Result<()> {
+    match args.stop_after {
+        Some(stop) if stop <= finished || stop > recipe.epochs => Err(Error::Usage(format!(
+            "expected --stop-after from {} to the {} planned epochs, found {stop}; leave it out to train all",
+            finished + 1,
+            recipe.epochs
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// What another number of planned epochs does to the learning rate, if it does anything.
+fn schedule_change(config: &Config, epochs: usize) -> Option<String> {
+    let (recipe, finished) = (&config.recipe, config.finished_epochs);
+    if recipe.schedule == Schedule::Constant || recipe.epochs == epochs {
+        return None;
+    }
+    let per_epoch = config
+        .data
+        .training_images
+        .div_ceil(recipe.batch_size.max(1));
+    let lr = |step: usize, epochs: usize| {
+        let total = (per_epoch * epochs) as u64;
+        recipe.schedule.lr_at(recipe.lr, step as u64, total)
+    };
+    let [.., (_, schedule), _] = settings(recipe);
+    let next = per_epoch * finished;
+    let rate = match next.checked_sub(1) {
+        Some(last) if finished < epochs => format!(
+            ", lr goes from {:.2e} to {:.2e}",
+            lr(last, recipe.epochs),
+            lr(next, epochs)
+        ),
+        _ => String::new(),
+    };
+    Some(format!(
+        "schedule {schedule} now spans {epochs} epochs, not {}{rate}",
+        recipe.epochs
+    ))
 }
 
 /// The recipe with the flags' values in place of the model's.
@@ -293,13 +449,11 @@ fn settings(recipe: &Recipe) -> [(&'static str, String); 6] {
     ]
 }
 
-fn load_data(source: &str, limit: Option<usize>) -> Result<Splits> {
-    let mut data = data::load(source)?;
+/// The data, and a line about what is odd in them.
+fn load_data(source: &str) -> Result<Splits> {
+    let data = data::load(source)?;
     if let Some(note) = &data.note {
         say_wrapped(note)?;
-    }
-    if let Some(limit) = limit {
-        data.train.truncate(limit)?;
     }
     Ok(data)
 }
@@ -357,19 +511,17 @@ pub(super) fn measure(
     Ok((tuned.choices, tuned.note))
 }
 
-fn device_record(requested: &str, engine: &dyn Engine, options: &Options) -> DeviceRecord {
+/// The record of a device on which nothing was compiled yet.
+fn device_record(requested: &str, device: &Device, options: &Options) -> DeviceRecord {
+    let gpu = device.gpu();
     DeviceRecord {
         requested: requested.into(),
-        description: engine.description(),
-        adapter: engine.gpu().map(|gpu| json!(gpu.report())),
+        description: gpu.map_or_else(CpuEngine::device, |gpu| gpu.report().line()),
+        adapter: gpu.map(|gpu| json!(gpu.report())),
         family: options.family,
         explicit_conv: options.explicit_conv,
-        kernels: engine
-            .products()
-            .iter()
-            .map(|(layer, product)| format!("{layer} {product}"))
-            .collect(),
-        products: engine.products().iter().map(|(_, p)| *p).collect(),
+        kernels: Vec::new(),
+        products: options.choices.clone(),
     }
 }
 

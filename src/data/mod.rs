@@ -53,6 +53,19 @@ impl Dataset {
         }
         Ok(())
     }
+
+    /// SHA-256, in hexadecimal, of everything that training or testing on these images depends on:
+    /// their shape, the number of classes, labels and bytes.
+    pub fn sha256(&self) -> String {
+        let sizes = [self.shape.height, self.shape.width, self.shape.channels];
+        let header: Vec<u8> = sizes
+            .into_iter()
+            .chain([self.classes, self.len()])
+            .flat_map(|n| (n as u64).to_le_bytes())
+            .collect();
+        let labels: Vec<u8> = self.labels.iter().flat_map(|l| l.to_le_bytes()).collect();
+        crate::files::sha256([&header[..], &labels, &self.images])
+    }
 }
 
 /// A dataset for training and one for testing, with the same image shape and classes.

@@ -4,17 +4,26 @@
 //! holds `[OC][C][KH][KW]` for a convolution, and `[out][in]` for a dense layer, with the inputs of a
 //! flattened image in NCHW order. A dense layer over an H×W×C activation is a convolution whose
 //! kernel covers all of it, so one permutation serves both.
+//!
+//! The metadata, a JSON object, holds under `sha256` the hash of the whole file as it is with zeros in
+//! the hash's place: one bit that differs anywhere, in the header or in the tensors, and the file is
+//! refused.
 
 use crate::error::{Error, Result};
+use crate::files::sha256;
 use crate::model::{Layer, Model, Op};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
+use serde_json::{Map, Value};
 use std::collections::HashMap;
 use std::path::Path;
 
 /// The one key of the file's metadata. One key, because several would be written in an order that
 /// changes from run to run, and equal runs shall give equal files.
 const METADATA_KEY: &str = "wgrad";
+
+/// What stands in the place of the hash while it is computed.
+const NO_HASH: &[u8; 64] = &[b'0'; 64];
 
 /// One weight or bias as PyTorch holds it.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,8 +40,10 @@ pub struct Tensor {
 pub struct Contents {
     /// The flat vectors asked for, in that order.
     pub vectors: Vec<Vec<f32>>,
-    /// What the writer had to say; empty for files of other programs.
-    pub metadata: String,
+    /// What the writer had to say; null for files of other programs.
+    pub metadata: Value,
+    /// Whether the file carries its own hash, which then is right.
+    pub hashed: bool,
 }
 
 /// `[height, width, channels, outputs]` of a layer's weight, for the permutation.
@@ -50,17 +61,39 @@ fn weight_sizes(layer: &Layer) -> Option<[usize; 4]> {
     ])
 }
 
-/// For each element of a weight in PyTorch's order, its place in ours.
-fn places([height, width, channels, outputs]: [usize; 4]) -> impl Iterator<Item = usize> {
-    (0..outputs).flat_map(move |o| {
-        (0..channels).flat_map(move |c| {
-            (0..height * width).map(move |position| (position * channels + c) * outputs + o)
-        })
-    })
+/// Where a weight or bias lies, here and in PyTorch.
+struct Layout {
+    name: String,
+    /// PyTorch's.
+    shape: Vec<usize>,
+    /// Of its first element in the flat vector.
+    start: usize,
+    /// `[height, width, channels, outputs]`.
+    sizes: [usize; 4],
 }
 
-/// Name and shape of every tensor, and for each of its elements the place in the flat vector.
-fn tensors(model: &Model) -> impl Iterator<Item = (String, Vec<usize>, Vec<usize>)> {
+impl Layout {
+    fn elements(&self) -> usize {
+        self.sizes.iter().product()
+    }
+
+    /// For each element its place in PyTorch's order, in which they come, and in the flat vector.
+    fn places(&self) -> impl Iterator<Item = (usize, usize)> {
+        let (start, [height, width, channels, outputs]) = (self.start, self.sizes);
+        let positions = height * width;
+        (0..outputs).flat_map(move |o| {
+            (0..channels).flat_map(move |c| {
+                (0..positions).map(move |p| {
+                    let theirs = (o * channels + c) * positions + p;
+                    (theirs, start + (p * channels + c) * outputs + o)
+                })
+            })
+        })
+    }
+}
+
+/// Every tensor of a model.
+fn tensors(model: &Model) -> impl Iterator<Item = Layout> {
     model
         .layers
         .iter()
@@ -71,18 +104,19 @@ fn tensors(model: &Model) -> impl Iterator<Item = (String, Vec<usize>, Vec<usize
                 Op::Dense { .. } => vec![outputs, height * width * channels],
                 _ => vec![outputs, channels, height, width],
             };
-            let bias = start + sizes.iter().product::<usize>();
             [
-                (
-                    format!("{}.weight", layer.name),
+                Layout {
+                    name: format!("{}.weight", layer.name),
                     shape,
-                    places(sizes).map(|place| start + place).collect(),
-                ),
-                (
-                    format!("{}.bias", layer.name),
-                    vec![outputs],
-                    (bias..bias + outputs).collect(),
-                ),
+                    start,
+                    sizes,
+                },
+                Layout {
+                    name: format!("{}.bias", layer.name),
+                    shape: vec![outputs],
+                    start: start + sizes.iter().product::<usize>(),
+                    sizes: [1, 1, 1, outputs],
+                },
             ]
         })
 }
@@ -91,24 +125,30 @@ fn tensors(model: &Model) -> impl Iterator<Item = (String, Vec<usize>, Vec<usize
 /// holds them.
 pub fn to_pytorch(model: &Model, flat: &[f32]) -> Vec<Tensor> {
     tensors(model)
-        .map(|(name, shape, places)| Tensor {
-            name,
-            shape,
-            values: places.into_iter().map(|place| flat[place]).collect(),
+        .map(|layout| {
+            let mut values = vec![0.0; layout.elements()];
+            for (theirs, ours) in layout.places() {
+                values[theirs] = flat[ours];
+            }
+            Tensor {
+                name: layout.name,
+                shape: layout.shape,
+                values,
+            }
         })
         .collect()
 }
 
 /// The bytes of a safetensors file with the tensors of `vectors`: pairs of a prefix for the
-/// tensors' names and a flat vector laid out like the parameters. The same input gives the same
-/// bytes.
+/// tensors' names and a flat vector laid out like the parameters. The file's hash is added to the
+/// metadata. The same input gives the same bytes.
 ///
 /// # Errors
 /// [`Error::Shape`] for a vector that is not as long as the model's parameters.
 pub fn write_safetensors(
     model: &Model,
     vectors: &[(&str, &[f32])],
-    metadata: &str,
+    metadata: Map<String, Value>,
 ) -> Result<Vec<u8>> {
     let mut named = Vec::new();
     for (prefix, flat) in vectors {
@@ -119,9 +159,13 @@ pub fn write_safetensors(
                 flat.len()
             )));
         }
-        for tensor in to_pytorch(model, flat) {
-            let bytes: Vec<u8> = tensor.values.iter().flat_map(|v| v.to_le_bytes()).collect();
-            named.push((format!("{prefix}{}", tensor.name), tensor.shape, bytes));
+        for layout in tensors(model) {
+            let mut bytes = vec![0; 4 * layout.elements()];
+            let (values, _) = bytes.as_chunks_mut();
+            for (theirs, ours) in layout.places() {
+                values[theirs] = flat[ours].to_le_bytes();
+            }
+            named.push((format!("{prefix}{}", layout.name), layout.shape, bytes));
         }
     }
     let views = named
@@ -131,8 +175,33 @@ pub fn write_safetensors(
             Ok((name, view.map_err(|e| shape_error(format!("{name}: {e}")))?))
         })
         .collect::<Result<Vec<_>>>()?;
-    let metadata = HashMap::from([(METADATA_KEY.to_string(), metadata.to_string())]);
-    safetensors::serialize(views, Some(metadata)).map_err(|e| shape_error(e.to_string()))
+    let mut metadata = metadata;
+    let no_hash = String::from_utf8_lossy(NO_HASH).into_owned();
+    metadata.insert("sha256".into(), Value::String(no_hash.clone()));
+    let metadata = HashMap::from([(METADATA_KEY.into(), Value::Object(metadata).to_string())]);
+    let mut bytes =
+        safetensors::serialize(views, Some(metadata)).map_err(|e| shape_error(e.to_string()))?;
+    if let Some(place) = hash_place(&bytes, &no_hash) {
+        let hash = file_hash(&bytes, place);
+        bytes[place..place + NO_HASH.len()].copy_from_slice(hash.as_bytes());
+    }
+    Ok(bytes)
+}
+
+/// Where in a file its hash stands, if it is this one.
+fn hash_place(bytes: &[u8], hash: &str) -> Option<usize> {
+    // The metadata is JSON within JSON, so its quotes are escaped, once; what it quotes itself, twice.
+    let before = r#"\"sha256\":\""#;
+    let found = format!("{before}{hash}");
+    let place = bytes
+        .windows(found.len())
+        .position(|w| w == found.as_bytes())?;
+    Some(place + before.len())
+}
+
+/// The hash of a file that has its hash at `place`.
+fn file_hash(bytes: &[u8], place: usize) -> String {
+    sha256([&bytes[..place], NO_HASH, &bytes[place + NO_HASH.len()..]])
 }
 
 /// Reads flat vectors from the bytes of a safetensors file, one for each of `prefixes`: the other
@@ -154,11 +223,26 @@ pub fn read_safetensors(
     };
     let file = SafeTensors::deserialize(bytes).map_err(damaged)?;
     let (_, header) = SafeTensors::read_metadata(bytes).map_err(damaged)?;
+    let metadata = header.metadata().as_ref().and_then(|m| m.get(METADATA_KEY));
+    let metadata: Value = metadata
+        .and_then(|text| serde_json::from_str(text).ok())
+        .unwrap_or_default();
+    let hash = metadata.get("sha256").and_then(Value::as_str);
+    if let Some(hash) = hash {
+        let found = hash_place(bytes, hash).map(|place| file_hash(bytes, place));
+        if found.as_deref() != Some(hash) {
+            return Err(Error::checkpoint(
+                path,
+                "expected the contents whose SHA-256 is in its header, found others: the file is damaged; use a copy of it, another run, or train again",
+            ));
+        }
+    }
     let mut vectors = Vec::new();
     for prefix in prefixes {
         let mut flat = vec![0.0; model.parameter_elements];
-        for (name, shape, places) in tensors(model) {
-            let name = format!("{prefix}{name}");
+        for layout in tensors(model) {
+            let name = format!("{prefix}{}", layout.name);
+            let shape = &layout.shape;
             let expected = format!(
                 "expected '{name}' of {shape:?} f32 for model '{}'",
                 model.name
@@ -172,12 +256,12 @@ pub fn read_safetensors(
             let tensor = file
                 .tensor(&name)
                 .map_err(|_| wrong("no such tensor".into()))?;
-            if tensor.shape() != shape || tensor.dtype() != Dtype::F32 {
+            if tensor.shape() != *shape || tensor.dtype() != Dtype::F32 {
                 return Err(wrong(format!("{:?} {:?}", tensor.shape(), tensor.dtype())));
             }
             let (values, _) = tensor.data().as_chunks();
-            for (place, value) in places.into_iter().zip(values) {
-                flat[place] = f32::from_le_bytes(*value);
+            for (theirs, ours) in layout.places() {
+                flat[ours] = f32::from_le_bytes(values[theirs]);
             }
         }
         vectors.push(flat);
@@ -193,10 +277,10 @@ pub fn read_safetensors(
             ),
         ));
     }
-    let metadata = header.metadata().as_ref().and_then(|m| m.get(METADATA_KEY));
     Ok(Contents {
         vectors,
-        metadata: metadata.cloned().unwrap_or_default(),
+        hashed: hash.is_some(),
+        metadata,
     })
 }
 
@@ -291,23 +375,47 @@ mod tests {
         weights[1] = f32::MIN_POSITIVE / 3.0;
         let moment: Vec<f32> = weights.iter().map(|w| w / 7.0).collect();
         let vectors: [(&str, &[f32]); 2] = [("", &weights), ("moment.", &moment)];
-        let bytes = write_safetensors(&model, &vectors, "epoch 3").unwrap();
+        let metadata = || Map::from_iter([("epoch".to_string(), Value::from(3))]);
+        let bytes = write_safetensors(&model, &vectors, metadata()).unwrap();
         assert_eq!(
             bytes,
-            write_safetensors(&model, &vectors, "epoch 3").unwrap()
+            write_safetensors(&model, &vectors, metadata()).unwrap()
         );
         let read = read_safetensors(&model, &bytes, &["", "moment."], Path::new("x")).unwrap();
         let bits = |v: &[f32]| v.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
         assert_eq!(bits(&read.vectors[0]), bits(&weights));
         assert_eq!(bits(&read.vectors[1]), bits(&moment));
-        assert_eq!(read.metadata, "epoch 3");
+        assert_eq!(read.metadata["epoch"], 3);
+        assert!(read.hashed);
+    }
+
+    /// All bits of a small file, those of the header's padding too. (What a caller does with a file
+    /// that has no hash any more is its own affair, so that is what such a flip comes to.)
+    #[test]
+    fn a_flipped_bit_is_noticed_wherever_it_is() {
+        let model = model();
+        // What is quoted in the metadata may look like a hash itself.
+        let text = format!("\"sha256\":\"{}\"", String::from_utf8_lossy(NO_HASH));
+        let metadata = Map::from_iter([("architecture".to_string(), Value::from(text))]);
+        let good = write_safetensors(&model, &[("", &counted(&model))], metadata).unwrap();
+        assert!(
+            read_safetensors(&model, &good, &[""], Path::new("x"))
+                .unwrap()
+                .hashed
+        );
+        for bit in 0..8 * good.len() {
+            let mut bytes = good.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            let read = read_safetensors(&model, &bytes, &[""], Path::new("x"));
+            assert!(read.is_err() || !read.unwrap().hashed, "bit {bit}");
+        }
     }
 
     #[test]
     fn damaged_and_foreign_files_are_refused() {
         let model = model();
         let flat = counted(&model);
-        let bytes = write_safetensors(&model, &[("", &flat)], "").unwrap();
+        let bytes = write_safetensors(&model, &[("", &flat)], Map::new()).unwrap();
         let message = |bytes: &[u8], prefixes: &[&str]| {
             let error = read_safetensors(&model, bytes, prefixes, Path::new("a.safetensors"));
             error.unwrap_err().to_string()
@@ -317,7 +425,7 @@ mod tests {
         }
         assert!(message(&bytes, &["velocity."]).contains("no such tensor"));
         assert!(message(&bytes, &[]).contains("expected 0 tensors"));
-        assert!(write_safetensors(&model, &[("", &flat[1..])], "").is_err());
+        assert!(write_safetensors(&model, &[("", &flat[1..])], Map::new()).is_err());
 
         let narrow = Model::chain(
             "narrow",

@@ -3,37 +3,51 @@
 use super::Model;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
+use sha2::{Digest, Sha256};
 
-/// What the generator's key holds behind the seed, so that no other use of the same seed (shuffling,
-/// for one) draws the same numbers.
-const PURPOSE: &[u8; 24] = b"wgrad initial parameters";
+/// What is hashed before a parameter's name, so that no other use of the same seed (shuffling, for
+/// one) draws the same numbers.
+const PURPOSE: &[u8] = b"wgrad initial parameters";
 
 /// The flat parameter vector of `model` ([`Model::parameter_elements`] long, each layer's
 /// `[KH][KW][C][OC]` weight and `[OC]` bias at [`super::Layer::parameters`], gaps zero) before the
 /// first step.
 ///
 /// Weight and bias are uniform in ±1/√fan_in with fan_in = KH·KW·C, which is what PyTorch's
-/// `Conv2d` and `Linear` start from (He et al., 2015, with a = √5). A layer's values depend on the
-/// seed, the layer's index and its shape alone, and are the same bits on every machine.
+/// `Conv2d` and `Linear` start from (He et al., 2015, with a = √5). A parameter's values depend on
+/// the seed, its name (`conv2d1.weight`, as in the exported files) and its shape alone, so that a
+/// layer without parameters more or less changes none of them, and are the same bits on every
+/// machine.
 pub fn initial_parameters(model: &Model, seed: u64) -> Vec<f32> {
-    // Keyed by hand: `seed_from_u64` may change between versions of rand.
-    let mut key = [0; 32];
-    key[..8].copy_from_slice(&seed.to_le_bytes());
-    key[8..].copy_from_slice(PURPOSE);
-
     let mut parameters = vec![0.0; model.parameter_elements];
-    for (index, layer) in model.layers.iter().enumerate() {
+    for layer in &model.layers {
         let (Some(start), Some((geometry, _))) = (layer.parameters, layer.op.product()) else {
             continue;
         };
         let bound = (1.0 / (geometry.patch() as f64).sqrt()) as f32;
-        let mut generator = ChaCha8Rng::from_seed(key);
-        generator.set_stream(index as u64);
-        for parameter in &mut parameters[start..start + layer.parameter_count()] {
-            *parameter = bound * signed_unit(generator.next_u32());
+        let values = &mut parameters[start..start + layer.parameter_count()];
+        let (weight, bias) = values.split_at_mut(geometry.weight_elements());
+        for (kind, values) in [("weight", weight), ("bias", bias)] {
+            let mut generator = generator(seed, &format!("{}.{kind}", layer.name));
+            for value in values {
+                *value = bound * signed_unit(generator.next_u32());
+            }
         }
     }
     parameters
+}
+
+/// The generator of one parameter's values. Keyed by hand, with the seed and the first 24 bytes of
+/// a hash: `seed_from_u64` may change between versions of rand.
+fn generator(seed: u64, name: &str) -> ChaCha8Rng {
+    let hash = Sha256::new()
+        .chain_update(PURPOSE)
+        .chain_update(name)
+        .finalize();
+    let mut key = [0; 32];
+    key[..8].copy_from_slice(&seed.to_le_bytes());
+    key[8..].copy_from_slice(&hash[..24]);
+    ChaCha8Rng::from_seed(key)
 }
 
 /// Uniform in [−1, 1) in steps of 2⁻²³, exact in f32.
@@ -53,10 +67,13 @@ mod tests {
     #[test]
     fn the_first_values_of_a_seed_never_change() {
         let parameters = initial_parameters(&model("default", Shape::new(28, 28, 1)), 1);
-        let bits = parameters[..4].iter().map(|x| x.to_bits());
+        // 5×5 weights of 24 filters, then their biases.
+        let bits = |at: usize| parameters[at..].iter().map(|x| x.to_bits());
         // From a ChaCha8 written in Python for the purpose.
-        let expected = [969_837_773, 1_042_946_899, 1_036_649_415, 1_036_549_639];
-        assert!(bits.eq(expected), "{:?}", &parameters[..4]);
+        let weight = [3_187_235_088, 3_188_543_855, 3_183_490_026, 1_042_327_944];
+        assert!(bits(0).take(4).eq(weight), "{:?}", &parameters[..4]);
+        let bias = [1_040_875_511, 1_042_505_205];
+        assert!(bits(600).take(2).eq(bias), "{:?}", &parameters[600..602]);
     }
 
     #[test]
@@ -103,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_layer_depends_on_seed_index_and_its_own_shape() {
+    fn a_parameter_depends_on_seed_name_and_its_own_shape() {
         // The first dense layer differs between the two inputs; the convolutions do not.
         let (small, large) = (
             model("default", Shape::new(28, 28, 1)),
@@ -121,5 +138,25 @@ mod tests {
         let second = small.layers[2].parameters.unwrap();
         assert_ne!(a[0] * 5.0, a[second] * 600f32.sqrt());
         assert_ne!(a, initial_parameters(&small, 2));
+    }
+
+    /// The same network with a standalone ReLU behind the convolution, or with no pooling.
+    #[test]
+    fn layers_without_parameters_change_no_initial_value() {
+        let layers = |between: &str| {
+            let text = format!(
+                "name = \"x\"\ninput = [8, 8, 1]\nclasses = 3\nloss = \"softmax_cross_entropy\"\n[recipe]\noptimizer = \"adamw\"\nlr = 0.1\nschedule = \"constant\"\nepochs = 1\nbatch_size = 4\n[[layer]]\ntype = \"conv2d\"\nout_channels = 4\nkernel = 3\n{between}[[layer]]\ntype = \"conv2d\"\nout_channels = 3\nkernel = 3\n[[layer]]\ntype = \"dense\"\nunits = \"classes\"\n"
+            );
+            let definition = crate::model::Definition::parse(&text, "x.toml").unwrap();
+            let model = definition.resolve(Shape::new(8, 8, 1), 3).unwrap();
+            (initial_parameters(&model, 1), model)
+        };
+        let (fused, _) = layers("activation = \"relu\"\n");
+        let (standalone, _) = layers("[[layer]]\ntype = \"relu\"\n");
+        assert_eq!(fused, standalone);
+        let (pooled, model) = layers("[[layer]]\ntype = \"max_pool2d\"\nkernel = 2\n");
+        let dense = model.layers.last().unwrap().parameters.unwrap();
+        assert_eq!(fused[..dense], pooled[..dense]);
+        assert!(dense > 64);
     }
 }

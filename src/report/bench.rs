@@ -22,6 +22,7 @@ use crate::verify::{Case, product_case};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -264,7 +265,7 @@ fn steps(
     let mut run = |steps: usize| -> Result<()> {
         for first in (0..steps).step_by(epoch) {
             let steps = &table[..epoch.min(steps - first)];
-            engine.train_epoch(&order, steps, &mut |_| Ok(()))?;
+            engine.train_epoch(&order, steps, &mut |_| Ok(ControlFlow::Continue(())))?;
         }
         Ok(())
     };

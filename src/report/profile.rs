@@ -1,6 +1,6 @@
 //! Where the time of a training step goes: per layer and kernel, by timestamp queries.
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::gpu::Span;
 use crate::network::Network;
 use serde_json::{Value, json};
@@ -110,10 +110,9 @@ impl Profile {
     /// Writes [`Profile::trace`] to a file.
     ///
     /// # Errors
-    /// [`Error::Io`] when the file cannot be written.
+    /// [`crate::Error::Io`] when the file cannot be written.
     pub fn write_trace(&self, adapter: &str, path: &Path) -> Result<()> {
-        std::fs::write(path, self.trace(adapter).to_string())
-            .map_err(|e| Error::io("write", path, e))
+        crate::files::replace(path, self.trace(adapter).to_string().as_bytes())
     }
 }
 

@@ -1,24 +1,61 @@
-//! What a run needs to go on: parameters, optimiser state and epoch, in one file that is replaced
-//! in one go, so that the three always belong together.
+//! What a run needs to go on: parameters, optimiser state, and how far it is, in one file that is
+//! replaced in one go, so that they always belong together.
 
 use crate::error::{Error, Result};
 use crate::export::{Contents, read_safetensors, write_safetensors};
+use crate::files::{replace, sha256};
 use crate::model::Model;
 use crate::model::recipe::Optimizer;
-use sha2::{Digest, Sha256};
-use std::fs::{self, File};
-use std::io::{ErrorKind, Write};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 
-/// The state of a training after a whole number of epochs.
+/// The state of a training between two steps.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Checkpoint {
-    /// Epochs trained.
+    /// Whole epochs trained.
     pub epoch: usize,
+    /// What was done of the epoch after them.
+    pub partial: Partial,
     /// The flat parameter vector.
     pub parameters: Vec<f32>,
     /// The optimiser's state vectors, each laid out like the parameters.
     pub optimizer_state: Vec<Vec<f32>>,
+}
+
+/// The trained part of an epoch: what its metrics are made of. All zero before the first step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Partial {
+    /// Steps of the epoch that are done.
+    pub step: usize,
+    /// Images in them.
+    pub images: usize,
+    /// Sum of their losses, each batch before its update.
+    pub loss_sum: f64,
+    /// How many of them were classified correctly.
+    pub correct: u64,
+    /// Seconds that the steps took.
+    pub seconds: f64,
+}
+
+/// What stands in the file beside the tensors.
+#[derive(Serialize, Deserialize)]
+struct Metadata {
+    /// [`super::Config::id`].
+    run: String,
+    epoch: usize,
+    partial: Partial,
+}
+
+/// A checkpoint as it was read.
+pub(super) struct Loaded {
+    pub checkpoint: Checkpoint,
+    /// [`super::Config::id`] of the run that it belongs to; `None` for a file of format 0, which
+    /// carries no hash either.
+    pub run: Option<String>,
 }
 
 /// What the names of a checkpoint's tensors begin with: nothing for the parameters, then the names
@@ -31,77 +68,109 @@ fn prefixes(optimizer: &Optimizer) -> &'static [&'static str] {
 }
 
 impl Checkpoint {
-    /// Writes the checkpoint to `path`, in place of the one that may be there.
+    /// Writes the checkpoint of the run with this id to `path`, in place of the one that may be
+    /// there.
     ///
     /// # Errors
     /// [`Error::Io`]; then the previous file is as it was.
-    pub fn save(&self, path: &Path, model: &Model, optimizer: &Optimizer) -> Result<()> {
+    pub(super) fn save(
+        &self,
+        path: &Path,
+        model: &Model,
+        optimizer: &Optimizer,
+        run: &str,
+    ) -> Result<()> {
+        replace(path, &self.to_bytes(path, model, optimizer, run)?)
+    }
+
+    /// The file's bytes; `path` is for messages.
+    pub(super) fn to_bytes(
+        &self,
+        path: &Path,
+        model: &Model,
+        optimizer: &Optimizer,
+        run: &str,
+    ) -> Result<Vec<u8>> {
         let vectors = std::iter::once(&self.parameters).chain(&self.optimizer_state);
         let named: Vec<(&str, &[f32])> = prefixes(optimizer)
             .iter()
             .copied()
             .zip(vectors.map(Vec::as_slice))
             .collect();
-        let bytes = write_safetensors(model, &named, &self.epoch.to_string())?;
-        replace(path, &bytes)
+        let metadata = Metadata {
+            run: run.into(),
+            epoch: self.epoch,
+            partial: self.partial,
+        };
+        write_safetensors(model, &named, object(path, &metadata)?)
     }
 
     /// Reads the checkpoint at `path`; `None` where there is no such file.
     ///
     /// # Errors
     /// [`Error::Checkpoint`] for a file that is damaged or belongs to another model or optimiser.
-    pub fn load(path: &Path, model: &Model, optimizer: &Optimizer) -> Result<Option<Checkpoint>> {
+    pub(super) fn load(
+        path: &Path,
+        model: &Model,
+        optimizer: &Optimizer,
+    ) -> Result<Option<Loaded>> {
         let bytes = match fs::read(path) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(Error::io("read", path, e)),
         };
-        let Contents { vectors, metadata } =
-            read_safetensors(model, &bytes, prefixes(optimizer), path)?;
-        let epoch = metadata.parse().map_err(|_| {
-            Error::checkpoint(
-                path,
-                format!("expected the number of trained epochs in the metadata, found {metadata:?}; train again"),
-            )
-        })?;
+        let Contents {
+            vectors,
+            metadata,
+            hashed,
+        } = read_safetensors(model, &bytes, prefixes(optimizer), path)?;
+        let wrong = |expected: &str| {
+            let what = format!(
+                "expected {expected} in the metadata, found {metadata}; use a copy of it, or train again"
+            );
+            Error::checkpoint(path, what)
+        };
+        let (run, epoch, partial) = if hashed {
+            let Metadata {
+                run,
+                epoch,
+                partial,
+            } = serde_json::from_value(metadata.clone())
+                .map_err(|_| wrong("a checkpoint's epoch and step"))?;
+            (Some(run), epoch, partial)
+        } else {
+            let epoch = metadata.as_u64().and_then(|n| usize::try_from(n).ok());
+            let epoch = epoch.ok_or_else(|| wrong("a hash, or the number of trained epochs,"))?;
+            (None, epoch, Partial::default())
+        };
         let mut vectors = vectors.into_iter();
-        Ok(Some(Checkpoint {
-            epoch,
-            parameters: vectors.next().unwrap_or_default(),
-            optimizer_state: vectors.collect(),
+        Ok(Some(Loaded {
+            checkpoint: Checkpoint {
+                epoch,
+                partial,
+                parameters: vectors.next().unwrap_or_default(),
+                optimizer_state: vectors.collect(),
+            },
+            run,
         }))
+    }
+}
+
+/// A struct as the JSON object of a file's metadata.
+pub(super) fn object(path: &Path, value: &impl Serialize) -> Result<Map<String, Value>> {
+    match serde_json::to_value(value) {
+        Ok(Value::Object(object)) => Ok(object),
+        other => Err(Error::checkpoint(
+            path,
+            format!("cannot be written as JSON: {other:?}"),
+        )),
     }
 }
 
 /// SHA-256 of the parameters' little-endian bytes, in hexadecimal: equal for equal bits.
 pub fn parameter_hash(parameters: &[f32]) -> String {
-    let mut hash = Sha256::new();
-    for parameter in parameters {
-        hash.update(parameter.to_le_bytes());
-    }
-    hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
-}
-
-/// Replaces the file at `path` by one with these bytes: they are written beside it, synced, and
-/// renamed, and the folder is synced. Whenever the machine stops, the old file is there or the new
-/// one, whole. A half-written neighbour (`….tmp`) that a kill leaves is overwritten next time.
-pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut scratch = path.as_os_str().to_owned();
-    scratch.push(".tmp");
-    let scratch = Path::new(&scratch);
-    let failed = |e| Error::io("write", path, e);
-    let mut file = File::create(scratch).map_err(failed)?;
-    file.write_all(bytes).map_err(failed)?;
-    file.sync_all().map_err(failed)?;
-    fs::rename(scratch, path).map_err(failed)?;
-    // Other systems cannot open a folder, and make a rename last by themselves.
-    #[cfg(unix)]
-    if let Some(folder) = path.parent() {
-        File::open(folder)
-            .and_then(|folder| folder.sync_all())
-            .map_err(failed)?;
-    }
-    Ok(())
+    let bytes: Vec<u8> = parameters.iter().flat_map(|p| p.to_le_bytes()).collect();
+    sha256([&bytes[..]])
 }
 
 #[cfg(test)]
@@ -116,28 +185,5 @@ mod tests {
             "ee4ac73c2bd27756ab82780f27c73a7bc4d3f0bb6acb37e008bc27eccd7e588b"
         );
         assert_ne!(parameter_hash(&[0.0]), parameter_hash(&[-0.0]));
-    }
-
-    #[test]
-    fn replacing_survives_a_neighbour_left_behind() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("a.bin");
-        replace(&path, b"first").unwrap();
-        fs::write(folder.path().join("a.bin.tmp"), b"half of someth").unwrap();
-        assert_eq!(fs::read(&path).unwrap(), b"first");
-        replace(&path, b"2nd").unwrap();
-        assert_eq!(fs::read(&path).unwrap(), b"2nd");
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
-    }
-
-    #[test]
-    fn a_failed_replacement_names_the_file() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("missing").join("a.bin");
-        let message = replace(&path, b"x").unwrap_err().to_string();
-        assert!(
-            message.starts_with("cannot write ") && message.contains("a.bin"),
-            "{message}"
-        );
     }
 }

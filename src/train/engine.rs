@@ -6,6 +6,7 @@ use crate::gpu::{Gpu, Metrics, Step};
 use crate::model::Model;
 use crate::model::recipe::{Optimizer, StepScalars};
 use crate::network::{Evaluation, Network, Product, Split};
+use std::ops::ControlFlow;
 
 /// What the training loop asks of a network. Vectors of parameters and optimiser state are flat, see
 /// [`crate::model::Layer::parameters`].
@@ -22,16 +23,23 @@ pub trait Engine {
     ) -> Result<()>;
 
     /// Carries out `steps` over the training samples in the given `order`; `progress` gets the
-    /// metrics of newly finished steps in order, and its error ends the epoch.
+    /// metrics of newly finished steps (of none, now and then) in order. When it says break, no
+    /// further step is begun; the metrics of all steps that were carried out still go through it,
+    /// and are what is returned. An error of its own ends the epoch.
     fn train_epoch(
         &mut self,
         order: &[u32],
         steps: &[Step],
-        progress: &mut dyn FnMut(&[Metrics]) -> Result<()>,
+        progress: &mut dyn FnMut(&[Metrics]) -> Result<ControlFlow<()>>,
     ) -> Result<Vec<Metrics>>;
 
-    /// Runs a split forward; `progress` gets the number of samples done.
-    fn evaluate(&mut self, split: Split, progress: &mut dyn FnMut(usize)) -> Result<Evaluation>;
+    /// Runs a split forward; `progress` gets the number of samples done. When it says break, the
+    /// evaluation ends early and has fewer predictions than the split has samples.
+    fn evaluate(
+        &mut self,
+        split: Split,
+        progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
+    ) -> Result<Evaluation>;
 
     fn parameters(&self) -> Result<Vec<f32>>;
 
@@ -70,12 +78,16 @@ impl Engine for Network {
         &mut self,
         order: &[u32],
         steps: &[Step],
-        progress: &mut dyn FnMut(&[Metrics]) -> Result<()>,
+        progress: &mut dyn FnMut(&[Metrics]) -> Result<ControlFlow<()>>,
     ) -> Result<Vec<Metrics>> {
         Network::train_epoch(self, order, steps, progress)
     }
 
-    fn evaluate(&mut self, split: Split, progress: &mut dyn FnMut(usize)) -> Result<Evaluation> {
+    fn evaluate(
+        &mut self,
+        split: Split,
+        progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
+    ) -> Result<Evaluation> {
         Network::evaluate(self, split, progress)
     }
 
@@ -210,7 +222,7 @@ impl Engine for CpuEngine {
         &mut self,
         order: &[u32],
         steps: &[Step],
-        progress: &mut dyn FnMut(&[Metrics]) -> Result<()>,
+        progress: &mut dyn FnMut(&[Metrics]) -> Result<ControlFlow<()>>,
     ) -> Result<Vec<Metrics>> {
         let mut all = Vec::with_capacity(steps.len());
         for step in steps {
@@ -228,13 +240,19 @@ impl Engine for CpuEngine {
                 loss_sum: result.loss_sum as f32,
                 correct: result.correct,
             };
-            progress(&[metrics])?;
             all.push(metrics);
+            if progress(&[metrics])?.is_break() {
+                break;
+            }
         }
         Ok(all)
     }
 
-    fn evaluate(&mut self, split: Split, progress: &mut dyn FnMut(usize)) -> Result<Evaluation> {
+    fn evaluate(
+        &mut self,
+        split: Split,
+        progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
+    ) -> Result<Evaluation> {
         let samples = uploaded(match split {
             Split::Train => &self.train,
             Split::Test => &self.test,
@@ -249,7 +267,9 @@ impl Engine for CpuEngine {
             let (loss_sum, predictions) = self.network.evaluate(&x, &labels);
             evaluation.loss_sum += loss_sum;
             evaluation.predictions.extend(predictions);
-            progress(evaluation.predictions.len());
+            if progress(evaluation.predictions.len()).is_break() {
+                break;
+            }
         }
         Ok(evaluation)
     }

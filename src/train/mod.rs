@@ -8,9 +8,9 @@ mod checkpoint;
 mod engine;
 mod run;
 
-pub use checkpoint::{Checkpoint, parameter_hash};
+pub use checkpoint::{Checkpoint, Partial, parameter_hash};
 pub use engine::{CpuEngine, Engine};
-pub use run::{Config, DataRecord, DeviceRecord, EpochRecord, ModelRecord, Run};
+pub use run::{Config, DataRecord, DeviceRecord, EpochRecord, FORMAT, ModelRecord, Restored, Run};
 
 use crate::data::Splits;
 use crate::error::{Error, Result};
@@ -20,11 +20,14 @@ use crate::model::recipe::Recipe;
 use crate::network::Split;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
-use std::time::Instant;
+use std::ops::ControlFlow;
+use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 /// Hears how training goes on. Epochs count from 1.
 pub trait Observer {
-    /// An epoch begins.
+    /// An epoch begins, or goes on where it was interrupted.
     fn epoch_started(&mut self, epoch: usize, engine: &dyn Engine) -> Result<()>;
     /// So many training images of the epoch are done, with this mean loss so far.
     fn trained(&mut self, epoch: usize, images: usize, mean_loss: f64);
@@ -32,32 +35,114 @@ pub trait Observer {
     fn evaluated(&mut self, images: usize);
     /// The epoch is over, its checkpoint is on disk; `engine` is there to be asked.
     fn epoch_finished(&mut self, record: &EpochRecord, engine: &dyn Engine) -> Result<()>;
+    /// Something that the user should know, in one line.
+    fn note(&mut self, line: &str) -> Result<()>;
+}
+
+/// When a training writes checkpoints in the middle of an epoch, and when it stops early. None of it
+/// changes a bit of what is trained.
+#[derive(Clone, Copy, Debug)]
+pub struct Control<'a> {
+    pub checkpoint_every: CheckpointEvery,
+    /// Stop when this many epochs are finished, counted from the start of the training.
+    pub stop_after: Option<usize>,
+    /// Once this is true, the training finishes the steps in flight, writes a checkpoint and stops.
+    pub interrupted: &'a AtomicBool,
+}
+
+/// How often a checkpoint is written beside the one after each epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CheckpointEvery {
+    /// Not at all.
+    Epoch,
+    /// Whenever the number of steps since the start of the training is a multiple of this.
+    Steps(u64),
+    /// When the last one is this old.
+    Time(Duration),
+}
+
+impl Default for CheckpointEvery {
+    fn default() -> Self {
+        CheckpointEvery::Time(Duration::from_secs(60))
+    }
+}
+
+/// `epoch`, a number of steps (`500`) or a time (`30s`, `10m`, `1h`).
+impl FromStr for CheckpointEvery {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let expected = || {
+            format!(
+                "expected epoch, a number of steps (500) or a time (30s, 10m, 1h), at least 1, found '{text}'"
+            )
+        };
+        if text == "epoch" {
+            return Ok(CheckpointEvery::Epoch);
+        }
+        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+        let unit = match &text[digits.len()..] {
+            "" => None,
+            "s" => Some(1),
+            "m" => Some(60),
+            "h" => Some(3600),
+            _ => return Err(expected()),
+        };
+        let number = digits.parse::<u64>().ok().filter(|n| *n > 0);
+        let number = number.ok_or_else(expected)?;
+        Ok(match unit {
+            None => CheckpointEvery::Steps(number),
+            Some(unit) => CheckpointEvery::Time(Duration::from_secs(number.saturating_mul(unit))),
+        })
+    }
+}
+
+/// How a training ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All planned epochs are finished.
+    Finished,
+    /// As many as [`Control::stop_after`] asked for are.
+    Stopped,
+    /// It was asked to stop after this step (from 1) of this epoch (from 1), and has written a
+    /// checkpoint; so many steps has the epoch.
+    Interrupted {
+        epoch: usize,
+        step: usize,
+        steps: usize,
+    },
 }
 
 /// Trains `run` from its last checkpoint (or from its seed) to the last epoch of its recipe, and
-/// writes a checkpoint after every epoch.
+/// writes a checkpoint after every epoch and when `control` asks for one.
 ///
 /// # Errors
 /// [`Error::Diverged`] as soon as a loss is not finite (the last checkpoint stays as it is), what
-/// the engine reports, and what keeps the run folder from being written.
+/// [`Run::restore`] finds wrong, what the engine reports, and what keeps the run folder from being
+/// written.
 pub fn train(
     run: &mut Run,
     mut data: Splits,
     engine: &mut dyn Engine,
+    control: &Control,
     observer: &mut dyn Observer,
-) -> Result<()> {
-    let mut finished = 0;
-    match run.restore()? {
+) -> Result<Outcome> {
+    let restored = run.restore()?;
+    if let Some(note) = &restored.note {
+        observer.note(note)?;
+    }
+    let (mut finished, mut partial) = (0, Partial::default());
+    match restored.checkpoint {
         Some(checkpoint) => {
             engine.set_parameters(&checkpoint.parameters)?;
             engine.set_optimizer_state(&checkpoint.optimizer_state)?;
-            finished = checkpoint.epoch;
+            (finished, partial) = (checkpoint.epoch, checkpoint.partial);
         }
         None => engine.set_parameters(&initial_parameters(run.model(), run.config().seed))?,
     }
-    let recipe = run.config().recipe.clone();
-    if finished >= recipe.epochs {
-        return Ok(());
+    let planned = run.config().recipe.epochs;
+    if finished >= planned {
+        return Ok(Outcome::Finished);
     }
     let normalization = run.config().scale_and_shift();
     for (split, samples) in [
@@ -67,77 +152,197 @@ pub fn train(
         let images = std::mem::take(&mut samples.images);
         engine.upload_dataset(split, images, &samples.labels, &normalization)?;
     }
-    for epoch in finished + 1..=recipe.epochs {
-        observer.epoch_started(epoch, engine)?;
-        let record = train_epoch(run.config(), epoch, &data, engine, observer)?;
-        let checkpoint = Checkpoint {
-            epoch,
-            parameters: engine.parameters()?,
-            optimizer_state: engine.optimizer_state()?,
-        };
-        run.finish_epoch(record.clone(), &checkpoint)?;
-        observer.epoch_finished(&record, engine)?;
+    let mut epoch = Epoch {
+        run,
+        data: &data,
+        engine,
+        control,
+        observer,
+        last_checkpoint: Instant::now(),
+    };
+    let last = control.stop_after.map_or(planned, |n| n.min(planned));
+    for number in finished + 1..=last {
+        let outcome = epoch.train(number, std::mem::take(&mut partial))?;
+        if outcome.is_some() {
+            return Ok(outcome.unwrap_or(Outcome::Stopped));
+        }
     }
-    Ok(())
+    Ok(if last < planned {
+        Outcome::Stopped
+    } else {
+        Outcome::Finished
+    })
 }
 
-/// One epoch of training and the evaluation after it.
-fn train_epoch(
-    config: &Config,
-    epoch: usize,
-    data: &Splits,
-    engine: &mut dyn Engine,
-    observer: &mut dyn Observer,
-) -> Result<EpochRecord> {
-    let start = Instant::now();
-    let (recipe, samples) = (&config.recipe, data.train.len());
-    let order = epoch_order(samples, config.seed, epoch);
-    let steps = step_table(recipe, samples, epoch);
-    let last_step = (epoch * steps.len()) as u64;
-    let diverged = |loss, step| Error::Diverged {
-        loss,
-        epoch,
-        step,
-        lr: recipe.lr,
-    };
-    let (mut done, mut images, mut loss_sum, mut correct) = (0, 0, 0.0, 0);
-    engine.train_epoch(&order, &steps, &mut |new| {
-        for metrics in new {
-            loss_sum += f64::from(metrics.loss_sum);
-            correct += metrics.correct as usize;
-            images += steps[done].count as usize;
-            done += 1;
-            if !loss_sum.is_finite() {
-                let step = last_step - (steps.len() - done) as u64;
-                return Err(diverged(metrics.loss_sum.into(), step));
+/// What an epoch needs.
+struct Epoch<'a> {
+    run: &'a mut Run,
+    data: &'a Splits,
+    engine: &'a mut dyn Engine,
+    control: &'a Control<'a>,
+    observer: &'a mut dyn Observer,
+    last_checkpoint: Instant,
+}
+
+impl Epoch<'_> {
+    /// Trains and evaluates epoch `epoch`, of which `at` is done; the outcome, if it was interrupted.
+    fn train(&mut self, epoch: usize, mut at: Partial) -> Result<Option<Outcome>> {
+        let config = self.run.config();
+        let (recipe, seed) = (config.recipe.clone(), config.seed);
+        let samples = self.data.train.len();
+        let steps = step_table(&recipe, samples, epoch);
+        if at.step > steps.len() || at.images > samples {
+            let what = format!(
+                "expected a checkpoint within the {} steps of an epoch, found one after {}; use a copy of it, or train again",
+                steps.len(),
+                at.step
+            );
+            return Err(Error::checkpoint(self.run.folder(), what));
+        }
+        let before = (epoch - 1) * steps.len();
+        let order = epoch_order(samples, seed, epoch);
+        let diverged = |loss, step: usize| Error::Diverged {
+            loss,
+            epoch,
+            step: step as u64,
+            lr: recipe.lr,
+        };
+        self.observer.epoch_started(epoch, self.engine)?;
+        while at.step < steps.len() {
+            let until = self.next_checkpoint(before + at.step) - before;
+            let rows = &steps[at.step..until.min(steps.len())];
+            let (control, observer) = (self.control, &mut *self.observer);
+            let last_checkpoint = self.last_checkpoint;
+            let start = Instant::now();
+            self.engine.train_epoch(&order, rows, &mut |new| {
+                for metrics in new {
+                    at.loss_sum += f64::from(metrics.loss_sum);
+                    at.correct += u64::from(metrics.correct);
+                    at.images += steps[at.step].count as usize;
+                    at.step += 1;
+                    if !at.loss_sum.is_finite() {
+                        return Err(diverged(metrics.loss_sum.into(), before + at.step));
+                    }
+                }
+                observer.trained(epoch, at.images, at.loss_sum / at.images.max(1) as f64);
+                let stop = control.interrupted() || control.is_old(last_checkpoint);
+                Ok(if stop {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                })
+            })?;
+            at.seconds += start.elapsed().as_secs_f64();
+            let by_steps = until < steps.len() && at.step == until;
+            if by_steps || self.control.is_old(self.last_checkpoint) {
+                self.checkpoint(epoch - 1, at)?;
+            }
+            if self.control.interrupted() {
+                return self.interrupt(epoch, at, steps.len());
             }
         }
-        observer.trained(epoch, images, loss_sum / images.max(1) as f64);
-        Ok(())
-    })?;
-    let train_seconds = start.elapsed().as_secs_f64();
-    let evaluation = engine.evaluate(Split::Test, &mut |images| observer.evaluated(images))?;
-    if !evaluation.loss_sum.is_finite() {
-        return Err(diverged(evaluation.loss_sum, last_step));
+        let (start, control) = (Instant::now(), self.control);
+        let observer = &mut *self.observer;
+        let evaluation = self.engine.evaluate(Split::Test, &mut |images| {
+            observer.evaluated(images);
+            if control.interrupted() {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        })?;
+        let tested = self.data.test.len();
+        if evaluation.predictions.len() < tested {
+            return self.interrupt(epoch, at, steps.len());
+        }
+        let last_step = before + steps.len();
+        if !evaluation.loss_sum.is_finite() {
+            return Err(diverged(evaluation.loss_sum, last_step));
+        }
+        let predictions = evaluation.predictions.iter().zip(&self.data.test.labels);
+        let test_correct = predictions.filter(|(prediction, label)| prediction == label);
+        let mean = |sum: f64, count: usize| sum / count as f64;
+        let total = (recipe.epochs * steps.len()) as u64;
+        let record = EpochRecord {
+            epoch,
+            step: last_step as u64,
+            train_loss: mean(at.loss_sum, samples),
+            train_accuracy: mean(at.correct as f64, samples),
+            test_loss: mean(evaluation.loss_sum, tested),
+            test_accuracy: mean(test_correct.count() as f64, tested),
+            images_per_second: images_per_second(samples, at.seconds),
+            seconds: at.seconds + start.elapsed().as_secs_f64(),
+            lr: recipe
+                .schedule
+                .lr_at(recipe.lr, last_step as u64 - 1, total),
+        };
+        let checkpoint = self.state(epoch, Partial::default())?;
+        self.run.finish_epoch(record.clone(), &checkpoint)?;
+        self.last_checkpoint = Instant::now();
+        self.observer.epoch_finished(&record, self.engine)?;
+        Ok(None)
     }
-    let predictions = evaluation.predictions.iter().zip(&data.test.labels);
-    let test_correct = predictions.filter(|(prediction, label)| prediction == label);
-    let mean = |sum: f64, count: usize| sum / count as f64;
-    Ok(EpochRecord {
-        epoch,
-        step: last_step,
-        train_loss: mean(loss_sum, samples),
-        train_accuracy: mean(correct as f64, samples),
-        test_loss: mean(evaluation.loss_sum, data.test.len()),
-        test_accuracy: mean(test_correct.count() as f64, data.test.len()),
-        images_per_second: samples as f64 / train_seconds,
-        seconds: start.elapsed().as_secs_f64(),
-        lr: recipe.schedule.lr_at(
-            recipe.lr,
-            last_step - 1,
-            (recipe.epochs * steps.len()) as u64,
-        ),
-    })
+
+    /// The next step (counted from the start of the training) after `step` with a checkpoint, if
+    /// they come by steps.
+    fn next_checkpoint(&self, step: usize) -> usize {
+        match self.control.checkpoint_every {
+            CheckpointEvery::Steps(n) => {
+                let n = usize::try_from(n).unwrap_or(usize::MAX);
+                (step / n).saturating_add(1).saturating_mul(n)
+            }
+            _ => usize::MAX,
+        }
+    }
+
+    fn interrupt(&mut self, epoch: usize, at: Partial, steps: usize) -> Result<Option<Outcome>> {
+        self.checkpoint(epoch - 1, at)?;
+        Ok(Some(Outcome::Interrupted {
+            epoch,
+            step: at.step,
+            steps,
+        }))
+    }
+
+    /// Writes a checkpoint in the middle of an epoch.
+    fn checkpoint(&mut self, finished: usize, at: Partial) -> Result<()> {
+        let checkpoint = self.state(finished, at)?;
+        self.run.write_checkpoint(&checkpoint)?;
+        self.last_checkpoint = Instant::now();
+        Ok(())
+    }
+
+    fn state(&self, epoch: usize, partial: Partial) -> Result<Checkpoint> {
+        Ok(Checkpoint {
+            epoch,
+            partial,
+            parameters: self.engine.parameters()?,
+            optimizer_state: self.engine.optimizer_state()?,
+        })
+    }
+}
+
+impl Control<'_> {
+    fn interrupted(&self) -> bool {
+        self.interrupted.load(Ordering::Relaxed)
+    }
+
+    /// Whether a checkpoint of this time is too old.
+    fn is_old(&self, last: Instant) -> bool {
+        match self.checkpoint_every {
+            CheckpointEvery::Time(period) => last.elapsed() >= period,
+            _ => false,
+        }
+    }
+}
+
+/// NaN where the clock did not move.
+fn images_per_second(images: usize, seconds: f64) -> f64 {
+    if seconds > 0.0 {
+        images as f64 / seconds
+    } else {
+        f64::NAN
+    }
 }
 
 /// The steps of `epoch` (from 1): batches of consecutive samples of the epoch's order, the last one
@@ -198,6 +403,33 @@ fn below(generator: &mut ChaCha8Rng, bound: u32) -> u32 {
 mod tests {
     use super::*;
     use crate::model::recipe::{Optimizer, Schedule};
+
+    #[test]
+    fn checkpoints_come_by_steps_or_time() {
+        let parse = |text: &str| text.parse::<CheckpointEvery>();
+        let seconds = |n| Ok(CheckpointEvery::Time(Duration::from_secs(n)));
+        assert_eq!(parse("epoch"), Ok(CheckpointEvery::Epoch));
+        assert_eq!(parse("500"), Ok(CheckpointEvery::Steps(500)));
+        assert_eq!(parse("30s"), seconds(30));
+        assert_eq!(parse("10m"), seconds(600));
+        assert_eq!(parse("1h"), seconds(3600));
+        assert_eq!(parse("18446744073709551615h"), seconds(u64::MAX));
+        for bad in [
+            "", "0", "0s", "-1", "1.5m", "10 m", "10d", "epochs", "s", "ß",
+        ] {
+            let message = parse(bad).unwrap_err();
+            assert!(
+                message.contains("30s") && message.contains(bad),
+                "{message}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_clock_that_stands_still_gives_no_rate() {
+        assert!(images_per_second(10, 0.0).is_nan());
+        assert_eq!(images_per_second(10, 2.0), 5.0);
+    }
 
     #[test]
     fn an_order_is_a_permutation_that_seed_and_epoch_decide() {

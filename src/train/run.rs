@@ -4,43 +4,77 @@
 //! |---|---|
 //! | `run.json` | [`Config`] |
 //! | `metrics.jsonl` | one [`EpochRecord`] per line |
-//! | `checkpoint.safetensors` | parameters, optimiser state and epoch: what a resume starts from |
+//! | `checkpoint.safetensors` | [`Checkpoint`]: what a resume starts from |
+//! | `checkpoint.previous.safetensors` | the one before it, for when it is damaged |
 //! | `model.safetensors` | the parameters alone, in PyTorch's order, for everybody else |
+//! | `.lock` | empty; locked by the process that trains |
 //!
-//! Every file is replaced in one go (see `replace`), and after each epoch in this order: metrics,
-//! checkpoint, weights, configuration. The checkpoint alone decides how far a run is. A kill before
+//! Every file is replaced in one go (see `files::replace`), and after each epoch in this order:
+//! metrics, checkpoint, weights, configuration. In the middle of an epoch the checkpoint alone is
+//! written. When a new checkpoint is on disk, the old one takes the name of the previous one and
+//! then the new one takes its place. So the checkpoint alone decides how far a run is. A kill before
 //! it leaves one line too many in the metrics, a kill after it weights and configuration of the
-//! epoch before; [`Run::restore`] puts both right.
+//! epoch before, and a kill between the two names the previous checkpoint alone; [`Run::restore`]
+//! puts all that right.
+//!
+//! Both safetensors files carry a hash of themselves and the [`Config::id`] of their run, so neither
+//! a damaged one nor another run's is ever taken.
 
-use super::checkpoint::{Checkpoint, parameter_hash, replace};
-use crate::data::{Dataset, Normalization};
+use super::checkpoint::{Checkpoint, Loaded, object, parameter_hash};
+use crate::data::{Dataset, Normalization, Splits};
 use crate::error::{Error, Result};
-use crate::export::{read_safetensors, write_safetensors};
+use crate::export::{Contents, read_safetensors, write_safetensors};
+use crate::files::{rename, replace, replace_keeping, sha256, sweep};
 use crate::model::recipe::Recipe;
 use crate::model::{Definition, Model, Shape};
 use crate::network::{Family, Product};
-use serde::{Deserialize, Serialize};
-use std::fs;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Value, json};
+use std::fs::{self, File, TryLockError};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// Where run folders go when nothing else is said.
 const RUNS: &str = "runs";
 
+const CONFIG: &str = "run.json";
+const METRICS: &str = "metrics.jsonl";
+const CHECKPOINT: &str = "checkpoint.safetensors";
+const PREVIOUS: &str = "checkpoint.previous.safetensors";
 const WEIGHTS: &str = "model.safetensors";
+const LOCK: &str = ".lock";
 
-/// `run.json`: everything that decides a run, and how far it has come.
+/// What the folder's files mean. Raised when an older wgrad would misread them; a field that it may
+/// leave out of account is no reason.
+///
+/// 0: no `format`, no hashes, a checkpoint after each epoch only. 1: hashes and ids in both
+/// safetensors files, hashes of the data, checkpoints in the middle of an epoch.
+pub const FORMAT: u32 = 1;
+
+/// `run.json`: everything that decides a run, and how far it has come. What is not known to this
+/// version is passed over when it is read; what only hints or reports may be missing.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Config {
-    /// Version of wgrad that made the folder.
+    /// [`FORMAT`] of the folder.
+    #[serde(default)]
+    pub format: u32,
+    /// Version of wgrad that trained it last.
+    #[serde(default)]
     pub wgrad: String,
+    /// What both safetensors files name as their run: SHA-256 of model, recipe (but for the number
+    /// of epochs), normalisation and seed as they were at the start. Set by [`Run::create`].
+    pub id: Option<String>,
     pub model: ModelRecord,
     pub data: DataRecord,
     pub normalization: Normalization,
-    /// As used, flags included; `epochs` is the total.
+    /// As used, flags included; `epochs` is the total that is planned, which the schedule of the
+    /// learning rate spans.
     pub recipe: Recipe,
     pub seed: u64,
+    #[serde(default)]
     pub device: DeviceRecord,
+    #[serde(default)]
     pub finished_epochs: usize,
     /// SHA-256 of the flat parameters (little-endian f32) after the finished epochs.
     pub parameter_sha256: Option<String>,
@@ -52,6 +86,37 @@ impl Config {
         let Normalization { scale, shift } = &self.normalization;
         [&scale[..], shift].concat()
     }
+
+    /// The run's id, or what it would be.
+    fn id_or_new(&self) -> String {
+        self.id.clone().unwrap_or_else(|| {
+            let Recipe {
+                optimizer,
+                lr,
+                schedule,
+                batch_size,
+                epochs: _,
+            } = &self.recipe;
+            let ModelRecord {
+                input,
+                classes,
+                architecture,
+                ..
+            } = &self.model;
+            let decides = json!([
+                architecture,
+                input,
+                classes,
+                self.normalization,
+                optimizer,
+                lr,
+                schedule,
+                batch_size,
+                self.seed
+            ]);
+            sha256([decides.to_string().as_bytes()])
+        })
+    }
 }
 
 /// The architecture and what it was resolved for.
@@ -60,7 +125,9 @@ pub struct ModelRecord {
     pub name: String,
     pub input: Shape,
     pub classes: usize,
+    #[serde(default)]
     pub class_names: Vec<String>,
+    #[serde(default)]
     pub parameters: usize,
     /// The whole text of the architecture file.
     pub architecture: String,
@@ -71,32 +138,72 @@ pub struct ModelRecord {
 pub struct DataRecord {
     /// `mnist`, or the absolute path of a folder.
     pub source: String,
-    /// The limit on training images that was asked for.
+    /// The limit on the images of each split that was asked for.
     pub limit: Option<usize>,
     pub training_images: usize,
     pub test_images: usize,
+    /// [`Dataset::sha256`] of the images that are trained on; `None` in folders of format 0.
+    pub training_sha256: Option<String>,
+    /// Likewise of the test images.
+    pub test_sha256: Option<String>,
+}
+
+impl DataRecord {
+    /// The record of the images in `data`, with its hashes.
+    pub fn of(source: String, limit: Option<usize>, data: &Splits) -> DataRecord {
+        DataRecord {
+            source,
+            limit,
+            training_images: data.train.len(),
+            test_images: data.test.len(),
+            training_sha256: Some(data.train.sha256()),
+            test_sha256: Some(data.test.sha256()),
+        }
+    }
 }
 
 /// The device and how it is used.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct DeviceRecord {
     /// As asked for: `auto`, `gpu`, `cpu` or part of a name.
     pub requested: String,
     /// What was found, in one line.
     pub description: String,
     /// The adapter's report, if there is an adapter.
-    pub adapter: Option<serde_json::Value>,
+    pub adapter: Option<Value>,
     /// The kernel family that was forced.
+    #[serde(deserialize_with = "if_known")]
     pub family: Option<Family>,
     /// Whether the im2col matrix is stored.
     pub explicit_conv: bool,
     /// Which kernel was chosen for which product of which layer, for people.
     pub kernels: Vec<String>,
-    /// The same choices as a resumed run takes them over.
+    /// The same choices as a resumed run takes them over; what another version chose and this one
+    /// does not know is left out.
+    #[serde(deserialize_with = "those_known")]
     pub products: Vec<Product>,
 }
 
-/// One line of `metrics.jsonl`.
+fn if_known<'de, D: Deserializer<'de>, T: DeserializeOwned>(
+    from: D,
+) -> std::result::Result<Option<T>, D::Error> {
+    Ok(serde_json::from_value(Value::deserialize(from)?).unwrap_or(None))
+}
+
+fn those_known<'de, D: Deserializer<'de>, T: DeserializeOwned>(
+    from: D,
+) -> std::result::Result<Vec<T>, D::Error> {
+    let all = match Value::deserialize(from)? {
+        Value::Array(all) => all,
+        _ => Vec::new(),
+    };
+    let known = all.into_iter().map(serde_json::from_value);
+    Ok(known.filter_map(std::result::Result::ok).collect())
+}
+
+/// One line of `metrics.jsonl`. A number that is not finite is written as null, and null or a
+/// missing one reads as NaN.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EpochRecord {
     /// From 1.
@@ -104,23 +211,40 @@ pub struct EpochRecord {
     /// Optimiser steps since the start of the training.
     pub step: u64,
     /// Means over the epoch, each batch before its update.
+    #[serde(default = "nan", deserialize_with = "number_or_null")]
     pub train_loss: f64,
+    #[serde(default = "nan", deserialize_with = "number_or_null")]
     pub train_accuracy: f64,
     /// Means over the test images after the epoch.
+    #[serde(default = "nan", deserialize_with = "number_or_null")]
     pub test_loss: f64,
+    #[serde(default = "nan", deserialize_with = "number_or_null")]
     pub test_accuracy: f64,
-    /// Training images per second, the evaluation not counted.
+    /// Training images per second, evaluation and checkpoints not counted; NaN where no time passed
+    /// by the clock.
+    #[serde(default = "nan", deserialize_with = "number_or_null")]
     pub images_per_second: f64,
-    /// Wall time of training and evaluation.
+    /// Time of training and evaluation.
+    #[serde(default = "nan", deserialize_with = "number_or_null")]
     pub seconds: f64,
     /// Learning rate of the last step.
+    #[serde(default = "nan", deserialize_with = "number_or_null")]
     pub lr: f64,
+}
+
+fn nan() -> f64 {
+    f64::NAN
+}
+
+fn number_or_null<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<f64, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or(f64::NAN))
 }
 
 /// Metadata of `model.safetensors`: what is needed to use the weights without the folder.
 #[derive(Serialize)]
 struct WeightsMetadata<'a> {
     wgrad: &'a str,
+    run: &'a str,
     epoch: usize,
     model: &'a ModelRecord,
     normalization: &'a Normalization,
@@ -133,63 +257,100 @@ pub struct Run {
     config: Config,
     model: Model,
     metrics: Vec<EpochRecord>,
+    /// The lock on the folder, held until this is dropped or the process ends.
+    lock: Option<File>,
+}
+
+/// What [`Run::restore`] found.
+#[derive(Debug)]
+pub struct Restored {
+    /// `None` where no step is done.
+    pub checkpoint: Option<Checkpoint>,
+    /// What there is to say about a checkpoint that is not the one expected, in one line.
+    pub note: Option<String>,
 }
 
 impl Run {
-    /// Makes the folder of a new run, with `run.json` in it: `out`, which must be new or empty, or
-    /// the first free one of `runs/<model>-<data>-1`, `-2`, ….
+    /// Makes sure that a new run may have `out` as its folder, without making it.
+    ///
+    /// # Errors
+    /// As [`Run::create`], where that can be known.
+    pub fn expect_free(out: &Path) -> Result<()> {
+        let entries = match fs::read_dir(out) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+            Err(e) => return Err(Error::io("create", out, e)),
+        };
+        for entry in entries {
+            let entry = entry.map_err(|e| Error::io("read", out, e))?;
+            if entry.file_name() != LOCK {
+                let folder = out.display();
+                return Err(Error::Usage(format!(
+                    "expected a new or empty folder for --out, found files in {folder}; choose another, or go on with it by --resume {folder}"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the folder of a new run, with `run.json` in it, and locks it: `out`, which must be new
+    /// or empty, or the first free one of `runs/<model>-<data>-1`, `-2`, ….
     ///
     /// # Errors
     /// [`Error::Usage`] when `out` has something in it, [`Error::Io`] when nothing can be written,
     /// and what the architecture text has wrong.
-    pub fn create(out: Option<&Path>, config: Config) -> Result<Run> {
+    pub fn create(out: Option<&Path>, mut config: Config) -> Result<Run> {
         let model = resolve(&config, Path::new(RUNS))?;
+        config.format = FORMAT;
+        config.id = Some(config.id_or_new());
         let folder = match out {
             Some(folder) => {
+                Run::expect_free(folder)?;
                 fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
-                let mut entries = fs::read_dir(folder).map_err(|e| Error::io("read", folder, e))?;
-                if entries.next().is_some() {
-                    let folder = folder.display();
-                    return Err(Error::Usage(format!(
-                        "expected a new or empty folder for --out, found files in {folder}; choose another, or go on with it by --resume {folder}"
-                    )));
-                }
                 folder.to_path_buf()
             }
             None => first_free(&config)?,
         };
+        let lock = lock(&folder)?;
+        // Another process may have been faster.
+        Run::expect_free(&folder)?;
         let run = Run {
             folder,
             config,
             model,
             metrics: Vec::new(),
+            lock: Some(lock),
         };
         run.write_config()?;
         Ok(run)
     }
 
-    /// Opens the folder of an earlier run; nothing in it is changed.
+    /// Takes back a run that came to nothing before its first step: its files and its folder go.
+    pub fn discard(mut self) {
+        self.lock = None;
+        for file in [CONFIG, LOCK] {
+            // What cannot be removed does no harm: it is a run of 0 epochs.
+            let _ = fs::remove_file(self.folder.join(file));
+        }
+        let _ = fs::remove_dir(&self.folder);
+    }
+
+    /// Opens the folder of an earlier run to read from it; nothing in it is changed, and another
+    /// process may train it meanwhile.
     ///
     /// # Errors
     /// [`Error::Checkpoint`] when it is no run folder or its files are damaged.
     pub fn open(folder: &Path) -> Result<Run> {
-        let path = folder.join("run.json");
+        let path = folder.join(CONFIG);
         let text = read(&path)?.ok_or_else(|| {
             Error::checkpoint(
                 folder,
                 "expected a run folder with a run.json, found none; give the folder that `wgrad train` named",
             )
         })?;
-        let config: Config = serde_json::from_str(&text).map_err(|e| {
-            Error::checkpoint(
-                &path,
-                format!(
-                    "expected the configuration of a run, found a damaged one ({e}); train again"
-                ),
-            )
-        })?;
+        let config = parse(&text, &path)?;
         let model = resolve(&config, &path)?;
-        let path = folder.join("metrics.jsonl");
+        let path = folder.join(METRICS);
         let metrics = read(&path)?
             .unwrap_or_default()
             .lines()
@@ -208,6 +369,21 @@ impl Run {
             config,
             model,
             metrics,
+            lock: None,
+        })
+    }
+
+    /// Opens the folder of an earlier run to train on, and locks it.
+    ///
+    /// # Errors
+    /// As [`Run::open`], and [`Error::Checkpoint`] while another process trains it.
+    pub fn resume(folder: &Path) -> Result<Run> {
+        // Nothing is left behind in a folder that is none of a run.
+        Run::open(folder)?;
+        let lock = lock(folder)?;
+        Ok(Run {
+            lock: Some(lock),
+            ..Run::open(folder)?
         })
     }
 
@@ -234,21 +410,183 @@ impl Run {
         &self.metrics
     }
 
-    /// Reads the last checkpoint and makes the other files agree with it; `None` when no epoch is
-    /// finished.
+    /// Reads the last whole checkpoint and makes the other files agree with it.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] for a damaged checkpoint, [`Error::Io`].
-    pub fn restore(&mut self) -> Result<Option<Checkpoint>> {
-        let optimizer = &self.config.recipe.optimizer;
-        let checkpoint = Checkpoint::load(&self.checkpoint_path(), &self.model, optimizer)?;
-        let finished = checkpoint.as_ref().map_or(0, |c| c.epoch);
-        self.metrics.retain(|record| record.epoch <= finished);
-        self.write_metrics()?;
-        if let Some(checkpoint) = &checkpoint {
-            self.publish(checkpoint)?;
+    /// [`Error::Checkpoint`] when neither of the two checkpoints can be used, or both are gone
+    /// though epochs were finished; [`Error::Usage`] for a run that is not locked; [`Error::Io`].
+    /// Then nothing was changed.
+    pub fn restore(&mut self) -> Result<Restored> {
+        if self.lock.is_none() {
+            return Err(Error::Usage(format!(
+                "expected a run that is locked for training, found {} open for reading; open it with Run::resume",
+                self.folder.display()
+            )));
         }
-        Ok(checkpoint)
+        let newest = self.load(CHECKPOINT);
+        let (loaded, mut note) = match newest {
+            Ok(Some(loaded)) => (Some(loaded), None),
+            Ok(None) | Err(Error::Checkpoint { .. }) => match (self.load(PREVIOUS), newest) {
+                (Ok(Some(loaded)), newest) => {
+                    let why = match newest {
+                        // Without its advice.
+                        Err(e) => e.to_string().split("; ").take(1).collect(),
+                        Ok(_) => format!("{}: not there", self.path(CHECKPOINT).display()),
+                    };
+                    let place = describe(&loaded.checkpoint);
+                    let note = format!("{why}; going on from the checkpoint before it, {place}");
+                    rename(&self.path(PREVIOUS), &self.path(CHECKPOINT))?;
+                    (Some(loaded), Some(note))
+                }
+                (_, Err(e)) | (Err(e), Ok(_)) => return Err(e),
+                (Ok(None), Ok(_)) => (None, None),
+            },
+            Err(e) => return Err(e),
+        };
+        let finished = self.config.finished_epochs;
+        let Some(Loaded { checkpoint, run }) = loaded else {
+            // After the metrics of the first epoch comes its checkpoint, so a kill leaves one line.
+            if finished > 0 || self.metrics.len() > 1 || self.path(WEIGHTS).exists() {
+                return Err(Error::checkpoint(
+                    &self.path(CHECKPOINT),
+                    format!(
+                        "expected the checkpoint of a run with {} finished epochs, found none; put it back, or start a new run",
+                        finished.max(self.metrics.len())
+                    ),
+                ));
+            }
+            self.upgrade();
+            self.settle(0)?;
+            self.write_config()?;
+            return Ok(Restored {
+                checkpoint: None,
+                note: None,
+            });
+        };
+        if note.is_none() && checkpoint.epoch < finished {
+            let place = describe(&checkpoint);
+            note = Some(format!(
+                "{}: expected the checkpoint of {finished} finished epochs, found an earlier one; going on from it, {place}",
+                self.path(CHECKPOINT).display()
+            ));
+        }
+        self.upgrade();
+        self.settle(checkpoint.epoch)?;
+        if run.is_none() {
+            // Of format 0; from now on it is proof against damage.
+            let (path, optimizer) = (self.path(CHECKPOINT), &self.config.recipe.optimizer);
+            checkpoint.save(&path, &self.model, optimizer, &self.config.id_or_new())?;
+        }
+        if checkpoint.partial.step == 0 && checkpoint.epoch > 0 {
+            self.publish(&checkpoint)?;
+        } else {
+            if checkpoint.epoch != finished {
+                self.config.finished_epochs = checkpoint.epoch;
+                self.config.parameter_sha256 = None;
+            }
+            self.write_config()?;
+        }
+        Ok(Restored {
+            checkpoint: Some(checkpoint),
+            note,
+        })
+    }
+
+    /// From here on the folder is one of this version.
+    fn upgrade(&mut self) {
+        self.config.id = Some(self.config.id_or_new());
+        self.config.format = FORMAT;
+        self.config.wgrad = env!("CARGO_PKG_VERSION").into();
+    }
+
+    /// Removes what kills left behind: scratch files, and metrics after `finished` epochs.
+    fn settle(&mut self, finished: usize) -> Result<()> {
+        let names = [CONFIG, METRICS, CHECKPOINT, PREVIOUS, WEIGHTS];
+        sweep(&self.folder, &names)?;
+        self.metrics.retain(|record| record.epoch <= finished);
+        self.write_metrics()
+    }
+
+    /// Reads a checkpoint and makes sure that it is one of this run.
+    fn load(&self, file: &str) -> Result<Option<Loaded>> {
+        let (path, config) = (self.path(file), &self.config);
+        let Some(loaded) = Checkpoint::load(&path, &self.model, &config.recipe.optimizer)? else {
+            return Ok(None);
+        };
+        let Checkpoint {
+            epoch,
+            partial,
+            parameters,
+            ..
+        } = &loaded.checkpoint;
+        let recorded = partial.step == 0;
+        self.expect_own(
+            &path,
+            loaded.run.as_deref(),
+            recorded.then_some((*epoch, parameters)),
+        )?;
+        // Nothing else would notice a number that is wrong in a file without a hash.
+        let plausible = *epoch == 0 || self.metrics.iter().any(|r| r.epoch == *epoch);
+        if loaded.run.is_none() && !plausible {
+            return Err(Error::checkpoint(
+                &path,
+                format!(
+                    "expected an epoch that metrics.jsonl knows, found {epoch}; use a copy of it, or train again"
+                ),
+            ));
+        }
+        Ok(Some(loaded))
+    }
+
+    /// Makes sure that a file with weights, which says that it is of the run with id `run`, is of
+    /// this one, and that it holds what `run.json` says, if it is about the same epoch.
+    fn expect_own(
+        &self,
+        path: &Path,
+        run: Option<&str>,
+        recorded: Option<(usize, &Vec<f32>)>,
+    ) -> Result<()> {
+        let config = &self.config;
+        let next = "use a copy of it, or train again";
+        match run {
+            Some(run) if run != config.id_or_new() => {
+                return Err(Error::checkpoint(
+                    path,
+                    format!("expected a file of this run, found one of another; {next}"),
+                ));
+            }
+            None if config.format > 0 => {
+                return Err(Error::checkpoint(
+                    path,
+                    format!("expected a SHA-256 in the header, found none; {next}"),
+                ));
+            }
+            _ => {}
+        }
+        let Some((epoch, parameters)) = recorded else {
+            return Ok(());
+        };
+        let finished = config.finished_epochs;
+        // Without an id there is the hash alone, which a kill leaves one epoch behind.
+        if run.is_none() && epoch != finished && epoch != finished + 1 {
+            return Err(Error::checkpoint(
+                path,
+                format!(
+                    "expected {finished} finished epochs, as run.json says, found {epoch}; {next}"
+                ),
+            ));
+        }
+        match &config.parameter_sha256 {
+            Some(hash) if epoch == finished && *hash != parameter_hash(parameters) => {
+                Err(Error::checkpoint(
+                    path,
+                    format!(
+                        "expected weights with the SHA-256 in run.json, {hash}, found others; {next}"
+                    ),
+                ))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Adds an epoch to the folder.
@@ -258,9 +596,19 @@ impl Run {
     pub fn finish_epoch(&mut self, record: EpochRecord, checkpoint: &Checkpoint) -> Result<()> {
         self.metrics.push(record);
         self.write_metrics()?;
-        let optimizer = &self.config.recipe.optimizer;
-        checkpoint.save(&self.checkpoint_path(), &self.model, optimizer)?;
+        self.write_checkpoint(checkpoint)?;
         self.publish(checkpoint)
+    }
+
+    /// Replaces the checkpoint; the one that was there becomes the previous one.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; then a resume goes on from the last whole checkpoint.
+    pub fn write_checkpoint(&self, checkpoint: &Checkpoint) -> Result<()> {
+        let (path, optimizer) = (self.path(CHECKPOINT), &self.config.recipe.optimizer);
+        let id = self.config.id_or_new();
+        let bytes = checkpoint.to_bytes(&path, &self.model, optimizer, &id)?;
+        replace_keeping(&path, &self.path(PREVIOUS), &bytes)
     }
 
     /// Makes sure that images of `data` (called `source` in messages) fit the run's model.
@@ -284,12 +632,45 @@ impl Run {
         ))
     }
 
+    /// Makes sure that `data` (called `source` in messages) is what the run was started with.
+    ///
+    /// # Errors
+    /// [`Error::Data`] for other images or labels, in training or test images.
+    pub fn expect_own_data(&self, source: &str, data: &Splits) -> Result<()> {
+        self.expect_data(source, &data.train)?;
+        let record = &self.config.data;
+        let hashes = [&record.training_sha256, &record.test_sha256];
+        for (which, split, images, hash) in [
+            ("training", &data.train, record.training_images, hashes[0]),
+            ("test", &data.test, record.test_images, hashes[1]),
+        ] {
+            let found = split.sha256();
+            let (expected, found) = match hash {
+                _ if split.len() != images => (images.to_string(), split.len().to_string()),
+                Some(hash) if *hash != found => (
+                    format!("those with SHA-256 {hash}"),
+                    format!("others ({found})"),
+                ),
+                _ => continue,
+            };
+            return Err(Error::data(
+                Path::new(source),
+                format!(
+                    "expected the {which} images that the run in {} was started with, {expected}, found {found}; use the run's own data ({}), or start a new run",
+                    self.folder.display(),
+                    record.source
+                ),
+            ));
+        }
+        Ok(())
+    }
+
     /// The flat parameters in `model.safetensors`.
     ///
     /// # Errors
     /// [`Error::Checkpoint`] when no epoch was finished, or for a damaged file.
     pub fn weights(&self) -> Result<Vec<f32>> {
-        let path = self.folder.join(WEIGHTS);
+        let path = self.path(WEIGHTS);
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == ErrorKind::NotFound => {
@@ -303,40 +684,56 @@ impl Run {
             }
             Err(e) => return Err(Error::io("read", &path, e)),
         };
-        let mut contents = read_safetensors(&self.model, &bytes, &[""], &path)?;
-        Ok(contents.vectors.remove(0))
+        let Contents {
+            mut vectors,
+            metadata,
+            hashed,
+        } = read_safetensors(&self.model, &bytes, &[""], &path)?;
+        let weights = vectors.remove(0);
+        let run = metadata.get("run").and_then(Value::as_str);
+        let epoch = metadata.get("epoch").and_then(Value::as_u64);
+        let epoch = epoch.and_then(|n| usize::try_from(n).ok());
+        // A process that trains may have replaced this file since run.json was read.
+        let recorded = Some((epoch.unwrap_or(usize::MAX), &weights)).filter(|_| !hashed);
+        self.expect_own(&path, run.filter(|_| hashed), recorded)?;
+        Ok(weights)
     }
 
     /// Weights and configuration of a checkpoint that is on disk.
     fn publish(&mut self, checkpoint: &Checkpoint) -> Result<()> {
-        let path = self.folder.join(WEIGHTS);
-        let metadata = serde_json::to_string(&WeightsMetadata {
+        let path = self.path(WEIGHTS);
+        let metadata = WeightsMetadata {
             wgrad: env!("CARGO_PKG_VERSION"),
+            run: &self.config.id_or_new(),
             epoch: checkpoint.epoch,
             model: &self.config.model,
             normalization: &self.config.normalization,
-        })
-        .map_err(|e| not_json(&path, e))?;
+        };
         let vectors = [("", &checkpoint.parameters[..])];
-        let bytes = write_safetensors(&self.model, &vectors, &metadata)?;
+        let bytes = write_safetensors(&self.model, &vectors, object(&path, &metadata)?)?;
         replace(&path, &bytes)?;
         self.config.finished_epochs = checkpoint.epoch;
         self.config.parameter_sha256 = Some(parameter_hash(&checkpoint.parameters));
         self.write_config()
     }
 
-    fn checkpoint_path(&self) -> PathBuf {
-        self.folder.join("checkpoint.safetensors")
+    fn path(&self, file: &str) -> PathBuf {
+        self.folder.join(file)
     }
 
-    fn write_config(&self) -> Result<()> {
-        let path = self.folder.join("run.json");
+    /// Writes `run.json`, for a change by [`Run::config_mut`] that shall not wait for the next
+    /// checkpoint.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn write_config(&self) -> Result<()> {
+        let path = self.path(CONFIG);
         let text = serde_json::to_string_pretty(&self.config).map_err(|e| not_json(&path, e))?;
         replace(&path, (text + "\n").as_bytes())
     }
 
     fn write_metrics(&self) -> Result<()> {
-        let path = self.folder.join("metrics.jsonl");
+        let path = self.path(METRICS);
         let mut lines = String::new();
         for record in &self.metrics {
             lines += &serde_json::to_string(record).map_err(|e| not_json(&path, e))?;
@@ -344,6 +741,62 @@ impl Run {
         }
         replace(&path, lines.as_bytes())
     }
+}
+
+/// Where a checkpoint is, for people.
+fn describe(checkpoint: &Checkpoint) -> String {
+    match checkpoint.partial.step {
+        0 => format!("after epoch {}", checkpoint.epoch),
+        step => format!("in epoch {}, after step {step}", checkpoint.epoch + 1),
+    }
+}
+
+/// Locks a run folder for training, until the file is closed.
+///
+/// # Errors
+/// [`Error::Checkpoint`] while another process has it.
+fn lock(folder: &Path) -> Result<File> {
+    let path = folder.join(LOCK);
+    let file = File::options()
+        .create(true)
+        .write(true)
+        .truncate(false)
+        .open(&path)
+        .map_err(|e| Error::io("create", &path, e))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Error::checkpoint(
+            folder,
+            "expected a run that no other process trains, found one that is being trained; wait until it ends, or stop it",
+        )),
+        // A file system without locks (some network shares) is no reason not to train.
+        Err(TryLockError::Error(e)) if e.kind() == ErrorKind::Unsupported => Ok(file),
+        Err(TryLockError::Error(e)) => Err(Error::io("lock", &path, e)),
+    }
+}
+
+/// The text of `run.json` as a configuration.
+fn parse(text: &str, path: &Path) -> Result<Config> {
+    let damaged = |e: serde_json::Error| {
+        Error::checkpoint(
+            path,
+            format!("expected the configuration of a run, found a damaged one ({e}); train again"),
+        )
+    };
+    // The number first: of a newer format nothing else may be as it is known here.
+    let value: Value = serde_json::from_str(text).map_err(damaged)?;
+    let format = value.get("format").and_then(Value::as_u64).unwrap_or(0);
+    if format > u64::from(FORMAT) {
+        let by = value.get("wgrad").and_then(Value::as_str);
+        return Err(Error::checkpoint(
+            path,
+            format!(
+                "expected a run of format {FORMAT} or older, found {format}, written by wgrad {}; use that version or a newer one",
+                by.unwrap_or("of a later version")
+            ),
+        ));
+    }
+    serde_json::from_str(text).map_err(damaged)
 }
 
 /// The model of a configuration; `origin` stands for the architecture text in messages.

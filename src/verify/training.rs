@@ -9,6 +9,7 @@ use crate::model::{Conv2d, Loss, Model, Op, Pool2d, Shape, initial_parameters};
 use crate::network::{Network, Options, Split};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 const STEPS: usize = 10;
@@ -190,10 +191,10 @@ fn compare_training(
     network.upload_dataset(Split::Train, &images, &labels, &normalization)?;
     let mut worst = Worst::default();
     // One epoch of a single step first: its gradients are those of the initial parameters.
-    network.train_epoch(&order, &steps[..1], &mut |_| Ok(()))?;
+    network.train_epoch(&order, &steps[..1], &mut |_| Ok(ControlFlow::Continue(())))?;
     let first_gradients = network.gradients()?;
     network.set_parameters(&parameters)?;
-    let metrics = network.train_epoch(&order, &steps, &mut |_| Ok(()))?;
+    let metrics = network.train_epoch(&order, &steps, &mut |_| Ok(ControlFlow::Continue(())))?;
     let last_gradients = network.gradients()?;
 
     let wide: Vec<f64> = parameters.iter().map(|v| f64::from(*v)).collect();
