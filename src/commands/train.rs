@@ -73,11 +73,9 @@ fn start(args: &TrainArgs) -> Result<(Run, Splits, Box<dyn Engine>)> {
     };
     let device = open(requested, args.profile)?;
     if !args.no_tune {
-        let (choices, note) = measure(&device, &model, recipe.batch_size, &options)?;
+        let (choices, notes) = measure(&device, &model, recipe.batch_size, &options)?;
         options.choices = choices;
-        if let Some(note) = note {
-            say(&note)?;
-        }
+        notes.iter().try_for_each(|note| say(note))?;
     }
     let engine = device.engine(&model, &recipe, &options)?;
     let config = Config {
@@ -158,9 +156,9 @@ fn resume(folder: &Path, args: &TrainArgs) -> Result<(Run, Splits, Box<dyn Engin
         explicit_conv: args
             .conv
             .map_or(config.device.explicit_conv, |conv| conv == Conv::Explicit),
-        // Never measured anew: other tiles may add in another order.
+        // Never measured anew: the tiles were chosen when the run began.
         choices: config.device.products.clone(),
-        large_evaluation: None,
+        ..Options::default()
     };
     let device = open(requested, args.profile)?;
     let engine = device.engine(run.model(), &recipe, &options)?;
@@ -306,15 +304,15 @@ fn open(requested: &str, profile: bool) -> Result<Device> {
 }
 
 /// On a real GPU: the fastest tiles for the model's products, measured once per adapter and driver,
-/// and what there is to say about their cache.
+/// and what there is to say about it, a line each.
 pub(super) fn measure(
     device: &Device,
     model: &Model,
     batch_size: usize,
     options: &Options,
-) -> Result<(Vec<Product>, Option<String>)> {
+) -> Result<(Vec<Product>, Vec<String>)> {
     let Some(gpu) = device.gpu().filter(|gpu| !gpu.report().software) else {
-        return Ok((Vec::new(), None));
+        return Ok((Vec::new(), Vec::new()));
     };
     let products = network::products(model, batch_size, options, gpu.report())?;
     let products: Vec<Product> = products.into_iter().map(|(_, product)| product).collect();
@@ -330,7 +328,7 @@ pub(super) fn measure(
         &mut |done| bar.set_position(done as u64),
     )?;
     bar.finish_and_clear();
-    Ok((tuned.choices, tuned.note))
+    Ok((tuned.choices, tuned.notes))
 }
 
 fn device_record(requested: &str, engine: &dyn Engine, options: &Options) -> DeviceRecord {

@@ -45,7 +45,7 @@ fn pack(bytes: &[u32]) -> Vec<u32> {
 
 /// A step table whose current row is `step`, between rows that are all different, and the counter
 /// that says so.
-fn step_table(bench: &Bench, step: Step) -> Result<[Buffer; 2]> {
+fn step_table(bench: &mut Bench, step: Step) -> Result<[Buffer; 2]> {
     let other = Step {
         first: 1,
         count: 1,

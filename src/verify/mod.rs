@@ -8,8 +8,8 @@ mod products;
 mod training;
 
 pub use parity::{
-    Bench, Case, Comparison, Expected, GUARD, GUARD_WORDS, Outcome, POISON, Prepared, Tolerance,
-    WORD_POISON, compare,
+    BEYOND, Bench, Case, Comparison, Expected, GUARD, GUARD_WORDS, Outcome, POISON, Prepared,
+    Tolerance, WORD_POISON, compare,
 };
 pub(crate) use products::product_case;
 pub use products::products;

@@ -136,8 +136,9 @@ pub(crate) fn product_case(product: Product) -> Case {
     if let Some(pool) = product.pool {
         variant += &format!(", max-pooled {}×{}", pool.kernel[0], pool.kernel[1]);
     }
-    if product.splits > 1 {
-        variant += &format!(", {} splits", product.splits);
+    let splits = product.splits();
+    if splits > 1 {
+        variant += &format!(", {splits} splits");
     }
     Case::new(product.pass.name(), variant, move |bench| {
         build(&product, bench)
@@ -197,17 +198,17 @@ fn build(product: &Product, bench: &mut Bench) -> Result<Vec<Dispatch>> {
         Pass::BackwardWeight => {
             let gradient = cpu::conv2d_backward_weight(&g, &wide(&x), &wide(&dy));
             let result = bench.output("dW and db", &gradient, tolerance)?;
-            if product.splits == 1 {
+            if product.splits() == 1 {
                 return Ok(vec![conv2d::conv2d_backward_weight(
                     gpu, product, &x_buffer, &dy_buffer, &result,
                 )?]);
             }
-            let partials = gpu.buffer("partial gradients", product.result_elements())?;
+            let partials = bench.scratch(product.result_elements())?;
             // `reduce_splits` writes as many elements as its result has; the guard is not among them.
             let sums = result.slice(0, gradient.len());
             vec![
                 conv2d::conv2d_backward_weight(gpu, product, &x_buffer, &dy_buffer, &partials)?,
-                reduce::reduce_splits(gpu, product.splits, &partials, &sums)?,
+                reduce::reduce_splits(gpu, product.splits(), &partials, &sums)?,
             ]
         }
         Pass::BackwardInput => {
