@@ -454,9 +454,79 @@ fn wrappers_refuse_what_does_not_fit() {
 }
 
 #[test]
-fn ten_steps_agree_with_the_twin() {
+fn whole_steps_agree_with_the_twin_in_every_family_and_fusion() {
+    use wgrad::kernels::conv2d::Family;
     let gpu = std::sync::Arc::new(gpu());
-    let outcomes = wgrad::verify::training(&gpu).expect("the trainings run");
-    let failures: Vec<_> = outcomes.into_iter().filter(|o| !o.passed).collect();
+    let outcomes = wgrad::verify::training(&gpu, &mut |_| {}).expect("the trainings run");
+    let failures: Vec<_> = outcomes.iter().filter(|o| !o.passed).collect();
     assert!(failures.is_empty(), "{failures:#?}");
+    let has = |kernel: &str, what: &str| {
+        let mut found = outcomes.iter().filter(|o| o.kernel == kernel);
+        assert!(found.any(|o| o.variant.contains(what)), "{kernel}, {what}");
+    };
+    for family in Family::ALL
+        .into_iter()
+        .filter(|f| f.supported(gpu.report()))
+    {
+        for kernel in ["training", "evaluation"] {
+            has(kernel, &format!("{family}, explicit convolution"));
+            if family != Family::Plain {
+                has(kernel, &format!("{family}, pooling fused"));
+                has(kernel, &format!("{family}, pooling unfused"));
+            }
+        }
+        if family != Family::Plain {
+            has(
+                "evaluation",
+                &format!("{family}, pooling fused, batches of 2"),
+            );
+        }
+    }
+}
+
+#[test]
+fn random_geometries_agree_with_the_twin() {
+    let gpu = gpu();
+    let mut failures = Vec::new();
+    for index in 0..wgrad::verify::DRAWS {
+        for case in wgrad::verify::drawn(gpu.report(), 1, index) {
+            let outcome = case.run(&gpu).unwrap();
+            if let Some(detail) = outcome.detail {
+                failures.push(format!(
+                    "draw {index}, {} ({}): {detail}",
+                    case.kernel, case.variant
+                ));
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// On every machine, and without the draws before it.
+#[test]
+fn a_draw_is_its_seeds_and_numbers() {
+    use wgrad::gpu::AdapterReport;
+    use wgrad::verify::drawn;
+    let names = |software, seed, index| -> Vec<String> {
+        let cases = drawn(&AdapterReport::imagined(software), seed, index);
+        let names = cases.iter().map(|c| format!("{}: {}", c.kernel, c.variant));
+        names.collect()
+    };
+    assert_eq!(names(true, 1, 3), names(true, 1, 3));
+    assert_ne!(names(true, 1, 3), names(true, 1, 4));
+    assert_ne!(names(true, 1, 3), names(true, 2, 3));
+    // Only the subgroups' tiles differ between the two adapters.
+    let others = |software| -> Vec<String> {
+        let names = names(software, 1, 3).into_iter();
+        names.filter(|name| !name.contains("subgroup")).collect()
+    };
+    assert_eq!(others(true), others(false));
+    assert!(others(true).len() > 8);
+    // A whole list has poolings that are fused and that overlap, dense layers and strides.
+    let all: Vec<String> = (0..wgrad::verify::DRAWS)
+        .flat_map(|i| names(true, 1, i))
+        .collect();
+    for part in ["max-pooled", "_overlapping", "1×1×", "stride 2×", "splits"] {
+        assert!(all.iter().any(|name| name.contains(part)), "{part}");
+    }
 }

@@ -551,13 +551,14 @@ impl Product {
         })
     }
 
-    fn groups(&self) -> [u32; 3] {
+    /// Workgroups of the dispatch; past 65,535 they lie in several rows.
+    pub fn workgroups(&self) -> usize {
         let [tiles_m, tiles_n] = self.tiles();
         let tiles = tiles_m * tiles_n * self.splits();
-        fold_groups(match self.tile {
+        match self.tile {
             Tile::Plain => tiles.div_ceil(64),
             _ => tiles,
-        })
+        }
     }
 
     fn dispatch(&self, gpu: &Gpu, bindings: &[(u32, &Buffer)]) -> Result<Dispatch> {
@@ -566,7 +567,7 @@ impl Product {
             source: &self.source()?,
             constants: &[],
             bindings,
-            groups: self.groups(),
+            groups: fold_groups(self.workgroups()),
         })
     }
 }

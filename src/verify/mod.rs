@@ -3,10 +3,12 @@
 //! [`cases`] is the one list that the tests, the benchmarks and `wgrad verify` share.
 
 pub(crate) mod cases;
+mod drawn;
 mod parity;
 mod products;
 mod training;
 
+pub use drawn::{DRAWS, drawn};
 pub use parity::{
     BEYOND, Bench, Case, Comparison, Expected, GUARD, GUARD_WORDS, Outcome, POISON, Prepared,
     Tolerance, WORD_POISON, compare,

@@ -86,23 +86,47 @@ pub fn products(adapter: &AdapterReport) -> Vec<Product> {
             }
         }
         products.extend(every_tile(family, adapter));
+        products.push(folded(family, adapter));
     }
     products
 }
 
-/// Every tile of a family on one layer that is several tiles high and wide.
+/// Every tile of a family on one layer that is several tiles high and wide, pooled too where the
+/// family can.
 fn every_tile(family: Family, adapter: &AdapterReport) -> Vec<Product> {
     let input = Shape::new(9, 7, 12);
     let geometry = Conv2d::new(input, 24, [3, 3], [1, 1], [1, 1]).expect(VALID);
+    let windows = [[2, 2], [1, 2]].map(|k| Pool2d::new(geometry.output, k, k).expect(VALID));
+    let pools = windows
+        .into_iter()
+        .filter(|window| Product::can_pool(&geometry, window, family))
+        .map(|window| (Pass::Forward, Some(window)));
+    let passes = Pass::ALL.into_iter().map(|pass| (pass, None));
+    let passes: Vec<_> = passes.chain(pools).collect();
     let of = |tile| {
-        Pass::ALL.map(|pass| {
-            Product::new(geometry, 5, pass, false, None, family, adapter).with_tile(tile)
+        let passes = passes.iter();
+        passes.map(move |(pass, pool)| {
+            Product::new(geometry, 5, *pass, false, *pool, family, adapter).with_tile(tile)
         })
     };
-    Tile::all(family, adapter)
+    let tiles = Tile::all(family, adapter);
+    tiles.into_iter().flat_map(of).collect()
+}
+
+/// More workgroups than one dimension of a dispatch holds, as cheaply as possible: one multiply-add
+/// for each of a few million rows, in the family's lowest tile.
+fn folded(family: Family, adapter: &AdapterReport) -> Product {
+    let geometry = Conv2d::new(Shape::new(64, 64, 1), 1, [1, 1], [1, 1], [0, 0]).expect(VALID);
+    let product =
+        |batch| Product::new(geometry, batch, Pass::Forward, false, None, family, adapter);
+    let lowest = Tile::all(family, adapter)
         .into_iter()
-        .flat_map(of)
-        .collect()
+        .max_by_key(|tile| product(1).with_tile(*tile).workgroups())
+        .expect("a family has a tile");
+    let per_image = |images: usize| product(images).with_tile(lowest).workgroups();
+    // One image may not fill its last tile.
+    let batch = (65_536 * 64usize).div_ceil(per_image(64)) + 1;
+    product(batch).with_tile(lowest)
 }
 
 /// A case for each of [`products`].
