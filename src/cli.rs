@@ -154,11 +154,11 @@ pub struct VerifyArgs {
     /// Print one JSON object with every case instead of a table [default: off]
     #[arg(long)]
     pub json: bool,
-    /// Random geometries to draw on top of the fixed cases [default: 8]
-    #[arg(long, value_name = "N", allow_negative_numbers = true, default_value_t = DRAWS, hide_default_value = true)]
+    /// Random geometries to draw on top of the fixed cases
+    #[arg(long, value_name = "N", allow_negative_numbers = true, default_value_t = DRAWS)]
     pub random: usize,
-    /// Seed of the random geometries, a whole number [default: 1]
-    #[arg(long, value_name = "N", default_value_t = 1, hide_default_value = true)]
+    /// Seed of the random geometries, a whole number
+    #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
     /// Run one random geometry of the seed alone, by its number, which a failure names [default: all,
     /// and the fixed cases]
