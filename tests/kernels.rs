@@ -252,7 +252,7 @@ fn a_kernel_that_strays_fails() {
     for body in [
         "y[i] = x[i]; x[i] = f32(k[0]);",
         "y[i] = x[i]; k[99] = 4u;",
-        "y[i] = x[i]; x[i + 1u] = x[i];",
+        "y[i] = x[i] + f32(k[i] - 3u); x[i + 1u] = x[i];",
     ] {
         let detail = run("read_write", body).expect(body);
         assert!(
