@@ -164,6 +164,7 @@ fn measure(
     budget: Duration,
     notes: &mut Vec<String>,
 ) -> Result<Tile> {
+    let start = Instant::now();
     let operands = Operands::new(gpu, product)?;
     let reference = operands.reference(gpu, product)?;
     // The built-in choice comes first: whatever the time allows, it has been measured.
@@ -171,7 +172,6 @@ fn measure(
     let others = others.into_iter().filter(|tile| *tile != product.tile);
     let tiles = std::iter::once(product.tile).chain(others);
     let candidates = tiles.map(|tile| product.with_tile(tile));
-    let start = Instant::now();
     let (fastest, wrong) = fastest(
         candidates,
         |candidate| Ok(operands.run(gpu, candidate)?.agrees_with(&reference)),

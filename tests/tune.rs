@@ -105,8 +105,8 @@ fn each_family_has_choices_of_its_own() {
     // The last dense layer, whose tiles compile fast.
     let last = |family| {
         let products = products_of(&gpu, family);
-        let forward = products.into_iter().filter(|p| p.pass == Pass::Forward);
-        forward.last().unwrap()
+        let mut forward = products.into_iter().filter(|p| p.pass == Pass::Forward);
+        forward.next_back().unwrap()
     };
     let choose = |family| {
         let products = [last(family)];
