@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use wgrad::model::recipe::Schedule;
 use wgrad::network::Family;
 use wgrad::train::CheckpointEvery;
+use wgrad::verify::DRAWS;
 use wgrad::{Error, Result};
 
 /// Train convolutional image classifiers on any GPU (Vulkan, Metal, DX12).
@@ -168,6 +169,16 @@ pub struct VerifyArgs {
     /// Print one JSON object with every case instead of a table [default: off]
     #[arg(long)]
     pub json: bool,
+    /// Random geometries to draw on top of the fixed cases
+    #[arg(long, value_name = "N", allow_negative_numbers = true, default_value_t = DRAWS)]
+    pub random: usize,
+    /// Seed of the random geometries, a whole number
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+    /// Run one random geometry of the seed alone, by its number, which a failure names [default: all,
+    /// and the fixed cases]
+    #[arg(long, value_name = "N", conflicts_with = "random")]
+    pub only: Option<usize>,
     /// Also write the WGSL of every matrix product as rendered for the adapter, one file per kernel,
     /// into this folder [default: not written]
     #[arg(long, value_name = "DIR")]

@@ -29,8 +29,10 @@ pub struct Options {
     pub family: Option<Family>,
     /// Store the im2col matrix instead of computing its index in the product.
     pub explicit_conv: bool,
-    /// Choices of tile and splits that were made before (by an earlier run or by measurement); used
-    /// for the products they fit, in place of the built-in choice.
+    /// Max-pooling as a kernel of its own even where the convolution before it could compute it along.
+    pub unfused_pooling: bool,
+    /// Choices of tile that were made before (by an earlier run or by measurement); used for the
+    /// products they fit, in place of the built-in choice. The result's bits do not depend on them.
     pub choices: Vec<Product>,
     /// Whether an evaluation takes larger batches than a training step, as many samples as fit into
     /// the buffers of the activation gradients, which it does not need otherwise. Chosen by the
@@ -70,12 +72,11 @@ pub fn products(
         let mut add = |pass, relu, pool| {
             let product = Product::new(geometry, batch, pass, relu, pool, family, adapter);
             let built_in = product.in_model_of(most);
-            let chosen = options.choices.iter().find(|c| {
-                c.same_work(&built_in) && c.tile.family() == family && c.tile.fits(adapter)
-            });
-            products.push((layer.name.clone(), *chosen.unwrap_or(&built_in)));
+            let chosen = options.choices.iter().find(|c| built_in.takes(c, adapter));
+            let tile = chosen.unwrap_or(&built_in).tile;
+            products.push((layer.name.clone(), built_in.with_tile(tile)));
         };
-        let pool = fused_pool(model, i, options.explicit_conv, family);
+        let pool = fused_pool(model, i, options, family);
         add(Pass::Forward, relu, pool);
         add(Pass::BackwardWeight, false, None);
         if Some(i) != first {
@@ -146,11 +147,11 @@ fn expect_bindings(
     let family = Family::select(adapter, options.family)?;
     // The largest buffer that depends on the batch.
     let largest = |batch: usize| -> Result<(String, u64)> {
-        let sizes = Sizes::of(model, batch, options.explicit_conv, family);
+        let sizes = Sizes::of(model, batch, options, family);
         let columns = ("im2col columns".to_string(), sizes.columns);
         let partials = products(model, batch, options, adapter)?
             .into_iter()
-            .filter(|(_, p)| p.splits > 1)
+            .filter(|(_, p)| p.splits() > 1)
             .map(|(name, p)| (format!("partial gradients of {name}"), p.result_elements()));
         let all = sizes
             .activations
@@ -284,10 +285,11 @@ struct Resident {
 }
 
 /// The max-pooling that layer `i`, a convolution, computes along in its forward pass.
-fn fused_pool(model: &Model, i: usize, explicit_conv: bool, family: Family) -> Option<Pool2d> {
+fn fused_pool(model: &Model, i: usize, options: &Options, family: Family) -> Option<Pool2d> {
+    let fused = !options.explicit_conv && !options.unfused_pooling;
     match (&model.layers[i].op, model.layers.get(i + 1).map(|l| &l.op)) {
         (Op::Conv2d { geometry, .. }, Some(Op::MaxPool2d(pool)))
-            if !explicit_conv && Product::can_pool(geometry, pool, family) =>
+            if fused && Product::can_pool(geometry, pool, family) =>
         {
             Some(*pool)
         }
@@ -304,7 +306,7 @@ struct Sizes {
 }
 
 impl Sizes {
-    fn of(model: &Model, batch: usize, explicit_conv: bool, family: Family) -> Sizes {
+    fn of(model: &Model, batch: usize, options: &Options, family: Family) -> Sizes {
         let mut activations = vec![("input batch".to_string(), batch * model.input.elements())];
         let mut pool_indices = Vec::new();
         let mut columns = 0;
@@ -313,14 +315,14 @@ impl Sizes {
             let elements = batch * layer.output.elements();
             gradient = gradient.max(elements);
             // What only the pooling behind it would read is never stored.
-            let fused = fused_pool(model, i, explicit_conv, family).is_some();
+            let fused = fused_pool(model, i, options, family).is_some();
             activations.push((layer.name.clone(), if fused { 0 } else { elements }));
             match &layer.op {
                 Op::MaxPool2d(pool) => pool_indices.push((
                     layer.name.clone(),
                     (batch * pool.output.elements()).div_ceil(4),
                 )),
-                Op::Conv2d { geometry, .. } if explicit_conv => {
+                Op::Conv2d { geometry, .. } if options.explicit_conv => {
                     columns = columns.max(batch * geometry.positions() * geometry.patch());
                 }
                 _ => {}
@@ -349,6 +351,13 @@ fn evaluation_batch(
     (wanted && !options.explicit_conv && fits > batch).then_some(fits)
 }
 
+/// Elements of the partial sums of one weight gradient at a time; 0 where none is cut.
+fn partial_elements(products: &[(String, Product)]) -> usize {
+    let products = products.iter().map(|(_, product)| product);
+    let cut = products.filter(|product| product.splits() > 1);
+    cut.map(Product::result_elements).max().unwrap_or(0)
+}
+
 /// GPU memory of a training step by purpose, in bytes, on an adapter like `adapter`, without touching
 /// a GPU; the dataset comes on top.
 ///
@@ -362,17 +371,13 @@ pub fn memory(
     adapter: &AdapterReport,
 ) -> Result<Vec<(String, u64)>> {
     let family = Family::select(adapter, options.family)?;
-    let sizes = Sizes::of(model, batch_size, options.explicit_conv, family);
+    let sizes = Sizes::of(model, batch_size, options, family);
     let products = products(model, batch_size, options, adapter)?;
-    let partials = products
-        .iter()
-        .filter(|(_, p)| p.splits > 1)
-        .map(|(_, p)| p.result_elements())
-        .sum();
+    let partials = partial_elements(&products);
     let total = |list: &[(String, usize)]| list.iter().map(|(_, n)| n).sum::<usize>();
     let evaluation = evaluation_batch(&sizes, batch_size, options, adapter).map_or(0, |larger| {
         // Indices and a label, a loss and a prediction per sample.
-        let larger_sizes = Sizes::of(model, larger, options.explicit_conv, family);
+        let larger_sizes = Sizes::of(model, larger, options, family);
         total(&larger_sizes.pool_indices) + 3 * larger
     });
     let rows = [
@@ -452,7 +457,7 @@ impl Network {
     ) -> Result<Network> {
         let family = Family::select(gpu.report(), options.family)?;
         let products = products(model, batch_size, options, gpu.report())?;
-        let sizes = Sizes::of(model, batch_size, options.explicit_conv, family);
+        let sizes = Sizes::of(model, batch_size, options, family);
         let gradient = [
             gpu.buffer("activation gradient", sizes.gradient)?,
             gpu.buffer("activation gradient", sizes.gradient)?,
@@ -478,12 +483,14 @@ impl Network {
             )?,
             gradient,
         };
+        let partials = gpu.buffer("partial gradients", partial_elements(&products))?;
         let mut planner = Planner {
             gpu: &gpu,
             model,
             products: &products,
             buffers: &buffers,
             lane: &buffers.lane,
+            partials: partials.clone(),
             columns: if sizes.columns > 0 {
                 Some([
                     gpu.buffer("im2col columns", sizes.columns)?,
@@ -499,7 +506,7 @@ impl Network {
         let evaluation = match evaluation_batch(&sizes, batch_size, options, gpu.report()) {
             None => None,
             Some(larger) => {
-                let sizes = Sizes::of(model, larger, options.explicit_conv, family);
+                let sizes = Sizes::of(model, larger, options, family);
                 let lane = Lane::between(&gpu, larger, &sizes, &buffers.gradient)?;
                 let products = self::products(model, larger, options, gpu.report())?;
                 let mut planner = Planner {
@@ -508,6 +515,7 @@ impl Network {
                     products: &products,
                     buffers: &buffers,
                     lane: &lane,
+                    partials: partials.clone(),
                     columns: None,
                     dispatches: Vec::new(),
                 };
@@ -532,6 +540,12 @@ impl Network {
 
     pub fn gpu(&self) -> &Gpu {
         &self.gpu
+    }
+
+    /// Samples per step of an evaluation, see [`Options::large_evaluation`].
+    pub fn evaluation_batch(&self) -> usize {
+        let lane = self.evaluation.as_ref().map(|(lane, _)| lane);
+        lane.map_or(self.batch, |lane| lane.batch)
     }
 
     /// The matrix products of a step, as chosen, with the name of their layer.
@@ -972,6 +986,8 @@ struct Planner<'a> {
     products: &'a [(String, Product)],
     buffers: &'a Buffers,
     lane: &'a Lane,
+    /// Of one weight gradient after the other.
+    partials: Buffer,
     /// im2col columns and their gradient, for explicit convolution.
     columns: Option<[Buffer; 2]>,
     dispatches: Vec<Dispatch>,
@@ -1164,19 +1180,18 @@ impl Planner<'_> {
         let gradients = self.slice(&self.buffers.gradients, layer);
         let product = self.product(layer, Pass::BackwardWeight);
         let x = self.left_operand(layer, geometry, x)?;
-        if product.splits == 1 {
+        if product.splits() == 1 {
             let whole = conv2d::conv2d_backward_weight(self.gpu, &product, &x, dy, &gradients)?;
             self.dispatches.push(whole);
             return Ok(());
         }
-        let label = format!("partial gradients of {}", layer.name);
-        let partials = self.gpu.buffer(&label, product.result_elements())?;
+        let partials = self.partials.slice(0, product.result_elements());
         self.dispatches.push(conv2d::conv2d_backward_weight(
             self.gpu, &product, &x, dy, &partials,
         )?);
         self.dispatches.push(reduce::reduce_splits(
             self.gpu,
-            product.splits,
+            product.splits(),
             &partials,
             &gradients,
         )?);

@@ -1,12 +1,13 @@
 //! Tiles chosen by measurement, on the real shapes, and kept in the user's cache folder.
 //!
-//! For real GPUs only: on a software adapter the built-in choice follows from known prices. What is
-//! chosen here becomes part of the run's record, so that the outcome of a training never depends on
-//! timing noise twice.
+//! For real GPUs only: on a software adapter the built-in choice follows from known prices. A tile
+//! decides the time and nothing else: the order of every sum follows from the product's shape, see
+//! [`Product::splits`].
 
 use crate::error::{Error, Result};
 use crate::gpu::{AdapterReport, Buffer, Dispatch, Gpu};
-use crate::kernels::conv2d::{self, Pass, Product, Tile};
+use crate::kernels::conv2d::{self, Family, Pass, Product, Tile};
+use crate::kernels::pool;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -21,11 +22,12 @@ pub struct Tuned {
     pub choices: Vec<Product>,
     /// How many of them were measured now (the others were in the cache, or the time was up).
     pub measured: usize,
-    /// Why the cache was not read or not written, in one line.
-    pub note: Option<String>,
+    /// Why the cache was not read or not written, and which tiles are wrong here, a line each.
+    pub notes: Vec<String>,
 }
 
-/// A cache file: choices for one adapter with one driver by one version of wgrad.
+/// A cache file: choices for one adapter with one driver by one version of wgrad; each is for its
+/// family of tiles.
 #[derive(Serialize, Deserialize)]
 struct Cache {
     key: Key,
@@ -63,12 +65,13 @@ pub fn cache_folder() -> Option<PathBuf> {
     directories::ProjectDirs::from("", "", "wgrad").map(|dirs| dirs.cache_dir().to_path_buf())
 }
 
-/// The fastest tile for each of `products`: from the cache in `folder` where it is there, else
-/// measured, until `budget` is used up; what is left keeps its built-in choice. `progress` hears how
+/// The fastest tile for each of `products`, of the same family: from the cache in `folder` where it is
+/// there, else measured, until `budget` is used up; what is left keeps its own. `progress` hears how
 /// many products are done. A tile whose result differs from the plain family's is never chosen.
 ///
 /// # Errors
-/// What the device reports. An unusable cache is no error but a note.
+/// [`Error::Verify`] for a product that none of its family's tiles computes as the plain family does,
+/// or what the device reports. An unusable cache is no error but a note.
 pub fn choose(
     gpu: &Gpu,
     products: &[Product],
@@ -78,27 +81,27 @@ pub fn choose(
 ) -> Result<Tuned> {
     let key = Key::of(gpu.report());
     let file = folder.map(|folder| key.file(folder));
-    let (mut known, mut note) = match &file {
+    let (mut known, note) = match &file {
         Some(file) => read(file, &key),
         None => (Vec::new(), None),
     };
+    let mut notes = Vec::from_iter(note);
     let start = Instant::now();
     let (mut choices, mut measured) = (Vec::with_capacity(products.len()), 0);
     for (i, product) in products.iter().enumerate() {
-        let fits = |k: &&Product| k.same_work(product) && k.tile.fits(gpu.report());
-        let choice = match known.iter().find(fits) {
-            Some(choice) => *choice,
-            None if start.elapsed() >= budget => *product,
+        let tile = match known.iter().find(|k| product.takes(k, gpu.report())) {
+            Some(choice) => choice.tile,
+            None if start.elapsed() >= budget => product.tile,
             None => {
                 let left = budget.saturating_sub(start.elapsed());
                 let share = left / (products.len() - i) as u32;
-                let fastest = measure(gpu, product, share)?;
-                known.push(fastest);
+                let tile = measure(gpu, product, share, &mut notes)?;
+                known.push(product.with_tile(tile));
                 measured += 1;
-                fastest
+                tile
             }
         };
-        choices.push(choice);
+        choices.push(product.with_tile(tile));
         progress(i + 1);
     }
     if let (Some(file), true) = (&file, measured > 0) {
@@ -107,13 +110,13 @@ pub fn choose(
             choices: known,
         };
         if let Err(e) = write(file, &cache) {
-            note.get_or_insert(format!("the choice of tiles is not kept: {e}"));
+            notes.push(format!("the choice of tiles is not kept: {e}"));
         }
     }
     Ok(Tuned {
         choices,
         measured,
-        note,
+        notes,
     })
 }
 
@@ -149,31 +152,109 @@ fn write(file: &Path, cache: &Cache) -> Result<()> {
     crate::files::replace(file, &text)
 }
 
-/// The product with the fastest of its family's tiles; with its own where no other one is right.
-fn measure(gpu: &Gpu, product: &Product, budget: Duration) -> Result<Product> {
+/// The fastest tile of the product's family.
+fn measure(
+    gpu: &Gpu,
+    product: &Product,
+    budget: Duration,
+    notes: &mut Vec<String>,
+) -> Result<Tile> {
     let start = Instant::now();
     let operands = Operands::new(gpu, product)?;
-    let reference = operands.run(gpu, &product.with_tile(Tile::Plain))?;
-    let mut fastest = (f64::INFINITY, *product);
+    let reference = operands.reference(gpu, product)?;
     // The built-in choice comes first: whatever the time allows, it has been measured.
     let others = Tile::all(product.tile.family(), gpu.report());
     let others = others.into_iter().filter(|tile| *tile != product.tile);
-    for tile in std::iter::once(product.tile).chain(others) {
-        if start.elapsed() >= budget && fastest.0.is_finite() {
+    let tiles = std::iter::once(product.tile).chain(others);
+    let candidates = tiles.map(|tile| product.with_tile(tile));
+    let (fastest, wrong) = fastest(
+        candidates,
+        |candidate| Ok(operands.run(gpu, candidate)?.agrees_with(&reference)),
+        |candidate| operands.time(gpu, candidate),
+        || start.elapsed() >= budget,
+    )?;
+    let fastest = fastest.ok_or_else(|| none_agrees(product, wrong.len(), gpu.report()))?;
+    notes.extend(wrong.iter().map(|candidate| {
+        format!("{candidate}: differs from the plain kernel on this adapter and is not used; please report it with the output of `wgrad verify`")
+    }));
+    Ok(fastest.tile)
+}
+
+/// The candidate that takes the least time of those that are right, and those that are not. Once
+/// `time_is_up`, the first that is right will do.
+fn fastest(
+    candidates: impl Iterator<Item = Product>,
+    mut right: impl FnMut(&Product) -> Result<bool>,
+    mut seconds: impl FnMut(&Product) -> Result<f64>,
+    time_is_up: impl Fn() -> bool,
+) -> Result<(Option<Product>, Vec<Product>)> {
+    let (mut fastest, mut wrong) = (None, Vec::new());
+    for candidate in candidates {
+        if time_is_up() && fastest.is_some() {
             break;
         }
-        let candidate = product.with_tile(tile);
-        if !close(&operands.run(gpu, &candidate)?, &reference) {
-            log::warn!("{candidate}: differs from the plain kernel, not used");
+        if !right(&candidate)? {
+            wrong.push(candidate);
             continue;
         }
-        let seconds = operands.time(gpu, &candidate)?;
+        let seconds = seconds(&candidate)?;
         log::debug!("{candidate}: {:.3} ms", seconds * 1e3);
-        if seconds < fastest.0 {
-            fastest = (seconds, candidate);
+        if fastest.is_none_or(|(least, _)| seconds < least) {
+            fastest = Some((seconds, candidate));
         }
     }
-    Ok(fastest.1)
+    Ok((fastest.map(|(_, candidate)| candidate), wrong))
+}
+
+fn none_agrees(product: &Product, tiles: usize, adapter: &AdapterReport) -> Error {
+    let family = product.tile.family();
+    let others = Family::ALL.into_iter();
+    let others: Vec<_> = others
+        .filter(|other| *other != family && other.supported(adapter))
+        .map(|other| format!("--kernels {other}"))
+        .collect();
+    let other = match others.is_empty() {
+        true => "--device cpu".into(),
+        false => others.join(" or "),
+    };
+    Error::Verify(format!(
+        "{} on {} inputs of {}: expected a tile of the {family} family that computes what the plain family does, found none of {tiles} on {}; use {other}, and please report it with the output of `wgrad verify`",
+        product.pass.name(),
+        product.batch,
+        product.geometry.input,
+        adapter.line(),
+    ))
+}
+
+/// What a product gave.
+struct Found {
+    /// The result, its splits added up.
+    values: Vec<f64>,
+    /// Of the max-pooling, four to a word; empty without.
+    index: Vec<u32>,
+}
+
+impl Found {
+    fn read(gpu: &Gpu, product: &Product, result: &Buffer, index: &Buffer) -> Result<Found> {
+        let partials: Vec<f32> = gpu.read("tuning", result)?;
+        let mut values = vec![0.0; partials.len() / product.splits()];
+        for part in partials.chunks_exact(values.len()) {
+            for (sum, value) in values.iter_mut().zip(part) {
+                *sum += f64::from(*value);
+            }
+        }
+        Ok(Found {
+            values,
+            index: match product.pool {
+                Some(_) => gpu.read("tuning", index)?,
+                None => Vec::new(),
+            },
+        })
+    }
+
+    fn agrees_with(&self, reference: &Found) -> bool {
+        close(&self.values, &reference.values) && self.index == reference.index
+    }
 }
 
 /// Whether two results agree but for the order of their additions. False for NaN.
@@ -196,11 +277,16 @@ struct Operands {
 impl Operands {
     fn new(gpu: &Gpu, product: &Product) -> Result<Operands> {
         let g = &product.geometry;
-        // Signed, without a period that a tile could share.
+        // Signed, without a period that a tile could share. Where the largest of a window is sought
+        // they are multiples of 1/4, whose sums have no rounding errors that could decide it, and
+        // many windows have ties.
         let values = |len: usize| -> Vec<f32> {
-            (0..len as u32)
-                .map(|i| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 23) as f32 - 1.0)
-                .collect()
+            let hash = |i: u32| i.wrapping_mul(2_654_435_761);
+            let value = |i: u32| match product.pool {
+                Some(_) => (hash(i) >> 29) as f32 / 4.0 - 1.0,
+                None => (hash(i) >> 8) as f32 / (1 << 23) as f32 - 1.0,
+            };
+            (0..len as u32).map(value).collect()
         };
         let [x, p, dy] = [
             product.batch * g.input.elements(),
@@ -214,13 +300,15 @@ impl Operands {
         })
     }
 
-    /// The dispatch of `product` and its result buffer.
-    fn dispatch(&self, gpu: &Gpu, product: &Product) -> Result<(Dispatch, Buffer)> {
-        let result = gpu.buffer("tuning", product.result_elements())?;
+    /// The dispatch of `product` with the buffers of its result and its index.
+    fn dispatch(&self, gpu: &Gpu, product: &Product) -> Result<(Dispatch, Buffer, Buffer)> {
+        // What a kernel leaves unwritten equals nothing.
+        let poisoned = |len: usize| gpu.upload("tuning", &vec![f32::NAN; len]);
+        let result = poisoned(product.result_elements())?;
+        let index = poisoned(product.pool.map_or(1, |_| product.result_elements() / 4))?;
         let (x, parameters, dy) = (&self.x, &self.parameters, &self.dy);
         let dispatch = match product.pass {
             Pass::Forward => {
-                let index = gpu.buffer("tuning", product.result_elements().div_ceil(4))?;
                 let index = product.pool.map(|_| &index);
                 conv2d::conv2d_forward(gpu, product, x, parameters, &result, index)?
             }
@@ -230,32 +318,35 @@ impl Operands {
                 conv2d::conv2d_backward_input(gpu, product, dy, parameters, &result, mask)?
             }
         };
-        Ok((dispatch, result))
+        Ok((dispatch, result, index))
     }
 
-    /// The result of `product`, its splits added up. The plain family pools nothing along, so the
-    /// products compared here are those before the pooling.
-    fn run(&self, gpu: &Gpu, product: &Product) -> Result<Vec<f64>> {
-        let unpooled = Product {
+    /// What `product` gives by the plain family, which pools in a kernel of its own.
+    fn reference(&self, gpu: &Gpu, product: &Product) -> Result<Found> {
+        let plain = Product {
             pool: None,
-            ..*product
+            ..product.with_tile(Tile::Plain)
         };
-        let (dispatch, result) = self.dispatch(gpu, &unpooled)?;
+        let Some(window) = product.pool else {
+            return self.run(gpu, &plain);
+        };
+        let (dispatch, y, _) = self.dispatch(gpu, &plain)?;
+        let pooled = gpu.buffer("tuning", product.result_elements())?;
+        let index = gpu.buffer("tuning", product.result_elements() / 4)?;
+        let pool = pool::maxpool2d_forward(gpu, &window, product.batch, &y, &pooled, &index)?;
+        gpu.submit("tuning", &[&dispatch, &pool], 1)?;
+        Found::read(gpu, product, &pooled, &index)
+    }
+
+    fn run(&self, gpu: &Gpu, product: &Product) -> Result<Found> {
+        let (dispatch, result, index) = self.dispatch(gpu, product)?;
         gpu.submit("tuning", &[&dispatch], 1)?;
-        let values: Vec<f32> = gpu.read("tuning", &result)?;
-        let len = values.len() / product.splits;
-        let mut sums = vec![0.0; len];
-        for part in values.chunks_exact(len) {
-            for (sum, value) in sums.iter_mut().zip(part) {
-                *sum += f64::from(*value);
-            }
-        }
-        Ok(sums)
+        Found::read(gpu, product, &result, &index)
     }
 
     /// Seconds of one run: the fastest of a few windows, each long enough to be measured.
     fn time(&self, gpu: &Gpu, product: &Product) -> Result<f64> {
-        let (dispatch, _result) = self.dispatch(gpu, product)?;
+        let (dispatch, ..) = self.dispatch(gpu, product)?;
         let window = |repeat: usize| -> Result<f64> {
             let start = Instant::now();
             gpu.submit("tuning", &[&dispatch], repeat)?;
@@ -269,5 +360,79 @@ impl Operands {
             fastest = fastest.min(window(repeat)?);
         }
         Ok(fastest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Conv2d, Pool2d, Shape};
+
+    fn candidates() -> Vec<Product> {
+        let (adapter, family) = (AdapterReport::imagined(false), Family::Workgroup);
+        let geometry = Conv2d::new(Shape::new(8, 8, 4), 8, [3, 3], [1, 1], [1, 1]).unwrap();
+        let product = Product::new(geometry, 5, Pass::Forward, true, None, family, &adapter);
+        let tiles = Tile::all(family, &adapter).into_iter();
+        tiles.map(|tile| product.with_tile(tile)).collect()
+    }
+
+    #[test]
+    fn the_fastest_that_is_right_is_chosen() {
+        let all = candidates();
+        let at = |p: &Product| all.iter().position(|c| c == p).unwrap();
+        let choose = |right: fn(usize) -> bool, late: bool| {
+            fastest(
+                all.iter().copied(),
+                |p| Ok(right(at(p))),
+                |p| Ok([5.0, 4.0, 1.0, 2.0, 3.0][at(p)]),
+                || late,
+            )
+            .unwrap()
+        };
+        assert_eq!(choose(|_| true, false), (Some(all[2]), vec![]));
+        assert_eq!(choose(|i| i != 2, false), (Some(all[3]), vec![all[2]]));
+        // Late: the first that is right, not the built-in one where that is wrong.
+        assert_eq!(choose(|i| i > 0, true), (Some(all[1]), vec![all[0]]));
+        assert_eq!(choose(|_| false, true), (None, all.clone()));
+    }
+
+    #[test]
+    fn where_no_tile_is_right_the_error_says_what_to_do() {
+        let error = none_agrees(&candidates()[0], 5, &AdapterReport::imagined(false));
+        assert_eq!(error.exit_code(), 1);
+        let line = error.to_string();
+        for part in [
+            "conv2d_forward on 5 inputs of 8×8×4",
+            "found none of 5 on a GPU",
+            "--kernels subgroup or --kernels plain",
+        ] {
+            assert!(line.contains(part), "{line}");
+        }
+        assert_eq!(line.lines().count(), 1);
+    }
+
+    /// On the software adapter: the reference of a pooled product is the plain kernel and the pooling
+    /// after it, and a kernel that pools otherwise does not agree with it.
+    #[test]
+    fn pooled_products_are_held_against_the_pooling_of_the_plain_result() {
+        let gpu = Gpu::open(&crate::gpu::Choice::Best).expect("an adapter");
+        let candidate = candidates()[0];
+        let window = |kernel| Some(Pool2d::new(candidate.geometry.output, kernel, kernel).unwrap());
+        let of = |pool| Product { pool, ..candidate };
+        let (flat, upright) = (of(window([1, 2])), of(window([2, 1])));
+        let operands = Operands::new(&gpu, &flat).unwrap();
+        let reference = operands.reference(&gpu, &flat).unwrap();
+        assert!(!reference.index.is_empty());
+        let found = operands.run(&gpu, &flat).unwrap();
+        assert!(found.agrees_with(&reference));
+        // The values differ, and so does an index alone.
+        assert!(
+            !operands
+                .run(&gpu, &upright)
+                .unwrap()
+                .agrees_with(&reference)
+        );
+        let index = vec![0; reference.index.len()];
+        assert!(!Found { index, ..found }.agrees_with(&reference));
     }
 }

@@ -182,8 +182,13 @@ fn a_wrong_kernel_fails() {
             let source = format!(
                 "@group(0) @binding(0) var<storage, read_write> y: array<f32>;
                  @compute @workgroup_size(64)
-                 fn wrong(@builtin(global_invocation_id) id: vec3<u32>) {{
-                     if id.x >= {first}u && id.x < {end}u {{ y[id.x] = {value:?}; }}
+                 fn wrong(
+                     @builtin(workgroup_id) group: vec3<u32>,
+                     @builtin(num_workgroups) groups: vec3<u32>,
+                     @builtin(local_invocation_index) local: u32,
+                 ) {{
+                     let i = (group.y * groups.x + group.x) * 64u + local;
+                     if i >= {first}u && i < {end}u {{ y[i] = {value:?}; }}
                  }}"
             );
             Ok(vec![b.gpu.dispatch(&Kernel {
@@ -211,6 +216,210 @@ fn a_wrong_kernel_fails() {
     assert!(detail.contains("past element 100"), "{detail}");
     let nothing = Case::new("wrong", "compares nothing", |_| Ok(Vec::new()));
     assert!(!nothing.run(&gpu).unwrap().passed);
+}
+
+/// A read past the end of an input that is used, and a write into one.
+#[test]
+fn a_kernel_that_strays_fails() {
+    use wgrad::gpu::Kernel;
+    let gpu = gpu();
+    // `body` makes y[i] from 100 floats x and 100 words k; both are then as long as y.
+    let run = |access: &'static str, body: &'static str| {
+        let case = Case::new("stray", body, move |b| {
+            let (x, k) = (b.input(&[0.5f32; 100])?, b.input(&[3u32; 100])?);
+            assert_eq!([x.len(), k.len()], [100, 100]);
+            let y = b.output("y", &[0.5f32; 100], Tolerance::sum(1))?;
+            let source = format!(
+                "@group(0) @binding(0) var<storage, {access}> x: array<f32>;
+                 @group(0) @binding(1) var<storage, {access}> k: array<u32>;
+                 @group(0) @binding(2) var<storage, read_write> y: array<f32>;
+                 @compute @workgroup_size(64)
+                 fn stray(
+                     @builtin(workgroup_id) group: vec3<u32>,
+                     @builtin(num_workgroups) groups: vec3<u32>,
+                     @builtin(local_invocation_index) local: u32,
+                 ) {{
+                     let i = (group.y * groups.x + group.x) * 64u + local;
+                     if i < 100u {{ {body} }}
+                 }}"
+            );
+            let bindings = [(0, &x), (1, &k), (2, &y)];
+            Ok(vec![b.gpu.dispatch(&Kernel {
+                entry_point: "stray",
+                source: &source,
+                constants: &[],
+                bindings: &bindings,
+                groups: [2, 1, 1],
+            })?])
+        });
+        case.run(&gpu).unwrap().detail
+    };
+    assert_eq!(run("read", "y[i] = x[i] + f32(k[i] - 3u);"), None);
+    for body in [
+        "y[i] = x[i + 1u] + f32(k[i] - 3u);",
+        "y[i] = x[i] + f32(k[i] - 3u) * x[i + 64u];",
+        // Far beyond the guard, where the index is clamped.
+        "y[i] = x[i + 100000u] + f32(k[i] - 3u);",
+        "y[i] = x[i] + f32(k[i + 1u] - 3u);",
+        "y[i] = x[i] + f32(k[i + 100000u] - 3u);",
+    ] {
+        let detail = run("read", body).expect(body);
+        assert!(
+            detail.contains("expected 0.5") && detail.contains("found "),
+            "{body}: {detail}"
+        );
+    }
+    for body in [
+        "y[i] = x[i]; x[i] = f32(k[0]);",
+        "y[i] = x[i]; k[99] = 4u;",
+        "y[i] = x[i] + f32(k[i] - 3u); x[i + 1u] = x[i];",
+    ] {
+        let detail = run("read_write", body).expect(body);
+        assert!(
+            detail.contains("expected nothing to be written to it"),
+            "{body}: {detail}"
+        );
+    }
+}
+
+/// A kernel that is right in one row of workgroups and wrong in several.
+#[test]
+fn a_kernel_that_does_not_unfold_its_workgroups_fails() {
+    use wgrad::gpu::Kernel;
+    let gpu = gpu();
+    let run = |index: &'static str| {
+        let case = Case::new("folded", index, move |b| {
+            let y = b.updated("y", &[0.0f32; 256], &[1.0f32; 256], Tolerance::EXACT)?;
+            let source = format!(
+                "@group(0) @binding(0) var<storage, read_write> y: array<f32>;
+                 @compute @workgroup_size(64)
+                 fn folded(
+                     @builtin(workgroup_id) group: vec3<u32>,
+                     @builtin(num_workgroups) groups: vec3<u32>,
+                     @builtin(local_invocation_index) local: u32,
+                 ) {{
+                     let i = ({index}) * 64u + local;
+                     if i < 256u {{ y[i] += 1.0; }}
+                 }}"
+            );
+            Ok(vec![b.gpu.dispatch(&Kernel {
+                entry_point: "folded",
+                source: &source,
+                constants: &[],
+                bindings: &[(0, &y)],
+                groups: [4, 1, 1],
+            })?])
+        });
+        case.run(&gpu).unwrap().detail
+    };
+    assert_eq!(run("group.y * groups.x + group.x + 0u * groups.x"), None);
+    for wrong in [
+        "group.x + 0u * groups.x",
+        "group.y * (groups.x + 1u) + group.x",
+    ] {
+        let detail = run(wrong).expect(wrong);
+        assert!(
+            detail.contains("workgroups in several rows: y["),
+            "{detail}"
+        );
+    }
+}
+
+/// The order of every sum follows from the shape: a tile, which is chosen by measurement, must not
+/// change a bit. Holds where the driver compiles every tile's multiply-adds alike, as Mesa's does.
+#[test]
+fn every_tile_of_a_family_gives_the_same_bits() {
+    use wgrad::gpu::Buffer;
+    use wgrad::kernels::conv2d::{self, Family, Pass, Product, Tile};
+    use wgrad::kernels::reduce;
+    use wgrad::model::{Conv2d, Pool2d, Shape};
+    let gpu = gpu();
+    let values = |len: usize| {
+        let value = |i: u32| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 23) as f32 - 1.0;
+        gpu.upload("test", &(0..len as u32).map(value).collect::<Vec<_>>())
+            .unwrap()
+    };
+    let bits = |buffer: &Buffer| gpu.read::<u32>("test", buffer).unwrap();
+    let geometries = [
+        // Vectors and scalars, padding and strides, sums in one part and in many.
+        (
+            Conv2d::new(Shape::new(9, 7, 12), 24, [3, 3], [1, 1], [1, 1]),
+            5,
+        ),
+        (
+            Conv2d::new(Shape::new(14, 13, 3), 5, [5, 4], [2, 1], [1, 2]),
+            17,
+        ),
+        (Ok(Conv2d::dense(77, 10)), 700),
+    ];
+    let mut most_splits = 1;
+    for (geometry, batch) in geometries {
+        let g = geometry.unwrap();
+        let x = values(batch * g.input.elements());
+        let parameters = values(g.weight_elements() + g.output.channels);
+        let dy = values(batch * g.output.elements());
+        let pool = Pool2d::new(g.output, [2, 2], [2, 2]).ok();
+        for family in Family::ALL {
+            let tiles = Tile::all(family, gpu.report());
+            let pool = pool.filter(|p| Product::can_pool(&g, p, family));
+            let passes = Pass::ALL.map(|pass| (pass, None));
+            for (pass, pool) in passes
+                .into_iter()
+                .chain(pool.map(|p| (Pass::Forward, Some(p))))
+            {
+                let relu = pass != Pass::BackwardWeight;
+                let product = Product::new(g, batch, pass, relu, pool, family, gpu.report());
+                let run = |tile| {
+                    let product = product.with_tile(tile);
+                    let n = product.result_elements();
+                    let result = gpu.buffer("test", n).unwrap();
+                    let index = gpu.buffer("test", n.div_ceil(4)).unwrap();
+                    let sum = gpu.buffer("test", n / product.splits()).unwrap();
+                    let mut dispatches = vec![
+                        match pass {
+                            Pass::Forward => {
+                                let index = pool.map(|_| &index);
+                                conv2d::conv2d_forward(
+                                    &gpu,
+                                    &product,
+                                    &x,
+                                    &parameters,
+                                    &result,
+                                    index,
+                                )
+                            }
+                            Pass::BackwardWeight => {
+                                conv2d::conv2d_backward_weight(&gpu, &product, &x, &dy, &result)
+                            }
+                            Pass::BackwardInput => conv2d::conv2d_backward_input(
+                                &gpu,
+                                &product,
+                                &dy,
+                                &parameters,
+                                &result,
+                                Some(&x),
+                            ),
+                        }
+                        .unwrap(),
+                    ];
+                    dispatches.push(
+                        reduce::reduce_splits(&gpu, product.splits(), &result, &sum).unwrap(),
+                    );
+                    let dispatches: Vec<_> = dispatches.iter().collect();
+                    gpu.submit("test", &dispatches, 1).unwrap();
+                    [bits(&sum), bits(&index)]
+                };
+                most_splits = most_splits.max(product.splits());
+                let expected = run(tiles[0]);
+                assert!(expected[0].iter().any(|bits| *bits != 0));
+                for tile in &tiles[1..] {
+                    let found = run(*tile);
+                    assert!(found == expected, "{product}: other bits with {tile}");
+                }
+            }
+        }
+    }
+    assert!(most_splits > 3, "{most_splits}");
 }
 
 #[test]
@@ -265,9 +474,79 @@ fn wrappers_refuse_what_does_not_fit() {
 }
 
 #[test]
-fn ten_steps_agree_with_the_twin() {
+fn whole_steps_agree_with_the_twin_in_every_family_and_fusion() {
+    use wgrad::kernels::conv2d::Family;
     let gpu = std::sync::Arc::new(gpu());
-    let outcomes = wgrad::verify::training(&gpu).expect("the trainings run");
-    let failures: Vec<_> = outcomes.into_iter().filter(|o| !o.passed).collect();
+    let outcomes = wgrad::verify::training(&gpu, &mut |_| {}).expect("the trainings run");
+    let failures: Vec<_> = outcomes.iter().filter(|o| !o.passed).collect();
     assert!(failures.is_empty(), "{failures:#?}");
+    let has = |kernel: &str, what: &str| {
+        let mut found = outcomes.iter().filter(|o| o.kernel == kernel);
+        assert!(found.any(|o| o.variant.contains(what)), "{kernel}, {what}");
+    };
+    for family in Family::ALL
+        .into_iter()
+        .filter(|f| f.supported(gpu.report()))
+    {
+        for kernel in ["training", "evaluation"] {
+            has(kernel, &format!("{family}, explicit convolution"));
+            if family != Family::Plain {
+                has(kernel, &format!("{family}, pooling fused"));
+                has(kernel, &format!("{family}, pooling unfused"));
+            }
+        }
+        if family != Family::Plain {
+            has(
+                "evaluation",
+                &format!("{family}, pooling fused, batches of 2"),
+            );
+        }
+    }
+}
+
+#[test]
+fn random_geometries_agree_with_the_twin() {
+    let gpu = gpu();
+    let mut failures = Vec::new();
+    for index in 0..wgrad::verify::DRAWS {
+        for case in wgrad::verify::drawn(gpu.report(), 1, index) {
+            let outcome = case.run(&gpu).unwrap();
+            if let Some(detail) = outcome.detail {
+                failures.push(format!(
+                    "draw {index}, {} ({}): {detail}",
+                    case.kernel, case.variant
+                ));
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// On every machine, and without the draws before it.
+#[test]
+fn a_draw_is_its_seeds_and_numbers() {
+    use wgrad::gpu::AdapterReport;
+    use wgrad::verify::drawn;
+    let names = |software, seed, index| -> Vec<String> {
+        let cases = drawn(&AdapterReport::imagined(software), seed, index);
+        let names = cases.iter().map(|c| format!("{}: {}", c.kernel, c.variant));
+        names.collect()
+    };
+    assert_eq!(names(true, 1, 3), names(true, 1, 3));
+    assert_ne!(names(true, 1, 3), names(true, 1, 4));
+    assert_ne!(names(true, 1, 3), names(true, 2, 3));
+    // Only the subgroups' tiles differ between the two adapters.
+    let others = |software| -> Vec<String> {
+        let names = names(software, 1, 3).into_iter();
+        names.filter(|name| !name.contains("subgroup")).collect()
+    };
+    assert_eq!(others(true), others(false));
+    assert!(others(true).len() > 8);
+    // A whole list has poolings that are fused and that overlap, dense layers and strides.
+    let all: Vec<String> = (0..wgrad::verify::DRAWS)
+        .flat_map(|i| names(true, 1, i))
+        .collect();
+    for part in ["max-pooled", "_overlapping", "1×1×", "stride 2×", "splits"] {
+        assert!(all.iter().any(|name| name.contains(part)), "{part}");
+    }
 }

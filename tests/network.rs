@@ -6,7 +6,7 @@ use std::sync::Arc;
 use wgrad::gpu::{AdapterReport, Choice, Gpu, NO_ADAPTER_HINT, Step};
 use wgrad::kernels::conv2d::Tile;
 use wgrad::model;
-use wgrad::network::{Network, Options, Split, memory, products};
+use wgrad::network::{Family, Network, Options, Split, memory, products};
 
 fn gpu() -> Arc<Gpu> {
     let gpu = Gpu::open(&Choice::Best);
@@ -136,4 +136,34 @@ fn the_products_of_a_model_share_its_sums() {
     };
     assert_eq!(most_sums("tutorial"), 128);
     assert_eq!(most_sums("vgg-cifar"), 64);
+}
+
+/// They decide the order of the additions, so neither the family nor the adapter may.
+#[test]
+fn the_parts_of_a_sum_follow_from_the_shape() {
+    for (name, _) in model::SHIPPED {
+        let definition = model::load(name).unwrap();
+        let model = definition
+            .resolve(definition.input, definition.classes)
+            .unwrap();
+        let splits = |family, software| -> Vec<usize> {
+            let options = Options {
+                family: Some(family),
+                ..Options::default()
+            };
+            let adapter = AdapterReport::imagined(software);
+            let batch = definition.recipe.batch_size;
+            let products = products(&model, batch, &options, &adapter).unwrap();
+            products.iter().map(|(_, p)| p.splits()).collect()
+        };
+        let expected = splits(Family::Plain, true);
+        for family in Family::ALL {
+            for software in [true, false] {
+                assert_eq!(splits(family, software), expected, "{name}, {family}");
+            }
+        }
+        if *name != "mlp-sigmoid" {
+            assert!(expected.iter().any(|splits| *splits > 1), "{name}");
+        }
+    }
 }

@@ -22,11 +22,16 @@ fn sources() -> Vec<(String, String)> {
 
 /// The matrix products, rendered for shapes and tiles of every kind.
 fn rendered_products() -> Vec<(String, String)> {
-    // Subgroups of 8 and of 32 invocations.
-    let adapters = [true, false].map(AdapterReport::imagined);
-    let products = adapters.map(|adapter| wgrad::verify::products(&adapter));
-    let products = products.into_iter().flatten();
+    // Every size of a subgroup that the family takes. The other families do not depend on it.
+    let mut seen = HashSet::new();
+    let products = [4, 8, 16, 32].into_iter().flat_map(|lanes| {
+        wgrad::verify::products(&AdapterReport {
+            subgroup_size: Some([lanes; 2]),
+            ..AdapterReport::imagined(true)
+        })
+    });
     products
+        .filter(|product| seen.insert(*product))
         .enumerate()
         .map(|(i, product)| {
             let name = format!("{i}: {} {}", product.pass.name(), product.tile);

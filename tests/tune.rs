@@ -1,9 +1,11 @@
 //! Tiles chosen by measurement: on the software adapter, with the family of real GPUs.
 
+use std::sync::Arc;
 use std::time::Duration;
-use wgrad::gpu::{Choice, Gpu, NO_ADAPTER_HINT};
-use wgrad::kernels::conv2d::{Family, Product};
-use wgrad::network::{self, Options};
+use wgrad::gpu::{Choice, Gpu, NO_ADAPTER_HINT, Step};
+use wgrad::kernels::conv2d::{Family, Pass, Product, Tile};
+use wgrad::model::Model;
+use wgrad::network::{self, Network, Options, Split};
 use wgrad::{model, tune};
 
 fn gpu() -> Gpu {
@@ -11,17 +13,31 @@ fn gpu() -> Gpu {
         .unwrap_or_else(|e| panic!("these tests need an adapter: {e}; {NO_ADAPTER_HINT}"))
 }
 
-fn products(gpu: &Gpu) -> Vec<Product> {
+fn lenet5() -> Model {
     let definition = model::load("lenet5").unwrap();
-    let model = definition
+    definition
         .resolve(definition.input, definition.classes)
-        .unwrap();
-    let options = Options {
-        family: Some(Family::Workgroup),
+        .unwrap()
+}
+
+const BATCH: usize = 4;
+
+fn options(family: Family, choices: &[Product]) -> Options {
+    Options {
+        family: Some(family),
+        choices: choices.to_vec(),
         ..Options::default()
-    };
-    let products = network::products(&model, 4, &options, gpu.report()).unwrap();
+    }
+}
+
+fn products_of(gpu: &Gpu, family: Family) -> Vec<Product> {
+    let options = options(family, &[]);
+    let products = network::products(&lenet5(), BATCH, &options, gpu.report()).unwrap();
     products.into_iter().map(|(_, product)| product).collect()
+}
+
+fn products(gpu: &Gpu) -> Vec<Product> {
+    products_of(gpu, Family::Workgroup)
 }
 
 const LONG: Duration = Duration::from_secs(600);
@@ -37,7 +53,7 @@ fn choices_fit_are_kept_and_are_used_again() {
     .unwrap();
     assert_eq!(done, products.len());
     assert_eq!(first.measured, products.len());
-    assert_eq!(first.note, None);
+    assert_eq!(first.notes, [""; 0]);
     for (wanted, choice) in products.iter().zip(&first.choices) {
         assert!(choice.same_work(wanted), "{choice} for {wanted}");
         assert_eq!(choice.tile.family(), Family::Workgroup);
@@ -75,8 +91,116 @@ fn a_corrupt_cache_is_ignored_with_one_line_and_replaced() {
         std::fs::write(&file, bad).unwrap();
         let tuned = choose();
         assert_eq!(tuned.measured, 1, "a bad cache must not be believed");
-        let note = tuned.note.expect("a note");
+        let [note] = &tuned.notes[..] else {
+            panic!("{:?}", tuned.notes)
+        };
         assert!(note.contains("ignored") && !note.contains('\n'), "{note}");
         assert_eq!(choose().measured, 0, "the cache is whole again");
+    }
+}
+
+#[test]
+fn each_family_has_choices_of_its_own() {
+    let (gpu, folder) = (gpu(), tempfile::tempdir().unwrap());
+    // The last dense layer, whose tiles compile fast.
+    let last = |family| {
+        let products = products_of(&gpu, family);
+        let mut forward = products.into_iter().filter(|p| p.pass == Pass::Forward);
+        forward.next_back().unwrap()
+    };
+    let choose = |family| {
+        let products = [last(family)];
+        let tuned = tune::choose(&gpu, &products, Some(folder.path()), LONG, &mut |_| {}).unwrap();
+        assert_eq!(tuned.choices[0].tile.family(), family);
+        tuned.measured
+    };
+    for measured in [1, 0] {
+        for family in [Family::Workgroup, Family::Plain] {
+            assert_eq!(choose(family), measured, "{family}");
+        }
+    }
+}
+
+/// The parameters after three steps of `lenet5` with the given tiles, as bits.
+fn trained(gpu: &Arc<Gpu>, family: Family, choices: &[Product]) -> Vec<u32> {
+    let model = lenet5();
+    let optimizer = model::load("lenet5").unwrap().recipe.optimizer;
+    let options = options(family, choices);
+    let mut network = Network::new(gpu.clone(), &model, BATCH, &optimizer, &options).unwrap();
+    for (choice, (_, product)) in choices.iter().zip(network.products()) {
+        assert_eq!(choice.tile, product.tile, "the choice is not used");
+    }
+    let len = 3 * BATCH;
+    let images: Vec<u8> = (0..len * model.input.elements())
+        .map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8)
+        .collect();
+    let labels: Vec<u32> = (0..len as u32).map(|i| i % 10).collect();
+    let order: Vec<u32> = (0..len as u32).collect();
+    let steps: Vec<Step> = (0..3)
+        .map(|i| Step {
+            first: i * BATCH as u32,
+            count: BATCH as u32,
+            lr: 1e-2,
+            bias_correction1: 0.5,
+            bias_correction2: 0.5,
+            padding: [0; 3],
+        })
+        .collect();
+    let normalization = [1.0 / 128.0, -1.0];
+    network
+        .upload_dataset(Split::Train, &images, &labels, &normalization)
+        .unwrap();
+    let before = model::initial_parameters(&model, 5);
+    network.set_parameters(&before).unwrap();
+    network
+        .train_epoch(&order, &steps, &mut |_| Ok(()))
+        .unwrap();
+    let after = network.parameters().unwrap();
+    assert_ne!(before, after, "nothing was trained");
+    after.into_iter().map(f32::to_bits).collect()
+}
+
+#[test]
+fn what_the_budget_allowed_and_which_tiles_were_chosen_changes_no_bit() {
+    let gpu = Arc::new(gpu());
+    let products = products(&gpu);
+    let tuned = |budget| tune::choose(&gpu, &products, None, budget, &mut |_| {}).unwrap();
+    let (none, long) = (tuned(Duration::ZERO), tuned(LONG));
+    assert_eq!([none.measured, long.measured], [0, products.len()]);
+    let expected = trained(&gpu, Family::Workgroup, &none.choices);
+    assert_eq!(trained(&gpu, Family::Workgroup, &long.choices), expected);
+    for tile in Tile::all(Family::Workgroup, gpu.report()) {
+        let choices: Vec<_> = products.iter().map(|p| p.with_tile(tile)).collect();
+        let found = trained(&gpu, Family::Workgroup, &choices);
+        assert!(found == expected, "{tile} gives other bits");
+    }
+}
+
+#[test]
+fn a_stored_choice_decides_the_tile_and_nothing_else() {
+    let gpu = gpu();
+    let products = products(&gpu);
+    let weight = products.iter().find(|p| p.splits() > 1).unwrap();
+    // As an earlier version wrote it, with other splits.
+    let mut stored =
+        serde_json::to_value(weight.with_tile(Tile::all(Family::Workgroup, gpu.report())[4]))
+            .unwrap();
+    stored["splits"] = (weight.splits() + 3).into();
+    let stored: Product = serde_json::from_value(stored).unwrap();
+    let planned = network::products(
+        &lenet5(),
+        BATCH,
+        &options(Family::Workgroup, &[stored]),
+        gpu.report(),
+    );
+    let planned: Vec<Product> = planned.unwrap().into_iter().map(|(_, p)| p).collect();
+    for (planned, built_in) in planned.iter().zip(&products) {
+        let tile = if built_in == weight {
+            stored.tile
+        } else {
+            built_in.tile
+        };
+        assert_eq!(*planned, built_in.with_tile(tile));
+        assert_eq!(planned.splits(), built_in.splits());
     }
 }

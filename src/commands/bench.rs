@@ -38,9 +38,9 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     }
     let mut notes: Vec<String> = device.notice().map(String::from).into_iter().collect();
     if !args.no_tune {
-        let (choices, note) = measure(&device, &model, recipe.batch_size, &options)?;
+        let (choices, measured) = measure(&device, &model, recipe.batch_size, &options)?;
         options.choices = choices;
-        notes.extend(note);
+        notes.extend(measured);
     }
     if !args.json {
         for note in notes {

@@ -236,8 +236,9 @@ fn resume(folder: &Path, args: &TrainArgs) -> Result<Prepared> {
         explicit_conv: args
             .conv
             .map_or(config.device.explicit_conv, |conv| conv == Conv::Explicit),
+        // Never measured anew: the tiles were chosen when the run began.
         choices: config.device.products.clone(),
-        large_evaluation: None,
+        ..Options::default()
     };
     let device = open(requested, args.profile)?;
     device.expect_kernels(&options)?;
@@ -277,11 +278,9 @@ fn engine(
     }
     let recipe = &run.config().recipe;
     if !args.no_tune && options.choices.is_empty() {
-        let (choices, note) = measure(device, run.model(), recipe.batch_size, &options)?;
+        let (choices, notes) = measure(device, run.model(), recipe.batch_size, &options)?;
         options.choices = choices;
-        if let Some(note) = note {
-            say_wrapped(&note)?;
-        }
+        notes.iter().try_for_each(|note| say_wrapped(note))?;
     }
     let engine = device.engine(run.model(), recipe, &options)?;
     let record = &mut run.config_mut().device;
@@ -484,15 +483,15 @@ fn open(requested: &str, profile: bool) -> Result<Device> {
 }
 
 /// On a real GPU: the fastest tiles for the model's products, measured once per adapter and driver,
-/// and what there is to say about their cache.
+/// and what there is to say about it, a line each.
 pub(super) fn measure(
     device: &Device,
     model: &Model,
     batch_size: usize,
     options: &Options,
-) -> Result<(Vec<Product>, Option<String>)> {
+) -> Result<(Vec<Product>, Vec<String>)> {
     let Some(gpu) = device.gpu().filter(|gpu| !gpu.report().software) else {
-        return Ok((Vec::new(), None));
+        return Ok((Vec::new(), Vec::new()));
     };
     let products = network::products(model, batch_size, options, gpu.report())?;
     let products: Vec<Product> = products.into_iter().map(|(_, product)| product).collect();
@@ -508,7 +507,7 @@ pub(super) fn measure(
         &mut |done| bar.set_position(done as u64),
     )?;
     bar.finish_and_clear();
-    Ok((tuned.choices, tuned.note))
+    Ok((tuned.choices, tuned.notes))
 }
 
 /// The record of a device on which nothing was compiled yet.

@@ -22,10 +22,19 @@ pub fn run(args: &VerifyArgs) -> Result<()> {
             "expected a hardware adapter to verify for --device auto, found none; {GPU_HINT}, or leave --device out to verify a software adapter"
         )));
     }
+    if args.only.is_some() && device.gpu().is_none() {
+        return Err(Error::Usage(
+            "expected an adapter for --only, found --device cpu; leave one of them out".into(),
+        ));
+    }
     if let (Some(folder), Some(gpu)) = (&args.dump, device.gpu()) {
         dump(folder, gpu.report())?;
     }
-    let mut outcomes: Vec<Outcome> = cpu::finite_difference_checks()
+    let checks = match args.only {
+        Some(_) => Vec::new(),
+        None => cpu::finite_difference_checks(),
+    };
+    let mut outcomes: Vec<Outcome> = checks
         .into_iter()
         .map(|check| Outcome {
             kernel: format!("{} (CPU twin)", check.name),
@@ -39,17 +48,36 @@ pub fn run(args: &VerifyArgs) -> Result<()> {
     let mut left_out = Vec::new();
     match device.gpu() {
         Some(gpu) => {
-            let cases = verify::cases(gpu.report());
+            let fixed = match args.only {
+                Some(_) => Vec::new(),
+                None => verify::cases(gpu.report()),
+            };
+            let draws = match args.only {
+                Some(index) => index..index + 1,
+                None => 0..args.random,
+            };
+            let drawn = draws.flat_map(|index| {
+                let cases = verify::drawn(gpu.report(), args.seed, index);
+                cases.into_iter().map(move |case| (Some(index), case))
+            });
+            let fixed = fixed.into_iter().map(|case| (None, case));
+            let cases: Vec<_> = fixed.chain(drawn).collect();
             let bar = ProgressBar::new(cases.len() as u64);
             bar.set_style(style());
             let pulse = Pulse::start(&bar, || None);
-            for case in cases {
+            for (draw, case) in cases {
                 bar.set_message(case.kernel.clone());
-                outcomes.push(case.run(gpu)?);
+                let mut outcome = case.run(gpu)?;
+                if let (Some(detail), Some(index)) = (&mut outcome.detail, draw) {
+                    *detail += &format!("; repeat with: {}", repeat(args, index));
+                }
+                outcomes.push(outcome);
                 bar.inc(1);
             }
-            bar.set_message("training");
-            outcomes.extend(verify::training(gpu)?);
+            if args.only.is_none() {
+                let training = verify::training(gpu, &mut |what| bar.set_message(what.to_string()));
+                outcomes.extend(training?);
+            }
             drop(pulse);
             bar.finish_and_clear();
             left_out.extend(verify::left_out(gpu.report()));
@@ -65,6 +93,8 @@ pub fn run(args: &VerifyArgs) -> Result<()> {
             "arithmetic": fingerprint,
             "passed": failed == 0,
             "left_out": left_out,
+            "seed": args.seed,
+            "random": args.random,
             "cases": outcomes
                 .iter()
                 .map(|o| json!({
@@ -86,6 +116,11 @@ pub fn run(args: &VerifyArgs) -> Result<()> {
             let header = ["arithmetic", "how this device calculates"];
             say(&table(&header, fingerprint.rows(), header.len()))?;
         }
+        let random = match args.only {
+            Some(index) => format!("geometry {index}"),
+            None => format!("{} geometries", args.random),
+        };
+        say(&format!("random   {random} of seed {}", args.seed))?;
         let mut header = vec!["kernel", "cases", "error", "tolerance", ""];
         if width() >= WIDE {
             header.push("worst case");
@@ -117,6 +152,15 @@ pub fn run(args: &VerifyArgs) -> Result<()> {
         ))?;
     }
     Ok(())
+}
+
+/// The command that runs random geometry `index` alone.
+fn repeat(args: &VerifyArgs, index: usize) -> String {
+    let device = match args.device.as_str() {
+        "auto" => String::new(),
+        name => format!(" --device '{name}'"),
+    };
+    format!("wgrad verify{device} --seed {} --only {index}", args.seed)
 }
 
 /// Writes the rendered source of every product that `verify` runs.

@@ -13,6 +13,8 @@ pub struct Buffer {
     /// First element and number of elements of the range.
     start: u64,
     len: u64,
+    /// Elements from `start` on that a kernel is bound to, see [`Buffer::head`].
+    bound: u64,
 }
 
 impl Buffer {
@@ -37,6 +39,16 @@ impl Buffer {
             inner: self.inner.clone(),
             start: self.start + start as u64,
             len: len as u64,
+            bound: len as u64,
+        }
+    }
+
+    /// The first `len` elements, as the host sees them, while a kernel stays bound to the whole range:
+    /// one that reads past the end finds what lies there, and it shows.
+    pub(crate) fn head(&self, len: usize) -> Buffer {
+        Buffer {
+            bound: self.bound,
+            ..self.slice(0, len)
         }
     }
 
@@ -47,6 +59,7 @@ impl Buffer {
             inner,
             start: 0,
             len,
+            bound: len,
         }
     }
 
@@ -54,7 +67,7 @@ impl Buffer {
         wgpu::BindingResource::Buffer(wgpu::BufferBinding {
             buffer: &self.inner,
             offset: self.start * 4,
-            size: wgpu::BufferSize::new(self.len * 4),
+            size: wgpu::BufferSize::new(self.bound * 4),
         })
     }
 }

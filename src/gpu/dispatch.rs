@@ -14,6 +14,7 @@ pub(super) struct Pipeline {
 }
 
 /// A kernel ready to be recorded: pipeline, bind group, workgroup counts.
+#[derive(Clone)]
 pub struct Dispatch {
     label: String,
     layer: String,
@@ -40,6 +41,17 @@ impl Dispatch {
 
     pub(super) fn ran(&self) -> bool {
         self.pipeline.ran.load(Ordering::Relaxed)
+    }
+
+    /// The same with its workgroups laid out in three rows, as [`fold_groups`] does where there are
+    /// too many for one, a surplus included; `None` for a single workgroup, which never folds, and
+    /// where they lie in rows already.
+    pub(crate) fn folded(&self) -> Option<Dispatch> {
+        let [x, y, _] = self.groups;
+        (x > 1 && y == 1).then(|| Dispatch {
+            groups: [x.div_ceil(3), 3, 1],
+            ..self.clone()
+        })
     }
 
     pub(super) fn record(&self, pass: &mut wgpu::ComputePass<'_>) {

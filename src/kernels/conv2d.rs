@@ -201,8 +201,9 @@ impl fmt::Display for Tile {
 impl fmt::Display for Product {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.pass.name(), self.tile)?;
-        if self.splits > 1 {
-            write!(f, ", {} splits", self.splits)?;
+        let splits = self.splits();
+        if splits > 1 {
+            write!(f, ", {splits} splits")?;
         }
         if self.pool.is_some() {
             write!(f, ", max-pooling fused")?;
@@ -223,13 +224,10 @@ pub struct Product {
     /// Forward: the max-pooling that follows and is computed along, see [`Product::can_pool`].
     pub pool: Option<Pool2d>,
     pub tile: Tile,
-    /// Parts into which the sum of a weight gradient is cut (1 for the other passes). Part of the
-    /// plan because it changes the order of the additions.
-    pub splits: usize,
 }
 
 impl Product {
-    /// The product with the built-in choice of tile and splits for `family`.
+    /// The product with the built-in choice of tile for `family`.
     pub fn new(
         geometry: Conv2d,
         batch: usize,
@@ -246,7 +244,6 @@ impl Product {
             relu,
             pool,
             tile: Tile::Plain,
-            splits: 1,
         };
         match family {
             Family::Subgroup => {
@@ -255,7 +252,6 @@ impl Product {
             Family::Workgroup => product.choose_workgroup_tile(),
             Family::Plain => {}
         }
-        product.splits = product.choose_splits();
         product
     }
 
@@ -275,16 +271,26 @@ impl Product {
         if let Tile::Subgroup { lanes, .. } = self.tile {
             let sums = (SUMS_OF_A_MODEL / products.max(1)).clamp(FEWEST_SUMS, MOST_SUMS);
             self.choose_subgroup_tile(lanes, sums);
-            self.splits = self.choose_splits();
         }
         self
     }
 
-    /// The product with a given tile and its splits.
-    pub fn with_tile(mut self, tile: Tile) -> Product {
-        self.tile = tile;
-        self.splits = self.choose_splits();
-        self
+    /// The product with a given tile.
+    pub fn with_tile(self, tile: Tile) -> Product {
+        Product { tile, ..self }
+    }
+
+    /// Parts into which the sums of a weight gradient are cut, so that its few outputs and long sums
+    /// give a device enough to do (1 for the other passes). They decide the order of the additions,
+    /// so they follow from the shape alone, never from the family, the tile or a measurement.
+    pub fn splits(&self) -> usize {
+        if self.pass != Pass::BackwardWeight {
+            return 1;
+        }
+        let [m, n, k] = self.dimensions();
+        (WANTED_SUMS / (m * n))
+            .min(k / SHORTEST_SUM)
+            .clamp(1, MOST_SPLITS)
     }
 
     /// Rows, columns and terms per sum of the matrix product.
@@ -310,8 +316,14 @@ impl Product {
 
     /// Whether `other` computes the same thing, however it is cut up.
     pub fn same_work(&self, other: &Product) -> bool {
-        let work = |p: &Product| (p.geometry, p.batch, p.pass, p.relu, p.pool);
-        work(self) == work(other)
+        self.with_tile(other.tile) == *other
+    }
+
+    /// Whether the tile of `choice`, which was made before, is one for this product on `adapter`.
+    pub fn takes(&self, choice: &Product, adapter: &AdapterReport) -> bool {
+        self.same_work(choice)
+            && self.tile.family() == choice.tile.family()
+            && choice.tile.fits(adapter)
     }
 
     /// Floating-point operations as usually counted: two per multiply-add of the convolution,
@@ -346,7 +358,7 @@ impl Product {
         let [m, n, _] = self.dimensions();
         match self.pool {
             Some(pool) => self.batch * pool.output.elements(),
-            None => m * n * self.splits,
+            None => m * n * self.splits(),
         }
     }
 
@@ -354,23 +366,6 @@ impl Product {
         let [m, n, _] = self.dimensions();
         let [tile_m, tile_n4] = self.tile.size(self.pass);
         [m.div_ceil(tile_m), n.div_ceil(4).div_ceil(tile_n4)]
-    }
-
-    /// A weight gradient has few outputs and long sums: cut the sums until there is enough to do.
-    fn choose_splits(&self) -> usize {
-        if self.pass != Pass::BackwardWeight {
-            return 1;
-        }
-        let [tiles_m, tiles_n] = self.tiles();
-        let [_, _, k] = self.dimensions();
-        let (wanted, shortest) = match self.tile {
-            Tile::Subgroup { .. } => (32, 128),
-            Tile::Workgroup { .. } => (512, 256),
-            Tile::Plain => (1 << 14, 256),
-        };
-        (wanted / (tiles_m * tiles_n))
-            .min(k / shortest)
-            .clamp(1, 256)
     }
 
     /// Lowest estimated cost on the software adapter, whose operations have known prices: loads are
@@ -493,7 +488,8 @@ impl Product {
         let [tile_m, tile_n4] = self.tile.size(self.pass);
         let weight_pass = self.pass == Pass::BackwardWeight;
         let chunks = if weight_pass { m } else { k }.div_ceil(4);
-        let split_length = k.div_ceil(self.splits).next_multiple_of(TURN);
+        let splits = self.splits();
+        let split_length = k.div_ceil(splits).next_multiple_of(TURN);
         // Staged blocks of terms run past the last chunk when they do not divide it.
         let overrun = match self.tile {
             Tile::Workgroup { block_k, .. } => {
@@ -521,7 +517,7 @@ impl Product {
             unit_stride => g.stride == [1, 1],
             guard_chunk => !align.a || overrun,
             guard_terms => overrun,
-            splits => self.splits, split_length, tiles_m, tiles_n,
+            splits, split_length, tiles_m, tiles_n,
         };
         let tile = match self.tile {
             Tile::Subgroup { lanes, rows, cols } => context! {
@@ -555,13 +551,14 @@ impl Product {
         })
     }
 
-    fn groups(&self) -> [u32; 3] {
+    /// Workgroups of the dispatch; past 65,535 they lie in several rows.
+    pub fn workgroups(&self) -> usize {
         let [tiles_m, tiles_n] = self.tiles();
-        let tiles = tiles_m * tiles_n * self.splits;
-        fold_groups(match self.tile {
+        let tiles = tiles_m * tiles_n * self.splits();
+        match self.tile {
             Tile::Plain => tiles.div_ceil(64),
             _ => tiles,
-        })
+        }
     }
 
     fn dispatch(&self, gpu: &Gpu, bindings: &[(u32, &Buffer)]) -> Result<Dispatch> {
@@ -570,7 +567,7 @@ impl Product {
             source: &self.source()?,
             constants: &[],
             bindings,
-            groups: self.groups(),
+            groups: fold_groups(self.workgroups()),
         })
     }
 }
@@ -587,6 +584,12 @@ struct Alignment {
 const FEWEST_SUMS: usize = 64;
 const MOST_SUMS: usize = 128;
 const SUMS_OF_A_MODEL: usize = 1536;
+
+/// A weight gradient's sums are cut until there are so many partial sums, enough for 512 workgroups
+/// with tiles of 64×64, but into parts of no fewer terms, and no more parts, than these.
+const WANTED_SUMS: usize = 1 << 21;
+const SHORTEST_SUM: usize = 256;
+const MOST_SPLITS: usize = 256;
 
 /// Terms of the sums per turn of the loop in the subgroup family: those of one vec4.
 const TURN: usize = 4;

@@ -438,7 +438,7 @@ impl Work {
             ..*product
         };
         let tile = product.tile.to_string();
-        let splits = match product.splits {
+        let splits = match product.splits() {
             1 => String::new(),
             n => format!(", {n} splits"),
         };
@@ -511,9 +511,10 @@ fn layer_work(
     let (per_image, case) = match (kernel, &layer.op) {
         ("reduce_splits", _) => {
             let product = partials?;
-            let elements = product.result_elements() / product.splits;
-            let case = cases::reduce_case(product.splits, elements);
-            return Some(((product.splits + 1) * elements, batch, case));
+            let splits = product.splits();
+            let elements = product.result_elements() / splits;
+            let case = cases::reduce_case(splits, elements);
+            return Some(((splits + 1) * elements, batch, case));
         }
         ("maxpool2d_forward", Op::MaxPool2d(p)) => {
             (x + y + y / 4, cases::maxpool_forward_case(*p, n))

@@ -45,7 +45,7 @@ fn pack(bytes: &[u32]) -> Vec<u32> {
 
 /// A step table whose current row is `step`, between rows that are all different, and the counter
 /// that says so.
-fn step_table(bench: &Bench, step: Step) -> Result<[Buffer; 2]> {
+fn step_table(bench: &mut Bench, step: Step) -> Result<[Buffer; 2]> {
     let other = Step {
         first: 1,
         count: 1,
@@ -376,7 +376,9 @@ pub(crate) fn meanpool_backward_case(p: Pool2d, n: usize, masked: bool) -> Case 
 }
 
 fn meanpool_cases() -> Vec<Case> {
-    let mut cases = Vec::new();
+    // This one needs more workgroups than one dimension of a dispatch holds.
+    let wide = Pool2d::new(Shape::new(256, 256, 1), [1, 2], [1, 2]).expect(VALID);
+    let mut cases = vec![meanpool_forward_case(wide, 129)];
     for p in pools() {
         for n in [1, 7] {
             cases.push(meanpool_forward_case(p, n));

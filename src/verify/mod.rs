@@ -3,16 +3,18 @@
 //! [`cases`] is the one list that the tests, the benchmarks and `wgrad verify` share.
 
 pub(crate) mod cases;
+mod drawn;
 mod fingerprint;
 mod parity;
 mod products;
 mod quick;
 mod training;
 
+pub use drawn::{DRAWS, drawn};
 pub use fingerprint::{Denormals, Fingerprint, Precision, Rounding};
 pub use parity::{
-    Bench, Case, Comparison, Expected, GUARD, GUARD_WORDS, Outcome, POISON, Prepared, Tolerance,
-    WORD_POISON, compare,
+    BEYOND, Bench, Case, Comparison, Expected, GUARD, GUARD_WORDS, Outcome, POISON, Prepared,
+    Tolerance, WORD_POISON, compare,
 };
 pub(crate) use products::product_case;
 pub use products::products;

@@ -1,5 +1,5 @@
-//! The harness: runs a kernel on outputs that are poisoned before and guarded after, and compares
-//! what it wrote with what its CPU twin computed.
+//! The harness: runs a kernel on inputs that are guarded and outputs that are poisoned before and
+//! guarded after, and compares what it wrote with what its CPU twin computed.
 
 use crate::error::Result;
 use crate::gpu::{Buffer, Dispatch, Gpu};
@@ -14,6 +14,10 @@ pub const WORD_POISON: u32 = 0xDEAD_BEEF;
 /// binding: out of it the driver would drop or clamp a stray write, and nothing would show.
 pub const GUARD: u32 = 0x5AFE_5AFE;
 pub const GUARD_WORDS: usize = crate::kernels::WORKGROUP_SIZE;
+/// What stands behind an input, as often: NaN as a float and a wild index as a word, so that a read
+/// past the end that is used shows. It lies inside the binding too; a read farther out finds it as
+/// well where the driver or the translation of the shader clamps the index.
+pub const BEYOND: u32 = u32::MAX;
 
 /// How far an element may be from its reference: `absolute + relative · |reference|`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -233,29 +237,42 @@ impl Case {
         let mut bench = Bench {
             gpu,
             rng: ChaCha8Rng::seed_from_u64(seed),
+            inputs: Vec::new(),
             outputs: Vec::new(),
         };
         let dispatches = (self.build)(&mut bench)?;
         Ok(Prepared {
             dispatches,
+            inputs: bench.inputs,
             outputs: bench.outputs,
         })
     }
 
-    /// Runs the kernel once and compares every output with its reference.
+    /// Runs the kernel and compares every output with its reference and every input with what it
+    /// was; once as it is, and once more with its workgroups in several rows, as a larger problem
+    /// would have them.
     ///
     /// # Errors
     /// What the wrapper or the device reports; a wrong result is an [`Outcome`], not an error.
     pub fn run(&self, gpu: &Gpu) -> Result<Outcome> {
         let prepared = self.prepare(gpu)?;
-        let dispatches: Vec<_> = prepared.dispatches.iter().collect();
+        let dispatches: Vec<&Dispatch> = prepared.dispatches.iter().collect();
         gpu.submit(&self.kernel, &dispatches, 1)?;
-        let mut worst: Option<Comparison> = None;
-        for output in &prepared.outputs {
-            let found = gpu.read::<u32>("verify", &output.buffer)?;
-            let comparison = compare(output.name, &found, &output.expected);
-            if worst.as_ref().is_none_or(|w| comparison.worse_than(w)) {
-                worst = Some(comparison);
+        let mut worst = prepared.compare(gpu)?;
+        let folded: Vec<_> = dispatches.iter().map(|d| d.folded()).collect();
+        if folded.iter().any(Option::is_some) {
+            for output in &prepared.outputs {
+                gpu.write("verify output", &output.buffer, &output.initial)?;
+            }
+            let folded = folded.iter().zip(&dispatches);
+            let folded: Vec<&Dispatch> = folded.map(|(f, d)| f.as_ref().unwrap_or(d)).collect();
+            gpu.submit(&self.kernel, &folded, 1)?;
+            if let Some(mut folded) = prepared.compare(gpu)? {
+                let note = |what| format!("with its workgroups in several rows: {what}");
+                folded.failure = folded.failure.map(note);
+                if worst.as_ref().is_none_or(|w| folded.worse_than(w)) {
+                    worst = Some(folded);
+                }
             }
         }
         // A case that compares nothing proves nothing.
@@ -274,20 +291,58 @@ impl Case {
 /// A case that is ready to run.
 pub struct Prepared {
     pub dispatches: Vec<Dispatch>,
+    inputs: Vec<Input>,
     outputs: Vec<Output>,
+}
+
+impl Prepared {
+    /// The worst of all outputs and inputs after a run; `None` where there is no output.
+    fn compare(&self, gpu: &Gpu) -> Result<Option<Comparison>> {
+        let mut worst: Option<Comparison> = None;
+        for output in &self.outputs {
+            let Some(expected) = &output.expected else {
+                continue;
+            };
+            let found = gpu.read::<u32>("verify", &output.buffer)?;
+            let comparison = compare(output.name, &found, expected);
+            if worst.as_ref().is_none_or(|w| comparison.worse_than(w)) {
+                worst = Some(comparison);
+            }
+        }
+        for (i, input) in self.inputs.iter().enumerate() {
+            let found = gpu.read::<u32>("verify", &input.buffer)?;
+            let differs = found.iter().zip(&input.words).position(|(f, w)| f != w);
+            if let (Some(at), Some(worst)) = (differs, &mut worst) {
+                let (i, was, is) = (i + 1, input.words[at], found[at]);
+                *worst = Comparison::failed(format!(
+                    "input {i}: expected nothing to be written to it, found {is:#010x} at {at} in place of {was:#010x}"
+                ));
+            }
+        }
+        Ok(worst)
+    }
+}
+
+struct Input {
+    /// The elements, then the guard.
+    buffer: Buffer,
+    words: Vec<u32>,
 }
 
 struct Output {
     name: &'static str,
     /// The elements, then the guard.
     buffer: Buffer,
-    expected: Expected,
+    initial: Vec<u32>,
+    /// `None` for what only passes from one kernel to the next.
+    expected: Option<Expected>,
 }
 
 /// Where a case makes its inputs and outputs.
 pub struct Bench<'a> {
     pub gpu: &'a Gpu,
     rng: ChaCha8Rng,
+    inputs: Vec<Input>,
     outputs: Vec<Output>,
 }
 
@@ -308,9 +363,19 @@ impl Bench<'_> {
         (0..len).map(|_| self.rng.random_range(0..limit)).collect()
     }
 
-    /// A read-only input.
-    pub fn input<T: bytemuck::NoUninit>(&self, data: &[T]) -> Result<Buffer> {
-        self.gpu.upload("verify input", data)
+    /// A read-only input. The buffer is as long as `data`, and kernels are bound to [`GUARD_WORDS`]
+    /// words of [`BEYOND`] more.
+    pub fn input<T: bytemuck::NoUninit>(&mut self, data: &[T]) -> Result<Buffer> {
+        let mut bytes = bytemuck::cast_slice::<T, u8>(data).to_vec();
+        let len = bytes.len().div_ceil(4);
+        bytes.resize(4 * (len + GUARD_WORDS), BEYOND as u8);
+        let words = bytemuck::pod_collect_to_vec(&bytes);
+        let buffer = self.gpu.upload("verify input", &words)?;
+        self.inputs.push(Input {
+            buffer: buffer.clone(),
+            words,
+        });
+        Ok(buffer.head(len))
     }
 
     /// A float output that must become `expected`.
@@ -339,7 +404,8 @@ impl Bench<'_> {
     ) -> Result<Buffer> {
         let expected = expected.iter().map(|r| (*r).into()).collect();
         let initial = initial.iter().map(|v| v.to_bits()).collect();
-        self.register(name, initial, Expected::Floats(expected, tolerance))
+        let expected = Expected::Floats(expected, tolerance);
+        self.register(name, initial, Some(expected))
     }
 
     /// A buffer of words that starts as `initial` and must become `expected`.
@@ -349,20 +415,28 @@ impl Bench<'_> {
         initial: &[u32],
         expected: &[u32],
     ) -> Result<Buffer> {
-        self.register(name, initial.to_vec(), Expected::Words(expected.to_vec()))
+        let expected = Expected::Words(expected.to_vec());
+        self.register(name, initial.to_vec(), Some(expected))
+    }
+
+    /// `len` floats that one kernel writes and the next one reads.
+    pub fn scratch(&mut self, len: usize) -> Result<Buffer> {
+        let buffer = self.register("scratch", vec![POISON; len], None)?;
+        Ok(buffer.head(len))
     }
 
     fn register(
         &mut self,
         name: &'static str,
         mut words: Vec<u32>,
-        expected: Expected,
+        expected: Option<Expected>,
     ) -> Result<Buffer> {
         words.resize(words.len() + GUARD_WORDS, GUARD);
         let buffer = self.gpu.upload("verify output", &words)?;
         self.outputs.push(Output {
             name,
             buffer: buffer.clone(),
+            initial: words,
             expected,
         });
         Ok(buffer)

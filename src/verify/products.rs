@@ -86,23 +86,47 @@ pub fn products(adapter: &AdapterReport) -> Vec<Product> {
             }
         }
         products.extend(every_tile(family, adapter));
+        products.push(folded(family, adapter));
     }
     products
 }
 
-/// Every tile of a family on one layer that is several tiles high and wide.
+/// Every tile of a family on one layer that is several tiles high and wide, pooled too where the
+/// family can.
 fn every_tile(family: Family, adapter: &AdapterReport) -> Vec<Product> {
     let input = Shape::new(9, 7, 12);
     let geometry = Conv2d::new(input, 24, [3, 3], [1, 1], [1, 1]).expect(VALID);
+    let windows = [[2, 2], [1, 2]].map(|k| Pool2d::new(geometry.output, k, k).expect(VALID));
+    let pools = windows
+        .into_iter()
+        .filter(|window| Product::can_pool(&geometry, window, family))
+        .map(|window| (Pass::Forward, Some(window)));
+    let passes = Pass::ALL.into_iter().map(|pass| (pass, None));
+    let passes: Vec<_> = passes.chain(pools).collect();
     let of = |tile| {
-        Pass::ALL.map(|pass| {
-            Product::new(geometry, 5, pass, false, None, family, adapter).with_tile(tile)
+        let passes = passes.iter();
+        passes.map(move |(pass, pool)| {
+            Product::new(geometry, 5, *pass, false, *pool, family, adapter).with_tile(tile)
         })
     };
-    Tile::all(family, adapter)
+    let tiles = Tile::all(family, adapter);
+    tiles.into_iter().flat_map(of).collect()
+}
+
+/// More workgroups than one dimension of a dispatch holds, as cheaply as possible: one multiply-add
+/// for each of a few million rows, in the family's lowest tile.
+fn folded(family: Family, adapter: &AdapterReport) -> Product {
+    let geometry = Conv2d::new(Shape::new(64, 64, 1), 1, [1, 1], [1, 1], [0, 0]).expect(VALID);
+    let product =
+        |batch| Product::new(geometry, batch, Pass::Forward, false, None, family, adapter);
+    let lowest = Tile::all(family, adapter)
         .into_iter()
-        .flat_map(of)
-        .collect()
+        .max_by_key(|tile| product(1).with_tile(*tile).workgroups())
+        .expect("a family has a tile");
+    let per_image = |images: usize| product(images).with_tile(lowest).workgroups();
+    // One image may not fill its last tile.
+    let batch = (65_536 * 64usize).div_ceil(per_image(64)) + 1;
+    product(batch).with_tile(lowest)
 }
 
 /// A case for each of [`products`].
@@ -136,8 +160,9 @@ pub(crate) fn product_case(product: Product) -> Case {
     if let Some(pool) = product.pool {
         variant += &format!(", max-pooled {}×{}", pool.kernel[0], pool.kernel[1]);
     }
-    if product.splits > 1 {
-        variant += &format!(", {} splits", product.splits);
+    let splits = product.splits();
+    if splits > 1 {
+        variant += &format!(", {splits} splits");
     }
     Case::new(product.pass.name(), variant, move |bench| {
         build(&product, bench)
@@ -197,17 +222,15 @@ fn build(product: &Product, bench: &mut Bench) -> Result<Vec<Dispatch>> {
         Pass::BackwardWeight => {
             let gradient = cpu::conv2d_backward_weight(&g, &wide(&x), &wide(&dy));
             let result = bench.output("dW and db", &gradient, tolerance)?;
-            if product.splits == 1 {
+            if product.splits() == 1 {
                 return Ok(vec![conv2d::conv2d_backward_weight(
                     gpu, product, &x_buffer, &dy_buffer, &result,
                 )?]);
             }
-            let partials = gpu.buffer("partial gradients", product.result_elements())?;
-            // `reduce_splits` writes as many elements as its result has; the guard is not among them.
-            let sums = result.slice(0, gradient.len());
+            let partials = bench.scratch(product.result_elements())?;
             vec![
                 conv2d::conv2d_backward_weight(gpu, product, &x_buffer, &dy_buffer, &partials)?,
-                reduce::reduce_splits(gpu, product.splits, &partials, &sums)?,
+                reduce::reduce_splits(gpu, product.splits(), &partials, &result)?,
             ]
         }
         Pass::BackwardInput => {

@@ -1,0 +1,101 @@
+//! Random geometries: what the fixed lists did not think of.
+//!
+//! Draw `index` of `seed` is the same on every machine, and does not depend on the draws before it,
+//! so that one that fails can be run alone.
+
+use super::cases::{
+    col2im_case, im2col_case, maxpool_backward_case, maxpool_forward_case, meanpool_backward_case,
+    meanpool_forward_case,
+};
+use super::parity::Case;
+use super::products::product_case;
+use crate::gpu::AdapterReport;
+use crate::kernels::conv2d::{Family, Pass, Product, Tile};
+use crate::model::{Conv2d, Pool2d, Shape};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+/// The draws of `wgrad verify` unless told otherwise.
+pub const DRAWS: usize = 8;
+
+/// The cases of one draw, as far as `adapter` can run them: a layer in every pass of every family in
+/// a tile that is drawn too, its columns, and a pooling behind it.
+pub fn drawn(adapter: &AdapterReport, seed: u64, index: usize) -> Vec<Case> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    rng.set_stream(index as u64);
+    let dense = rng.random_range(0..4) == 0;
+    let (geometry, batch) = if dense {
+        let [inputs, units] = [300, 70].map(|most| rng.random_range(1..=most));
+        (Conv2d::dense(inputs, units), rng.random_range(1..=999))
+    } else {
+        (convolution(&mut rng), rng.random_range(1..=17))
+    };
+    let (relu, masked) = (rng.random(), rng.random());
+    let pool = pooling(&mut rng, geometry.output);
+    // Drawn for every family, so that what follows does not depend on the adapter.
+    let tiles = Family::ALL.map(|family| (family, rng.random::<u32>()));
+
+    let mut cases = Vec::new();
+    for (family, tile) in tiles {
+        let all = Tile::all(family, adapter);
+        if !family.supported(adapter) || all.is_empty() {
+            continue;
+        }
+        let tile = all[tile as usize % all.len()];
+        let mut add = |pass, relu, pool| {
+            let product = Product::new(geometry, batch, pass, relu, pool, family, adapter);
+            cases.push(product_case(product.with_tile(tile)));
+        };
+        add(Pass::Forward, relu, None);
+        add(Pass::BackwardWeight, false, None);
+        add(Pass::BackwardInput, masked, None);
+        if Product::can_pool(&geometry, &pool, family) {
+            add(Pass::Forward, relu, Some(pool));
+        }
+    }
+    cases.push(im2col_case(geometry, batch));
+    cases.push(col2im_case(geometry, batch, masked));
+    cases.push(maxpool_forward_case(pool, batch));
+    cases.push(maxpool_backward_case(
+        pool,
+        batch,
+        masked,
+        pool.overlapping(),
+    ));
+    cases.push(meanpool_forward_case(pool, batch));
+    cases.push(meanpool_backward_case(pool, batch, masked));
+    cases
+}
+
+/// Channels in fours as often as not: loads and stores differ.
+fn channels(rng: &mut ChaCha8Rng, most: usize) -> usize {
+    match rng.random() {
+        true => 4 * rng.random_range(1..=most / 4),
+        false => rng.random_range(1..=most),
+    }
+}
+
+fn convolution(rng: &mut ChaCha8Rng) -> Conv2d {
+    loop {
+        let mut pair = |least, most| [(); 2].map(|()| rng.random_range(least..=most));
+        let ([h, w], kernel) = (pair(1, 16), pair(1, 5));
+        let (stride, padding) = (pair(1, 3), pair(0, 2));
+        let input = Shape::new(h, w, channels(rng, 16));
+        // A window that is larger than the image, or sees nothing but padding, is drawn again.
+        if let Ok(g) = Conv2d::new(input, channels(rng, 40), kernel, stride, padding) {
+            return g;
+        }
+    }
+}
+
+/// Side by side as often as not, where it may be fused.
+fn pooling(rng: &mut ChaCha8Rng, input: Shape) -> Pool2d {
+    loop {
+        let mut pair = |most| [(); 2].map(|()| rng.random_range(1..=most));
+        let (kernel, stride) = (pair(4), pair(4));
+        let stride = if rng.random() { kernel } else { stride };
+        if let Ok(pool) = Pool2d::new(input, kernel, stride) {
+            return pool;
+        }
+    }
+}
