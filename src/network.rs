@@ -63,20 +63,21 @@ pub fn products(
             (*geometry, batch_size)
         };
         let mut add = |pass, relu, pool| {
-            let product = Product::new(geometry, batch, pass, relu, pool, family, adapter);
+            let product = Product::new(geometry, batch, pass, relu, pool, family, adapter)?;
             let built_in = product.in_model_of(most);
             let chosen = options.choices.iter().find(|c| {
                 c.same_work(&built_in) && c.tile.family() == family && c.tile.fits(adapter)
             });
             products.push((layer.name.clone(), *chosen.unwrap_or(&built_in)));
+            Ok::<_, Error>(())
         };
         let pool = fused_pool(model, i, options.explicit_conv, family);
-        add(Pass::Forward, relu, pool);
-        add(Pass::BackwardWeight, false, None);
+        add(Pass::Forward, relu, pool)?;
+        add(Pass::BackwardWeight, false, None)?;
         if Some(i) != first {
             // A stored column matrix is masked when it is added back onto the image.
             let masked = !stored && i > 0 && ends_in_relu(&model.layers[i - 1]);
-            add(Pass::BackwardInput, masked, None);
+            add(Pass::BackwardInput, masked, None)?;
         }
     }
     Ok(products)

@@ -93,23 +93,22 @@ fn comparison_refuses_one_changed_element() {
 }
 
 #[test]
-fn comparison_refuses_nan_and_infinity_on_either_side() {
-    for bad in [f32::NAN, f32::INFINITY] {
-        assert!(
-            compare("y", &floats(&[1.0, bad, 0.0]), &expected())
-                .failure
-                .is_some()
-        );
-        let reference = vec![1.0, f64::from(bad), 0.0];
-        let reference = Expected::Floats(reference, TOLERANCE);
-        for found in [-2.0, bad] {
-            assert!(
-                compare("y", &floats(&[1.0, found, 0.0]), &reference)
-                    .failure
-                    .is_some()
-            );
+fn comparison_takes_nan_and_infinity_only_for_themselves() {
+    let (nan, inf) = (f32::NAN, f32::INFINITY);
+    let values = [nan, inf, -inf, -2.0, f32::MAX];
+    for found in values {
+        for reference in values {
+            let expected = Expected::Floats(vec![1.0, f64::from(reference), 0.0], TOLERANCE);
+            let compared = compare("y", &floats(&[1.0, found, 0.0]), &expected);
+            let same = found == reference || found.is_nan() && reference.is_nan();
+            assert_eq!(compared.failure.is_none(), same, "{found} for {reference}");
+            assert_eq!(compared.worst == 0.0, same, "{compared:?}");
         }
     }
+    // The poison is a NaN, but not one that a kernel has written.
+    let expected = Expected::Floats(vec![f64::NAN], TOLERANCE);
+    let failure = compare("y", &floats(&[f32::from_bits(POISON)]), &expected).failure;
+    assert!(failure.unwrap().contains("never written"));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! [`cases`] is the one list that the tests, the benchmarks and `wgrad verify` share.
 
 pub(crate) mod cases;
+mod nonfinite;
 mod parity;
 mod products;
 mod training;
@@ -21,6 +22,7 @@ use crate::gpu::AdapterReport;
 pub fn cases(adapter: &AdapterReport) -> Vec<Case> {
     let mut cases = cases::cases();
     cases.extend(products::cases(adapter));
+    cases.extend(nonfinite::cases(adapter));
     cases
 }
 
