@@ -24,7 +24,11 @@
 // Document Processing"; Dumoulin & Visin (2016), "A guide to convolution arithmetic".
 {% set weight_pass = pass == "conv2d_backward_weight" %}
 {%- set input_pass = pass == "conv2d_backward_input" %}
-const N = {{ n }}u;
+{% if family == "subgroup" -%}
+// A workgroup is one subgroup here, so what subgroupAny() gives is the same in all of it and the
+// broadcasts after it are uniform; but that is no part of WGSL's uniformity analysis.
+diagnostic(off, subgroup_uniformity);
+{% endif %}const N = {{ n }}u;
 const H = {{ h }}u;   const W = {{ w }}u;   const C = {{ c }}u;
 const OH = {{ oh }}u; const OW = {{ ow }}u; const OC = {{ oc }}u;
 const KH = {{ kh }}u; const KW = {{ kw }}u;
