@@ -1,4 +1,4 @@
-// The two losses with their gradients and predictions, and the sums of a step.
+// The two losses with their gradients and predictions, and the sums of a row.
 //
 //   softmax_cross_entropy:  p = softmax(z),  loss = −log p[label],     dz = (p − onehot(label)) / count
 //   squared_error:          loss = ½ Σ_k (z[k] − onehot(label)[k])²,   dz = (z − onehot(label)) / count
@@ -9,7 +9,7 @@
 // among the logits, or −∞ all over) the softmax is undefined: loss and gradient are NaN.
 //
 // Layout: logits and gradient [BATCH,CLASSES]; batch_labels, loss and prediction [BATCH];
-// predictions: one per sample of the dataset, in the epoch's order; metrics: one per step.
+// predictions: one per sample of the dataset, in the epoch's order; metrics: one per row.
 // The losses: one invocation handles one sample. It writes loss, gradient and prediction (argmax:
 // the first NaN, else of the largest values the first), and for the first count samples predictions[first + i]. The samples
 // after them get loss 0 and gradient 0.
@@ -76,34 +76,34 @@ fn softmax_cross_entropy(
     if i >= BATCH {
         return;
     }
-    let step = steps[counter[0]];
+    let row = steps[counter[0]];
     let start = i * CLASSES;
     let best = argmax(start);
     let largest = logits[start + best];
     prediction[i] = best;
-    if i >= step.count {
+    if i >= row.count {
         loss[i] = 0.0;
         for (var k = 0u; k < CLASSES; k++) {
             gradient[start + k] = 0.0;
         }
         return;
     }
-    predictions[step.first + i] = best;
+    predictions[row.first + i] = best;
     // All bits of the exponent set: infinite or NaN. What exp() and log() make of these is up to the
     // driver, so the NaN is written as it is (through a variable: a constant NaN is an error in WGSL).
     let undefined = (bitcast<u32>(largest) & 0x7f800000u) == 0x7f800000u;
     var nan_bits = 0x7fc00000u;
-    let nan = bitcast<f32>(nan_bits);
+    let not_a_number = bitcast<f32>(nan_bits);
     var sum = 0.0;
     for (var k = 0u; k < CLASSES; k++) {
         sum += exp(logits[start + k] - largest);
     }
     let label = batch_labels[i];
-    loss[i] = select(log(sum) - (logits[start + label] - largest), nan, undefined);
+    loss[i] = select(log(sum) - (logits[start + label] - largest), not_a_number, undefined);
     for (var k = 0u; k < CLASSES; k++) {
         let p = exp(logits[start + k] - largest) / sum;
-        let g = (p - select(0.0, 1.0, k == label)) / f32(step.count);
-        gradient[start + k] = select(g, nan, undefined);
+        let g = (p - select(0.0, 1.0, k == label)) / f32(row.count);
+        gradient[start + k] = select(g, not_a_number, undefined);
     }
 }
 
@@ -117,20 +117,20 @@ fn squared_error(
     if i >= BATCH {
         return;
     }
-    let step = steps[counter[0]];
+    let row = steps[counter[0]];
     let start = i * CLASSES;
     let best = argmax(start);
     prediction[i] = best;
-    if i < step.count {
-        predictions[step.first + i] = best;
+    if i < row.count {
+        predictions[row.first + i] = best;
     }
-    let counts = i < step.count;
+    let counts = i < row.count;
     let label = batch_labels[i];
     var sum = 0.0;
     for (var k = 0u; k < CLASSES; k++) {
         let difference = logits[start + k] - select(0.0, 1.0, k == label);
         sum += difference * difference;
-        gradient[start + k] = select(0.0, difference / f32(step.count), counts);
+        gradient[start + k] = select(0.0, difference / f32(row.count), counts);
     }
     loss[i] = select(0.0, 0.5 * sum, counts);
 }
