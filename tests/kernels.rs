@@ -244,6 +244,45 @@ fn wrappers_refuse_what_does_not_fit() {
 }
 
 #[test]
+fn a_product_refuses_the_pools_that_it_cannot_end_in() {
+    use wgrad::gpu::AdapterReport;
+    use wgrad::kernels::conv2d::{Family, Pass, Product};
+    use wgrad::model::{Conv2d, Pool2d, Shape};
+    let adapter = AdapterReport::imagined(true);
+    let layer =
+        |channels| Conv2d::new(Shape::new(12, 12, 3), channels, [3, 3], [1, 1], [1, 1]).unwrap();
+    let product = |channels, size, kernel, stride, pass, family| {
+        let (geometry, input) = (layer(channels), Shape::new(size, size, channels));
+        let pool = Pool2d::new(input, kernel, stride).unwrap();
+        let fits = pass == Pass::Forward && Product::can_pool(&geometry, &pool, family);
+        let made = Product::new(geometry, 4, pass, true, Some(pool), family, &adapter);
+        assert_eq!(made.is_ok(), fits, "{pool:?}, {pass:?}, {family}");
+        made
+    };
+    let (forward, tiled) = (Pass::Forward, Family::Workgroup);
+    for family in [Family::Subgroup, tiled] {
+        for window in [[2, 2], [1, 2], [2, 1], [1, 4]] {
+            assert!(product(8, 12, window, window, forward, family).is_ok());
+        }
+    }
+    for refused in [
+        product(8, 12, [2, 2], [1, 1], forward, tiled),
+        product(8, 12, [2, 2], [3, 3], forward, tiled),
+        product(8, 12, [3, 3], [3, 3], forward, tiled),
+        product(8, 12, [3, 1], [3, 1], forward, tiled),
+        product(6, 12, [2, 2], [2, 2], forward, tiled),
+        product(8, 12, [2, 2], [2, 2], forward, Family::Plain),
+        product(8, 12, [2, 2], [2, 2], Pass::BackwardInput, tiled),
+        // Not what the convolution gives.
+        product(8, 10, [2, 2], [2, 2], forward, tiled),
+    ] {
+        let message = refused.unwrap_err().to_string();
+        assert!(message.contains("expected max-pooling"), "{message}");
+        assert!(!message.contains('\n'), "{message}");
+    }
+}
+
+#[test]
 fn ten_steps_agree_with_the_twin() {
     let gpu = std::sync::Arc::new(gpu());
     let outcomes = wgrad::verify::training(&gpu).expect("the trainings run");
