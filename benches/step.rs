@@ -73,7 +73,8 @@ fn products(c: &mut Criterion) {
                     }
                     _ => None,
                 };
-                let product = Product::new(*geometry, BATCH, pass, relu, pool, family, report);
+                let product = Product::new(*geometry, BATCH, pass, relu, pool, family, report)
+                    .expect("the pool was asked for");
                 let dispatch = prepare(&gpu, &product);
                 timed(&gpu, &dispatch, 1);
                 group.throughput(Throughput::Elements(product.flops() as u64));

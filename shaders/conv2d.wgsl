@@ -15,12 +15,20 @@
 // of different images, so a whole tile can skip the taps that lie in the padding.
 // With POOL the forward pass ends in the max-pooling that follows it: the rows of a window lie
 // together in one invocation, only the maximum and its index (see pool.wgsl) are written.
+// A term that lies in the padding (for the input gradient: a tap that does not reach the position)
+// contributes nothing, whatever it would meet. A tile multiplies it by a zero instead, which makes a
+// NaN of an infinite or NaN factor: an invocation that finds a NaN among its sums redoes them term by
+// term, so that finite numbers pay only for looking. Terms past K are zeros on both sides.
 // CPU twins: conv2d_forward, conv2d_backward_weight, conv2d_backward_input in src/cpu/conv2d.rs.
 // Maths: Chellapilla, Puri, Simard (2006), "High Performance Convolutional Neural Networks for
 // Document Processing"; Dumoulin & Visin (2016), "A guide to convolution arithmetic".
 {% set weight_pass = pass == "conv2d_backward_weight" %}
 {%- set input_pass = pass == "conv2d_backward_input" %}
-const N = {{ n }}u;
+{% if family == "subgroup" -%}
+// A workgroup is one subgroup here, so what subgroupAny() gives is the same in all of it and the
+// broadcasts after it are uniform; but that is no part of WGSL's uniformity analysis.
+diagnostic(off, subgroup_uniformity);
+{% endif %}const N = {{ n }}u;
 const H = {{ h }}u;   const W = {{ w }}u;   const C = {{ c }}u;
 const OH = {{ oh }}u; const OW = {{ ow }}u; const OC = {{ oc }}u;
 const KH = {{ kh }}u; const KW = {{ kw }}u;
@@ -39,7 +47,7 @@ const CHUNKS = {{ chunks }}u;
 {% set vector = "vec4<f32>" -%}
 @group(0) @binding(0) var<storage, read> a_source: array<{{ vector if a4 else scalar }}>;  // {{ "dy" if input_pass else "x" }}
 @group(0) @binding(1) var<storage, read> b_source: array<{{ vector if b4 else scalar }}>;  // {{ "dy" if weight_pass else "W and b" }}
-@group(0) @binding(2) var<storage, read_write> result: array<{{ vector if o4 else scalar }}>;  // {{ "dx" if input_pass else ("partial dW and db" if weight_pass else "y") }}
+@group(0) @binding(2) var<storage, read_write> result: array<{{ vector if o4 else scalar }}>;  // {{ "the gradient by x" if input_pass else ("partial dW and db" if weight_pass else "y") }}
 {% if input_pass and relu -%}
 @group(0) @binding(3) var<storage, read> activation: array<{{ vector if o4 else scalar }}>;  // x, whose layer ended in ReLU
 {% endif -%}
@@ -145,6 +153,11 @@ fn load_a(r: Row, t: Chunk, live: {{ flag }}) -> vec4<f32> {
     return {% if guarded %}select(vec4<f32>(0.0), v, live){% else %}v{% endif %};
 }
 
+// By its bits, because a compiler may take it that no comparison meets a NaN.
+fn is_nan(v: vec4<f32>) -> vec4<bool> {
+    return (bitcast<vec4<u32>>(v) & vec4<u32>(0x7fffffffu)) > vec4<u32>(0x7f800000u);
+}
+
 {% if weight_pass %}
 // The element of the column of ones that makes the bias gradient: row KH·KW·C of the result.
 fn bias_row(q: u32) -> vec4<f32> {
@@ -171,12 +184,20 @@ fn load_b_terms(q: u32, column: u32) -> vec4<f32> {
     let c = min(column, C - 1u);
     {%- if b4 %}
     let k = min(q, CHUNKS - 1u) * 4u;
-    return b_source[(k / OC) * C * (OC / 4u) + (k % OC) / 4u + c * (OC / 4u)];
+    let v = b_source[(k / OC) * C * (OC / 4u) + (k % OC) / 4u + c * (OC / 4u)];
     {%- else %}
-    let k = min(vec4<u32>(q * 4u, q * 4u + 1u, q * 4u + 2u, q * 4u + 3u), vec4<u32>(K - 1u));
+    let terms = vec4<u32>(q * 4u, q * 4u + 1u, q * 4u + 2u, q * 4u + 3u);
+    let k = min(terms, vec4<u32>(K - 1u));
     let at = (k / OC) * (C * OC) + k % OC + c * OC;
-    return vec4<f32>(b_source[at.x], b_source[at.y], b_source[at.z], b_source[at.w]);
+    let v = vec4<f32>(b_source[at.x], b_source[at.y], b_source[at.z], b_source[at.w]);
     {%- endif %}
+    return {% if not tail %}v{% elif b4 %}select(vec4<f32>(0.0), v, q < CHUNKS){% else %}select(vec4<f32>(0.0), v, terms < vec4<u32>(K)){% endif %};
+}
+
+  {% else %}
+// Four columns of one term: zeros past the last, where the row of the bias lies.
+fn load_b_term(k: u32, column4: u32) -> vec4<f32> {
+    return {% if tail %}select(vec4<f32>(0.0), load_b(min(k, K), column4), k < K){% else %}load_b(k, column4){% endif %};
 }
 
   {% endif -%}
@@ -190,11 +211,9 @@ fn load_b_block(q: u32, column4: u32) -> mat4x4<f32> {
     {%- endfor %}
     ));
   {%- else %}
-    {%- set clamp = k % 4 != 0 or guard_terms %}
-    {#- Terms past K meet zeros of A; the clamp only keeps the load inside the buffer. #}
     return mat4x4<f32>(
       {%- for e in range(4) %}
-        load_b({% if clamp %}min(q * 4u + {{ e }}u, K){% else %}q * 4u + {{ e }}u{% endif %}, column4){{ "," if not loop.last }}
+        load_b_term(q * 4u + {{ e }}u, column4){{ "," if not loop.last }}
       {%- endfor %}
     );
   {%- endif %}
@@ -204,22 +223,24 @@ fn load_b_block(q: u32, column4: u32) -> mat4x4<f32> {
 fn finish(value: vec4<f32>, column4: u32) -> vec4<f32> {
     let v = value + load_b(K, column4);  // the bias
   {%- if relu %}
-    return select(v, vec4<f32>(0.0), v < vec4<f32>(0.0));  // unlike max(), keeps NaN
+    return select(v, vec4<f32>(0.0), (v < vec4<f32>(0.0)) & !is_nan(v));  // unlike max(), keeps NaN
   {%- else %}
     return v;
   {%- endif %}
 }
 {% endif %}
 {%- if pool %}
-// The maximum of a window whose rows start at m, with its index; of equal values the first wins.
+// The maximum of a window whose rows start at m, with its index: of equal values the first, and a
+// NaN before every number (of several the last), as in pool.wgsl.
 fn store_window(m: u32, column4: u32, {% for e in range(pool_h * pool_w) %}v{{ e }}: vec4<f32>{{ ", " if not loop.last }}{% endfor %}) {
     if (m >= M || column4 >= COLUMNS4) { return; }
     var best = finish(v0, column4);
     var place = vec4<u32>(0u);
   {%- for e in range(1, pool_h * pool_w) %}
     let f{{ e }} = finish(v{{ e }}, column4);
-    place = select(place, vec4<u32>({{ e }}u), f{{ e }} > best);
-    best = select(best, f{{ e }}, f{{ e }} > best);
+    let wins{{ e }} = is_nan(f{{ e }}) | ((f{{ e }} > best) & !is_nan(best));
+    place = select(place, vec4<u32>({{ e }}u), wins{{ e }});
+    best = select(best, f{{ e }}, wins{{ e }});
   {%- endfor %}
     let window = m / (POOL_H * POOL_W);
     let at = ((window % N) * (WINDOWS_H * WINDOWS_W) + window / N) * COLUMNS4 + column4;
@@ -227,6 +248,12 @@ fn store_window(m: u32, column4: u32, {% for e in range(pool_h * pool_w) %}v{{ e
     index[at] = place.x | (place.y << 8u) | (place.z << 16u) | (place.w << 24u);
 }
 {% else %}
+  {%- if input_pass and relu %}
+// Where the ReLU before passed its input on: everywhere but where it is ≤ 0, so at a NaN too.
+fn passed(y: vec4<f32>) -> vec4<bool> {
+    return (y > vec4<f32>(0.0)) | is_nan(y);
+}
+  {% endif %}
 // Four columns of one row of the result.
 fn store(m: u32, column4: u32, value: vec4<f32>{% if weight_pass %}, split: u32{% endif %}) {
     if (m >= M || column4 >= COLUMNS4) { return; }
@@ -243,15 +270,91 @@ fn store(m: u32, column4: u32, value: vec4<f32>{% if weight_pass %}, split: u32{
 {%- endif %}
 {%- if o4 %}
     let at = row * COLUMNS4 + column4;
-    result[at] = {% if input_pass and relu %}select(vec4<f32>(0.0), v, activation[at] > vec4<f32>(0.0)){% else %}v{% endif %};
+    result[at] = {% if input_pass and relu %}select(vec4<f32>(0.0), v, passed(activation[at])){% else %}v{% endif %};
 {%- else %}
   {%- for e in range(4) %}
     if (column4 * 4u + {{ e }}u < COLUMNS) {
         let at = row * COLUMNS + column4 * 4u + {{ e }}u;
-        result[at] = {% if input_pass and relu %}select(0.0, v[{{ e }}], activation[at] > 0.0){% else %}v[{{ e }}]{% endif %};
+        result[at] = {% if input_pass and relu %}select(0.0, v[{{ e }}], passed(vec4<f32>(activation[at])).x){% else %}v[{{ e }}]{% endif %};
     }
   {%- endfor %}
 {%- endif %}
 }
 {% endif %}
+{#- ── The sums as the formula has them. ── #}
+{% if by_formula -%}
+{%- set early = family != "plain" -%}
+  {%- if weight_pass %}
+// Four rows of the result, from 4·q on, at four columns.
+fn sums(q: u32, column4: u32, split: u32) -> mat4x4<f32> {
+    let t = chunk(q);
+    let ones = bias_row(q);
+    var c0 = vec4<f32>(0.0);
+    var c1 = vec4<f32>(0.0);
+    var c2 = vec4<f32>(0.0);
+    var c3 = vec4<f32>(0.0);
+    for (var p = split * {{ split_length }}u; p < min((split + 1u) * {{ split_length }}u, K); p++) {
+        let r = row(p);
+        let i = inside(r, t);
+        let a = {% if a4 %}select(load_a(r, t, i), ones, q >= (M - 1u) / 4u){% else %}load_a(r, t, i) + ones{% endif %};
+        let b = load_b(p, column4);
+    {%- if partial %}
+        let counts = {% if a4 %}vec4<bool>(i || q >= (M - 1u) / 4u){% else %}i | (ones > vec4<f32>(0.0)){% endif %};
+      {%- for e in range(4) %}
+        c{{ e }} += select(vec4<f32>(0.0), a[{{ e }}] * b, counts[{{ e }}]);
+      {%- endfor %}
+      {%- if early %}
+        if (all(is_nan(c0) & is_nan(c1) & is_nan(c2) & is_nan(c3))) { break; }
+      {%- endif %}
+    {%- else %}
+        c0 += a.x * b;
+        c1 += a.y * b;
+        c2 += a.z * b;
+        c3 += a.w * b;
+    {%- endif %}
+    }
+    return mat4x4<f32>(c0, c1, c2, c3);
+}
+  {%- else %}
+// One row of the result at four columns.
+fn sums(m: u32, column4: u32) -> vec4<f32> {
+    let r = row(m);
+    var c = vec4<f32>(0.0);
+    for (var q = 0u; q < CHUNKS; q++) {
+        let t = chunk(q);
+        let i = inside(r, t);
+        let a = load_a(r, t, i);
+        let b = load_b_block(q, column4);
+    {%- if partial and a4 %}
+        c = select(c, c + a.x * b[0] + a.y * b[1] + a.z * b[2] + a.w * b[3], i);
+    {%- elif partial %}
+        c = c + select(vec4<f32>(0.0), a.x * b[0], i.x) + select(vec4<f32>(0.0), a.y * b[1], i.y) + select(vec4<f32>(0.0), a.z * b[2], i.z) + select(vec4<f32>(0.0), a.w * b[3], i.w);
+    {%- else %}
+        c = c + a.x * b[0] + a.y * b[1] + a.z * b[2] + a.w * b[3];
+    {%- endif %}
+    {%- if early %}
+        if (all(is_nan(c))) { break; }
+    {%- endif %}
+    }
+    return c;
+}
+  {%- endif %}
+{% endif %}
+{% if redo -%}
+// {{ "Four rows from m on" if weight_pass else ("The window whose rows start at m" if pool else "Row m") }} once more, term by term.
+fn redo(m: u32, column4: u32{% if weight_pass %}, split: u32{% endif %}) {
+    if (m >= M || column4 >= COLUMNS4) { return; }
+  {%- if weight_pass %}
+    let v = sums(m / 4u, column4, split);
+    for (var e = 0u; e < 4u; e++) { store(m + e, column4, v[e], split); }
+  {%- elif pool %}
+    var v = array<vec4<f32>, {{ pool_h * pool_w }}>();
+    for (var e = 0u; e < POOL_H * POOL_W; e++) { v[e] = sums(m + e, column4); }
+    store_window(m, column4{% for e in range(pool_h * pool_w) %}, v[{{ e }}]{% endfor %});
+  {%- else %}
+    store(m, column4, sums(m, column4));
+  {%- endif %}
+}
+{% endif %}
+{%- set step = 4 if weight_pass else (pool_h * pool_w if pool else 1) %}
 {% include "product_" ~ family ~ ".wgsl" %}

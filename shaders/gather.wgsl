@@ -47,11 +47,11 @@ fn gather_batch(
     let i = t / ELEMENTS;
     let element = t % ELEMENTS;
     let row = counter[0];
-    let sample = order[steps[row].first + min(i, steps[row].count - 1u)];
+    let image = order[steps[row].first + min(i, steps[row].count - 1u)];
     if element == 0u {
-        batch_labels[i] = labels[sample];
+        batch_labels[i] = labels[image];
     }
-    let at = sample * ELEMENTS + element;
+    let at = image * ELEMENTS + element;
     let byte = (images[at / 4u] >> (8u * (at % 4u))) & 0xffu;
     let c = element % CHANNELS;
     x[t] = f32(byte) * normalization[c] + normalization[CHANNELS + c];

@@ -10,7 +10,7 @@
 // Layout: x, dx and activation [N,H,W,C]; columns and dcolumns [N·OH·OW, KH·KW·C].
 // im2col: one invocation copies one element of the matrix. Writes columns.
 // col2im: one invocation gathers one element of dx in the order of (kh,kw), so that no two
-// invocations add to the same place; with MASK the gradient passes only where activation > 0 (the
+// invocations add to the same place; with MASK the gradient is 0 where activation ≤ 0 (the
 // ReLU fused into the layer before). Writes dx.
 // CPU twins: im2col, col2im in src/cpu/im2col.rs.
 // Maths: Chellapilla, Puri, Simard (2006), "High Performance Convolutional Neural Networks for
@@ -36,7 +36,12 @@ const WORKGROUP_SIZE = 64u;
 @group(0) @binding(1) var<storage, read_write> columns: array<f32>;
 @group(0) @binding(2) var<storage, read> dcolumns: array<f32>;
 @group(0) @binding(3) var<storage, read> activation: array<f32>;
-@group(0) @binding(4) var<storage, read_write> dx: array<f32>;
+@group(0) @binding(4) var<storage, read_write> input_gradient: array<f32>;  // dx
+
+// By its bits, because a compiler may take it that no comparison meets a NaN.
+fn is_nan(value: f32) -> bool {
+    return (bitcast<u32>(value) & 0x7fffffffu) > 0x7f800000u;
+}
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn im2col(
@@ -93,7 +98,7 @@ fn col2im(
         }
     }
     if MASK {
-        sum = select(0.0, sum, activation[t] > 0.0);
+        sum = select(0.0, sum, activation[t] > 0.0 || is_nan(activation[t]));
     }
-    dx[t] = sum;
+    input_gradient[t] = sum;
 }

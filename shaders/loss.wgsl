@@ -1,16 +1,17 @@
-// The two losses with their gradients and predictions, and the sums of a step.
+// The two losses with their gradients and predictions, and the sums of a row.
 //
 //   softmax_cross_entropy:  p = softmax(z),  loss = −log p[label],     dz = (p − onehot(label)) / count
 //   squared_error:          loss = ½ Σ_k (z[k] − onehot(label)[k])²,   dz = (z − onehot(label)) / count
 //   sum_metrics:            metrics[step] = (Σ loss, Σ [prediction = label])   over the first count
 //
 // The softmax is taken of z − max z, which never overflows and changes nothing. The gradient is
-// that of the *mean* over the batch, hence 1 / count.
+// that of the *mean* over the batch, hence 1 / count. Where max z is no finite number (a NaN or +∞
+// among the logits, or −∞ all over) the softmax is undefined: loss and gradient are NaN.
 //
 // Layout: logits and gradient [BATCH,CLASSES]; batch_labels, loss and prediction [BATCH];
-// predictions: one per sample of the dataset, in the epoch's order; metrics: one per step.
-// The losses: one invocation handles one sample. It writes loss, gradient and prediction (argmax,
-// of equal values the first), and for the first count samples predictions[first + i]. The samples
+// predictions: one per sample of the dataset, in the epoch's order; metrics: one per row.
+// The losses: one invocation handles one sample. It writes loss, gradient and prediction (argmax:
+// the first NaN, else of the largest values the first), and for the first count samples predictions[first + i]. The samples
 // after them get loss 0 and gradient 0.
 // sum_metrics: one workgroup; each invocation adds up every 64th sample, then halves are added
 // pairwise, so that the order of the additions is always the same. Writes metrics[step].
@@ -48,10 +49,17 @@ struct Metrics {
 @group(0) @binding(9) var<storage, read> batch_prediction: array<u32>;
 @group(0) @binding(10) var<storage, read_write> metrics: array<Metrics>;
 
+// By its bits, because a compiler may take it that no comparison meets a NaN.
+fn is_nan(value: f32) -> bool {
+    return (bitcast<u32>(value) & 0x7fffffffu) > 0x7f800000u;
+}
+
 fn argmax(start: u32) -> u32 {
     var best = 0u;
     for (var k = 1u; k < CLASSES; k++) {
-        if logits[start + k] > logits[start + best] {
+        let value = logits[start + k];
+        let largest = logits[start + best];
+        if !is_nan(largest) && (is_nan(value) || value > largest) {
             best = k;
         }
     }
@@ -68,28 +76,34 @@ fn softmax_cross_entropy(
     if i >= BATCH {
         return;
     }
-    let step = steps[counter[0]];
+    let row = steps[counter[0]];
     let start = i * CLASSES;
     let best = argmax(start);
     let largest = logits[start + best];
     prediction[i] = best;
-    if i >= step.count {
+    if i >= row.count {
         loss[i] = 0.0;
         for (var k = 0u; k < CLASSES; k++) {
             gradient[start + k] = 0.0;
         }
         return;
     }
-    predictions[step.first + i] = best;
+    predictions[row.first + i] = best;
+    // All bits of the exponent set: infinite or NaN. What exp() and log() make of these is up to the
+    // driver, so the NaN is written as it is (through a variable: a constant NaN is an error in WGSL).
+    let undefined = (bitcast<u32>(largest) & 0x7f800000u) == 0x7f800000u;
+    var nan_bits = 0x7fc00000u;
+    let not_a_number = bitcast<f32>(nan_bits);
     var sum = 0.0;
     for (var k = 0u; k < CLASSES; k++) {
         sum += exp(logits[start + k] - largest);
     }
     let label = batch_labels[i];
-    loss[i] = log(sum) - (logits[start + label] - largest);
+    loss[i] = select(log(sum) - (logits[start + label] - largest), not_a_number, undefined);
     for (var k = 0u; k < CLASSES; k++) {
         let p = exp(logits[start + k] - largest) / sum;
-        gradient[start + k] = (p - select(0.0, 1.0, k == label)) / f32(step.count);
+        let g = (p - select(0.0, 1.0, k == label)) / f32(row.count);
+        gradient[start + k] = select(g, not_a_number, undefined);
     }
 }
 
@@ -103,23 +117,22 @@ fn squared_error(
     if i >= BATCH {
         return;
     }
-    let step = steps[counter[0]];
+    let row = steps[counter[0]];
     let start = i * CLASSES;
     let best = argmax(start);
     prediction[i] = best;
-    if i < step.count {
-        predictions[step.first + i] = best;
+    if i < row.count {
+        predictions[row.first + i] = best;
     }
-    // Zero takes the samples after the count out of both loss and gradient.
-    let weight = select(0.0, 1.0, i < step.count);
+    let counts = i < row.count;
     let label = batch_labels[i];
     var sum = 0.0;
     for (var k = 0u; k < CLASSES; k++) {
         let difference = logits[start + k] - select(0.0, 1.0, k == label);
         sum += difference * difference;
-        gradient[start + k] = weight * difference / f32(step.count);
+        gradient[start + k] = select(0.0, difference / f32(row.count), counts);
     }
-    loss[i] = weight * 0.5 * sum;
+    loss[i] = select(0.0, 0.5 * sum, counts);
 }
 
 var<workgroup> loss_sums: array<f32, WORKGROUP_SIZE>;
@@ -137,11 +150,11 @@ fn sum_metrics(@builtin(local_invocation_index) local: u32) {
     }
     loss_sums[local] = loss_sum;
     correct_sums[local] = correct;
-    for (var half = WORKGROUP_SIZE / 2u; half > 0u; half /= 2u) {
+    for (var rest = WORKGROUP_SIZE / 2u; rest > 0u; rest /= 2u) {
         workgroupBarrier();
-        if local < half {
-            loss_sums[local] += loss_sums[local + half];
-            correct_sums[local] += correct_sums[local + half];
+        if local < rest {
+            loss_sums[local] += loss_sums[local + rest];
+            correct_sums[local] += correct_sums[local + rest];
         }
     }
     if local == 0u {

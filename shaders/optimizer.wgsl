@@ -65,13 +65,13 @@ fn adamw_update(
     if i >= ELEMENTS {
         return;
     }
-    let step = steps[counter[0]];
+    let row = steps[counter[0]];
     let g = gradients[i];
-    let w = parameters[i] * (1.0 - step.lr * WEIGHT_DECAY);
+    let w = parameters[i] * (1.0 - row.lr * WEIGHT_DECAY);
     let m = BETA1 * state1[i] + (1.0 - BETA1) * g;
     let v = BETA2 * state2[i] + (1.0 - BETA2) * g * g;
     state1[i] = m;
     state2[i] = v;
-    let root = sqrt(v) / sqrt(step.bias_correction2);
-    parameters[i] = w - step.lr / step.bias_correction1 * m / (root + EPSILON);
+    let root = sqrt(v) / sqrt(row.bias_correction2);
+    parameters[i] = w - row.lr / row.bias_correction1 * m / (root + EPSILON);
 }

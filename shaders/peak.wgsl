@@ -3,7 +3,7 @@
 //
 //   peak_multiply_add:  a = a · scale + shift, 8 · ROUNDS times over, for 16 numbers an invocation;
 //                       y[i] = their sum
-//   peak_copy:          dst[i] = src[i]
+//   peak_copy:          copied[i] = source[i]
 //
 // The multiply-adds: 4 vec4 chains that do not depend on each other, enough to fill the pipelines and
 // few enough to stay in the registers of a software adapter. scale and shift come from a buffer, so
@@ -11,9 +11,9 @@
 // |scale| < 1 the numbers tend to shift / (1 − scale): they neither overflow nor become denormal.
 // Number n of the 16 of invocation i starts at i mod 64 + n/4.
 //
-// Layout: factors [2] = scale, shift; y [INVOCATIONS]; src, dst [ELEMENTS_4] of four elements each.
-// One invocation computes one y, or copies four elements. Writes y or dst.
-// CPU twins: peak_multiply_add, peak_copy in src/cpu/peak.rs.
+// Layout: factors [2] = scale, shift; y [INVOCATIONS]; source, copied [ELEMENTS_4] of four elements each.
+// One invocation computes one y, or copies four elements. Writes y or copied.
+// CPU twins: peak_multiply_add, peak_copy in source/cpu/peak.rs.
 
 override INVOCATIONS: u32;
 override ROUNDS: u32;
@@ -23,8 +23,8 @@ const WORKGROUP_SIZE = 64u;
 
 @group(0) @binding(0) var<storage, read> factors: array<f32>;
 @group(0) @binding(1) var<storage, read_write> y: array<f32>;
-@group(0) @binding(2) var<storage, read> src: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read_write> dst: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> source: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read_write> copied: array<vec4<f32>>;
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn peak_multiply_add(
@@ -42,7 +42,7 @@ fn peak_multiply_add(
     var b = a + 1.0;
     var c = a + 2.0;
     var d = a + 3.0;
-    for (var round = 0u; round < ROUNDS; round++) {
+    for (var done = 0u; done < ROUNDS; done++) {
         a = a * scale + shift; b = b * scale + shift; c = c * scale + shift; d = d * scale + shift;
         a = a * scale + shift; b = b * scale + shift; c = c * scale + shift; d = d * scale + shift;
         a = a * scale + shift; b = b * scale + shift; c = c * scale + shift; d = d * scale + shift;
@@ -64,6 +64,6 @@ fn peak_copy(
 ) {
     let i = (group.y * groups.x + group.x) * WORKGROUP_SIZE + local;
     if i < ELEMENTS_4 {
-        dst[i] = src[i];
+        copied[i] = source[i];
     }
 }

@@ -8,8 +8,9 @@
 // The index of a maximum is its place kh·KW + kw inside the window; of equal values the first in
 // row-major order wins, and a NaN beats every number (of several the last), as in PyTorch. The
 // whole gradient of a window goes to its winner.
-// With MASK the gradient passes only where the ReLU fused into the layer before passed it: for
-// max-pooling where y > 0 (y *is* the winner's value), for mean-pooling where x > 0.
+// With MASK the gradient passes only where the ReLU fused into the layer before passed its input:
+// everywhere but where y ≤ 0 for max-pooling (y *is* the winner's value), x ≤ 0 for mean-pooling; so
+// at a NaN too.
 //
 // Layout: x and dx [N,H,W,C]; y and dy [N,OH,OW,C]; index as y but one byte each, four to a word,
 // lowest byte first, hence KH·KW ≤ 256.
@@ -43,22 +44,22 @@ const WORKGROUP_SIZE = 64u;
 @group(0) @binding(0) var<storage, read> x: array<f32>;
 @group(0) @binding(1) var<storage, read_write> y: array<f32>;
 @group(0) @binding(2) var<storage, read_write> index: array<u32>;
-@group(0) @binding(3) var<storage, read> dy: array<f32>;
+@group(0) @binding(3) var<storage, read> output_gradient: array<f32>;  // dy
 @group(0) @binding(4) var<storage, read> winner: array<u32>;  // the index, read back
 @group(0) @binding(5) var<storage, read> activation: array<f32>;  // what MASK looks at
-@group(0) @binding(6) var<storage, read_write> dx: array<f32>;
-// dy, activation and dx four channels at a time.
-@group(0) @binding(7) var<storage, read> dy4: array<vec4<f32>>;
+@group(0) @binding(6) var<storage, read_write> input_gradient: array<f32>;  // dx
+// The gradients and the activation four channels at a time.
+@group(0) @binding(7) var<storage, read> output_gradient4: array<vec4<f32>>;
 @group(0) @binding(8) var<storage, read> activation4: array<vec4<f32>>;
-@group(0) @binding(9) var<storage, read_write> dx4: array<vec4<f32>>;
+@group(0) @binding(9) var<storage, read_write> input_gradient4: array<vec4<f32>>;
 
 // The windows along one axis that contain position `at`: from `first` to before `end`.
 struct Windows { first: u32, end: u32 }
 
-fn windows(at: u32, kernel: u32, stride: u32, count: u32) -> Windows {
+fn windows(at: u32, size: u32, stride: u32, count: u32) -> Windows {
     var first = 0u;
-    if at >= kernel {
-        first = (at - kernel) / stride + 1u;
+    if at >= size {
+        first = (at - size) / stride + 1u;
     }
     return Windows(first, min(at / stride + 1u, count));
 }
@@ -68,15 +69,20 @@ fn is_nan(value: f32) -> bool {
     return (bitcast<u32>(value) & 0x7fffffffu) > 0x7f800000u;
 }
 
-fn winner_of(output: u32) -> u32 {
-    return (winner[output / 4u] >> (8u * (output % 4u))) & 0xffu;
+// Where the ReLU before passed its input.
+fn passed(value: f32) -> bool {
+    return value > 0.0 || is_nan(value);
 }
 
-// The gradient of an output, or nothing where the ReLU before it passed nothing.
-fn pooled_gradient(output: u32) -> f32 {
-    var gradient = dy[output];
+fn winner_of(element: u32) -> u32 {
+    return (winner[element / 4u] >> (8u * (element % 4u))) & 0xffu;
+}
+
+// The gradient of an element of y, or nothing where the ReLU before it passed nothing.
+fn pooled_gradient(element: u32) -> f32 {
+    var gradient = output_gradient[element];
     if MASK {
-        gradient = select(0.0, gradient, activation[output] > 0.0);
+        gradient = select(0.0, gradient, passed(activation[element]));
     }
     return gradient;
 }
@@ -91,32 +97,32 @@ fn maxpool2d_forward(
     if t * 4u >= N * OH * OW * C {
         return;
     }
-    var packed = 0u;
+    var word = 0u;
     for (var part = 0u; part < 4u; part++) {
-        let output = t * 4u + part;
-        if output >= N * OH * OW * C {
+        let element = t * 4u + part;
+        if element >= N * OH * OW * C {
             break;
         }
-        let c = output % C;
-        let ow = (output / C) % OW;
-        let oh = (output / (C * OW)) % OH;
-        let n = output / (C * OW * OH);
+        let c = element % C;
+        let ow = (element / C) % OW;
+        let oh = (element / (C * OW)) % OH;
+        let n = element / (C * OW * OH);
         let corner = ((n * H + oh * SH) * W + ow * SW) * C + c;
         var best = x[corner];
         var place = 0u;
         for (var kh = 0u; kh < KH; kh++) {
             for (var kw = 0u; kw < KW; kw++) {
                 let value = x[corner + (kh * W + kw) * C];
-                if is_nan(value) || value > best && !is_nan(best) {
+                if is_nan(value) || (value > best && !is_nan(best)) {
                     best = value;
                     place = kh * KW + kw;
                 }
             }
         }
-        y[output] = best;
-        packed |= place << (8u * part);
+        y[element] = best;
+        word |= place << (8u * part);
     }
-    index[t] = packed;
+    index[t] = word;
 }
 
 // What belongs to the window at `position` = (n·OH + oh)·OW + ow: rows h to before end_h and columns
@@ -147,7 +153,7 @@ fn maxpool2d_backward(
     for (var h = r.h; h < r.end_h; h++) {
         for (var w = r.w; w < r.end_w; w++) {
             let won = h == r.h + place / KW && w == r.w + place % KW;
-            dx[((r.n * H + h) * W + w) * C + t % C] = select(0.0, gradient, won);
+            input_gradient[((r.n * H + h) * W + w) * C + t % C] = select(0.0, gradient, won);
         }
     }
 }
@@ -164,15 +170,17 @@ fn maxpool2d_backward4(
         return;
     }
     let r = region(t / C4);
-    var gradient = dy4[t];
+    var gradient = output_gradient4[t];
     if MASK {
-        gradient = select(vec4<f32>(), gradient, activation4[t] > vec4<f32>());
+        let a = activation4[t];
+        let passes = vec4<bool>(passed(a.x), passed(a.y), passed(a.z), passed(a.w));
+        gradient = select(vec4<f32>(), gradient, passes);
     }
     let place = (vec4<u32>(winner[t]) >> vec4<u32>(0u, 8u, 16u, 24u)) & vec4<u32>(0xffu);
     for (var h = r.h; h < r.end_h; h++) {
         for (var w = r.w; w < r.end_w; w++) {
             let won = (vec4<u32>(h - r.h) == place / KW) & (vec4<u32>(w - r.w) == place % KW);
-            dx4[((r.n * H + h) * W + w) * C4 + t % C4] = select(vec4<f32>(), gradient, won);
+            input_gradient4[((r.n * H + h) * W + w) * C4 + t % C4] = select(vec4<f32>(), gradient, won);
         }
     }
 }
@@ -196,13 +204,13 @@ fn maxpool2d_backward_overlapping(
     var sum = 0.0;
     for (var oh = rows.first; oh < rows.end; oh++) {
         for (var ow = columns.first; ow < columns.end; ow++) {
-            let output = ((n * OH + oh) * OW + ow) * C + c;
-            if winner_of(output) == (h - oh * SH) * KW + (w - ow * SW) {
-                sum += pooled_gradient(output);
+            let element = ((n * OH + oh) * OW + ow) * C + c;
+            if winner_of(element) == (h - oh * SH) * KW + (w - ow * SW) {
+                sum += pooled_gradient(element);
             }
         }
     }
-    dx[t] = sum;
+    input_gradient[t] = sum;
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)
@@ -248,11 +256,11 @@ fn meanpool2d_backward(
     var sum = 0.0;
     for (var oh = rows.first; oh < rows.end; oh++) {
         for (var ow = columns.first; ow < columns.end; ow++) {
-            sum += dy[((n * OH + oh) * OW + ow) * C + c];
+            sum += output_gradient[((n * OH + oh) * OW + ow) * C + c];
         }
     }
     if MASK {
-        sum = select(0.0, sum, activation[t] > 0.0);
+        sum = select(0.0, sum, passed(activation[t]));
     }
-    dx[t] = sum / f32(KH * KW);
+    input_gradient[t] = sum / f32(KH * KW);
 }

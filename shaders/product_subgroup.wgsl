@@ -47,7 +47,7 @@ fn {{ pass }}(
   {%- for g in range(rows // 4) %}
         let x{{ g }} = transpose(mat4x4<f32>(
     {%- for u in range(4) %}
-            {% if a4 %}select(load_a(r{{ u }}, t{{ g }}, inside(r{{ u }}, t{{ g }})), ones{{ g }}, q{{ g }} >= (M - 1u) / 4u){% else %}load_a(r{{ u }}, t{{ g }}, inside(r{{ u }}, t{{ g }})) + ones{{ g }}{% endif %}{{ "," if not loop.last }}
+            {{ "select(vec4<f32>(0.0), " if k % 4 != 0 }}{% if a4 %}select(load_a(r{{ u }}, t{{ g }}, inside(r{{ u }}, t{{ g }})), ones{{ g }}, q{{ g }} >= (M - 1u) / 4u){% else %}load_a(r{{ u }}, t{{ g }}, inside(r{{ u }}, t{{ g }})) + ones{{ g }}{% endif %}{% if k % 4 != 0 %}, p + {{ u }}u < end){% endif %}{{ "," if not loop.last }}
     {%- endfor %}
         ));
     {%- for e in range(4) %}
@@ -74,7 +74,7 @@ fn {{ pass }}(
     {%- if input_pass %}
         let w{{ s }} = load_b_terms(q, first_n * 4u + v{{ s }});
     {%- else %}
-        let w{{ s }} = load_b({% if k % 4 != 0 %}min(q * 4u + v{{ s }} / TILE_N4, K){% else %}q * 4u + v{{ s }} / TILE_N4{% endif %}, first_n + v{{ s }} % TILE_N4);
+        let w{{ s }} = load_b_term(q * 4u + v{{ s }} / TILE_N4, first_n + v{{ s }} % TILE_N4);
     {%- endif %}
   {%- endfor %}
   {%- for i in range(rows) %}
@@ -126,4 +126,14 @@ fn {{ pass }}(
   {%- endif %}
         }
     }
+{%- if redo %}
+    let total = {% for i in range(rows) %}{% for j in range(cols) %}c{{ i }}_{{ j }}{{ " + " if not loop.last }}{% endfor %}{{ " + " if not loop.last }}{% endfor %};
+    if (any(is_nan(total))) {
+        for (var i = 0u; i < {{ rows }}u; i += {{ step }}u) {
+            for (var j = 0u; j < min(TILE_N4, COLUMNS4 - first_n); j++) {
+                redo(first_m + i, first_n + j{% if weight_pass %}, split{% endif %});
+            }
+        }
+    }
+{%- endif %}
 }

@@ -70,19 +70,20 @@ pub fn products(
             (*geometry, batch_size)
         };
         let mut add = |pass, relu, pool| {
-            let product = Product::new(geometry, batch, pass, relu, pool, family, adapter);
+            let product = Product::new(geometry, batch, pass, relu, pool, family, adapter)?;
             let built_in = product.in_model_of(most);
             let chosen = options.choices.iter().find(|c| built_in.takes(c, adapter));
             let tile = chosen.unwrap_or(&built_in).tile;
             products.push((layer.name.clone(), built_in.with_tile(tile)));
+            Ok::<_, Error>(())
         };
         let pool = fused_pool(model, i, options, family);
-        add(Pass::Forward, relu, pool);
-        add(Pass::BackwardWeight, false, None);
+        add(Pass::Forward, relu, pool)?;
+        add(Pass::BackwardWeight, false, None)?;
         if Some(i) != first {
             // A stored column matrix is masked when it is added back onto the image.
             let masked = !stored && i > 0 && ends_in_relu(&model.layers[i - 1]);
-            add(Pass::BackwardInput, masked, None);
+            add(Pass::BackwardInput, masked, None)?;
         }
     }
     Ok(products)

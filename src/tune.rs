@@ -371,7 +371,8 @@ mod tests {
     fn candidates() -> Vec<Product> {
         let (adapter, family) = (AdapterReport::imagined(false), Family::Workgroup);
         let geometry = Conv2d::new(Shape::new(8, 8, 4), 8, [3, 3], [1, 1], [1, 1]).unwrap();
-        let product = Product::new(geometry, 5, Pass::Forward, true, None, family, &adapter);
+        let product =
+            Product::new(geometry, 5, Pass::Forward, true, None, family, &adapter).unwrap();
         let tiles = Tile::all(family, &adapter).into_iter();
         tiles.map(|tile| product.with_tile(tile)).collect()
     }

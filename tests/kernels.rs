@@ -113,23 +113,22 @@ fn comparison_refuses_one_changed_element() {
 }
 
 #[test]
-fn comparison_refuses_nan_and_infinity_on_either_side() {
-    for bad in [f32::NAN, f32::INFINITY] {
-        assert!(
-            compare("y", &floats(&[1.0, bad, 0.0]), &expected())
-                .failure
-                .is_some()
-        );
-        let reference = vec![1.0, f64::from(bad), 0.0];
-        let reference = Expected::Floats(reference, TOLERANCE);
-        for found in [-2.0, bad] {
-            assert!(
-                compare("y", &floats(&[1.0, found, 0.0]), &reference)
-                    .failure
-                    .is_some()
-            );
+fn comparison_takes_nan_and_infinity_only_for_themselves() {
+    let (nan, inf) = (f32::NAN, f32::INFINITY);
+    let values = [nan, inf, -inf, -2.0, f32::MAX];
+    for found in values {
+        for reference in values {
+            let expected = Expected::Floats(vec![1.0, f64::from(reference), 0.0], TOLERANCE);
+            let compared = compare("y", &floats(&[1.0, found, 0.0]), &expected);
+            let same = found == reference || found.is_nan() && reference.is_nan();
+            assert_eq!(compared.failure.is_none(), same, "{found} for {reference}");
+            assert_eq!(compared.worst == 0.0, same, "{compared:?}");
         }
     }
+    // The poison is a NaN, but not one that a kernel has written.
+    let expected = Expected::Floats(vec![f64::NAN], TOLERANCE);
+    let failure = compare("y", &floats(&[f32::from_bits(POISON)]), &expected).failure;
+    assert!(failure.unwrap().contains("never written"));
 }
 
 #[test]
@@ -470,6 +469,45 @@ fn wrappers_refuse_what_does_not_fit() {
             Some(e @ Error::Shape { .. }) => assert!(e.to_string().contains(message), "{e}"),
             other => panic!("expected a shape error with '{message}', found {other:?}"),
         }
+    }
+}
+
+#[test]
+fn a_product_refuses_the_pools_that_it_cannot_end_in() {
+    use wgrad::gpu::AdapterReport;
+    use wgrad::kernels::conv2d::{Family, Pass, Product};
+    use wgrad::model::{Conv2d, Pool2d, Shape};
+    let adapter = AdapterReport::imagined(true);
+    let layer =
+        |channels| Conv2d::new(Shape::new(12, 12, 3), channels, [3, 3], [1, 1], [1, 1]).unwrap();
+    let product = |channels, size, kernel, stride, pass, family| {
+        let (geometry, input) = (layer(channels), Shape::new(size, size, channels));
+        let pool = Pool2d::new(input, kernel, stride).unwrap();
+        let fits = pass == Pass::Forward && Product::can_pool(&geometry, &pool, family);
+        let made = Product::new(geometry, 4, pass, true, Some(pool), family, &adapter);
+        assert_eq!(made.is_ok(), fits, "{pool:?}, {pass:?}, {family}");
+        made
+    };
+    let (forward, tiled) = (Pass::Forward, Family::Workgroup);
+    for family in [Family::Subgroup, tiled] {
+        for window in [[2, 2], [1, 2], [2, 1], [1, 4]] {
+            assert!(product(8, 12, window, window, forward, family).is_ok());
+        }
+    }
+    for refused in [
+        product(8, 12, [2, 2], [1, 1], forward, tiled),
+        product(8, 12, [2, 2], [3, 3], forward, tiled),
+        product(8, 12, [3, 3], [3, 3], forward, tiled),
+        product(8, 12, [3, 1], [3, 1], forward, tiled),
+        product(6, 12, [2, 2], [2, 2], forward, tiled),
+        product(8, 12, [2, 2], [2, 2], forward, Family::Plain),
+        product(8, 12, [2, 2], [2, 2], Pass::BackwardInput, tiled),
+        // Not what the convolution gives.
+        product(8, 10, [2, 2], [2, 2], forward, tiled),
+    ] {
+        let message = refused.unwrap_err().to_string();
+        assert!(message.contains("expected max-pooling"), "{message}");
+        assert!(!message.contains('\n'), "{message}");
     }
 }
 

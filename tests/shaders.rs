@@ -193,6 +193,107 @@ fn a_broken_source_is_noticed() {
     assert!(parse(&fine.replace("= N", "= 1.0")).is_err());
 }
 
+/// Keywords that FXC knows in any case.
+const ANY_CASE: [&str; 8] = [
+    "asm",
+    "decl",
+    "pass",
+    "technique",
+    "texture1d",
+    "texture2d",
+    "texture3d",
+    "texturecube",
+];
+
+/// The names in `module` that `reserved` has, with or without a size behind.
+fn reserved_names(module: &Module, reserved: &HashSet<&str>) -> Vec<String> {
+    let functions = module.functions.iter().map(|(_, function)| function);
+    let entries = module.entry_points.iter().map(|entry| &entry.function);
+    let names = functions.chain(entries).flat_map(|function| {
+        let arguments = function.arguments.iter().map(|a| a.name.clone());
+        let locals = function.local_variables.iter().map(|(_, l)| l.name.clone());
+        let lets = function.named_expressions.values().cloned().map(Some);
+        std::iter::once(function.name.clone())
+            .chain(arguments)
+            .chain(locals)
+            .chain(lets)
+    });
+    let members = module.types.iter().flat_map(|(_, ty)| {
+        let members: Vec<_> = match &ty.inner {
+            TypeInner::Struct { members, .. } => members.iter().map(|m| m.name.clone()).collect(),
+            _ => Vec::new(),
+        };
+        std::iter::once(ty.name.clone()).chain(members)
+    });
+    let mut found: Vec<_> = names
+        .chain(members)
+        .chain(module.constants.iter().map(|(_, c)| c.name.clone()))
+        .chain(module.overrides.iter().map(|(_, o)| o.name.clone()))
+        .chain(module.global_variables.iter().map(|(_, v)| v.name.clone()))
+        .chain(module.entry_points.iter().map(|e| Some(e.name.clone())))
+        .flatten()
+        .filter(|name| {
+            let without = |name: &str| name.trim_end_matches(['1', '2', '3', '4']).to_string();
+            let vector = without(name);
+            let matrix = vector.strip_suffix('x').map(without).unwrap_or_default();
+            [name, &*vector, &*matrix]
+                .iter()
+                .any(|name| reserved.contains(name))
+                || ANY_CASE.contains(&&*name.to_lowercase())
+        })
+        .collect();
+    found.sort();
+    found.dedup();
+    found
+}
+
+fn reserved_words() -> HashSet<&'static str> {
+    let lines = include_str!("reserved_words.txt").lines();
+    lines
+        .filter(|line| !line.starts_with('#'))
+        .flat_map(str::split_whitespace)
+        .collect()
+}
+
+#[test]
+fn nothing_is_named_by_a_word_that_another_language_reserves() {
+    let reserved = reserved_words();
+    check_sources(|_, module, _| {
+        let names = reserved_names(module, &reserved);
+        let complaint = |name| format!("'{name}' is reserved in HLSL, MSL or GLSL");
+        names.into_iter().map(complaint).collect()
+    });
+}
+
+#[test]
+fn a_reserved_name_is_noticed_wherever_it_stands() {
+    let source = "struct Buffer { half4: u32 }
+        const TECHNIQUE = 1u;
+        override kernel: u32;
+        @group(0) @binding(0) var<storage, read_write> dx: array<Buffer>;
+        fn metal(output: u32) -> u32 { return output; }
+        @compute @workgroup_size(64) fn main() {
+            var lineadj = 1u;
+            let float3x2 = metal(lineadj) + kernel + TECHNIQUE;
+            dx[0] = Buffer(float3x2);
+        }";
+    let (module, _) = parse(source).unwrap();
+    let mut expected = [
+        "Buffer",
+        "half4",
+        "TECHNIQUE",
+        "kernel",
+        "dx",
+        "metal",
+        "output",
+        "main",
+        "lineadj",
+        "float3x2",
+    ];
+    expected.sort();
+    assert_eq!(reserved_names(&module, &reserved_words()), expected);
+}
+
 #[test]
 fn binding_numbers_are_unique_within_a_file() {
     check_sources(|_, module, _| {

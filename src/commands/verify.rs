@@ -156,10 +156,8 @@ pub fn run(args: &VerifyArgs) -> Result<()> {
 
 /// The command that runs random geometry `index` alone.
 fn repeat(args: &VerifyArgs, index: usize) -> String {
-    let device = match args.device.as_str() {
-        "auto" => String::new(),
-        name => format!(" --device '{name}'"),
-    };
+    let device = args.device.as_ref();
+    let device = device.map_or(String::new(), |name| format!(" --device '{name}'"));
     format!("wgrad verify{device} --seed {} --only {index}", args.seed)
 }
 

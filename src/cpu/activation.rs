@@ -15,10 +15,10 @@ pub fn relu_forward<T: Float>(x: &[T]) -> Vec<T> {
     map(x, |x| if x <= T::zero() { T::zero() } else { x })
 }
 
-/// `dx = dy where y > 0, else 0`: the derivative is 1 where the input was positive, which is where
-/// the output is; at 0 it is taken as 0, as in PyTorch.
+/// `dx = 0 where y ≤ 0, else dy`: the derivative is 1 where the input was positive, which is where
+/// the output is; at 0 it is taken as 0, and a NaN passes dy on, both as in PyTorch.
 pub fn relu_backward<T: Float>(y: &[T], dy: &[T]) -> Vec<T> {
-    map2(y, dy, |y, dy| if y > T::zero() { dy } else { T::zero() })
+    map2(y, dy, |y, dy| if y <= T::zero() { T::zero() } else { dy })
 }
 
 /// `y = 1 / (1 + e^−x)`, computed with `e^−|x|`, which never overflows. Any shape.
@@ -80,6 +80,11 @@ mod tests {
         assert_eq!(y, [0.0, 0.0, 2.0]);
         assert_eq!(relu_backward(&y, &[5.0, 6.0, 7.0]), [0.0, 0.0, 7.0]);
         assert!(relu_forward(&[f32::NAN])[0].is_nan());
+        let (inf, nan) = (f32::INFINITY, f32::NAN);
+        assert_eq!(relu_forward(&[inf, -inf]), [inf, 0.0]);
+        // torch.relu's gradient: 0 where the result is ≤ 0, whatever dy is, else dy.
+        let dx = relu_backward(&[nan, inf, 0.0, 0.0], &[3.0, 4.0, nan, inf]);
+        assert_eq!(dx, [3.0, 4.0, 0.0, 0.0]);
     }
 
     #[test]

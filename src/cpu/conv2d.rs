@@ -4,7 +4,8 @@
 //! The maths is that of Dumoulin & Visin (2016), "A guide to convolution arithmetic for deep
 //! learning"; with `columns = im2col(x)` and `W` the weight as a matrix `[KH·KW·C, OC]` it reads
 //! `y = columns·W + b`, `dW = columnsᵀ·dy`, `db = Σ dy`, `dx = col2im(dy·Wᵀ)`. The loops below
-//! compute just that, in the same order of additions, without storing the columns.
+//! compute just that, in the same order of additions, without storing the columns. A tap in the
+//! padding contributes nothing, so a NaN or an infinity spreads no further than the taps reach.
 
 use super::im2col::for_each_position;
 use super::{Float, axpy, batch, bias_backward, bias_forward, relu_forward};

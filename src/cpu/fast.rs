@@ -3,13 +3,16 @@
 //!
 //! A layer with weights is im2col and a product of the `matrixmultiply` crate: with a column of ones
 //! behind it, `columns` times the parameters `[KH·KW·C + 1, OC]` has the bias in it, and `columnsᵀ·dy`
-//! is the gradient of weight and bias at once. Max-pooling without overlap is written for vector
-//! instructions; everything rarer is the oracle's.
+//! is the gradient of weight and bias at once. The zeros of the padding make a NaN of an infinite or
+//! NaN factor that they meet, where a term should contribute nothing: what comes out NaN is redone
+//! term by term. Max-pooling without overlap is written for vector instructions; everything rarer is
+//! the oracle's.
 //!
 //! The batch is cut by its size and the layer's geometry alone, never by the number of threads, and
 //! partial sums are joined in order, so the bits do not depend on how many threads there are. Buffers
 //! are kept from step to step.
 
+use super::im2col::pixel;
 use super::loss::argmax;
 use super::network::{Activation, StepMetrics, model_loss, range};
 use super::optimizer::update;
@@ -265,6 +268,9 @@ fn conv2d_forward(
                 {
                     im2col_with_ones(g, x, columns);
                     product(Matrix::new(columns, g.patch() + 1), parameters, 0.0, y);
+                    if g.padding != [0, 0] {
+                        redo_nan(y, 0, |i| forward_element(g, x, parameters.values, i));
+                    }
                     if relu {
                         for y in y {
                             *y = if *y <= 0.0 { 0.0 } else { *y };
@@ -314,7 +320,65 @@ fn conv2d_backward_weight(
             for partial in partials.chunks_exact(elements) {
                 add(sum, &partial[chunk * ELEMENTS_PER_SUM..]);
             }
+            if g.padding != [0, 0] {
+                redo_nan(sum, chunk * ELEMENTS_PER_SUM, |i| {
+                    weight_element(g, x, dy, i)
+                });
+            }
         });
+}
+
+/// Computes the NaNs of `values` anew; `element` is given their place, the first value's being `first`.
+fn redo_nan(values: &mut [f32], first: usize, element: impl Fn(usize) -> f32) {
+    for (i, value) in values.iter_mut().enumerate() {
+        if value.is_nan() {
+            *value = element(first + i);
+        }
+    }
+}
+
+/// Element i of [`conv2d_forward`](super::conv2d_forward), term by term.
+fn forward_element(g: &Conv2d, x: &[f32], parameters: &[f32], i: usize) -> f32 {
+    let (c, oc) = (g.input.channels, g.output.channels);
+    let x = &x[i / g.output.elements() * g.input.elements()..];
+    let position = i % g.output.elements() / oc;
+    let mut sum = parameters[g.weight_elements() + i % oc];
+    for tap in 0..g.kernel[0] * g.kernel[1] {
+        let Some(pixel) = pixel(g, position, tap) else {
+            continue;
+        };
+        for channel in 0..c {
+            sum += x[pixel * c + channel] * parameters[(tap * c + channel) * oc + i % oc];
+        }
+        if sum.is_nan() {
+            break;
+        }
+    }
+    sum
+}
+
+/// Element i of [`conv2d_backward_weight`](super::conv2d_backward_weight), term by term.
+fn weight_element(g: &Conv2d, x: &[f32], dy: &[f32], i: usize) -> f32 {
+    let (c, oc) = (g.input.channels, g.output.channels);
+    let (row, o) = (i / oc, i % oc);
+    let samples = x
+        .chunks_exact(g.input.elements())
+        .zip(dy.chunks_exact(g.output.elements()));
+    let mut sum = 0.0;
+    for (x, dy) in samples {
+        for position in 0..g.positions() {
+            let dy = dy[position * oc + o];
+            if row == g.patch() {
+                sum += dy; // the bias
+            } else if let Some(pixel) = pixel(g, position, row / c) {
+                sum += x[pixel * c + row % c] * dy;
+            }
+        }
+        if sum.is_nan() {
+            break;
+        }
+    }
+    sum
 }
 
 /// [`conv2d_backward_input`](super::conv2d_backward_input) into dx: `col2im(dy·Wᵀ)`.
@@ -472,7 +536,7 @@ fn relu_mask(y: &[f32], dy: &mut [f32]) {
         .zip(y.par_chunks(ELEMENTS_PER_SUM))
         .for_each(|(dy, y)| {
             for (dy, &y) in dy.iter_mut().zip(y) {
-                *dy = if y > 0.0 { *dy } else { 0.0 };
+                *dy = if y <= 0.0 { 0.0 } else { *dy };
             }
         });
 }
@@ -666,6 +730,72 @@ mod tests {
         }
     }
 
+    /// NaN where NaN is, the same infinities, and elsewhere close.
+    #[track_caller]
+    fn assert_like(found: &[f32], expected: &[f64]) {
+        assert_eq!(found.len(), expected.len());
+        for (i, (&found, &expected)) in found.iter().zip(expected).enumerate() {
+            let found = f64::from(found);
+            let good = match (found.is_nan(), expected.is_nan()) {
+                (false, false) => found == expected || (found - expected).abs() <= 1e-4,
+                (found, expected) => found && expected,
+            };
+            assert!(good, "element {i}: {found} is not {expected}");
+        }
+    }
+
+    #[test]
+    fn nan_and_infinity_spread_as_far_as_in_the_oracle() {
+        let (columns, count) = (Scratch::default(), 5);
+        for g in [
+            Conv2d::new(Shape::new(7, 6, 3), 4, [3, 5], [1, 1], [1, 2]).unwrap(),
+            Conv2d::new(Shape::new(5, 9, 1), 6, [5, 4], [1, 3], [3, 3]).unwrap(),
+            Conv2d::new(Shape::new(9, 8, 2), 3, [2, 1], [3, 4], [0, 0]).unwrap(),
+            Conv2d::dense(20, 11),
+        ] {
+            let x = noise_f32(1, count * g.input.elements());
+            let parameters = noise_f32(2, g.weight_elements() + g.output.channels);
+            let dy = noise_f32(3, count * g.output.elements());
+            let bias = g.weight_elements() + 1;
+            for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let with = |values: &[f32], at: usize| {
+                    let mut values = values.to_vec();
+                    values[at] = bad;
+                    values
+                };
+                for (x, parameters) in [
+                    (with(&x, 1), parameters.clone()),
+                    (x.clone(), with(&parameters, 0)),
+                    (x.clone(), with(&parameters, bias)),
+                ] {
+                    for relu in [false, true] {
+                        let mut y = vec![0.0; dy.len()];
+                        conv2d_forward(&g, relu, &x, &parameters, &mut y, &columns);
+                        let expected = cpu::conv2d_forward(&g, relu, &wide(&x), &wide(&parameters));
+                        assert_like(&y, &expected);
+                    }
+                    let mut dx = vec![0.0; x.len()];
+                    conv2d_backward_input(&g, &dy, &parameters, &mut dx, &columns);
+                    let expected = cpu::conv2d_backward_input(&g, &wide(&dy), &wide(&parameters));
+                    assert_like(&dx, &expected);
+                }
+                let last = x.len() - 1;
+                for (x, dy) in [(with(&x, last), dy.clone()), (x.clone(), with(&dy, 0))] {
+                    let (mut gradient, mut partials) = (vec![0.0; parameters.len()], Vec::new());
+                    conv2d_backward_weight(&g, &x, &dy, &mut gradient, &mut partials, &columns);
+                    assert_like(
+                        &gradient,
+                        &cpu::conv2d_backward_weight(&g, &wide(&x), &wide(&dy)),
+                    );
+                    let mut dx = vec![0.0; x.len()];
+                    conv2d_backward_input(&g, &dy, &parameters, &mut dx, &columns);
+                    let expected = cpu::conv2d_backward_input(&g, &wide(&dy), &wide(&parameters));
+                    assert_like(&dx, &expected);
+                }
+            }
+        }
+    }
+
     #[test]
     fn pooling_and_the_mask_give_the_bits_of_the_oracle() {
         for (kernel, stride) in [([2, 2], [2, 2]), ([3, 2], [3, 4]), ([1, 3], [2, 3])] {
@@ -687,6 +817,8 @@ mod tests {
             let mut masked = dy.clone();
             relu_mask(&y, &mut masked);
             assert_eq!(masked, relu_backward(&y, &dy));
+            let passed = masked.iter().zip(&y).filter(|(_, y)| y.is_nan());
+            assert!(passed.clone().count() > 0 && passed.clone().all(|(dy, _)| *dy != 0.0));
         }
     }
 

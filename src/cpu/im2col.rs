@@ -10,21 +10,31 @@ use rayon::prelude::*;
 /// This is the index arithmetic of convolution: `h = oh·SH + kh − PH`, `w = ow·SW + kw − PW`.
 #[inline(always)]
 pub(super) fn for_each_position(g: &Conv2d, tap: usize, mut visit: impl FnMut(usize, usize)) {
-    let met = |o: usize, axis: usize, k: usize, size: usize| {
-        (o * g.stride[axis] + k)
-            .checked_sub(g.padding[axis])
-            .filter(|&i| i < size)
-    };
     for oh in 0..g.output.height {
-        let Some(h) = met(oh, 0, tap / g.kernel[1], g.input.height) else {
+        let Some(h) = met(g, 0, oh, tap / g.kernel[1]) else {
             continue;
         };
         for ow in 0..g.output.width {
-            if let Some(w) = met(ow, 1, tap % g.kernel[1], g.input.width) {
+            if let Some(w) = met(g, 1, ow, tap % g.kernel[1]) {
                 visit(oh * g.output.width + ow, h * g.input.width + w);
             }
         }
     }
+}
+
+/// What tap `kh·KW + kw` meets at output position `oh·OW + ow`: `h·W + w`, or nothing in the padding.
+pub(super) fn pixel(g: &Conv2d, position: usize, tap: usize) -> Option<usize> {
+    let h = met(g, 0, position / g.output.width, tap / g.kernel[1])?;
+    let w = met(g, 1, position % g.output.width, tap % g.kernel[1])?;
+    Some(h * g.input.width + w)
+}
+
+/// `o·S + k − P` along one axis, where that lies in the image.
+#[inline(always)]
+fn met(g: &Conv2d, axis: usize, o: usize, k: usize) -> Option<usize> {
+    (o * g.stride[axis] + k)
+        .checked_sub(g.padding[axis])
+        .filter(|&i| i < [g.input.height, g.input.width][axis])
 }
 
 /// `columns[(n,oh,ow), (kh,kw,c)] = x[n, oh·SH + kh − PH, ow·SW + kw − PW, c]`, 0 in the padding.

@@ -11,12 +11,13 @@ pub struct LossOutput<T> {
     pub loss: Vec<T>,
     /// Gradient of the *mean* loss over the batch by the network's output, `[N, classes]`.
     pub gradient: Vec<T>,
-    /// 1 where the largest output (of equal ones the first) is the label's, else 0; `[N]`.
+    /// 1 where the largest output (see [`argmax`]) is the label's, else 0; `[N]`.
     pub correct: Vec<u32>,
 }
 
 /// `p = softmax(z)`, `loss = −log p[label]`, `gradient = (p − onehot(label)) / N`. The softmax is
-/// taken of `z − max z`, which changes nothing and never overflows.
+/// taken of `z − max z`, which changes nothing and never overflows; where max z is no finite number
+/// it is undefined, and loss and gradient are NaN.
 ///
 /// logits `[N, classes]`, labels `[N]`, each below `classes`.
 pub fn softmax_cross_entropy<T: Float>(
@@ -52,9 +53,13 @@ pub fn sum_metrics<T: Float>(loss: &[T], correct: &[u32]) -> (T, u32) {
     (loss.iter().copied().sum(), correct.iter().sum())
 }
 
-/// Position of the largest value; of equal ones the first.
-pub(super) fn argmax<T: Float>(values: &[T]) -> usize {
-    (1..values.len()).fold(0, |best, k| if values[k] > values[best] { k } else { best })
+/// Position of the first NaN, else of the largest value, of equal ones the first: `torch.argmax`.
+pub fn argmax<T: Float>(values: &[T]) -> usize {
+    (1..values.len()).fold(0, |best, k| {
+        let (value, largest) = (values[k], values[best]);
+        let wins = !largest.is_nan() && (value.is_nan() || value > largest);
+        if wins { k } else { best }
+    })
 }
 
 /// Runs `loss(output, label, gradient)`, which returns a sample's loss and writes its gradient,
@@ -104,6 +109,29 @@ mod tests {
                 assert!(function(&output, &[0], 2).loss[0].is_nan());
             }
         }
+    }
+
+    #[test]
+    fn the_first_nan_is_the_prediction_else_the_largest() {
+        let (nan, inf) = (f32::NAN, f32::INFINITY);
+        assert_eq!(argmax(&[1.0, nan, inf, nan]), 1);
+        assert_eq!(argmax(&[nan, 2.0, inf]), 0);
+        assert_eq!(argmax(&[-inf, inf, 3.0, inf]), 1);
+        assert_eq!(argmax(&[-inf, -inf]), 0);
+    }
+
+    /// As `torch.nn.functional.cross_entropy` has them.
+    #[test]
+    fn infinite_logits() {
+        let (inf, cross_entropy) = (f32::INFINITY, softmax_cross_entropy::<f32>);
+        for undefined in [[inf, 1.0], [-inf, -inf]] {
+            let output = cross_entropy(&undefined, &[0], 2);
+            assert!(output.loss[0].is_nan() && output.gradient.iter().all(|g| g.is_nan()));
+        }
+        let output = cross_entropy(&[0.5, -inf], &[1], 2);
+        assert_eq!((output.loss, output.gradient), (vec![inf], vec![1.0, -1.0]));
+        let output = cross_entropy(&[0.5, -inf], &[0], 2);
+        assert_eq!((output.loss, output.gradient), (vec![0.0], vec![0.0, 0.0]));
     }
 
     #[test]

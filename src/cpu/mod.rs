@@ -38,7 +38,7 @@ pub use fast::{FastNetwork, memory};
 pub use fingerprint::arithmetic;
 pub use gather::gather_batch;
 pub use im2col::{col2im, im2col};
-pub use loss::{LossOutput, softmax_cross_entropy, squared_error, sum_metrics};
+pub use loss::{LossOutput, argmax, softmax_cross_entropy, squared_error, sum_metrics};
 pub use network::{Activation, Network, StepMetrics, StepOutput};
 pub use optimizer::{adamw_update, sgd_update};
 pub use peak::{peak_copy, peak_multiply_add};

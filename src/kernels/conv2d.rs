@@ -228,6 +228,9 @@ pub struct Product {
 
 impl Product {
     /// The product with the built-in choice of tile for `family`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for a `pool` that [`Product::can_pool`] refuses or on another pass.
     pub fn new(
         geometry: Conv2d,
         batch: usize,
@@ -236,7 +239,18 @@ impl Product {
         pool: Option<Pool2d>,
         family: Family,
         adapter: &AdapterReport,
-    ) -> Product {
+    ) -> Result<Product> {
+        if let Some(pool) = &pool
+            && (pass != Pass::Forward || !Product::can_pool(&geometry, pool, family))
+        {
+            return Err(Error::Shape {
+                operation: pass.name(),
+                what: format!(
+                    "expected max-pooling of the forward pass's output, of 2 or 4 positions side by side, with channels in fours and not in family plain, found window {:?} with stride {:?} over {} in family {family} after an output of {}; run maxpool2d_forward after the product",
+                    pool.kernel, pool.stride, pool.input, geometry.output
+                ),
+            });
+        }
         let mut product = Product {
             geometry,
             batch,
@@ -252,13 +266,14 @@ impl Product {
             Family::Workgroup => product.choose_workgroup_tile(),
             Family::Plain => {}
         }
-        product
+        Ok(product)
     }
 
     /// Whether the forward pass of `geometry` can end in max-pooling by `pool`: windows side by side
     /// whose two or four rows fit into an invocation's, and four channels to a word of the index.
     pub fn can_pool(geometry: &Conv2d, pool: &Pool2d, family: Family) -> bool {
         family != Family::Plain
+            && pool.input == geometry.output
             && pool.kernel == pool.stride
             && matches!(pool.kernel[0] * pool.kernel[1], 2 | 4)
             && geometry.output.channels.is_multiple_of(4)
@@ -497,6 +512,12 @@ impl Product {
             }
             _ => false,
         };
+        // Whether some terms of some sums do not count: taps in the padding, or that do not reach.
+        let partial = match self.pass {
+            Pass::BackwardInput => [g.kernel, g.stride] != [[1, 1]; 2] || g.padding != [0, 0],
+            _ => g.padding != [0, 0],
+        };
+        let redo = partial && self.tile != Tile::Plain;
         let shape = context! {
             pass => self.pass.name(),
             family => self.tile.family().to_string(),
@@ -516,7 +537,8 @@ impl Product {
             padded => g.padding != [0, 0],
             unit_stride => g.stride == [1, 1],
             guard_chunk => !align.a || overrun,
-            guard_terms => overrun,
+            tail => !weight_pass && (!k.is_multiple_of(4) || overrun),
+            partial, redo, by_formula => redo || self.tile == Tile::Plain,
             splits, split_length, tiles_m, tiles_n,
         };
         let tile = match self.tile {

@@ -87,11 +87,8 @@ impl Schedule {
                 if step <= peak {
                     cosine(start, lr, step / peak.max(1.0))
                 } else {
-                    cosine(
-                        lr,
-                        start / 1e4,
-                        (step - peak) / (total - 1.0 - peak).max(1.0),
-                    )
+                    // The second phase is 0.7 · total long, so there is no division by 0.
+                    cosine(lr, start / 1e4, (step - peak) / (total - 1.0 - peak))
                 }
             }
         }
@@ -106,4 +103,33 @@ pub struct Recipe {
     pub schedule: Schedule,
     pub epochs: usize,
     pub batch_size: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// By hand from the phases of `torch.optim.lr_scheduler.OneCycleLR`, which end at steps
+    /// `0.3·total − 1` and `total − 1`, with max_lr 1: a run of few steps has no first phase.
+    #[test]
+    fn one_cycle_of_few_steps_is_that_of_pytorch() {
+        let (end, pi) = (1.0 / 25.0 / 1e4, std::f64::consts::PI);
+        let second = |t: f64| end + (1.0 - end) / 2.0 * (1.0 + (pi * t).cos());
+        let rates = |total| (0..total).map(move |i| Schedule::OneCycle.lr_at(1.0, i, total));
+        let expected: [&[f64]; 4] = [
+            &[end],
+            &[second(0.4 / 1.4), end],
+            &[second(0.1 / 2.1), second(1.1 / 2.1), end],
+            &[1.0 / 25.0, second(0.8 / 2.8), second(1.8 / 2.8), end],
+        ];
+        for (total, expected) in (1..).zip(expected) {
+            for (step, (found, expected)) in rates(total).zip(expected).enumerate() {
+                let error = (found - expected).abs();
+                assert!(
+                    error < 1e-12,
+                    "step {step} of {total}: {found}, not {expected}"
+                );
+            }
+        }
+    }
 }

@@ -240,7 +240,7 @@ fn activation_cases() -> Vec<Case> {
 }
 
 /// Windows side by side, with remainders and gaps, and windows that overlap.
-fn pools() -> Vec<Pool2d> {
+pub(super) fn pools() -> Vec<Pool2d> {
     let pool =
         |h, w, c, kernel, stride| Pool2d::new(Shape::new(h, w, c), kernel, stride).expect(VALID);
     vec![
@@ -270,9 +270,7 @@ fn pool_text(p: &Pool2d, n: usize) -> String {
 
 fn maxpool_forward(p: Pool2d, n: usize, x: Vec<f32>, b: &mut Bench) -> Result<Vec<Dispatch>> {
     let (y, index) = cpu::maxpool2d_forward(&p, &x);
-    // By their bits: a maximum is a copy, and NaN equals nothing.
-    let y: Vec<u32> = y.iter().map(|y| y.to_bits()).collect();
-    let y = b.words("y", &y)?;
+    let y = b.output("y", &y, Tolerance::EXACT)?;
     let index = b.words("index", &pack(&index))?;
     let x = b.input(&x)?;
     Ok(vec![pool::maxpool2d_forward(b.gpu, &p, n, &x, &y, &index)?])
@@ -420,7 +418,10 @@ pub(crate) fn loss_case(
         };
         reference.loss.resize(batch, 0.0);
         reference.gradient.resize(batch * classes, 0.0);
-        let prediction: Vec<u32> = logits.chunks(classes).map(first_largest).collect();
+        let prediction: Vec<u32> = logits
+            .chunks(classes)
+            .map(|z| cpu::argmax(z) as u32)
+            .collect();
         // What the step does not cover must stay as it was.
         let before = b.below(1000, first + batch + 5);
         let mut after = before.clone();
@@ -456,21 +457,16 @@ fn loss_cases() -> Vec<Case> {
     cases
 }
 
-/// Position of the largest value, of equal ones the first.
-fn first_largest(values: &[f32]) -> u32 {
-    let largest = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    values.iter().position(|v| *v == largest).unwrap_or(0) as u32
-}
-
 pub(crate) fn metrics_case(batch: usize, count: usize) -> Case {
     let variant = format!("{count} of batch {batch}");
     Case::new("sum_metrics", variant, move |b| {
         // Multiples of 1/256, which any order of additions sums up exactly.
-        let loss: Vec<f32> = b
+        let mut loss: Vec<f32> = b
             .below(1000, batch)
             .iter()
             .map(|l| *l as f32 / 256.0)
             .collect();
+        b.spoil(&mut loss);
         let (prediction, labels) = (b.below(3, batch), b.below(3, batch));
         let correct: Vec<u32> = prediction[..count]
             .iter()
@@ -493,10 +489,12 @@ pub(crate) fn metrics_case(batch: usize, count: usize) -> Case {
             &b.input(&labels)?,
             &steps,
             &counter,
-            &b.updated_words(
+            // Counts are compared by their bits as well, but not the one NaN with the other.
+            &b.updated::<f32>(
                 "metrics",
                 bytemuck::cast_slice(&before),
                 bytemuck::cast_slice(&after),
+                Tolerance::EXACT,
             )?,
         )?])
     })
@@ -661,10 +659,12 @@ fn peak_cases() -> Vec<Case> {
 pub(crate) fn multiply_add_case(invocations: usize, rounds: usize) -> Case {
     let variant = format!("{invocations} invocations, {rounds} rounds");
     Case::new("peak_multiply_add", variant, move |b| {
-        let y = cpu::peak_multiply_add::<f64>(invocations, rounds, PEAK_FACTORS);
+        let mut factors = PEAK_FACTORS;
+        b.spoil(&mut factors);
+        let y = cpu::peak_multiply_add::<f64>(invocations, rounds, factors);
         // Rounding errors of up to half an ulp each, of which the scale lets none grow.
         let y = b.output("y", &y, Tolerance::sum(16 * 8 * rounds))?;
-        let factors = b.input(&PEAK_FACTORS)?;
+        let factors = b.input(&factors)?;
         Ok(vec![peak::peak_multiply_add(
             b.gpu,
             invocations,

@@ -44,7 +44,11 @@ pub fn drawn(adapter: &AdapterReport, seed: u64, index: usize) -> Vec<Case> {
         let tile = all[tile as usize % all.len()];
         let mut add = |pass, relu, pool| {
             let product = Product::new(geometry, batch, pass, relu, pool, family, adapter);
-            cases.push(product_case(product.with_tile(tile)));
+            cases.push(product_case(
+                product
+                    .expect("what can be pooled was asked")
+                    .with_tile(tile),
+            ));
         };
         add(Pass::Forward, relu, None);
         add(Pass::BackwardWeight, false, None);

@@ -5,6 +5,7 @@
 pub(crate) mod cases;
 mod drawn;
 mod fingerprint;
+mod nonfinite;
 mod parity;
 mod products;
 mod quick;
@@ -27,6 +28,7 @@ use crate::gpu::AdapterReport;
 pub fn cases(adapter: &AdapterReport) -> Vec<Case> {
     let mut cases = cases::cases();
     cases.extend(products::cases(adapter));
+    cases.extend(nonfinite::cases(adapter));
     cases
 }
 

@@ -6,8 +6,9 @@ use crate::gpu::{Buffer, Dispatch, Gpu};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// What stands in a float output before the kernel runs, so that an element left unwritten shows.
-pub const POISON: u32 = f32::NAN.to_bits();
+/// What stands in a float output before the kernel runs, so that an element left unwritten shows: a
+/// NaN that no arithmetic makes.
+pub const POISON: u32 = 0x7FC0_DEAD;
 /// The same for an output of words.
 pub const WORD_POISON: u32 = 0xDEAD_BEEF;
 /// What stands behind an output, as often as a workgroup has invocations. The guard lies inside the
@@ -112,7 +113,8 @@ impl Comparison {
 /// Compares output `name` as it was read back (`found`: its 4-byte elements, then
 /// [`GUARD_WORDS`] words that must still be [`GUARD`]) with its reference.
 ///
-/// NaN on either side is a failure, as is a length that does not fit.
+/// A NaN must be found where one is expected and nowhere else, and so must an infinity of either
+/// sign. A length that does not fit is a failure.
 pub fn compare(name: &str, found: &[u32], expected: &Expected) -> Comparison {
     let len = expected.len();
     if found.len() != len + GUARD_WORDS {
@@ -154,7 +156,8 @@ pub fn compare(name: &str, found: &[u32], expected: &Expected) -> Comparison {
         let error = (value - reference).abs();
         // Written so that NaN is out of tolerance, and so is any error by an infinite reference,
         // whose tolerance is infinite.
-        let within = error.is_finite() && error <= tolerance;
+        let same = value == reference || value.is_nan() && reference.is_nan() && !unwritten;
+        let within = same || error.is_finite() && error <= tolerance;
         if !within {
             bad_count += 1;
             bad.get_or_insert_with(|| {
@@ -170,8 +173,13 @@ pub fn compare(name: &str, found: &[u32], expected: &Expected) -> Comparison {
             });
         }
         let here = Comparison {
-            worst: error,
-            tolerance,
+            worst: if same { 0.0 } else { error },
+            // There is none by which to measure NaN and infinity.
+            tolerance: if tolerance.is_finite() {
+                tolerance
+            } else {
+                0.0
+            },
             failure: None,
         };
         if here.worse_than(&worst) {
@@ -205,6 +213,7 @@ pub struct Case {
     /// Shape, mask and the like, for people.
     pub variant: String,
     build: Box<Build>,
+    nonfinite: bool,
 }
 
 impl Case {
@@ -220,7 +229,15 @@ impl Case {
             kernel: kernel.into(),
             variant: variant.into(),
             build: Box::new(build),
+            nonfinite: false,
         }
+    }
+
+    /// The same case with a NaN or an infinity among the numbers it draws, see [`Bench::spoil`].
+    pub fn nonfinite(mut self) -> Case {
+        self.variant += ", NaN and ±∞ among them";
+        self.nonfinite = true;
+        self
     }
 
     /// Inputs, outputs and dispatches on the GPU, nothing run yet: what a benchmark times.
@@ -239,6 +256,7 @@ impl Case {
             rng: ChaCha8Rng::seed_from_u64(seed),
             inputs: Vec::new(),
             outputs: Vec::new(),
+            spoiled: self.nonfinite.then_some(0),
         };
         let dispatches = (self.build)(&mut bench)?;
         Ok(Prepared {
@@ -344,18 +362,39 @@ pub struct Bench<'a> {
     rng: ChaCha8Rng,
     inputs: Vec<Input>,
     outputs: Vec<Output>,
+    /// How many slices were spoiled so far, in a case that has them spoiled.
+    spoiled: Option<usize>,
 }
 
 impl Bench<'_> {
     /// `len` numbers between −1 and 1.5: signed, and with a mean that is not 0.
     pub fn values(&mut self, len: usize) -> Vec<f32> {
-        (0..len).map(|_| self.rng.random_range(-1.0..1.5)).collect()
+        let mut values: Vec<_> = (0..len).map(|_| self.rng.random_range(-1.0..1.5)).collect();
+        self.spoil(&mut values);
+        values
     }
 
     /// `len` multiples of ¼ between −1 and 1.5: many of them equal, some 0.
     pub fn ties(&mut self, len: usize) -> Vec<f32> {
         let mut quarter = || self.rng.random_range(-4i32..=6) as f32 / 4.0;
-        (0..len).map(|_| quarter()).collect()
+        let mut values: Vec<_> = (0..len).map(|_| quarter()).collect();
+        self.spoil(&mut values);
+        values
+    }
+
+    /// In a [`Case::nonfinite`]: NaN, ∞ and −∞ by turns, seven elements apart and from the end of the
+    /// slice on, where the elements lie that do not count. A slice begins one element before the one
+    /// that was spoiled before it, so that they do not all meet.
+    pub fn spoil(&mut self, values: &mut [f32]) {
+        let Some(spoiled) = &mut self.spoiled else {
+            return;
+        };
+        let bad = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY];
+        let places = values.iter_mut().rev().skip(*spoiled).step_by(7);
+        places
+            .zip(bad.into_iter().cycle())
+            .for_each(|(v, bad)| *v = bad);
+        *spoiled += 1;
     }
 
     /// `len` whole numbers below `limit`.

@@ -69,9 +69,9 @@ pub fn products(adapter: &AdapterReport) -> Vec<Product> {
         for layer in layers() {
             let (geometry, batch) = (layer.geometry, layer.batch);
             let mut add = |pass, relu, pool| {
-                products.push(Product::new(
-                    geometry, batch, pass, relu, pool, family, adapter,
-                ));
+                let product =
+                    Product::new(geometry, batch, pass, relu, pool, family, adapter).expect(VALID);
+                products.push(product);
             };
             add(Pass::BackwardWeight, false, None);
             for relu in [false, true] {
@@ -106,7 +106,9 @@ fn every_tile(family: Family, adapter: &AdapterReport) -> Vec<Product> {
     let of = |tile| {
         let passes = passes.iter();
         passes.map(move |(pass, pool)| {
-            Product::new(geometry, 5, *pass, false, *pool, family, adapter).with_tile(tile)
+            Product::new(geometry, 5, *pass, false, *pool, family, adapter)
+                .expect(VALID)
+                .with_tile(tile)
         })
     };
     let tiles = Tile::all(family, adapter);
@@ -117,8 +119,9 @@ fn every_tile(family: Family, adapter: &AdapterReport) -> Vec<Product> {
 /// for each of a few million rows, in the family's lowest tile.
 fn folded(family: Family, adapter: &AdapterReport) -> Product {
     let geometry = Conv2d::new(Shape::new(64, 64, 1), 1, [1, 1], [1, 1], [0, 0]).expect(VALID);
-    let product =
-        |batch| Product::new(geometry, batch, Pass::Forward, false, None, family, adapter);
+    let product = |batch| {
+        Product::new(geometry, batch, Pass::Forward, false, None, family, adapter).expect(VALID)
+    };
     let lowest = Tile::all(family, adapter)
         .into_iter()
         .max_by_key(|tile| product(1).with_tile(*tile).workgroups())
@@ -140,6 +143,13 @@ pub fn cases(adapter: &AdapterReport) -> Vec<Case> {
 
 /// The case of one product.
 pub(crate) fn product_case(product: Product) -> Case {
+    Case::new(product.pass.name(), product_text(&product), move |bench| {
+        build(&product, bench, |_, _| ())
+    })
+}
+
+/// Tile and geometry, for people.
+pub(super) fn product_text(product: &Product) -> String {
     let g = product.geometry;
     let mut variant = format!(
         "{}, {} of {}, kernel {}×{}, {} channels out, stride {}×{}, padding {}×{}",
@@ -164,16 +174,27 @@ pub(crate) fn product_case(product: Product) -> Case {
     if splits > 1 {
         variant += &format!(", {splits} splits");
     }
-    Case::new(product.pass.name(), variant, move |bench| {
-        build(&product, bench)
-    })
+    variant
 }
 
 fn wide(values: &[f32]) -> Vec<f64> {
     values.iter().map(|v| f64::from(*v)).collect()
 }
 
-fn build(product: &Product, bench: &mut Bench) -> Result<Vec<Dispatch>> {
+/// Operands of a product.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Operand {
+    X,
+    Parameters,
+    Dy,
+}
+
+/// `change` may spoil each operand after it is drawn.
+pub(super) fn build(
+    product: &Product,
+    bench: &mut Bench,
+    change: impl Fn(Operand, &mut [f32]),
+) -> Result<Vec<Dispatch>> {
     let (gpu, g) = (bench.gpu, product.geometry);
     // The winner of a pooled window is compared exactly, so rounding must not decide it: the sums of
     // multiples of 1/4 have no rounding errors, and some of the windows have ties.
@@ -186,8 +207,11 @@ fn build(product: &Product, bench: &mut Bench) -> Result<Vec<Dispatch>> {
         // What a ReLU leaves behind is 0 in many places, and there the gradient stops.
         x = cpu::relu_forward(&x);
     }
-    let parameters = draw(bench, g.weight_elements() + g.output.channels);
-    let dy = bench.values(product.batch * g.output.elements());
+    let mut parameters = draw(bench, g.weight_elements() + g.output.channels);
+    let mut dy = bench.values(product.batch * g.output.elements());
+    change(Operand::X, &mut x);
+    change(Operand::Parameters, &mut parameters);
+    change(Operand::Dy, &mut dy);
     let [_, _, terms] = product.dimensions();
     let tolerance = Tolerance::sum(terms);
     let x_buffer = bench.input(&x)?;
