@@ -367,7 +367,8 @@ fn every_tile_of_a_family_gives_the_same_bits() {
                 .chain(pool.map(|p| (Pass::Forward, Some(p))))
             {
                 let relu = pass != Pass::BackwardWeight;
-                let product = Product::new(g, batch, pass, relu, pool, family, gpu.report());
+                let product =
+                    Product::new(g, batch, pass, relu, pool, family, gpu.report()).unwrap();
                 let run = |tile| {
                     let product = product.with_tile(tile);
                     let n = product.result_elements();

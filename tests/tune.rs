@@ -153,7 +153,9 @@ fn trained(gpu: &Arc<Gpu>, family: Family, choices: &[Product]) -> Vec<u32> {
     let before = model::initial_parameters(&model, 5);
     network.set_parameters(&before).unwrap();
     network
-        .train_epoch(&order, &steps, &mut |_| Ok(()))
+        .train_epoch(&order, &steps, &mut |_| {
+            Ok(std::ops::ControlFlow::Continue(()))
+        })
         .unwrap();
     let after = network.parameters().unwrap();
     assert_ne!(before, after, "nothing was trained");

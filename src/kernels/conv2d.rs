@@ -494,6 +494,20 @@ impl Product {
         }
     }
 
+    /// Whether some terms of some sums do not count: taps in the padding, or that do not reach.
+    fn partial(&self) -> bool {
+        let g = &self.geometry;
+        match self.pass {
+            Pass::BackwardInput => [g.kernel, g.stride] != [[1, 1]; 2] || g.padding != [0, 0],
+            _ => g.padding != [0, 0],
+        }
+    }
+
+    /// Whether an invocation that finds a NaN among its sums computes them anew.
+    pub(crate) fn redoes_nan(&self) -> bool {
+        self.partial() && self.tile != Tile::Plain
+    }
+
     /// The WGSL of the kernel.
     pub fn source(&self) -> Result<String> {
         let g = &self.geometry;
@@ -512,12 +526,7 @@ impl Product {
             }
             _ => false,
         };
-        // Whether some terms of some sums do not count: taps in the padding, or that do not reach.
-        let partial = match self.pass {
-            Pass::BackwardInput => [g.kernel, g.stride] != [[1, 1]; 2] || g.padding != [0, 0],
-            _ => g.padding != [0, 0],
-        };
-        let redo = partial && self.tile != Tile::Plain;
+        let (partial, redo) = (self.partial(), self.redoes_nan());
         let shape = context! {
             pass => self.pass.name(),
             family => self.tile.family().to_string(),

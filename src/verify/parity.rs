@@ -19,6 +19,8 @@ pub const GUARD_WORDS: usize = crate::kernels::WORKGROUP_SIZE;
 /// past the end that is used shows. It lies inside the binding too; a read farther out finds it as
 /// well where the driver or the translation of the shader clamps the index.
 pub const BEYOND: u32 = u32::MAX;
+/// The same for a kernel that computes anew what comes out NaN, which would hide such a read: 8e37.
+pub const BEYOND_FINITE: u32 = 0x7E7E_7E7E;
 
 /// How far an element may be from its reference: `absolute + relative · |reference|`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -256,6 +258,7 @@ impl Case {
             rng: ChaCha8Rng::seed_from_u64(seed),
             inputs: Vec::new(),
             outputs: Vec::new(),
+            beyond: BEYOND as u8,
             spoiled: self.nonfinite.then_some(0),
         };
         let dispatches = (self.build)(&mut bench)?;
@@ -362,11 +365,18 @@ pub struct Bench<'a> {
     rng: ChaCha8Rng,
     inputs: Vec<Input>,
     outputs: Vec<Output>,
+    /// The byte that all words behind an input are made of.
+    beyond: u8,
     /// How many slices were spoiled so far, in a case that has them spoiled.
     spoiled: Option<usize>,
 }
 
 impl Bench<'_> {
+    /// From now on no NaN stands behind an input, see [`BEYOND_FINITE`].
+    pub(super) fn finite_guards(&mut self) {
+        self.beyond = BEYOND_FINITE as u8;
+    }
+
     /// `len` numbers between −1 and 1.5: signed, and with a mean that is not 0.
     pub fn values(&mut self, len: usize) -> Vec<f32> {
         let mut values: Vec<_> = (0..len).map(|_| self.rng.random_range(-1.0..1.5)).collect();
@@ -403,11 +413,11 @@ impl Bench<'_> {
     }
 
     /// A read-only input. The buffer is as long as `data`, and kernels are bound to [`GUARD_WORDS`]
-    /// words of [`BEYOND`] more.
+    /// words more of [`BEYOND`], or [`BEYOND_FINITE`].
     pub fn input<T: bytemuck::NoUninit>(&mut self, data: &[T]) -> Result<Buffer> {
         let mut bytes = bytemuck::cast_slice::<T, u8>(data).to_vec();
         let len = bytes.len().div_ceil(4);
-        bytes.resize(4 * (len + GUARD_WORDS), BEYOND as u8);
+        bytes.resize(4 * (len + GUARD_WORDS), self.beyond);
         let words = bytemuck::pod_collect_to_vec(&bytes);
         let buffer = self.gpu.upload("verify input", &words)?;
         self.inputs.push(Input {

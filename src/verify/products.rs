@@ -196,6 +196,9 @@ pub(super) fn build(
     change: impl Fn(Operand, &mut [f32]),
 ) -> Result<Vec<Dispatch>> {
     let (gpu, g) = (bench.gpu, product.geometry);
+    if product.redoes_nan() {
+        bench.finite_guards();
+    }
     // The winner of a pooled window is compared exactly, so rounding must not decide it: the sums of
     // multiples of 1/4 have no rounding errors, and some of the windows have ties.
     let draw = match product.pool {
