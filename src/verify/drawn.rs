@@ -16,7 +16,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 /// The draws of `wgrad verify` unless told otherwise.
-pub const DRAWS: usize = 8;
+pub const DRAWS: usize = 16;
 
 /// The cases of one draw, as far as `adapter` can run them: a layer in every pass of every family in
 /// a tile that is drawn too, its columns, and a pooling behind it.
