@@ -39,6 +39,10 @@ fn bad(folder: &Path, inject: &str, arguments: &str) -> String {
 
 fn failure(inject: &str, output: Output) -> String {
     let error = String::from_utf8(output.stderr).unwrap();
+    // A slow machine says what it is at.
+    let mut lines: Vec<&str> = error.lines().collect();
+    lines.retain(|line| !line.starts_with("wgrad: "));
+    let error = lines.join("\n");
     assert_eq!(output.status.code(), Some(1), "{inject}: {error}");
     assert_eq!(error.lines().count(), 1, "{inject}: {error}");
     error
