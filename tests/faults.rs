@@ -39,6 +39,10 @@ fn bad(folder: &Path, inject: &str, arguments: &str) -> String {
 
 fn failure(inject: &str, output: Output) -> String {
     let error = String::from_utf8(output.stderr).unwrap();
+    // A slow machine says what it is at.
+    let mut lines: Vec<&str> = error.lines().collect();
+    lines.retain(|line| !line.starts_with("wgrad: "));
+    let error = lines.join("\n");
     assert_eq!(output.status.code(), Some(1), "{inject}: {error}");
     assert_eq!(error.lines().count(), 1, "{inject}: {error}");
     error
@@ -117,18 +121,18 @@ fn a_lack_of_memory_names_the_batch_size_that_fits() {
     }
     assert!(advised.iter().all(|b| b.is_power_of_two() && *b < 96));
     assert!(advised.is_sorted(), "more memory, more images: {advised:?}");
-    // The dataset comes last, and a smaller one helps.
-    let mut named = false;
+    // The datasets come last, the one for training first, of which a smaller part helps.
+    let mut advice = Vec::new();
     for after in 12..40 {
         let inject = format!("out-of-memory:{after}");
         let output = wgrad(folder, &inject, &format!("{SMALL} --no-check --epochs 1"));
         let error = String::from_utf8(output.stderr).unwrap();
         if error.contains("'dataset images'") {
-            assert!(error.contains("--limit"), "{error}");
-            named = true;
+            assert!(error.contains("smaller --batch-size"), "{error}");
+            advice.push(error.contains("--limit"));
         }
     }
-    assert!(named);
+    assert_eq!(advice, [true, false]);
 }
 
 #[test]

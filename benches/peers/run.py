@@ -87,7 +87,7 @@ def run(command, options):
 def run_wgrad(program, workload, device, options):
     """wgrad's own figures in the shape of the peers'."""
     command = [program, "bench", "--model", workload, "--steps-only", "--json"]
-    if device != "auto":
+    if device != "adapter":  # what `bench` takes unasked: the best one, software included
         command += ["--device", device]
     try:
         found = run(command, options)
@@ -126,7 +126,7 @@ def contestants(options):
 
     def wgrad():
         program = options.wgrad or build(HERE.parents[1] / "Cargo.toml", "--bin", "wgrad")
-        for device in ["auto", "cpu"]:
+        for device in ["adapter", "cpu"]:
             yield device, lambda w, d=device: run_wgrad(program, w, d, options)
 
     def burn():
@@ -167,7 +167,7 @@ def ratios(runs):
     for (peer, backend, workload), median in medians.items():
         if peer != "wgrad":
             row = {"peer": peer, "backend": backend, "workload": workload}
-            for device in ["auto", "cpu"]:
+            for device in ["adapter", "cpu"]:
                 own = medians.get(("wgrad", device, workload))
                 row[device] = None if own is None else round(own / median, 3)
             table.append(row)
@@ -192,7 +192,7 @@ def print_tables(report, workloads):
                     f"{rate['median']:,.0f} ({rate['min']:,.0f} to {rate['max']:,.0f})",
                     f"{number(r['first_step_seconds'], '.2f')} s",
                     f"{number(r['peak_rss_mb'], ',.0f')} MB",
-                    number(ratio.get("auto"), ".2f"),
+                    number(ratio.get("adapter"), ".2f"),
                     number(ratio.get("cpu"), ".2f"),
                 ))
         if len(rows) == 1:

@@ -48,7 +48,7 @@ impl Pulse {
                     };
                     let message = message.unwrap_or_else(|| format!("{done}{}", bar.message()));
                     // Nobody may be listening.
-                    let _ = writeln!(std::io::stderr(), "{message}");
+                    let _ = writeln!(std::io::stderr(), "wgrad: {message}");
                 }
             }
         });

@@ -8,9 +8,9 @@ use crate::kernels::conv2d::{Family, Pass};
 /// One kernel of each kind that a step consists of: bytes in, products, loss, update.
 const KERNELS: [&str; 3] = ["gather_batch", "softmax_cross_entropy", "sgd_update"];
 
-/// Holds a few small kernels against their CPU twins: the first case of each of [`KERNELS`], and the
+/// Holds a few small kernels against their CPU twins: bytes in, loss and update, and the
 /// three passes of a product in the family that `forced` or the adapter chooses. Takes a fraction of
-/// a second; what it leaves open, [`cases`](super::cases) answers.
+/// a second; what it leaves open, `wgrad verify` answers.
 ///
 /// # Errors
 /// [`Error::Verify`] where one is out of tolerance, [`Error::Usage`] when the adapter cannot run the
