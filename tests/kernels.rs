@@ -123,6 +123,8 @@ fn comparison_takes_nan_and_infinity_only_for_themselves() {
             let same = found == reference || found.is_nan() && reference.is_nan();
             assert_eq!(compared.failure.is_none(), same, "{found} for {reference}");
             assert_eq!(compared.worst == 0.0, same, "{compared:?}");
+            let text = compared.failure.unwrap_or_default();
+            assert!(!text.contains("± NaN") && !text.contains("± inf"), "{text}");
         }
     }
     // The poison is a NaN, but not one that a kernel has written.

@@ -68,6 +68,8 @@ fn simple_cases() -> Vec<Case> {
         cases.push(loss_case(kind, 20, 20, 1, 1.0));
         cases.push(loss_case(kind, 7, 3, 3, 1.0));
         cases.push(loss_case(kind, 130, 129, 10, 4.0));
+        // More classes than lie between two NaNs.
+        cases.push(loss_case(kind, 9, 8, 50, 1.0));
     }
     cases
 }

@@ -163,9 +163,10 @@ pub fn compare(name: &str, found: &[u32], expected: &Expected) -> Comparison {
         if !within {
             bad_count += 1;
             bad.get_or_insert_with(|| {
-                let margin = match tolerance {
-                    0.0 => String::new(),
-                    _ => format!(" ± {tolerance:.1e}"),
+                let margin = if tolerance > 0.0 && tolerance.is_finite() {
+                    format!(" ± {tolerance:.1e}")
+                } else {
+                    String::new()
                 };
                 let note = if unwritten { " (never written)" } else { "" };
                 (
