@@ -7,7 +7,7 @@ use assert_cmd::cargo::cargo_bin;
 use common::{contents, idx};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 /// A folder with a model, a dataset and nothing else, in which commands run.
@@ -88,6 +88,15 @@ const SMALL: &str = "--model small.toml --data shapes --device cpu";
 fn hash(output: &str) -> String {
     let line = output.lines().find(|l| l.starts_with("weights  sha256 "));
     line.unwrap_or_else(|| panic!("no hash in {output}"))[16..].to_string()
+}
+
+/// Waits until the program, which must not end before, has made a file.
+fn wait_for(child: &mut Child, file: &Path) {
+    while !file.exists() {
+        let ended = child.try_wait().unwrap();
+        assert!(ended.is_none(), "no {}: {ended:?}", file.display());
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 fn json(text: &str) -> serde_json::Value {
@@ -204,9 +213,7 @@ fn killed_trainings_go_on_where_they_were() {
     let mut command = bench.command(&format!("train {SMALL} --epochs 30 --out killed"));
     for milliseconds in [0, 7, 31, 59] {
         let mut child = command.stdout(Stdio::null()).spawn().unwrap();
-        while !bench.path("killed/run.json").exists() {
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        wait_for(&mut child, &bench.path("killed/run.json"));
         std::thread::sleep(Duration::from_millis(milliseconds));
         child.kill().unwrap();
         child.wait().unwrap();
@@ -766,16 +773,15 @@ fn the_host_holds_the_images_once() {
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
+    let id = child.id();
     let peak = || {
-        let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+        let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap();
         let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
         let kib = line.and_then(|l| l.split_whitespace().next()?.parse::<usize>().ok());
         kib.unwrap_or(0) << 10
     };
     // The folder is made when the images are read, just before the engine takes them.
-    while !bench.path("run/run.json").exists() {
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    wait_for(&mut child, &bench.path("run/run.json"));
     std::thread::sleep(Duration::from_secs(1));
     let peak = peak();
     child.kill().unwrap();
@@ -1121,18 +1127,19 @@ fn signals_write_a_checkpoint_and_the_next_start_goes_on() {
 #[cfg(unix)]
 fn a_second_signal_ends_the_process_at_once() {
     let bench = Bench::new();
-    // Steps of many seconds: the first signal waits for one, the second does not.
-    let wide = common::MODEL.replace("out_channels = 4", "out_channels = 4096");
+    // Steps of many seconds, in little memory: the first signal waits for one, the second does not.
+    let second = "[[layer]]\ntype = \"conv2d\"\nout_channels = 512\nkernel = 3\npadding = 1\n\n[[layer]]\ntype = \"max_pool2d\"";
+    let wide = common::MODEL
+        .replace("out_channels = 4", "out_channels = 512")
+        .replace("[[layer]]\ntype = \"max_pool2d\"", second);
     fs::write(bench.path("wide.toml"), wide).unwrap();
-    long_epochs(&bench, 20_000);
+    long_epochs(&bench, 2_000);
     let mut child = bench
-        .command("train --model wide.toml --data shapes --device cpu --batch-size 20000 --out run")
+        .command("train --model wide.toml --data shapes --device cpu --batch-size 2000 --out run")
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    while !bench.path("run/metrics.jsonl").exists() {
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    wait_for(&mut child, &bench.path("run/metrics.jsonl"));
     std::thread::sleep(Duration::from_millis(500));
     let id = child.id().to_string();
     let kill = || Command::new("kill").args(["-INT", &id]).status().unwrap();
@@ -1157,9 +1164,7 @@ fn two_trainings_of_one_folder_do_not_meet() {
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    while !bench.path("run/model.safetensors").exists() {
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    wait_for(&mut child, &bench.path("run/model.safetensors"));
     bench.bad(
         "train --resume run",
         1,
