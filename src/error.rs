@@ -94,20 +94,24 @@ impl Error {
         }
     }
 
+    /// Whether a device failed, and may be in any state.
+    pub fn is_device_failure(&self) -> bool {
+        matches!(
+            self,
+            Error::Gpu { .. } | Error::OutOfMemory { .. } | Error::Interrupted { .. }
+        )
+    }
+
     /// The error of a training whose folder is `folder`: says how to go on where the device failed and
     /// there is a checkpoint.
     pub fn in_run(self, folder: &Path) -> Self {
-        match self {
-            Error::Gpu { .. } | Error::OutOfMemory { .. }
-                if folder.join("checkpoint.safetensors").exists() =>
-            {
-                Error::Interrupted {
-                    source: Box::new(self),
-                    folder: folder.to_path_buf(),
-                }
-            }
-            other => other,
+        if self.is_device_failure() && folder.join("checkpoint.safetensors").exists() {
+            return Error::Interrupted {
+                source: Box::new(self),
+                folder: folder.to_path_buf(),
+            };
         }
+        self
     }
 
     /// An I/O error with the action ("read", "write", "create", …) and the path it concerned.

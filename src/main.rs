@@ -16,6 +16,10 @@ fn main() -> ExitCode {
         Err(e) => {
             // Where nobody listens to errors, the exit code has to do.
             let _ = writeln!(std::io::stderr(), "error: {e}");
+            if e.is_device_failure() {
+                // A driver that hangs may be at work still, and crash in what it does at a tidy exit.
+                signal_hook::low_level::exit(e.exit_code().into());
+            }
             ExitCode::from(e.exit_code())
         }
     }

@@ -162,16 +162,18 @@ fn a_driver_that_computes_nothing_is_noticed_before_the_training() {
 fn the_check_passes_where_nothing_is_wrong_and_sees_every_kind_of_kernel() {
     let gpu = Gpu::open(&Choice::Best).expect("an adapter; sh scripts/test.sh installs one");
     verify::quick(&gpu, None).unwrap();
-    let start = std::time::Instant::now();
-    verify::quick(&gpu, None).unwrap();
-    let warm = start.elapsed();
-    assert!(warm.as_secs_f64() < 1.0, "{warm:?}");
-    // From whichever kernel on nothing is written, it shows.
-    for after in 0..6 {
-        gpu.inject(Fault::Idle, after);
-        let error = verify::quick(&gpu, None).unwrap_err();
-        assert!(matches!(error, Error::Verify(_)), "{after}: {error}");
+    // From whichever submission on nothing is written, it shows.
+    let mut submissions = 0;
+    loop {
+        gpu.inject(Fault::Idle, submissions);
+        match verify::quick(&gpu, None) {
+            Ok(()) => break,
+            Err(Error::Verify(_)) => submissions += 1,
+            Err(other) => panic!("{submissions}: {other}"),
+        }
     }
-    gpu.inject(Fault::Idle, 6);
-    verify::quick(&gpu, None).unwrap();
+    assert!(
+        submissions >= 6,
+        "one for each kind of kernel, found {submissions}"
+    );
 }
