@@ -223,7 +223,9 @@ fn load_b_block(q: u32, column4: u32) -> mat4x4<f32> {
 fn finish(value: vec4<f32>, column4: u32) -> vec4<f32> {
     let v = value + load_b(K, column4);  // the bias
   {%- if relu %}
-    return select(v, vec4<f32>(0.0), (v < vec4<f32>(0.0)) & !is_nan(v));  // unlike max(), keeps NaN
+    // Unlike max(), keeps NaN: the bits of the numbers below 0, from the first behind −0 to −∞.
+    let below = (bitcast<vec4<u32>>(v) - vec4<u32>(0x80000001u)) < vec4<u32>(0x7f800000u);
+    return select(v, vec4<f32>(0.0), below);
   {%- else %}
     return v;
   {%- endif %}

@@ -100,6 +100,9 @@ fn {{ pass }}(
     }
 {%- endif %}
 {%- set area = pool_h * pool_w if pool else 1 %}
+{%- if redo %}
+    var total = vec4<f32>(0.0);
+{%- endif %}
     // In a loop over the rows (or windows) with selects, because most of the time that a driver
     // compiles goes into stores; an array under a loop index would cost more than it saves.
     for (var i = 0u; i < {{ rows // area }}u; i++) {
@@ -119,6 +122,9 @@ fn {{ pass }}(
         s{{ e }} = select(s{{ e }}, s{{ e }}_{{ j }}, j == {{ j }}u);
     {%- endfor %}
   {%- endfor %}
+  {%- if redo %}
+        total += {% for e in range(area) %}s{{ e }}{{ " + " if not loop.last }}{% endfor %};
+  {%- endif %}
   {%- if pool %}
         store_window(first_m + i * {{ area }}u, first_n + j{% for e in range(area) %}, s{{ e }}{% endfor %});
   {%- else %}
@@ -127,7 +133,6 @@ fn {{ pass }}(
         }
     }
 {%- if redo %}
-    let total = {% for i in range(rows) %}{% for j in range(cols) %}c{{ i }}_{{ j }}{{ " + " if not loop.last }}{% endfor %}{{ " + " if not loop.last }}{% endfor %};
     if (any(is_nan(total))) {
         for (var i = 0u; i < {{ rows }}u; i += {{ step }}u) {
             for (var j = 0u; j < min(TILE_N4, COLUMNS4 - first_n); j++) {

@@ -89,6 +89,9 @@ fn {{ pass }}(
         workgroupBarrier();
     }
     if (!live) { return; }
+{%- if redo %}
+    let total = {% for i in range(rows) %}{% for j in range(cols) %}c{{ i }}_{{ j }}{{ " + " if not loop.last }}{% endfor %}{{ " + " if not loop.last }}{% endfor %};
+{%- endif %}
 {%- if pool %}
   {%- set area = pool_h * pool_w %}
   {%- for w in range(rows // area) %}{% for j in range(cols) %}
@@ -100,7 +103,6 @@ fn {{ pass }}(
   {%- endfor %}{% endfor %}
 {%- endif %}
 {%- if redo %}
-    let total = {% for i in range(rows) %}{% for j in range(cols) %}c{{ i }}_{{ j }}{{ " + " if not loop.last }}{% endfor %}{{ " + " if not loop.last }}{% endfor %};
     if (any(is_nan(total))) {
         for (var i = 0u; i < {{ rows }}u; i += {{ step }}u) {
             for (var j = 0u; j < {{ cols }}u; j++) {

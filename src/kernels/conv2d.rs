@@ -616,10 +616,10 @@ const FEWEST_SUMS: usize = 64;
 const MOST_SUMS: usize = 128;
 const SUMS_OF_A_MODEL: usize = 1536;
 
-/// A weight gradient's sums are cut until there are so many partial sums, enough for 512 workgroups
+/// A weight gradient's sums are cut until there are so many partial sums, enough for 256 workgroups
 /// with tiles of 64×64, but into parts of no fewer terms, and no more parts, than these.
-const WANTED_SUMS: usize = 1 << 21;
-const SHORTEST_SUM: usize = 256;
+const WANTED_SUMS: usize = 1 << 20;
+const SHORTEST_SUM: usize = 512;
 const MOST_SPLITS: usize = 256;
 
 /// Terms of the sums per turn of the loop in the subgroup family: those of one vec4.

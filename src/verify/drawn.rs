@@ -26,9 +26,9 @@ pub fn drawn(adapter: &AdapterReport, seed: u64, index: usize) -> Vec<Case> {
     let dense = rng.random_range(0..4) == 0;
     let (geometry, batch) = if dense {
         let [inputs, units] = [300, 70].map(|most| rng.random_range(1..=most));
-        (Conv2d::dense(inputs, units), rng.random_range(1..=999))
+        (Conv2d::dense(inputs, units), rng.random_range(1..=2999))
     } else {
-        (convolution(&mut rng), rng.random_range(1..=17))
+        (convolution(&mut rng), rng.random_range(1..=33))
     };
     let (relu, masked) = (rng.random(), rng.random());
     let pool = pooling(&mut rng, geometry.output);
