@@ -7,7 +7,7 @@
 
 use super::*;
 use crate::error::Result;
-use crate::model::{Conv2d, Loss, Model, Op, Pool2d};
+use crate::model::{Activation, Conv2d, Loss, Model, Op, Pool2d};
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -176,29 +176,31 @@ pub fn finite_difference_checks() -> Vec<FiniteDifference> {
 /// Two convolutions, a pool and two dense layers over images of 9×7×2, in two ways: fused ReLU,
 /// overlapping max-pool; or sigmoid, ReLU as its own layer, mean-pool and a plain max-pool.
 pub(super) fn small_network(loss: Loss, fused: bool) -> Model {
+    let then = |relu: bool| relu.then_some(Activation::Relu);
     let conv = |channels, kernel, stride, padding, relu| {
         move |input| {
             let geometry = Conv2d::new(input, channels, kernel, stride, padding)?;
-            Ok(Op::Conv2d { geometry, relu })
+            Ok((Op::Conv2d(geometry), then(relu)))
         }
     };
     let dense = |units, relu| {
         move |input: Shape| {
             let geometry = Conv2d::dense(input.elements(), units);
-            Ok(Op::Dense { geometry, relu })
+            Ok((Op::Dense(geometry), then(relu)))
         }
     };
     let conv1 = conv(4, [3, 3], [1, 1], [1, 1], fused);
     let conv2 = conv(5, [3, 2], [2, 1], [1, 0], false);
     let (dense1, dense2) = (dense(6, fused), dense(3, false));
-    let overlapping = |input| Ok(Op::MaxPool2d(Pool2d::new(input, [3, 2], [2, 1])?));
-    let mean_pool = |input| Ok(Op::MeanPool2d(Pool2d::new(input, [2, 2], [2, 1])?));
-    let max_pool = |input| Ok(Op::MaxPool2d(Pool2d::new(input, [2, 2], [2, 2])?));
-    let sigmoid = |_| Ok(Op::Sigmoid);
-    let relu = |_| Ok(Op::Relu);
-    let fused_layers: [&dyn Fn(Shape) -> Result<Op>; 5] =
+    let overlapping = |input| Ok((Op::MaxPool2d(Pool2d::new(input, [3, 2], [2, 1])?), None));
+    let mean_pool = |input| Ok((Op::MeanPool2d(Pool2d::new(input, [2, 2], [2, 1])?), None));
+    let max_pool = |input| Ok((Op::MaxPool2d(Pool2d::new(input, [2, 2], [2, 2])?), None));
+    let sigmoid = |_| Ok((Op::Activation(Activation::Sigmoid), None));
+    let relu = |_| Ok((Op::Activation(Activation::Relu), None));
+    type Build<'a> = &'a dyn Fn(Shape) -> Result<(Op, Option<Activation>)>;
+    let fused_layers: [Build; 5] =
         [&conv1, &overlapping, &conv2, &dense1, &dense2];
-    let plain_layers: [&dyn Fn(Shape) -> Result<Op>; 8] = [
+    let plain_layers: [Build; 8] = [
         &conv1, &relu, &mean_pool, &conv2, &max_pool, &dense1, &sigmoid, &dense2,
     ];
     let layers = if fused {

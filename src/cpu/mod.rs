@@ -26,6 +26,7 @@ mod optimizer;
 mod peak;
 mod pool;
 mod reduce;
+mod run;
 
 pub use activation::{
     bias_backward, bias_forward, relu_backward, relu_forward, sigmoid_backward, sigmoid_forward,
@@ -47,6 +48,7 @@ pub use pool::{
     meanpool2d_forward,
 };
 pub use reduce::reduce_splits;
+pub use run::{Memory, Values, run};
 
 use crate::model::Shape;
 

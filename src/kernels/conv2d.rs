@@ -2,7 +2,8 @@
 //! passes and three families, and the choice of a tile.
 
 use crate::error::{Error, Result};
-use crate::gpu::{AdapterReport, Buffer, Dispatch, Gpu, Kernel, fold_groups};
+use super::{Argument, KernelSpec, View, Work, read, write};
+use crate::gpu::AdapterReport;
 use crate::model::{Conv2d, Pool2d};
 use minijinja::{Environment, context};
 use serde::{Deserialize, Serialize};
@@ -348,26 +349,6 @@ impl Product {
             * self.geometry.weight_elements() as f64
     }
 
-    /// Bytes that must cross between the processor and its memory at least: every operand and every
-    /// result once.
-    pub fn bytes(&self) -> f64 {
-        let (g, results) = (&self.geometry, self.result_elements());
-        let x = self.batch * g.input.elements();
-        let dy = self.batch * g.output.elements();
-        let elements = match self.pass {
-            Pass::Forward => {
-                let index = self.pool.map_or(0, |_| results.div_ceil(4));
-                x + g.weight_elements() + g.output.channels + results + index
-            }
-            Pass::BackwardWeight => x + dy + results,
-            Pass::BackwardInput => {
-                let mask = if self.relu { x } else { 0 };
-                dy + g.weight_elements() + results + mask
-            }
-        };
-        4.0 * elements as f64
-    }
-
     /// Elements of the result: of all partial sums for the weight gradient.
     pub fn result_elements(&self) -> usize {
         let [m, n, _] = self.dimensions();
@@ -592,14 +573,19 @@ impl Product {
         }
     }
 
-    fn dispatch(&self, gpu: &Gpu, bindings: &[(u32, &Buffer)]) -> Result<Dispatch> {
-        gpu.dispatch(&Kernel {
-            entry_point: self.pass.name(),
-            source: &self.source()?,
-            constants: &[],
-            bindings,
-            groups: fold_groups(self.workgroups()),
-        })
+    /// The kernel with its operands: binding 0 and 1 are read, what follows says its access itself.
+    fn spec(self, arguments: Vec<Argument>) -> KernelSpec {
+        let mut spec = KernelSpec::new(
+            self.pass.name(),
+            "",
+            Work::Product(self),
+            &[],
+            arguments,
+            0,
+        );
+        spec.groups = self.workgroups();
+        spec.cost.flops = self.flops();
+        spec
     }
 }
 
@@ -641,109 +627,60 @@ const TEMPLATES: [(&str, &str); 4] = [
     ),
 ];
 
-fn expect(what: &'static str, name: &str, buffer: &Buffer, len: usize) -> Result<()> {
-    if buffer.len() < len {
-        return Err(Error::Shape {
-            operation: what,
-            what: format!("expected {name} of {len} elements, found {}", buffer.len()),
-        });
-    }
-    Ok(())
-}
-
 /// `y[N,OH,OW,OC] = im2col(x[N,H,W,C]) · W + b`, then ReLU, then max-pooling if the product says so.
 /// `parameters` is the layer's `[KH·KW·C + 1, OC]` matrix, `index` receives the pooling's index (one
-/// byte per element of the pooled `y`). Writes `y` (and `index`).
-///
-/// # Errors
-/// [`Error::Shape`] for buffers that are too short or an index that is missing, [`Error::Gpu`] from
-/// the device.
+/// byte per element of the pooled `y`) and is there where it pools. Writes `y` (and `index`).
 pub fn conv2d_forward(
-    gpu: &Gpu,
-    product: &Product,
-    x: &Buffer,
-    parameters: &Buffer,
-    y: &Buffer,
-    index: Option<&Buffer>,
-) -> Result<Dispatch> {
-    let g = &product.geometry;
-    let name = product.pass.name();
-    expect(name, "x", x, product.batch * g.input.elements())?;
-    expect(
-        name,
-        "parameters",
-        parameters,
-        g.weight_elements() + g.output.channels,
-    )?;
-    expect(name, "y", y, product.result_elements())?;
-    let mut bindings = vec![(0, x), (1, parameters), (2, y)];
-    match (product.pool, index) {
-        (Some(_), Some(index)) => {
-            expect(name, "index", index, product.result_elements() / 4)?;
-            bindings.push((3, index));
-        }
-        (None, _) => {}
-        (Some(_), None) => {
-            return Err(Error::Shape {
-                operation: name,
-                what: "expected a buffer for the index of the fused max-pooling, found none".into(),
-            });
-        }
-    }
-    product.dispatch(gpu, &bindings)
+    product: Product,
+    x: View,
+    parameters: View,
+    y: View,
+    index: Option<View>,
+) -> KernelSpec {
+    let (g, results) = (product.geometry, product.result_elements());
+    assert_eq!(product.pool.is_some(), index.is_some());
+    let mut arguments = vec![
+        read(0, "x", x, product.batch * g.input.elements()),
+        read(
+            1,
+            "parameters",
+            parameters,
+            g.weight_elements() + g.output.channels,
+        ),
+        write(2, "y", y, results),
+    ];
+    arguments.extend(index.map(|index| write(3, "index", index, results)));
+    product.spec(arguments)
 }
 
 /// Partial sums `[splits, KH·KW·C + 1, OC]` of `im2col(x)ᵀ · dy` with the bias gradient as the last
 /// row; `reduce_splits` adds them up. Writes `partials`.
-///
-/// # Errors
-/// As [`conv2d_forward`].
-pub fn conv2d_backward_weight(
-    gpu: &Gpu,
-    product: &Product,
-    x: &Buffer,
-    dy: &Buffer,
-    partials: &Buffer,
-) -> Result<Dispatch> {
-    let g = &product.geometry;
-    let name = product.pass.name();
-    expect(name, "x", x, product.batch * g.input.elements())?;
-    expect(name, "dy", dy, product.batch * g.output.elements())?;
-    expect(name, "partials", partials, product.result_elements())?;
-    product.dispatch(gpu, &[(0, x), (1, dy), (2, partials)])
+pub fn conv2d_backward_weight(product: Product, x: View, dy: View, partials: View) -> KernelSpec {
+    let g = product.geometry;
+    product.spec(vec![
+        read(0, "x", x, product.batch * g.input.elements()),
+        read(1, "dy", dy, product.batch * g.output.elements()),
+        write(2, "partials", partials, product.result_elements()),
+    ])
 }
 
-/// `dx[N,H,W,C]` from `dy[N,OH,OW,OC]`: the transposed convolution; where the product has `relu`
-/// the gradient passes only where `activation` (this layer's input) is positive. Writes `dx`.
-///
-/// # Errors
-/// As [`conv2d_forward`]; also when `relu` is set without an activation.
+/// `dx[N,H,W,C]` from `dy[N,OH,OW,OC]`: the transposed convolution; with `activation` (this layer's
+/// input), which is there where the product has `relu`, the gradient passes only where that is
+/// positive. Writes `dx`.
 pub fn conv2d_backward_input(
-    gpu: &Gpu,
-    product: &Product,
-    dy: &Buffer,
-    parameters: &Buffer,
-    dx: &Buffer,
-    activation: Option<&Buffer>,
-) -> Result<Dispatch> {
-    let g = &product.geometry;
-    let name = product.pass.name();
-    expect(name, "dy", dy, product.batch * g.output.elements())?;
-    expect(name, "parameters", parameters, g.weight_elements())?;
-    expect(name, "dx", dx, product.result_elements())?;
-    let mut bindings = vec![(0, dy), (1, parameters), (2, dx)];
-    match (product.relu, activation) {
-        (true, Some(activation)) => {
-            expect(name, "activation", activation, product.result_elements())?;
-            bindings.push((3, activation));
-        }
-        (false, _) => {}
-        (true, None) => {
-            return Err(Error::Shape {
-                operation: name,
-                what: "expected the activation whose ReLU masks the gradient, found none".into(),
-            });
-        }
-    }
-    product.dispatch(gpu, &bindings)
+    product: Product,
+    dy: View,
+    parameters: View,
+    dx: View,
+    activation: Option<View>,
+) -> KernelSpec {
+    let (g, results) = (product.geometry, product.result_elements());
+    assert_eq!(product.relu, activation.is_some());
+    let mut arguments = vec![
+        read(0, "dy", dy, product.batch * g.output.elements()),
+        read(1, "parameters", parameters, g.weight_elements()),
+        write(2, "dx", dx, results),
+    ];
+    arguments.extend(activation.map(|activation| read(3, "activation", activation, results)));
+    product.spec(arguments)
 }
