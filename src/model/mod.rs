@@ -18,7 +18,7 @@ pub use file::{Definition, MAX_ELEMENTS, SHIPPED, load};
 pub use init::{initial_parameters, initial_running};
 pub use op::Op;
 pub use parameters::{Init, Parameter, Role};
-pub use summary::summary;
+pub use summary::{dot, summary};
 
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -438,6 +438,16 @@ pub enum Loss {
     SoftmaxCrossEntropy,
     /// `½ Σ_k (output_k − onehot_k)²`.
     SquaredError,
+}
+
+impl Loss {
+    /// Name as written in architecture files.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Loss::SoftmaxCrossEntropy => "softmax_cross_entropy",
+            Loss::SquaredError => "squared_error",
+        }
+    }
 }
 
 /// A network whose shapes are all known: a graph of layers, each behind those that it takes its inputs
