@@ -23,6 +23,15 @@ impl<T: Float> Values<T> {
             Dtype::U8 => Values::Bytes(vec![0; len]),
         }
     }
+
+    /// At least `len` elements, new ones 0.
+    pub fn grow(&mut self, len: usize) {
+        match self {
+            Values::Floats(values) => values.resize(len.max(values.len()), T::zero()),
+            Values::Words(values) => values.resize(len.max(values.len()), 0),
+            Values::Bytes(values) => values.resize(len.max(values.len()), 0),
+        }
+    }
 }
 
 /// The tensors of a plan; several that are never alive at the same time may share a place.
@@ -74,6 +83,24 @@ impl<T: Float> Memory<T> {
             Values::Floats(values) => change(memory, &mut values[view.start..view.start + view.len]),
             other => panic!("expected floats, found {other:?}"),
         });
+    }
+
+    /// Runs `change` on floats and bytes that two views show.
+    pub fn change_both(
+        &mut self,
+        floats: View,
+        bytes: View,
+        change: impl FnOnce(&Self, &mut [T], &mut [u8]),
+    ) {
+        let place = self.places[bytes.tensor];
+        let mut taken = std::mem::replace(&mut self.values[place], Values::Words(Vec::new()));
+        self.change_floats(floats, |memory, floats| match &mut taken {
+            Values::Bytes(values) => {
+                change(memory, floats, &mut values[bytes.start..bytes.start + bytes.len]);
+            }
+            other => panic!("expected bytes, found {other:?}"),
+        });
+        self.values[place] = taken;
     }
 
     /// Puts floats where `view` shows; those that it has more keep what they held.

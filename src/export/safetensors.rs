@@ -87,7 +87,7 @@ fn tensors(model: &Model, running: bool) -> impl Iterator<Item = Layout> {
 }
 
 fn layout(layer: &Layer, tensor: &Parameter) -> Layout {
-    let (sizes, shape) = match (tensor.shape[..].try_into(), &layer.op) {
+    let (sizes, shape) = match (<[usize; 4]>::try_from(&tensor.shape[..]), &layer.op) {
         (Ok([_, _, _, outputs]), Op::Dense(_)) => {
             let Shape {
                 height,

@@ -180,6 +180,14 @@ impl KernelSpec {
         }
     }
 
+    /// The same for a product in another tile; of what is no product nothing changes.
+    pub fn set_product(&mut self, product: Product) {
+        if let Work::Product(_) = self.work {
+            self.work = Work::Product(product);
+            self.groups = product.workgroups();
+        }
+    }
+
     /// The argument of that name.
     ///
     /// # Panics
