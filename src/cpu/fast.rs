@@ -50,14 +50,23 @@ pub fn run(spec: &KernelSpec, memory: &mut Memory<f32>, scratch: &Scratch) {
                 maxpool2d_backward(pool, dy, index, y, dx);
             });
         }
-        Work::ActivationForward(Activation::Relu) => memory.change_floats(view("y"), |memory, y| {
-            elementwise(y, memory.floats(view("x")), |x| if x <= 0.0 { 0.0 } else { x });
-        }),
+        Work::ActivationForward(Activation::Relu) => {
+            memory.change_floats(view("y"), |memory, y| {
+                elementwise(
+                    y,
+                    memory.floats(view("x")),
+                    |x| if x <= 0.0 { 0.0 } else { x },
+                );
+            })
+        }
         Work::ActivationBackward(Activation::Relu) => {
             memory.change_floats(view("dx"), |memory, dx| {
                 let (y, dy) = (memory.floats(view("saved")), memory.floats(view("dy")));
                 dx.par_chunks_mut(ELEMENTS_PER_SUM)
-                    .zip(y.par_chunks(ELEMENTS_PER_SUM).zip(dy.par_chunks(ELEMENTS_PER_SUM)))
+                    .zip(
+                        y.par_chunks(ELEMENTS_PER_SUM)
+                            .zip(dy.par_chunks(ELEMENTS_PER_SUM)),
+                    )
                     .for_each(|(dx, (y, dy))| {
                         dx.copy_from_slice(dy);
                         mask(y, dx);
@@ -68,12 +77,7 @@ pub fn run(spec: &KernelSpec, memory: &mut Memory<f32>, scratch: &Scratch) {
     }
 }
 
-fn run_product(
-    spec: &KernelSpec,
-    product: &Product,
-    memory: &mut Memory<f32>,
-    scratch: &Scratch,
-) {
+fn run_product(spec: &KernelSpec, product: &Product, memory: &mut Memory<f32>, scratch: &Scratch) {
     let view = |name| spec.view(name);
     let g = &product.geometry;
     match product.pass {
@@ -527,4 +531,3 @@ impl Buffers {
         buffers().push(buffer);
     }
 }
-

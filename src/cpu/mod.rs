@@ -45,7 +45,7 @@ pub use pool::{
     meanpool2d_forward,
 };
 pub use reduce::reduce_splits;
-pub use run::{Memory, Values, run};
+pub use run::{Memory, Twins, Values, run};
 
 use crate::model::Shape;
 

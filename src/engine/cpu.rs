@@ -85,7 +85,11 @@ impl CpuEngine {
     }
 
     pub(super) fn kept(&self, name: &'static str) -> Vec<f32> {
-        match self.places.get(name).map(|place| &self.memory.values[*place]) {
+        match self
+            .places
+            .get(name)
+            .map(|place| &self.memory.values[*place])
+        {
             Some(Values::Floats(values)) => values.clone(),
             _ => Vec::new(),
         }
@@ -120,7 +124,9 @@ impl CpuEngine {
                 (Lifetime::Data, _) | (Lifetime::Step, None) => usize::MAX,
                 (Lifetime::Kept, _) => self.place(tensor.name.clone(), tensor.dtype, len),
                 (Lifetime::Step, Some(slot)) => {
-                    let like = plan.slots[..slot].iter().filter(|s| s.dtype == tensor.dtype);
+                    let like = plan.slots[..slot]
+                        .iter()
+                        .filter(|s| s.dtype == tensor.dtype);
                     let name = format!("{:?} slot {}", tensor.dtype, like.count());
                     self.place(name, tensor.dtype, plan.slots[slot].elements)
                 }
@@ -156,7 +162,10 @@ impl CpuEngine {
             Split::Test => &mut self.test,
         };
         // Another split takes the place of one that was there.
-        let old = old.take().map(|samples| samples.tensors).unwrap_or_default();
+        let old = old
+            .take()
+            .map(|samples| samples.tensors)
+            .unwrap_or_default();
         let mut put = |name: &'static str, values: Values<f32>| match old.get(name) {
             Some(place) => {
                 self.memory.values[*place] = values;

@@ -113,7 +113,11 @@ fn evaluation_plan(
         room * training.batch / wanted
     });
     let fitting = ratios.min().unwrap_or(0).min(MOST_EVALUATED);
-    if fitting > training.batch { plan(fitting) } else { Ok(same) }
+    if fitting > training.batch {
+        plan(fitting)
+    } else {
+        Ok(same)
+    }
 }
 
 /// Device memory of training steps and evaluations by purpose, in bytes, on an adapter like `adapter`,
@@ -132,8 +136,14 @@ pub fn memory(
     let training = Plan::new(model, batch, mode, options, Target::Gpu(adapter))?;
     let evaluation = evaluation_plan(model, &training, options, adapter)?;
     let rooms = training.room_for(&evaluation);
-    let more = evaluation.slots.iter().zip(rooms).filter(|(_, room)| room.is_none());
-    let more: u64 = more.map(|(s, _)| 4 * s.dtype.words(s.elements) as u64).sum();
+    let more = evaluation
+        .slots
+        .iter()
+        .zip(rooms)
+        .filter(|(_, room)| room.is_none());
+    let more: u64 = more
+        .map(|(s, _)| 4 * s.dtype.words(s.elements) as u64)
+        .sum();
     let mut rows = training.memory();
     if more > 0 {
         rows.push(("evaluation".into(), more));
@@ -192,7 +202,11 @@ impl GpuEngine {
         evaluation: Plan,
     ) -> Result<GpuEngine> {
         let mut kept = HashMap::new();
-        for tensor in training.tensors.iter().filter(|t| t.lifetime == Lifetime::Kept) {
+        for tensor in training
+            .tensors
+            .iter()
+            .filter(|t| t.lifetime == Lifetime::Kept)
+        {
             let buffer = gpu.buffer(&tensor.name, tensor.elements())?;
             kept.insert(tensor.name.clone(), buffer);
         }
@@ -221,7 +235,10 @@ impl GpuEngine {
             slots,
         };
         for planned in [&training, &evaluation] {
-            planned.plan.specs().try_for_each(|spec| gpu.compile(spec))?;
+            planned
+                .plan
+                .specs()
+                .try_for_each(|spec| gpu.compile(spec))?;
         }
         let mut engine = GpuEngine {
             gpu,
@@ -269,7 +286,8 @@ impl GpuEngine {
 
     fn len_of(&self, name: &str) -> usize {
         let plan = &self.training.plan;
-        plan.tensor(name).map_or(0, |tensor| plan.tensors[tensor].elements())
+        plan.tensor(name)
+            .map_or(0, |tensor| plan.tensors[tensor].elements())
     }
 
     /// As [`super::Engine::upload_dataset`].
@@ -362,7 +380,8 @@ impl GpuEngine {
         let resident = uploaded(&self.train)?;
         expect_epoch(resident.len, self.training.plan.batch, order, steps)?;
         self.gpu.write("order", &resident.tensors["order"], order)?;
-        self.gpu.write("step table", &resident.tensors["steps"], steps)?;
+        self.gpu
+            .write("step table", &resident.tensors["steps"], steps)?;
         self.run(resident, steps.len(), progress)
     }
 
@@ -378,8 +397,9 @@ impl GpuEngine {
             done += new.len();
             Ok(progress((done * batch).min(len)))
         })?;
-        let mut predictions: Vec<u32> =
-            self.gpu.read("predictions", &resident.tensors["predictions"])?;
+        let mut predictions: Vec<u32> = self
+            .gpu
+            .read("predictions", &resident.tensors["predictions"])?;
         predictions.truncate(metrics.len() * batch);
         Ok(Evaluation {
             loss_sum: metrics.iter().map(|m| f64::from(m.loss_sum)).sum(),
@@ -403,7 +423,8 @@ impl GpuEngine {
     /// [`Error::Shape`] before the training split was uploaded, or what the device reports.
     pub fn dispatches(&self) -> Result<Vec<&Dispatch>> {
         let resident = uploaded(&self.train)?;
-        self.gpu.write("step counter", &resident.tensors["counter"], &[0u32])?;
+        self.gpu
+            .write("step counter", &resident.tensors["counter"], &[0u32])?;
         Ok(resident.dispatches.iter().collect())
     }
 

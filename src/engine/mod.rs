@@ -5,7 +5,7 @@ mod cpu;
 mod gpu;
 
 pub use cpu::CpuEngine;
-pub use gpu::GpuEngine;
+pub use gpu::{GpuEngine, memory};
 
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
@@ -163,9 +163,16 @@ impl Engine {
     /// # Errors
     /// [`Error::Shape`] when the number or length of the vectors is not the optimiser's.
     pub fn set_optimizer_state(&mut self, state: &[Vec<f32>]) -> Result<()> {
-        expect_len("set_optimizer_state", "vectors", self.state_vectors(), state.len())?;
+        expect_len(
+            "set_optimizer_state",
+            "vectors",
+            self.state_vectors(),
+            state.len(),
+        )?;
         let named = STATE_NAMES.iter().zip(state);
-        named.into_iter().try_for_each(|(name, values)| self.set_kept(name, values))
+        named
+            .into_iter()
+            .try_for_each(|(name, values)| self.set_kept(name, values))
     }
 
     fn state_vectors(&self) -> usize {

@@ -32,47 +32,47 @@ pub enum Choice {
 
 /// What the adapter says about itself.
 fn report_of(adapter: &wgpu::Adapter) -> AdapterReport {
-        let (info, limits, features) = (adapter.get_info(), adapter.limits(), adapter.features());
-        let kind = match info.device_type {
-            wgpu::DeviceType::DiscreteGpu => "discrete GPU",
-            wgpu::DeviceType::IntegratedGpu => "integrated GPU",
-            wgpu::DeviceType::VirtualGpu => "virtual GPU",
-            wgpu::DeviceType::Cpu => "software",
-            wgpu::DeviceType::Other => "other",
-        };
-        AdapterReport {
-            name: info.name,
-            backend: format!("{:?}", info.backend),
-            pci_bus_id: Some(info.device_pci_bus_id).filter(|id| !id.is_empty()),
-            driver: [info.driver, info.driver_info]
-                .into_iter()
-                .filter(|s| !s.is_empty())
-                .collect::<Vec<_>>()
-                .join(" "),
-            kind,
-            software: info.device_type == wgpu::DeviceType::Cpu,
-            subgroup_size: features
-                .contains(wgpu::Features::SUBGROUP)
-                .then_some([info.subgroup_min_size, info.subgroup_max_size]),
-            max_storage_binding_bytes: limits.max_storage_buffer_binding_size,
-            max_buffer_bytes: limits.max_buffer_size,
-            max_workgroup_storage_bytes: limits.max_compute_workgroup_storage_size,
-            max_workgroup_invocations: limits.max_compute_invocations_per_workgroup,
-            max_workgroups_per_dimension: limits.max_compute_workgroups_per_dimension,
-            storage_offset_alignment: limits.min_storage_buffer_offset_alignment,
-            timestamp_query: features.contains(wgpu::Features::TIMESTAMP_QUERY),
-            shader_f16: features.contains(wgpu::Features::SHADER_F16),
-        }
+    let (info, limits, features) = (adapter.get_info(), adapter.limits(), adapter.features());
+    let kind = match info.device_type {
+        wgpu::DeviceType::DiscreteGpu => "discrete GPU",
+        wgpu::DeviceType::IntegratedGpu => "integrated GPU",
+        wgpu::DeviceType::VirtualGpu => "virtual GPU",
+        wgpu::DeviceType::Cpu => "software",
+        wgpu::DeviceType::Other => "other",
+    };
+    AdapterReport {
+        name: info.name,
+        backend: format!("{:?}", info.backend),
+        pci_bus_id: Some(info.device_pci_bus_id).filter(|id| !id.is_empty()),
+        driver: [info.driver, info.driver_info]
+            .into_iter()
+            .filter(|s| !s.is_empty())
+            .collect::<Vec<_>>()
+            .join(" "),
+        kind,
+        software: info.device_type == wgpu::DeviceType::Cpu,
+        subgroup_size: features
+            .contains(wgpu::Features::SUBGROUP)
+            .then_some([info.subgroup_min_size, info.subgroup_max_size]),
+        max_storage_binding_bytes: limits.max_storage_buffer_binding_size,
+        max_buffer_bytes: limits.max_buffer_size,
+        max_workgroup_storage_bytes: limits.max_compute_workgroup_storage_size,
+        max_workgroup_invocations: limits.max_compute_invocations_per_workgroup,
+        max_workgroups_per_dimension: limits.max_compute_workgroups_per_dimension,
+        storage_offset_alignment: limits.min_storage_buffer_offset_alignment,
+        timestamp_query: features.contains(wgpu::Features::TIMESTAMP_QUERY),
+        shader_f16: features.contains(wgpu::Features::SHADER_F16),
     }
+}
 
 /// Order of preference: discrete before integrated before virtual before software.
 fn rank(report: &AdapterReport) -> u8 {
     match report.kind {
-            "discrete GPU" => 0,
-            "integrated GPU" => 1,
-            "virtual GPU" => 2,
-            "other" => 3,
-            _ => 4,
+        "discrete GPU" => 0,
+        "integrated GPU" => 1,
+        "virtual GPU" => 2,
+        "other" => 3,
+        _ => 4,
     }
 }
 

@@ -1,8 +1,8 @@
 //! `shaders/conv2d.wgsl`: convolution and dense layers as implicit matrix products, in three
 //! passes and three families, and the choice of a tile.
 
-use crate::error::{Error, Result};
 use super::{AdapterReport, Argument, KernelSpec, View, Work, read, write};
+use crate::error::{Error, Result};
 use crate::model::{Conv2d, Pool2d};
 use minijinja::{Environment, context};
 use serde::{Deserialize, Serialize};
@@ -585,14 +585,8 @@ impl Product {
 
     /// The kernel with its operands: binding 0 and 1 are read, what follows says its access itself.
     fn spec(self, arguments: Vec<Argument>) -> KernelSpec {
-        let mut spec = KernelSpec::new(
-            self.pass.name(),
-            "",
-            Work::Product(self),
-            &[],
-            arguments,
-            0,
-        );
+        let mut spec =
+            KernelSpec::new(self.pass.name(), "", Work::Product(self), &[], arguments, 0);
         spec.groups = self.workgroups();
         spec.cost.flops = self.flops();
         spec

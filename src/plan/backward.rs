@@ -58,7 +58,9 @@ impl Builder<'_> {
             Op::MaxPool2d(pool) => {
                 let dx = self.maps("gradient", layer.input, Dtype::F32);
                 let index = self.saved[&(i, "index")];
-                self.emit(pool::maxpool2d_backward(pool, self.batch, dy, index, None, dx));
+                self.emit(pool::maxpool2d_backward(
+                    pool, self.batch, dy, index, None, dx,
+                ));
                 vec![Some(dx)]
             }
             Op::MeanPool2d(pool) => {
@@ -102,14 +104,18 @@ impl Builder<'_> {
         let dx = self.maps("gradient", layer.input, Dtype::F32);
         if !self.explicit_conv || !matches!(layer.op, Op::Conv2d(_)) {
             let product = self.product(geometry, self.batch, Pass::BackwardInput);
-            self.emit(conv2d::conv2d_backward_input(product, dy, parameters, dx, None));
+            self.emit(conv2d::conv2d_backward_input(
+                product, dy, parameters, dx, None,
+            ));
             return dx;
         }
         // The gradient of the columns first, then added back onto the image.
         let columns = self.columns("column gradients", geometry);
         let (matrix, rows) = as_matrix(geometry, self.batch);
         let product = self.product(&matrix, rows, Pass::BackwardInput);
-        self.emit(conv2d::conv2d_backward_input(product, dy, parameters, columns, None));
+        self.emit(conv2d::conv2d_backward_input(
+            product, dy, parameters, columns, None,
+        ));
         self.emit(im2col::col2im(geometry, self.batch, columns, None, dx));
         dx
     }

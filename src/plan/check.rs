@@ -63,7 +63,8 @@ impl Plan {
         if size > limit {
             let by_layer = self.specs().filter_map(|spec| {
                 let parameters = spec.arguments.iter().find(|a| a.name == "parameters")?;
-                Some((spec.layer.clone(), bytes(parameters.view.len))).filter(|(l, _)| !l.is_empty())
+                Some((spec.layer.clone(), bytes(parameters.view.len)))
+                    .filter(|(l, _)| !l.is_empty())
             });
             let largest = by_layer.max_by_key(|(_, bytes)| *bytes);
             let largest = largest.map_or(String::new(), |(l, _)| format!(" (most of them in {l})"));
@@ -103,13 +104,18 @@ impl Plan {
         let mut holds: Vec<Option<usize>> = vec![None; self.slots.len()];
         for (number, (_, spec)) in self.kernels.iter().enumerate() {
             let mut flaw = |what: String| {
-                flaws.push(format!("kernel {number}, {} of '{}': {what}", spec.entry, spec.layer));
+                flaws.push(format!(
+                    "kernel {number}, {} of '{}': {what}",
+                    spec.entry, spec.layer
+                ));
             };
             if spec.arguments.len() > MOST_BINDINGS {
                 flaw(format!("{} bindings", spec.arguments.len()));
             }
             for argument in &spec.arguments {
-                let View { tensor, start, len, .. } = argument.view;
+                let View {
+                    tensor, start, len, ..
+                } = argument.view;
                 let name = argument.name;
                 let Some(held) = self.tensors.get(tensor) else {
                     flaw(format!("{name} is no tensor of the plan"));
@@ -117,20 +123,27 @@ impl Plan {
                 };
                 if start + len > held.elements() || argument.elements > len {
                     let (of, elements) = (held.elements(), argument.elements);
-                    flaw(format!("{name} is {start}+{len} of {of} and needs {elements}"));
+                    flaw(format!(
+                        "{name} is {start}+{len} of {of} and needs {elements}"
+                    ));
                 }
                 if argument.view.dtype != held.dtype {
-                    flaw(format!("{name} is {:?} of {:?}", argument.view.dtype, held.dtype));
+                    flaw(format!(
+                        "{name} is {:?} of {:?}",
+                        argument.view.dtype, held.dtype
+                    ));
                 }
                 if !start.is_multiple_of(ALIGNMENT) {
                     flaw(format!("{name} starts at {start}"));
                 }
                 let shared = |other: &&crate::kernels::Argument| {
                     let other_place = self.tensors.get(other.view.tensor).and_then(|t| t.slot);
-                    other.view.tensor == tensor
-                        || held.slot.is_some() && other_place == held.slot
+                    other.view.tensor == tensor || held.slot.is_some() && other_place == held.slot
                 };
-                let others = spec.arguments.iter().filter(|a| a.binding != argument.binding);
+                let others = spec
+                    .arguments
+                    .iter()
+                    .filter(|a| a.binding != argument.binding);
                 if argument.access != Access::Read && others.clone().any(|a| shared(&a)) {
                     flaw(format!("{name} shares its memory with another argument"));
                 }
@@ -153,12 +166,17 @@ impl Plan {
                 }
             }
             for argument in spec.arguments.iter().filter(|a| a.access != Access::Read) {
-                let View { tensor, start, len, .. } = argument.view;
+                let View {
+                    tensor, start, len, ..
+                } = argument.view;
                 if let Some(slot) = self.tensors[tensor].slot {
                     holds[slot] = Some(tensor);
                 }
                 if argument.access == Access::Write && argument.elements < len {
-                    flaws.push(format!("kernel {number}, {}: {} is not written whole", spec.entry, argument.name));
+                    flaws.push(format!(
+                        "kernel {number}, {}: {} is not written whole",
+                        spec.entry, argument.name
+                    ));
                 }
                 written[tensor].push([start, start + argument.elements]);
             }
@@ -168,12 +186,16 @@ impl Plan {
             let Some(parameters) = spec.arguments.iter().find(|a| a.name == "parameters") else {
                 continue;
             };
-            let Some(gradients) = self.tensor("gradients").filter(|_| !spec.layer.is_empty()) else {
+            let Some(gradients) = self.tensor("gradients").filter(|_| !spec.layer.is_empty())
+            else {
                 continue;
             };
             let View { start, len, .. } = parameters.view;
             if !covers(&written[gradients], [start, start + len]) {
-                flaws.push(format!("no kernel writes the gradients of '{}'", spec.layer));
+                flaws.push(format!(
+                    "no kernel writes the gradients of '{}'",
+                    spec.layer
+                ));
             }
         }
         flaws
@@ -183,7 +205,10 @@ impl Plan {
 /// Whether the ranges cover all of `range`.
 fn covers(ranges: &[[usize; 2]], [mut start, end]: [usize; 2]) -> bool {
     while start < end {
-        let Some([_, to]) = ranges.iter().find(|[from, to]| *from <= start && start < *to) else {
+        let Some([_, to]) = ranges
+            .iter()
+            .find(|[from, to]| *from <= start && start < *to)
+        else {
             return false;
         };
         start = *to;

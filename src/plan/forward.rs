@@ -11,7 +11,11 @@ impl Builder<'_> {
         let model = self.model;
         for (i, layer) in model.layers.iter().enumerate() {
             self.layer.clone_from(&layer.name);
-            let inputs: Vec<View> = layer.inputs.iter().map(|value| self.values[*value]).collect();
+            let inputs: Vec<View> = layer
+                .inputs
+                .iter()
+                .map(|value| self.values[*value])
+                .collect();
             let mut y = self.op_forward(i, layer, &inputs);
             if let Some(activation) = layer.activation {
                 y = self.activation_forward(i, layer, activation, y);

@@ -63,7 +63,13 @@ fn relu_into_product(first: &KernelSpec, second: &KernelSpec) -> Option<KernelSp
         (Work::Product(p), Work::ActivationForward(Activation::Relu)) if p.pool.is_none() => {
             let product = Product { relu: true, ..*p };
             let (x, parameters) = (first.view("x"), first.view("parameters"));
-            Some(conv2d::conv2d_forward(product, x, parameters, second.view("y"), None))
+            Some(conv2d::conv2d_forward(
+                product,
+                x,
+                parameters,
+                second.view("y"),
+                None,
+            ))
         }
         _ => None,
     }
@@ -85,10 +91,14 @@ fn mask_into_gradient(plan: &Plan, first: &KernelSpec, second: &KernelSpec) -> O
             geometry,
             masked: false,
         } => im2col::col2im(geometry, plan.batch, first.view("dcolumns"), mask, dx),
-        Work::MeanPoolBackward { pool, masked: false } => {
-            pool::meanpool2d_backward(pool, plan.batch, first.view("dy"), mask, dx)
-        }
-        Work::MaxPoolBackward { pool, masked: false } => {
+        Work::MeanPoolBackward {
+            pool,
+            masked: false,
+        } => pool::meanpool2d_backward(pool, plan.batch, first.view("dy"), mask, dx),
+        Work::MaxPoolBackward {
+            pool,
+            masked: false,
+        } => {
             // The maximum itself is what the ReLU let through, so the pooled output masks as well, and
             // is smaller.
             let index = first.view("index");
@@ -119,7 +129,13 @@ fn pool_into_product(
             };
             let (x, parameters) = (first.view("x"), first.view("parameters"));
             let (y, index) = (second.view("y"), second.view("index"));
-            Some(conv2d::conv2d_forward(product, x, parameters, y, Some(index)))
+            Some(conv2d::conv2d_forward(
+                product,
+                x,
+                parameters,
+                y,
+                Some(index),
+            ))
         }
         _ => None,
     }

@@ -52,7 +52,9 @@ impl Plan {
         let slots = self.slots.iter().map(|s| (s.dtype, s.elements));
         let step = self.tensors.iter().filter(|t| t.slot.is_some());
         let sum = |sizes: &mut dyn Iterator<Item = (Dtype, usize)>| -> u64 {
-            sizes.map(|(dtype, elements)| 4 * dtype.words(elements) as u64).sum()
+            sizes
+                .map(|(dtype, elements)| 4 * dtype.words(elements) as u64)
+                .sum()
         };
         [
             sum(&mut slots.into_iter()),

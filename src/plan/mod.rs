@@ -212,8 +212,9 @@ impl Plan {
             let Work::Product(p) = &spec.work else {
                 continue;
             };
-            let built_in = Product::new(p.geometry, p.batch, p.pass, p.relu, p.pool, family, adapter)?
-                .in_model_of(most);
+            let built_in =
+                Product::new(p.geometry, p.batch, p.pass, p.relu, p.pool, family, adapter)?
+                    .in_model_of(most);
             let chosen = choices.iter().find(|c| built_in.takes(c, adapter));
             let tile = chosen.unwrap_or(&built_in).tile;
             spec.set_product(built_in.with_tile(tile));
@@ -305,9 +306,13 @@ impl<'a> Builder<'a> {
             parameters: add("parameters", &[model.parameter_elements], f32, kept, false),
             running: add("running", &[model.running_elements], f32, kept, false),
             gradients: match mode {
-                Mode::Train(_) => {
-                    Some(add("gradients", &[model.parameter_elements], f32, kept, false))
-                }
+                Mode::Train(_) => Some(add(
+                    "gradients",
+                    &[model.parameter_elements],
+                    f32,
+                    kept,
+                    false,
+                )),
                 Mode::Evaluate => None,
             },
             values: vec![add("input", &dims, f32, step, true)],
@@ -449,7 +454,11 @@ impl<'a> Builder<'a> {
         self.section = Section::Update;
         let state: Vec<View> = (0..rule.state_vectors())
             .map(|i| {
-                let view = self.tensor(optimizer::STATE_NAMES[i], &[self.parameters.len], Dtype::F32);
+                let view = self.tensor(
+                    optimizer::STATE_NAMES[i],
+                    &[self.parameters.len],
+                    Dtype::F32,
+                );
                 self.tensors[view.tensor].lifetime = Lifetime::Kept;
                 view
             })

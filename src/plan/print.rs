@@ -37,7 +37,11 @@ impl fmt::Display for Plan {
             }
             if let Work::Product(product) = &spec.work {
                 let also = if product.relu { ", relu" } else { "" };
-                let pool = if product.pool.is_some() { ", max-pooled" } else { "" };
+                let pool = if product.pool.is_some() {
+                    ", max-pooled"
+                } else {
+                    ""
+                };
                 write!(f, "  [{}{also}{pool}]", product.tile)?;
             }
             writeln!(f)?;

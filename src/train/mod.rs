@@ -11,11 +11,11 @@ pub use checkpoint::{Checkpoint, Partial, parameter_hash};
 pub use run::{Config, DataRecord, DeviceRecord, EpochRecord, FORMAT, ModelRecord, Restored, Run};
 
 use crate::data::Splits;
+use crate::engine::{Engine, Split};
 use crate::error::{Error, Result};
 use crate::kernels::Step;
 use crate::model::initial_parameters;
 use crate::model::recipe::Recipe;
-use crate::engine::{Engine, Split};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use std::ops::ControlFlow;
@@ -476,7 +476,7 @@ mod tests {
             epochs: 2,
             batch_size: 4,
         };
-        let (first, second) = (step_table(&recipe, 10, 1), step_table(&recipe, 10, 2));
+        let (first, second) = (step_table(&recipe, 10, 7, 1), step_table(&recipe, 10, 7, 2));
         let spans: Vec<_> = first.iter().map(|s| (s.first, s.count)).collect();
         assert_eq!(spans, [(0, 4), (4, 4), (8, 2)]);
         assert_eq!(
