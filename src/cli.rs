@@ -3,8 +3,8 @@
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
+use wgrad::kernels::conv2d::Family;
 use wgrad::model::recipe::Schedule;
-use wgrad::network::Family;
 use wgrad::train::CheckpointEvery;
 use wgrad::verify::DRAWS;
 use wgrad::{Error, Result};
@@ -128,6 +128,9 @@ pub struct InspectArgs {
     /// im2col matrix: implicit (computed inside the product) or explicit (stored) [default: implicit]
     #[arg(long, value_name = "HOW")]
     pub conv: Option<Conv>,
+    /// Print the graph in Graphviz's language instead: wgrad inspect MODEL --dot | dot -Tsvg > model.svg
+    #[arg(long)]
+    pub dot: bool,
 }
 
 #[derive(Debug, Args)]

@@ -375,7 +375,10 @@ impl Prepared {
                 worst = Some(comparison);
             }
         }
-        let inputs = self.tensors.iter().filter(|u| matches!(u.tensor.role, Role::Input));
+        let inputs = self
+            .tensors
+            .iter()
+            .filter(|u| matches!(u.tensor.role, Role::Input));
         for (i, input) in inputs.enumerate() {
             let found = gpu.read::<u32>("verify", &input.buffer)?;
             let initial = &input.tensor.initial;
@@ -448,9 +451,7 @@ impl Tensor {
                 Some(Expected::Words(bytemuck::pod_collect_to_vec(&padded)))
             }
             (_, Values::Words(words)) => Some(Expected::Words(words.clone())),
-            (_, Values::Floats(values)) => {
-                Some(Expected::Floats(values.clone(), Tolerance::EXACT))
-            }
+            (_, Values::Floats(values)) => Some(Expected::Floats(values.clone(), Tolerance::EXACT)),
         }
     }
 }
