@@ -3,7 +3,7 @@
 
 use super::file::{FINITE, MAX_ELEMENTS, Source};
 use super::op::{KINDS, Kind};
-use super::{Activation, Init};
+use super::{Activation, Init, Shape, same_padding};
 use crate::error::{Error, Result};
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use std::collections::BTreeMap;
@@ -122,6 +122,21 @@ pub(super) enum Padding {
     Same,
     /// `[[top, bottom], [left, right]]`.
     Sides([[usize; 2]; 2]),
+}
+
+impl Padding {
+    pub fn sides(
+        self,
+        input: Shape,
+        kernel: [usize; 2],
+        stride: [usize; 2],
+        dilation: [usize; 2],
+    ) -> [[usize; 2]; 2] {
+        match self {
+            Padding::Same => same_padding(input, kernel, stride, dilation),
+            Padding::Sides(sides) => sides,
+        }
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -327,7 +342,7 @@ impl<'a> Keys<'a> {
         }
     }
 
-    /// `padding` of a convolution.
+    /// `padding`.
     pub fn padding(&self) -> Result<Padding> {
         let Some(value) = self.get("padding") else {
             return Ok(Padding::Sides([[0; 2]; 2]));

@@ -2,8 +2,8 @@
 //! makes of its inputs' shapes, its parameters, and what it costs. An operation is added here, and in
 //! `plan/` and `kernels/`, which say how it is computed.
 
-use super::keys::{Groups, Keys, Padding};
-use super::{Activation, Conv2d, Init, Pool2d, Role, Shape, same_padding};
+use super::keys::{Groups, Keys};
+use super::{Activation, Conv2d, Init, Pool2d, Role, Shape};
 use crate::error::{Error, Result};
 use std::sync::Arc;
 
@@ -85,7 +85,7 @@ pub(super) const KINDS: &[Kind] = &[
     Kind { name: "conv2d", read: conv2d, keys: &["out_channels", "kernel", "stride", "padding", "dilation", "groups", "bias", "init", "activation", "slope"] },
     Kind { name: "dense", read: dense, keys: &["units", "bias", "init", "activation", "slope"] },
     Kind { name: "max_pool2d", read: max_pool2d, keys: &["kernel", "stride", "padding", "ceil_mode"] },
-    Kind { name: "mean_pool2d", read: mean_pool2d, keys: &["kernel", "stride", "padding", "ceil_mode"] },
+    Kind { name: "mean_pool2d", read: mean_pool2d, keys: &["kernel", "stride", "padding", "ceil_mode", "count_include_pad"] },
     Kind { name: "global_average_pool2d", read: |_| of_shape(|x| Ok(Op::MeanPool2d(Pool2d::new(x, [x.height, x.width], [1, 1])?))), keys: &[] },
     Kind { name: "batch_norm", read: batch_norm, keys: &["epsilon", "momentum", "init", "activation", "slope"] },
     Kind { name: "group_norm", read: group_norm, keys: &["groups", "epsilon", "init", "activation", "slope"] },
@@ -127,10 +127,7 @@ fn conv2d(keys: &Keys) -> Result<Make> {
     let bias = keys.flag("bias")?.unwrap_or(true);
     Make::new(move |x, classes| {
         let channels = out_channels.map_or(x.channels, |count| count.of(classes));
-        let padding = match padding {
-            Padding::Same => same_padding(x, kernel, stride, dilation),
-            Padding::Sides(sides) => sides,
-        };
+        let padding = padding.sides(x, kernel, stride, dilation);
         let geometry = Conv2d::dilated(x, channels, kernel, stride, padding, dilation)?;
         let geometry = geometry.grouped(match groups {
             Groups::Number(groups) => groups,
@@ -177,16 +174,12 @@ fn mean_pool2d(keys: &Keys) -> Result<Make> {
 fn pool2d(keys: &Keys) -> Result<impl Fn(Shape) -> Result<Pool2d> + use<>> {
     let kernel = keys.required("kernel", keys.pair("kernel", 1)?)?;
     let stride = keys.pair("stride", 1)?.unwrap_or(kernel);
-    let padding = keys.pair("padding", 0)?.unwrap_or([0, 0]);
+    let padding = keys.padding()?;
     let ceil = keys.flag("ceil_mode")?.unwrap_or(false);
+    let counted = keys.flag("count_include_pad")?.unwrap_or(true);
     Ok(move |x| {
-        if padding != [0, 0] || ceil {
-            return Err(Error::Shape {
-                operation: "pool2d",
-                what: "h8-ops is not here".into(),
-            });
-        }
-        Pool2d::new(x, kernel, stride)
+        let padding = padding.sides(x, kernel, stride, [1, 1]);
+        Pool2d::padded(x, kernel, stride, padding, ceil, counted)
     })
 }
 

@@ -303,15 +303,14 @@ mod tests {
         let definition = load("mobilenet-small").unwrap();
         let model = definition.resolve(definition.input, 10).unwrap();
         let table = summary(&model);
-        println!("{table}");
         assert!(table.lines().all(|line| line.chars().count() <= 80), "{table}");
         let expected = [
             " residual2.1",
             "   main",
             "     conv1",
-            "       conv2d1               1×1, 120          8×8×120      4,800      307,200",
-            "       batch_norm1           → hard_swish      8×8×120        240",
-            "     conv2d1                 3×3, 120, pad     8×8×120      1,080       69,120",
+            "       conv2d1               1×1, 120        8×8×120       4,800        307,200",
+            "       batch_norm1           → hard_swish    8×8×120         240",
+            "     conv2d1                 3×3, 120, pad   8×8×120       1,080         69,120",
         ];
         let rows: Vec<&str> = table.lines().map(str::trim_end).collect();
         assert!(rows.windows(expected.len()).any(|rows| rows == expected), "{table}");
