@@ -97,12 +97,21 @@ fn compare(what: &str, found: &[Tensor], expected: &[Values]) -> Vec<String> {
     let mut failures = Vec::new();
     for (found, expected) in found.iter().zip(expected) {
         assert_eq!(found.shape, expected.shape, "{what} {}", found.name);
-        let values = expected.values.iter().map(|v| f64::from(*v) * expected.unit);
+        let values = expected
+            .values
+            .iter()
+            .map(|v| f64::from(*v) * expected.unit);
         let largest = values.clone().fold(0f64, |m, v| m.max(v.abs()));
-        let errors = found.values.iter().zip(values).map(|(f, e)| (f64::from(*f) - e).abs());
+        let errors = found
+            .values
+            .iter()
+            .zip(values)
+            .map(|(f, e)| (f64::from(*f) - e).abs());
         // Rounding to whole units takes half of one.
         let bound = 1e-4 * largest + 0.5 * expected.unit;
-        let worst = errors.map(|e| e / bound).fold(0f64, |m, e| if e > m || e.is_nan() { e } else { m });
+        let worst = errors
+            .map(|e| e / bound)
+            .fold(0f64, |m, e| if e > m || e.is_nan() { e } else { m });
         if worst.is_nan() || worst > 1.0 {
             failures.push(format!("{what} {}: {worst} times the bound", found.name));
         }
@@ -119,7 +128,9 @@ fn check(device: &str, gpu: Option<Arc<Gpu>>, name: &str, model: &Model, golden:
     let labels: Vec<u32> = (0..len).map(|i| mixed(11 + i as u32) % 10).collect();
     let channels = model.input.channels;
     let normalization = [vec![1.0 / 64.0; channels], vec![-2.0; channels]].concat();
-    engine.upload_dataset(Split::Train, images, &labels, &normalization).unwrap();
+    engine
+        .upload_dataset(Split::Train, images, &labels, &normalization)
+        .unwrap();
     engine.set_parameters(&parameters(model)).unwrap();
     engine.set_running(&initial_running(model)).unwrap();
 
@@ -151,7 +162,11 @@ fn check(device: &str, gpu: Option<Arc<Gpu>>, name: &str, model: &Model, golden:
     failures.extend(compare("gradient of", &gradients, &golden.gradients));
     let running = running_to_pytorch(model, &engine.running().unwrap());
     failures.extend(compare("statistic", &running, &golden.running));
-    assert!(failures.is_empty(), "{name} on {device}:\n{}", failures.join("\n"));
+    assert!(
+        failures.is_empty(),
+        "{name} on {device}:\n{}",
+        failures.join("\n")
+    );
 }
 
 fn check_on_both(name: &str, model: &Model, golden: &Network) {
@@ -180,12 +195,30 @@ fn three_steps_of_mobilenet_small_are_those_of_pytorch() {
     let golden = golden().mobilenet_small;
     let edits = [
         ("channels = 16, kernel", "channels = 4, kernel"),
-        ("wide = 48, squeeze = 12, channels = 24", "wide = 8, squeeze = 4, channels = 4"),
-        ("wide = 72, squeeze = 18, channels = 24", "wide = 12, squeeze = 4, channels = 4"),
-        ("wide = 96, squeeze = 24, channels = 40", "wide = 12, squeeze = 4, channels = 8"),
-        ("wide = 120, squeeze = 30, channels = 40", "wide = 16, squeeze = 6, channels = 8"),
-        ("wide = 160, squeeze = 40, channels = 64", "wide = 20, squeeze = 6, channels = 8"),
-        ("wide = 192, squeeze = 48, channels = 64", "wide = 24, squeeze = 6, channels = 8"),
+        (
+            "wide = 48, squeeze = 12, channels = 24",
+            "wide = 8, squeeze = 4, channels = 4",
+        ),
+        (
+            "wide = 72, squeeze = 18, channels = 24",
+            "wide = 12, squeeze = 4, channels = 4",
+        ),
+        (
+            "wide = 96, squeeze = 24, channels = 40",
+            "wide = 12, squeeze = 4, channels = 8",
+        ),
+        (
+            "wide = 120, squeeze = 30, channels = 40",
+            "wide = 16, squeeze = 6, channels = 8",
+        ),
+        (
+            "wide = 160, squeeze = 40, channels = 64",
+            "wide = 20, squeeze = 6, channels = 8",
+        ),
+        (
+            "wide = 192, squeeze = 48, channels = 64",
+            "wide = 24, squeeze = 6, channels = 8",
+        ),
         ("channels = 192 }", "channels = 24 }"),
         // Its random numbers are not PyTorch's.
         ("probability = 0.2", "probability = 0.0"),
@@ -198,7 +231,9 @@ fn three_steps_of_mobilenet_small_are_those_of_pytorch() {
 fn shipped_models_have_as_many_parameters_as_in_pytorch() {
     for (name, count) in golden().parameters {
         let definition = model::load(&name).unwrap();
-        let model = definition.resolve(definition.input, definition.classes).unwrap();
+        let model = definition
+            .resolve(definition.input, definition.classes)
+            .unwrap();
         assert_eq!(model.parameter_count(), count, "{name}");
     }
 }

@@ -1,7 +1,9 @@
 //! The model as a table.
 
 use super::{Layer, Model, Op};
-use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, LineStyle, Table, TableStyle};
+use comfy_table::{
+    CellAlignment, ColumnConstraint, ContentArrangement, LineStyle, Table, TableStyle,
+};
 
 /// A rule under the header and nothing else.
 const STYLE: TableStyle = TableStyle::new().header_separator(LineStyle::none().fill('─'));
@@ -39,7 +41,10 @@ pub fn summary(model: &Model) -> String {
         }
         let mut what = what(layer);
         if layer.inputs != [i] {
-            let names = layer.inputs.iter().map(|value| relative(model, *value, &blocks));
+            let names = layer
+                .inputs
+                .iter()
+                .map(|value| relative(model, *value, &blocks));
             let between = match layer.op {
                 Op::Add => " + ",
                 Op::Scale => " × ",
@@ -101,7 +106,11 @@ pub fn dot(model: &Model) -> String {
         }
         let indent = "  ".repeat(blocks.len() + 1);
         let what = what(layer);
-        let what = if what.is_empty() { what } else { format!("\\n{what}") };
+        let what = if what.is_empty() {
+            what
+        } else {
+            format!("\\n{what}")
+        };
         text += &format!("{indent}v{} [label=\"{name}{what}\"];\n", i + 1);
         open = blocks;
     }
@@ -303,7 +312,10 @@ mod tests {
         let definition = load("mobilenet-small").unwrap();
         let model = definition.resolve(definition.input, 10).unwrap();
         let table = summary(&model);
-        assert!(table.lines().all(|line| line.chars().count() <= 80), "{table}");
+        assert!(
+            table.lines().all(|line| line.chars().count() <= 80),
+            "{table}"
+        );
         let expected = [
             " residual2.1",
             "   main",
@@ -313,6 +325,39 @@ mod tests {
             "     conv2d1                 3×3, 120, pad   8×8×120       1,080         69,120",
         ];
         let rows: Vec<&str> = table.lines().map(str::trim_end).collect();
-        assert!(rows.windows(expected.len()).any(|rows| rows == expected), "{table}");
+        assert!(
+            rows.windows(expected.len()).any(|rows| rows == expected),
+            "{table}"
+        );
+    }
+
+    #[test]
+    fn a_graph_for_graphviz_has_every_layer_edge_and_block() {
+        for name in ["resnet9", "mobilenet-small", "lenet5"] {
+            let definition = load(name).unwrap();
+            let model = definition.resolve(definition.input, 10).unwrap();
+            let dot = dot(&model);
+            let lines: Vec<&str> = dot.lines().map(str::trim).collect();
+            let edges: usize = model.layers.iter().map(|layer| layer.inputs.len()).sum();
+            let found = |part: &str| lines.iter().filter(|line| line.contains(part)).count();
+            assert_eq!(found(" -> "), edges + 1, "{name}");
+            for i in 0..=model.layers.len() {
+                let node = format!("v{i} [label=");
+                let nodes = lines.iter().filter(|line| line.starts_with(&node));
+                assert_eq!(nodes.count(), 1, "{name}: v{i}");
+            }
+            let opened = lines.iter().filter(|line| line.ends_with('{')).count();
+            assert_eq!(
+                opened,
+                lines.iter().filter(|line| **line == "}").count(),
+                "{name}"
+            );
+            let blocks = match name {
+                "resnet9" => 1 + 3 * 2 + 2 * 3,
+                "mobilenet-small" => 2 + 3 * 2 + 4 * 3,
+                _ => 0,
+            };
+            assert_eq!(found("subgraph"), blocks, "{name}");
+        }
     }
 }

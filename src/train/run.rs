@@ -711,7 +711,12 @@ impl Run {
             normalization: &self.config.normalization,
         };
         let vectors = [("", &checkpoint.parameters[..])];
-        let bytes = write_safetensors(&self.model, &vectors, &checkpoint.running, object(&path, &metadata)?)?;
+        let bytes = write_safetensors(
+            &self.model,
+            &vectors,
+            &checkpoint.running,
+            object(&path, &metadata)?,
+        )?;
         replace(&path, &bytes)?;
         self.config.finished_epochs = checkpoint.epoch;
         self.config.parameter_sha256 = Some(parameter_hash(&checkpoint.parameters));
