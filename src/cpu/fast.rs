@@ -2,7 +2,7 @@
 //! and as fast as matrix products make it.
 //!
 //! A layer with weights is im2col and a product of the `matrixmultiply` crate: with a column of ones
-//! behind it, `columns` times the parameters `[KH·KW·C + 1, OC]` has the bias in it, and `columnsᵀ·dy`
+//! behind it (where the layer has a bias), `columns` times the parameters `[KH·KW·C + 1, OC]` has the bias in it, and `columnsᵀ·dy`
 //! is the gradient of weight and bias at once. The zeros of the padding make a NaN of an infinite or
 //! NaN factor that they meet, where a term should contribute nothing: what comes out NaN is redone
 //! term by term. Max-pooling without overlap is written for vector instructions; everything rarer is
@@ -267,8 +267,8 @@ fn conv2d_forward(
                     .zip(x.chunks(cut.block * input))
                 {
                     im2col_with_ones(g, x, columns);
-                    product(Matrix::new(columns, g.patch() + 1), parameters, 0.0, y);
-                    if g.padding != [0, 0] {
+                    product(Matrix::new(columns, g.parameter_rows()), parameters, 0.0, y);
+                    if g.padded() {
                         redo_nan(y, 0, |i| forward_element(g, x, parameters.values, i));
                     }
                     if relu {
@@ -306,7 +306,7 @@ fn conv2d_backward_weight(
                     .zip(dy.chunks(cut.block * output));
                 for (block, (x, dy)) in blocks.enumerate() {
                     im2col_with_ones(g, x, columns);
-                    let columns = Matrix::new(columns, g.patch() + 1).transposed();
+                    let columns = Matrix::new(columns, g.parameter_rows()).transposed();
                     let keep = if block == 0 { 0.0 } else { 1.0 };
                     product(columns, Matrix::new(dy, g.output.channels), keep, partial);
                 }
@@ -320,7 +320,7 @@ fn conv2d_backward_weight(
             for partial in partials.chunks_exact(elements) {
                 add(sum, &partial[chunk * ELEMENTS_PER_SUM..]);
             }
-            if g.padding != [0, 0] {
+            if g.padded() {
                 redo_nan(sum, chunk * ELEMENTS_PER_SUM, |i| {
                     weight_element(g, x, dy, i)
                 });
@@ -351,7 +351,10 @@ fn forward_element(g: &Conv2d, x: &[f32], parameters: &[f32], i: usize) -> f32 {
     let (c, oc) = (g.input.channels, g.output.channels);
     let x = &x[i / g.output.elements() * g.input.elements()..];
     let position = i % g.output.elements() / oc;
-    let mut sum = parameters[g.weight_elements() + i % oc];
+    let mut sum = match g.bias {
+        true => parameters[g.weight_elements() + i % oc],
+        false => 0.0,
+    };
     for tap in 0..g.kernel[0] * g.kernel[1] {
         let Some(pixel) = pixel(g, position, tap) else {
             continue;
@@ -419,64 +422,74 @@ fn conv2d_backward_input(
         });
 }
 
-/// [`im2col`](super::im2col) with a column of ones behind it: x `[N,H,W,C]` to columns
-/// `[N·OH·OW, KH·KW·C + 1]`.
+/// [`im2col`](super::im2col) with a column of ones behind it where there is a bias: x `[N,H,W,C]` to
+/// columns `[N·OH·OW, KH·KW·C + 1]`.
 fn im2col_with_ones(g: &Conv2d, x: &[f32], columns: &mut Vec<f32>) {
-    let (patch, run) = (g.patch(), g.kernel[1] * g.input.channels);
-    let sample = g.positions() * (patch + 1);
+    let rows = g.parameter_rows();
+    let sample = g.positions() * rows;
     columns.resize(batch(x.len(), g.input) * sample, 0.0);
     for (columns, x) in columns
         .chunks_exact_mut(sample)
         .zip(x.chunks_exact(g.input.elements()))
     {
-        for_each_run(g, |position, kh, skipped, pixels| {
-            let columns = &mut columns[position * (patch + 1) + kh * run..][..run];
+        for_each_run(g, |position, run, skipped, pixels| {
+            let columns = &mut columns[position * rows..][run];
             let last = skipped + pixels.len();
             columns[..skipped].fill(0.0);
             columns[skipped..last].copy_from_slice(&x[pixels]);
             columns[last..].fill(0.0);
         });
-        for row in columns.chunks_exact_mut(patch + 1) {
-            row[patch] = 1.0;
+        if g.bias {
+            for row in columns.chunks_exact_mut(rows) {
+                row[rows - 1] = 1.0;
+            }
         }
     }
 }
 
 /// [`col2im`](super::col2im) into dx.
 fn col2im(g: &Conv2d, columns: &[f32], dx: &mut [f32]) {
-    let (patch, run) = (g.patch(), g.kernel[1] * g.input.channels);
+    let patch = g.patch();
     dx.fill(0.0);
     for (columns, dx) in columns
         .chunks_exact(g.positions() * patch)
         .zip(dx.chunks_exact_mut(g.input.elements()))
     {
-        for_each_run(g, |position, kh, skipped, pixels| {
-            let columns = &columns[position * patch + kh * run..][..run];
+        for_each_run(g, |position, run, skipped, pixels| {
+            let columns = &columns[position * patch..][run];
             add(&mut dx[pixels], &columns[skipped..]);
         });
     }
 }
 
-/// Calls `visit(position, kh, skipped, pixels)` for every row kh of every window: its KW·C elements
-/// lie side by side in the image, at `pixels`, but for the first `skipped` and those beyond, which
-/// are padding.
+/// Calls `visit(position, run, skipped, pixels)` for every run of a window: elements of its row of the
+/// im2col matrix that lie side by side in the image too, at `pixels`, but for the first `skipped` and
+/// those beyond, which are padding. A row kh of the window is one run, or KW where it is dilated.
 #[inline(always)]
-fn for_each_run(g: &Conv2d, mut visit: impl FnMut(usize, usize, usize, Range<usize>)) {
+fn for_each_run(g: &Conv2d, mut visit: impl FnMut(usize, Range<usize>, usize, Range<usize>)) {
     let c = g.input.channels;
+    let taps = if g.dilation[1] == 1 { g.kernel[1] } else { 1 };
     for oh in 0..g.output.height {
         for ow in 0..g.output.width {
-            let left = ow * g.stride[1];
-            let first = g.padding[1].saturating_sub(left);
-            let last = g.kernel[1].min(g.input.width + g.padding[1] - left);
-            for kh in 0..g.kernel[0] {
-                let h = (oh * g.stride[0] + kh).wrapping_sub(g.padding[0]);
-                let pixels = if h < g.input.height {
-                    let start = h * g.input.width + left + first - g.padding[1];
-                    start * c..(start + last - first) * c
-                } else {
-                    0..0
-                };
-                visit(oh * g.output.width + ow, kh, first * c, pixels);
+            for kw in (0..g.kernel[1]).step_by(taps) {
+                // Columns of the image with its padding, and those of the run's taps that lie in it.
+                let left = ow * g.stride[1] + kw * g.dilation[1];
+                let first = g.padding[1].saturating_sub(left).min(taps);
+                let last = (g.input.width + g.padding[1])
+                    .saturating_sub(left)
+                    .clamp(first, taps);
+                for kh in 0..g.kernel[0] {
+                    let h = (oh * g.stride[0] + kh * g.dilation[0]).wrapping_sub(g.padding[0]);
+                    let pixels = if h < g.input.height && first < last {
+                        let start = h * g.input.width + left + first - g.padding[1];
+                        start * c..(start + last - first) * c
+                    } else {
+                        0..0
+                    };
+                    let run = (kh * g.kernel[1] + kw) * c;
+                    let run = run..run + taps * c;
+                    visit(oh * g.output.width + ow, run, first * c, pixels);
+                }
             }
         }
     }
@@ -706,6 +719,12 @@ mod tests {
         }
     }
 
+    /// 3×3 over 8×9×3.
+    fn dilated(padding: [[usize; 2]; 2], stride: [usize; 2], dilation: [usize; 2]) -> Conv2d {
+        let input = Shape::new(8, 9, 3);
+        Conv2d::dilated(input, 4, [3, 3], stride, padding, dilation).unwrap()
+    }
+
     #[test]
     fn convolutions_of_any_geometry_agree_with_the_oracle_in_f64() {
         let (columns, count) = (Scratch::default(), 70);
@@ -716,9 +735,14 @@ mod tests {
             Conv2d::new(Shape::new(2, 1, 2), 3, [4, 5], [1, 1], [3, 4]).unwrap(),
             Conv2d::new(Shape::new(9, 8, 2), 3, [2, 1], [3, 4], [0, 0]).unwrap(),
             Conv2d::dense(80, 11),
+            dilated([[2, 2], [2, 2]], [1, 1], [2, 2]),
+            dilated([[0, 1], [0, 1]], [2, 2], [1, 1]),
+            dilated([[3, 0], [1, 4]], [2, 1], [2, 3]).without_bias(),
+            dilated([[5, 0], [0, 5]], [1, 3], [3, 3]).without_bias(),
+            Conv2d::dense(80, 11).without_bias(),
         ] {
             let x = noise_f32(1, count * g.input.elements());
-            let parameters = noise_f32(2, g.weight_elements() + g.output.channels);
+            let parameters = noise_f32(2, g.parameter_elements());
             let dy = noise_f32(3, count * g.output.elements());
             let (wide_x, wide_parameters, wide_dy) = (wide(&x), wide(&parameters), wide(&dy));
             // What a buffer held before must not matter.
@@ -762,11 +786,13 @@ mod tests {
             Conv2d::new(Shape::new(5, 9, 1), 6, [5, 4], [1, 3], [3, 3]).unwrap(),
             Conv2d::new(Shape::new(9, 8, 2), 3, [2, 1], [3, 4], [0, 0]).unwrap(),
             Conv2d::dense(20, 11),
+            dilated([[0, 1], [0, 1]], [2, 2], [1, 1]),
+            dilated([[3, 0], [1, 4]], [2, 1], [2, 3]).without_bias(),
         ] {
             let x = noise_f32(1, count * g.input.elements());
-            let parameters = noise_f32(2, g.weight_elements() + g.output.channels);
+            let parameters = noise_f32(2, g.parameter_elements());
             let dy = noise_f32(3, count * g.output.elements());
-            let bias = g.weight_elements() + 1;
+            let bias = g.parameter_elements() - g.output.channels + 1;
             for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
                 let with = |values: &[f32], at: usize| {
                     let mut values = values.to_vec();

@@ -3,7 +3,7 @@
 //!
 //! Everything is generic over f32 and f64: the GPU is compared with f32, finite differences
 //! ([`finite_difference_checks`]) need f64. Activations are NHWC; the parameters of a layer are one
-//! `[KH·KW·C + 1, OC]` matrix, the weight `[KH][KW][C][OC]` with the bias as its last row. Slices
+//! `[KH·KW·C + 1, OC]` matrix, the weight `[KH][KW][C][OC]` with the bias, if any, as its last row. Slices
 //! come in, vectors go out; the batch size N follows from a slice's length, and lengths that do not
 //! fit the geometry are a bug of the caller and panic.
 //!

@@ -320,7 +320,7 @@ impl Product {
                 });
                 [rows, g.output.channels, g.patch()]
             }
-            Pass::BackwardWeight => [g.patch() + 1, g.output.channels, positions],
+            Pass::BackwardWeight => [g.parameter_rows(), g.output.channels, positions],
             Pass::BackwardInput => [
                 self.batch * g.input.height * g.input.width,
                 g.input.channels,
@@ -357,7 +357,7 @@ impl Product {
         let elements = match self.pass {
             Pass::Forward => {
                 let index = self.pool.map_or(0, |_| results.div_ceil(4));
-                x + g.weight_elements() + g.output.channels + results + index
+                x + g.parameter_elements() + results + index
             }
             Pass::BackwardWeight => x + dy + results,
             Pass::BackwardInput => {
@@ -498,8 +498,8 @@ impl Product {
     fn partial(&self) -> bool {
         let g = &self.geometry;
         match self.pass {
-            Pass::BackwardInput => [g.kernel, g.stride] != [[1, 1]; 2] || g.padding != [0, 0],
-            _ => g.padding != [0, 0],
+            Pass::BackwardInput => [g.kernel, g.stride] != [[1, 1]; 2] || g.padded(),
+            _ => g.padded(),
         }
     }
 
@@ -536,6 +536,8 @@ impl Product {
             kh => g.kernel[0], kw => g.kernel[1],
             sh => g.stride[0], sw => g.stride[1],
             ph => g.padding[0], pw => g.padding[1],
+            dh => g.dilation[0], dw => g.dilation[1],
+            dilated => g.dilation != [1, 1], bias => g.bias,
             m, k, columns => n, columns4 => n.div_ceil(4), chunks,
             a4 => align.a, b4 => align.b, o4 => align.o,
             relu => self.relu,
@@ -543,7 +545,7 @@ impl Product {
             pool_h => self.pool.map(|p| p.kernel[0]), pool_w => self.pool.map(|p| p.kernel[1]),
             windows_h => self.pool.map(|p| p.output.height),
             windows_w => self.pool.map(|p| p.output.width),
-            padded => g.padding != [0, 0],
+            padded => g.padded(),
             unit_stride => g.stride == [1, 1],
             guard_chunk => !align.a || overrun,
             tail => !weight_pass && (!k.is_multiple_of(4) || overrun),
@@ -652,7 +654,7 @@ fn expect(what: &'static str, name: &str, buffer: &Buffer, len: usize) -> Result
 }
 
 /// `y[N,OH,OW,OC] = im2col(x[N,H,W,C]) · W + b`, then ReLU, then max-pooling if the product says so.
-/// `parameters` is the layer's `[KH·KW·C + 1, OC]` matrix, `index` receives the pooling's index (one
+/// `parameters` is the layer's `[KH·KW·C + 1, OC]` matrix (without the last row where it has no bias), `index` receives the pooling's index (one
 /// byte per element of the pooled `y`). Writes `y` (and `index`).
 ///
 /// # Errors
@@ -669,12 +671,7 @@ pub fn conv2d_forward(
     let g = &product.geometry;
     let name = product.pass.name();
     expect(name, "x", x, product.batch * g.input.elements())?;
-    expect(
-        name,
-        "parameters",
-        parameters,
-        g.weight_elements() + g.output.channels,
-    )?;
+    expect(name, "parameters", parameters, g.parameter_elements())?;
     expect(name, "y", y, product.result_elements())?;
     let mut bindings = vec![(0, x), (1, parameters), (2, y)];
     match (product.pool, index) {
@@ -694,7 +691,7 @@ pub fn conv2d_forward(
 }
 
 /// Partial sums `[splits, KH·KW·C + 1, OC]` of `im2col(x)ᵀ · dy` with the bias gradient as the last
-/// row; `reduce_splits` adds them up. Writes `partials`.
+/// row, where there is a bias; `reduce_splits` adds them up. Writes `partials`.
 ///
 /// # Errors
 /// As [`conv2d_forward`].
