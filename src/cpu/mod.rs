@@ -19,6 +19,7 @@ mod conv2d;
 mod fast;
 mod fingerprint;
 mod gather;
+mod grouped;
 mod im2col;
 mod loss;
 mod network;
@@ -37,6 +38,7 @@ pub use conv2d::{
 pub use fast::{FastNetwork, memory};
 pub use fingerprint::arithmetic;
 pub use gather::gather_batch;
+pub use grouped::{grouped_backward_input, grouped_backward_weight, grouped_forward};
 pub use im2col::{col2im, im2col};
 pub use loss::{LossOutput, argmax, softmax_cross_entropy, squared_error, sum_metrics};
 pub use network::{Activation, Network, StepMetrics, StepOutput};
