@@ -12,6 +12,8 @@
 //! partial sums are joined in order, so the bits do not depend on how many threads there are. Buffers
 //! are kept from step to step.
 
+mod grouped;
+
 use super::im2col::pixel;
 use super::loss::argmax;
 use super::network::{Activation, StepMetrics, model_loss, range};
@@ -255,6 +257,9 @@ fn conv2d_forward(
     y: &mut [f32],
     columns: &Scratch,
 ) {
+    if g.groups > 1 {
+        return grouped::grouped_forward(g, relu, x, parameters, y, columns);
+    }
     let (input, output) = (g.input.elements(), g.output.elements());
     let cut = Cut::new(g, batch(x.len(), g.input));
     let parameters = Matrix::new(parameters, g.output.channels);
@@ -290,6 +295,9 @@ fn conv2d_backward_weight(
     partials: &mut Vec<f32>,
     columns: &Scratch,
 ) {
+    if g.groups > 1 {
+        return grouped::grouped_backward_weight(g, x, dy, gradient, partials, columns);
+    }
     let (input, output) = (g.input.elements(), g.output.elements());
     let samples = batch(x.len(), g.input);
     let cut = Cut::new(g, samples);
@@ -402,6 +410,9 @@ fn conv2d_backward_input(
     dx: &mut [f32],
     columns: &Scratch,
 ) {
+    if g.groups > 1 {
+        return grouped::grouped_backward_input(g, dy, parameters, dx, columns);
+    }
     let (input, output) = (g.input.elements(), g.output.elements());
     let cut = Cut::new(g, batch(dy.len(), g.output));
     let weight = Matrix::new(&parameters[..g.weight_elements()], g.output.channels).transposed();
