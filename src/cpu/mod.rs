@@ -16,17 +16,17 @@
 mod activation;
 mod check;
 mod conv2d;
-mod fast;
+pub mod fast;
 mod fingerprint;
 mod gather;
 mod grouped;
 mod im2col;
 mod loss;
-mod network;
 mod optimizer;
 mod peak;
 mod pool;
 mod reduce;
+mod run;
 
 pub use activation::{
     bias_backward, bias_forward, relu_backward, relu_forward, sigmoid_backward, sigmoid_forward,
@@ -35,13 +35,11 @@ pub use check::{FiniteDifference, finite_difference_checks};
 pub use conv2d::{
     conv2d_backward_input, conv2d_backward_weight, conv2d_forward, matmul_nn, matmul_nt, matmul_tn,
 };
-pub use fast::{FastNetwork, memory};
 pub use fingerprint::arithmetic;
 pub use gather::gather_batch;
 pub use grouped::{grouped_backward_input, grouped_backward_weight, grouped_forward};
 pub use im2col::{col2im, im2col};
 pub use loss::{LossOutput, argmax, softmax_cross_entropy, squared_error, sum_metrics};
-pub use network::{Activation, Network, StepMetrics, StepOutput};
 pub use optimizer::{adamw_update, sgd_update};
 pub use peak::{peak_copy, peak_multiply_add};
 pub use pool::{
@@ -49,6 +47,7 @@ pub use pool::{
     meanpool2d_forward,
 };
 pub use reduce::reduce_splits;
+pub use run::{Memory, Twins, Values, run};
 
 use crate::model::Shape;
 

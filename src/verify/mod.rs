@@ -5,11 +5,11 @@
 pub(crate) mod cases;
 mod drawn;
 mod fingerprint;
+mod grouped;
 mod nonfinite;
 mod parity;
 mod products;
 mod quick;
-mod training;
 
 pub use drawn::{DRAWS, drawn};
 pub use fingerprint::{Denormals, Fingerprint, Precision, Rounding};
@@ -20,7 +20,6 @@ pub use parity::{
 pub(crate) use products::product_case;
 pub use products::products;
 pub use quick::quick;
-pub use training::training;
 
 use crate::gpu::AdapterReport;
 
@@ -28,6 +27,7 @@ use crate::gpu::AdapterReport;
 pub fn cases(adapter: &AdapterReport) -> Vec<Case> {
     let mut cases = cases::cases();
     cases.extend(products::cases(adapter));
+    cases.extend(grouped::cases());
     cases.extend(nonfinite::cases(adapter));
     cases
 }
@@ -45,4 +45,12 @@ pub fn left_out(adapter: &AdapterReport) -> Vec<String> {
         )
     };
     families.into_iter().map(line).collect()
+}
+
+/// To come.
+pub fn training(
+    _: &std::sync::Arc<crate::gpu::Gpu>,
+    _: &mut dyn FnMut(&str),
+) -> crate::Result<Vec<Outcome>> {
+    Ok(Vec::new())
 }

@@ -1,7 +1,7 @@
 //! Convolution in groups on the CPU. A depthwise one is a sum over few taps, memory-bound: channels lie
 //! side by side and are summed in registers, some at a time. Other groups are products of their own.
 
-use super::{ELEMENTS_PER_SUM, Scratch, TASKS};
+use super::{ELEMENTS_PER_SUM, Scratch, TASKS, mask};
 use crate::cpu::{add, batch};
 use crate::model::Conv2d;
 use rayon::prelude::*;
@@ -13,14 +13,14 @@ pub(super) fn grouped_forward(
     x: &[f32],
     parameters: &[f32],
     y: &mut [f32],
-    columns: &Scratch,
+    scratch: &Scratch,
 ) {
     if !is_depthwise(g) {
         for group in 0..g.groups {
             let (alone, parameters) = alone(g, group, parameters);
             let x = take(g.input.channels, g.groups, group, x);
             let mut part = vec![0.0; y.len() / g.groups];
-            super::conv2d_forward(&alone, relu, &x, &parameters, &mut part, columns);
+            super::conv2d_forward(&alone, relu, &x, &parameters, &mut part, scratch);
             put(g.output.channels, g.groups, group, &part, y);
         }
         return;
@@ -43,15 +43,14 @@ pub(super) fn grouped_backward_weight(
     x: &[f32],
     dy: &[f32],
     gradient: &mut [f32],
-    partials: &mut Vec<f32>,
-    columns: &Scratch,
+    scratch: &Scratch,
 ) {
     if !is_depthwise(g) {
         for group in 0..g.groups {
             let (alone, mut part) = alone(g, group, gradient);
             let x = take(g.input.channels, g.groups, group, x);
             let dy = take(g.output.channels, g.groups, group, dy);
-            super::conv2d_backward_weight(&alone, &x, &dy, &mut part, partials, columns);
+            super::conv2d_backward_weight(&alone, &x, &dy, &mut part, scratch);
             put(g.output.channels, g.groups, group, &part, gradient);
         }
         return;
@@ -59,52 +58,81 @@ pub(super) fn grouped_backward_weight(
     let (input, output) = (g.input.elements(), g.output.elements());
     let task = batch(x.len(), g.input).div_ceil(TASKS);
     let elements = gradient.len();
-    partials.resize(x.len().div_ceil(task * input) * elements, 0.0);
     let taps = [0, 1].map(|axis| by_tap(g, axis));
-    partials
-        .par_chunks_mut(elements)
-        .zip(x.par_chunks(task * input))
-        .zip(dy.par_chunks(task * output))
-        .for_each(|((partial, x), dy)| {
-            partial.fill(0.0);
-            for (x, dy) in x.chunks_exact(input).zip(dy.chunks_exact(output)) {
-                weight_gradient(g, &taps, x, dy, partial);
-            }
-        });
-    gradient
-        .par_chunks_mut(ELEMENTS_PER_SUM)
-        .enumerate()
-        .for_each(|(chunk, sum)| {
-            sum.fill(0.0);
-            for partial in partials.chunks_exact(elements) {
-                add(sum, &partial[chunk * ELEMENTS_PER_SUM..]);
-            }
-        });
+    scratch.partials.lend(|partials| {
+        partials.resize(x.len().div_ceil(task * input) * elements, 0.0);
+        partials
+            .par_chunks_mut(elements)
+            .zip(x.par_chunks(task * input))
+            .zip(dy.par_chunks(task * output))
+            .for_each(|((partial, x), dy)| {
+                partial.fill(0.0);
+                for (x, dy) in x.chunks_exact(input).zip(dy.chunks_exact(output)) {
+                    weight_gradient(g, &taps, x, dy, partial);
+                }
+            });
+        gradient
+            .par_chunks_mut(ELEMENTS_PER_SUM)
+            .enumerate()
+            .for_each(|(chunk, sum)| {
+                sum.fill(0.0);
+                for partial in partials.chunks_exact(elements) {
+                    add(sum, &partial[chunk * ELEMENTS_PER_SUM..]);
+                }
+            });
+    });
 }
 
-/// [`grouped_backward_input`](crate::cpu::grouped_backward_input) into dx.
+/// Bytes of the copies of a group, where it takes them, for outputs of so many elements.
+pub(super) fn copied_bytes(g: &Conv2d, outputs: usize) -> u64 {
+    if is_depthwise(g) {
+        return 0;
+    }
+    let samples = outputs / g.output.elements();
+    // The mask is as large as the input.
+    4 * (samples * (2 * g.input.elements() + g.output.elements()) / g.groups) as u64
+}
+
+/// Bytes that [`grouped_backward_weight`] takes for itself, for a dy of so many elements.
+pub(super) fn weight_bytes(g: &Conv2d, dy: usize) -> u64 {
+    let tasks = TASKS.min(dy / g.output.elements());
+    copied_bytes(g, dy) + 4 * (tasks * g.parameter_elements()) as u64
+}
+
+/// [`grouped_backward_input`](crate::cpu::grouped_backward_input) into dx, 0 where the `activation` is not
+/// positive.
 pub(super) fn grouped_backward_input(
     g: &Conv2d,
     dy: &[f32],
     parameters: &[f32],
+    activation: Option<&[f32]>,
     dx: &mut [f32],
-    columns: &Scratch,
+    scratch: &Scratch,
 ) {
     if !is_depthwise(g) {
         for group in 0..g.groups {
             let (alone, parameters) = alone(g, group, parameters);
             let dy = take(g.output.channels, g.groups, group, dy);
             let mut part = vec![0.0; dx.len() / g.groups];
-            super::conv2d_backward_input(&alone, &dy, &parameters, &mut part, columns);
+            let activation = activation.map(|a| take(g.input.channels, g.groups, group, a));
+            let activation = activation.as_deref();
+            super::conv2d_backward_input(&alone, &dy, &parameters, activation, &mut part, scratch);
             put(g.input.channels, g.groups, group, &part, dx);
         }
         return;
     }
     let weight = &parameters[..g.weight_elements()];
     let taps = [0, 1].map(|axis| by_input(g, axis));
-    dx.par_chunks_mut(g.input.elements())
+    let input = g.input.elements();
+    dx.par_chunks_mut(input)
         .zip(dy.par_chunks(g.output.elements()))
-        .for_each(|(dx, dy)| correlate(g, &taps, g.output.width, dy, weight, dx, |_, sum| sum));
+        .enumerate()
+        .for_each(|(n, (dx, dy))| {
+            correlate(g, &taps, g.output.width, dy, weight, dx, |_, sum| sum);
+            if let Some(activation) = activation {
+                mask(&activation[n * input..], dx);
+            }
+        });
 }
 
 fn is_depthwise(g: &Conv2d) -> bool {
@@ -327,14 +355,13 @@ mod tests {
 
     /// Into buffers whose content must not matter.
     fn run(g: &Conv2d, x: &[f32], parameters: &[f32], dy: &[f32]) -> Results {
-        let columns = Scratch::default();
+        let scratch = Scratch::default();
         let mut y = vec![f32::NAN; dy.len()];
         let mut gradient = vec![f32::NAN; parameters.len()];
-        let mut partials = vec![f32::NAN; 3];
         let mut dx = vec![f32::NAN; x.len()];
-        grouped_forward(g, true, x, parameters, &mut y, &columns);
-        grouped_backward_weight(g, x, dy, &mut gradient, &mut partials, &columns);
-        grouped_backward_input(g, dy, parameters, &mut dx, &columns);
+        grouped_forward(g, true, x, parameters, &mut y, &scratch);
+        grouped_backward_weight(g, x, dy, &mut gradient, &scratch);
+        grouped_backward_input(g, dy, parameters, Some(x), &mut dx, &scratch);
         Results { y, gradient, dx }
     }
 
@@ -390,10 +417,9 @@ mod tests {
                     &found.gradient,
                     &cpu::grouped_backward_weight(&g, 1, &x, &dy),
                 );
-                assert_like(
-                    &found.dx,
-                    &cpu::grouped_backward_input(&g, &dy, &parameters),
-                );
+                // As if the layer before ended in ReLU.
+                let dx = cpu::grouped_backward_input(&g, &dy, &parameters);
+                assert_like(&found.dx, &cpu::relu_backward(&x, &dx));
             }
         }
     }
