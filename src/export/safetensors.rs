@@ -87,7 +87,8 @@ fn tensors(model: &Model, running: bool) -> impl Iterator<Item = Layout> {
 }
 
 fn layout(layer: &Layer, tensor: &Parameter) -> Layout {
-    let (sizes, shape) = match (tensor.shape[..].try_into(), &layer.op) {
+    let sizes: std::result::Result<[usize; 4], _> = tensor.shape[..].try_into();
+    let (sizes, shape) = match (sizes, &layer.op) {
         (Ok([_, _, _, outputs]), Op::Dense(_)) => {
             let Shape {
                 height,

@@ -52,16 +52,59 @@ pub fn maxpool2d_backward(
     activation: Option<View>,
     dx: View,
 ) -> KernelSpec {
-    let n = batch * pool.output.elements();
-    let inputs = batch * pool.input.elements();
+    let outputs = batch * pool.output.elements();
     // Four channels an invocation where they come in fours.
-    let (entry, [dy_at, activation_at, dx_at], invocations) = if pool.overlapping() {
-        ("maxpool2d_backward_overlapping", [3, 5, 6], inputs)
+    let (entry, bindings, invocations) = if pool.overlapping() {
+        return maxpool2d_backward_overlapping(pool, batch, dy, index, activation, dx);
     } else if pool.output.channels.is_multiple_of(4) {
-        ("maxpool2d_backward4", [7, 8, 9], n / 4)
+        ("maxpool2d_backward4", [7, 8, 9], outputs / 4)
     } else {
-        ("maxpool2d_backward", [3, 5, 6], n)
+        ("maxpool2d_backward", [3, 5, 6], outputs)
     };
+    let operands = [dy, index, dx];
+    maxpool_backward(
+        entry,
+        pool,
+        batch,
+        bindings,
+        operands,
+        activation,
+        invocations,
+    )
+}
+
+/// The same by an invocation for each element of `dx`, which looks at all windows that hold it.
+pub fn maxpool2d_backward_overlapping(
+    pool: &Pool2d,
+    batch: usize,
+    dy: View,
+    index: View,
+    activation: Option<View>,
+    dx: View,
+) -> KernelSpec {
+    let entry = "maxpool2d_backward_overlapping";
+    let inputs = batch * pool.input.elements();
+    maxpool_backward(
+        entry,
+        pool,
+        batch,
+        [3, 5, 6],
+        [dy, index, dx],
+        activation,
+        inputs,
+    )
+}
+
+fn maxpool_backward(
+    entry: &'static str,
+    pool: &Pool2d,
+    batch: usize,
+    [dy_at, activation_at, dx_at]: [u32; 3],
+    [dy, index, dx]: [View; 3],
+    activation: Option<View>,
+    invocations: usize,
+) -> KernelSpec {
+    let n = batch * pool.output.elements();
     KernelSpec::new(
         entry,
         SOURCE,
@@ -74,7 +117,7 @@ pub fn maxpool2d_backward(
             read(dy_at, "dy", dy, n),
             read(4, "index", index, n),
             mask(activation_at, activation, n, dy),
-            write(dx_at, "dx", dx, inputs),
+            write(dx_at, "dx", dx, batch * pool.input.elements()),
         ],
         invocations,
     )
