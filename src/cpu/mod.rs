@@ -16,12 +16,11 @@
 mod activation;
 mod check;
 mod conv2d;
-mod fast;
+pub mod fast;
 mod fingerprint;
 mod gather;
 mod im2col;
 mod loss;
-mod network;
 mod optimizer;
 mod peak;
 mod pool;
@@ -35,12 +34,10 @@ pub use check::{FiniteDifference, finite_difference_checks};
 pub use conv2d::{
     conv2d_backward_input, conv2d_backward_weight, conv2d_forward, matmul_nn, matmul_nt, matmul_tn,
 };
-pub use fast::{FastNetwork, memory};
 pub use fingerprint::arithmetic;
 pub use gather::gather_batch;
 pub use im2col::{col2im, im2col};
 pub use loss::{LossOutput, argmax, softmax_cross_entropy, squared_error, sum_metrics};
-pub use network::{Activation, Network, StepMetrics, StepOutput};
 pub use optimizer::{adamw_update, sgd_update};
 pub use peak::{peak_copy, peak_multiply_add};
 pub use pool::{
@@ -48,7 +45,7 @@ pub use pool::{
     meanpool2d_forward,
 };
 pub use reduce::reduce_splits;
-pub use run::{Memory, Values, run};
+pub use run::{Memory, Twins, Values, run};
 
 use crate::model::Shape;
 

@@ -9,9 +9,7 @@ pub fn peak_multiply_add<T: Float>(
     rounds: usize,
     [scale, shift]: [T; 2],
 ) -> Vec<T> {
-    let last = |first: f32| {
-        (0..8 * rounds).fold(first.into(), |a, _| a * scale + shift)
-    };
+    let last = |first: f32| (0..8 * rounds).fold(first.into(), |a, _| a * scale + shift);
     (0..invocations)
         .map(|i| {
             (0..16)

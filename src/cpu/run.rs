@@ -5,6 +5,7 @@ use crate::kernels::conv2d::{Pass, Product};
 use crate::kernels::{Dtype, KernelSpec, Metrics, Step, View, Work};
 use crate::model::recipe::{Optimizer, StepScalars};
 use crate::model::{Activation, Loss};
+use crate::plan::{Lifetime, Plan, Section};
 
 /// What a tensor holds.
 #[derive(Clone, Debug)]
@@ -21,6 +22,15 @@ impl<T: Float> Values<T> {
             Dtype::F32 => Values::Floats(vec![T::zero(); len]),
             Dtype::U32 => Values::Words(vec![0; len]),
             Dtype::U8 => Values::Bytes(vec![0; len]),
+        }
+    }
+
+    /// At least `len` elements, new ones 0.
+    pub fn grow(&mut self, len: usize) {
+        match self {
+            Values::Floats(values) => values.resize(len.max(values.len()), T::zero()),
+            Values::Words(values) => values.resize(len.max(values.len()), 0),
+            Values::Bytes(values) => values.resize(len.max(values.len()), 0),
         }
     }
 }
@@ -71,9 +81,33 @@ impl<T: Float> Memory<T> {
     /// The same on floats.
     pub fn change_floats(&mut self, view: View, change: impl FnOnce(&Self, &mut [T])) {
         self.change(view, |memory, values| match values {
-            Values::Floats(values) => change(memory, &mut values[view.start..view.start + view.len]),
+            Values::Floats(values) => {
+                change(memory, &mut values[view.start..view.start + view.len])
+            }
             other => panic!("expected floats, found {other:?}"),
         });
+    }
+
+    /// Runs `change` on floats and bytes that two views show.
+    pub fn change_both(
+        &mut self,
+        floats: View,
+        bytes: View,
+        change: impl FnOnce(&Self, &mut [T], &mut [u8]),
+    ) {
+        let place = self.places[bytes.tensor];
+        let mut taken = std::mem::replace(&mut self.values[place], Values::Words(Vec::new()));
+        self.change_floats(floats, |memory, floats| match &mut taken {
+            Values::Bytes(values) => {
+                change(
+                    memory,
+                    floats,
+                    &mut values[bytes.start..bytes.start + bytes.len],
+                );
+            }
+            other => panic!("expected bytes, found {other:?}"),
+        });
+        self.values[place] = taken;
     }
 
     /// Puts floats where `view` shows; those that it has more keep what they held.
@@ -179,7 +213,11 @@ pub fn run<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
             memory.put_bytes(view("index"), &narrow(&index));
         }
         Work::MaxPoolBackward { pool, masked } => {
-            let index: Vec<u32> = memory.bytes(view("index")).iter().map(|i| (*i).into()).collect();
+            let index: Vec<u32> = memory
+                .bytes(view("index"))
+                .iter()
+                .map(|i| (*i).into())
+                .collect();
             let mut dy = floats("dy").to_vec();
             if *masked {
                 dy = relu_backward(floats("activation"), &dy);
@@ -378,5 +416,72 @@ fn run_update<T: Float>(spec: &KernelSpec, optimizer: &Optimizer, memory: &mut M
     give("state1", first);
     if let Optimizer::Adamw { .. } = optimizer {
         give("state2", second);
+    }
+}
+
+/// A plan that the twins carry out, with memory of its own.
+#[derive(Clone, Debug)]
+pub struct Twins<T> {
+    pub plan: Plan,
+    pub memory: Memory<T>,
+}
+
+impl<T: Float> Twins<T> {
+    /// All zeros, with room for `samples` samples of a dataset and as many steps.
+    pub fn new(plan: Plan, samples: usize) -> Twins<T> {
+        let mut values: Vec<_> = plan
+            .slots
+            .iter()
+            .map(|slot| Values::zeros(slot.dtype, slot.elements))
+            .collect();
+        let mut places = Vec::with_capacity(plan.tensors.len());
+        for tensor in &plan.tensors {
+            let each = tensor.elements();
+            let len = match (tensor.lifetime, tensor.per_sample, tensor.name.as_str()) {
+                (Lifetime::Data, true, _) => each / plan.batch * samples.max(plan.batch),
+                (Lifetime::Data, _, "steps" | "metrics") => each * samples,
+                _ => each,
+            };
+            places.push(tensor.slot.unwrap_or_else(|| {
+                values.push(Values::zeros(tensor.dtype, len));
+                values.len() - 1
+            }));
+        }
+        Twins {
+            plan,
+            memory: Memory { places, values },
+        }
+    }
+
+    /// The tensor of that name, as far as it reaches; a name that there is not is a mistake in this program.
+    pub fn values(&mut self, name: &str) -> &mut Values<T> {
+        let tensor = self.plan.tensor(name);
+        let tensor = tensor.unwrap_or_else(|| panic!("the plan has no tensor '{name}'"));
+        &mut self.memory.values[self.memory.places[tensor]]
+    }
+
+    /// The same where it is of floats.
+    pub fn floats(&mut self, name: &str) -> &mut Vec<T> {
+        match self.values(name) {
+            Values::Floats(values) => values,
+            other => panic!("expected floats, found {other:?}"),
+        }
+    }
+
+    /// The same where it is of words.
+    pub fn words(&mut self, name: &str) -> &mut Vec<u32> {
+        match self.values(name) {
+            Values::Words(values) => values,
+            other => panic!("expected words, found {other:?}"),
+        }
+    }
+
+    /// Carries out the kernels of some sections.
+    pub fn run(&mut self, sections: &[Section]) {
+        for (section, spec) in &self.plan.kernels {
+            if sections.contains(section) {
+                run(spec, &mut self.memory);
+            }
+        }
     }
 }

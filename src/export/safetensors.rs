@@ -80,15 +80,18 @@ impl Layout {
 /// Every trained tensor of a model, or with `running` every one of its running statistics.
 fn tensors(model: &Model, running: bool) -> impl Iterator<Item = Layout> {
     let of = move |layer: &'_ Layer| -> Vec<Layout> {
-        let tensors = if running { &layer.running } else { &layer.parameters };
+        let tensors = if running {
+            &layer.running
+        } else {
+            &layer.parameters
+        };
         tensors.iter().map(|tensor| layout(layer, tensor)).collect()
     };
     model.layers.iter().flat_map(of)
 }
 
 fn layout(layer: &Layer, tensor: &Parameter) -> Layout {
-    let sizes: std::result::Result<[usize; 4], _> = tensor.shape[..].try_into();
-    let (sizes, shape) = match (sizes, &layer.op) {
+    let (sizes, shape) = match (<[usize; 4]>::try_from(&tensor.shape[..]), &layer.op) {
         (Ok([_, _, _, outputs]), Op::Dense(_)) => {
             let Shape {
                 height,
@@ -417,9 +420,7 @@ mod tests {
             3,
             Loss::SoftmaxCrossEntropy,
             &[()],
-            |(), shape| {
-                Ok((Op::Dense(Conv2d::dense(shape.elements(), 3)), None))
-            },
+            |(), shape| Ok((Op::Dense(Conv2d::dense(shape.elements(), 3)), None)),
         )
         .unwrap();
         let error = read_safetensors(&narrow, &bytes, &[""], Path::new("a.safetensors"));

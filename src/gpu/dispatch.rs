@@ -131,6 +131,14 @@ impl Gpu {
         })
     }
 
+    /// Compiles the pipeline of `spec`, which is then there when it is bound.
+    ///
+    /// # Errors
+    /// As [`Gpu::dispatch`].
+    pub fn compile(&self, spec: &KernelSpec) -> Result<()> {
+        self.pipeline(spec).map(|_| ())
+    }
+
     fn pipeline(&self, spec: &KernelSpec) -> Result<Pipeline> {
         let source = spec.source()?;
         let key = format!("{}\n{:?}\n{source}", spec.entry, spec.constants);

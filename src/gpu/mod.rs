@@ -11,7 +11,8 @@ mod dispatch;
 mod fault;
 mod profile;
 
-pub use adapter::{AdapterReport, Choice, GPU_HINT, NO_ADAPTER_HINT, adapters, choose};
+pub use crate::kernels::AdapterReport;
+pub use adapter::{Choice, GPU_HINT, NO_ADAPTER_HINT, adapters, choose};
 pub use buffer::{Buffer, Readback};
 pub use dispatch::{Dispatch, fold_groups};
 #[doc(hidden)]

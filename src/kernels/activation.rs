@@ -25,12 +25,7 @@ pub fn activation_forward(activation: Activation, x: View, y: View) -> KernelSpe
 
 /// `dx = dy · f'`, the derivative computed from what was `saved`: the output `y` or the input `x`, see
 /// [`Activation::by_output`]. Writes `dx`.
-pub fn activation_backward(
-    activation: Activation,
-    saved: View,
-    dy: View,
-    dx: View,
-) -> KernelSpec {
+pub fn activation_backward(activation: Activation, saved: View, dy: View, dx: View) -> KernelSpec {
     let entry = match activation {
         Activation::Relu => "relu_backward",
         Activation::Sigmoid => "sigmoid_backward",

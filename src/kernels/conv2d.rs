@@ -1,9 +1,8 @@
 //! `shaders/conv2d.wgsl`: convolution and dense layers as implicit matrix products, in three
 //! passes and three families, and the choice of a tile.
 
+use super::{AdapterReport, Argument, KernelSpec, View, Work, read, write};
 use crate::error::{Error, Result};
-use super::{Argument, KernelSpec, View, Work, read, write};
-use crate::gpu::AdapterReport;
 use crate::model::{Conv2d, Pool2d};
 use minijinja::{Environment, context};
 use serde::{Deserialize, Serialize};
@@ -19,6 +18,8 @@ pub enum Family {
     Workgroup,
     /// One invocation per four outputs: for everything else.
     Plain,
+    /// No WGSL: a product of the processor's, in one piece.
+    Cpu,
 }
 
 impl Family {
@@ -34,6 +35,7 @@ impl Family {
                     && adapter.max_workgroup_invocations >= 256
             }
             Family::Plain => true,
+            Family::Cpu => false,
         }
     }
 
@@ -70,6 +72,7 @@ impl fmt::Display for Family {
             Family::Subgroup => "subgroup",
             Family::Workgroup => "workgroup",
             Family::Plain => "plain",
+            Family::Cpu => "cpu",
         })
     }
 }
@@ -133,6 +136,8 @@ pub enum Tile {
         block_k: usize,
     },
     Plain,
+    /// On the CPU: not cut up at all.
+    Whole,
 }
 
 impl Tile {
@@ -141,6 +146,7 @@ impl Tile {
             Tile::Subgroup { .. } => Family::Subgroup,
             Tile::Workgroup { .. } => Family::Workgroup,
             Tile::Plain => Family::Plain,
+            Tile::Whole => Family::Cpu,
         }
     }
 
@@ -157,6 +163,7 @@ impl Tile {
                 .unwrap_or_default(),
             Family::Workgroup => Product::workgroup_tiles().to_vec(),
             Family::Plain => vec![Tile::Plain],
+            Family::Cpu => vec![Tile::Whole],
         }
     }
 
@@ -172,6 +179,7 @@ impl Tile {
                 ..
             } => [threads_m * rows, threads_n * cols],
             Tile::Plain => [if pass == Pass::BackwardWeight { 4 } else { 1 }, 1],
+            Tile::Whole => [usize::MAX; 2],
         }
     }
 }
@@ -179,9 +187,10 @@ impl Tile {
 impl fmt::Display for Tile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [m, n4] = self.size(Pass::Forward);
+        let n = n4.saturating_mul(4);
         match self {
             Tile::Subgroup { rows, cols, .. } => {
-                write!(f, "subgroup {m}×{} ({rows}×{} a lane)", n4 * 4, cols * 4)
+                write!(f, "subgroup {m}×{} ({rows}×{} a lane)", n, cols * 4)
             }
             Tile::Workgroup {
                 rows,
@@ -191,10 +200,11 @@ impl fmt::Display for Tile {
             } => write!(
                 f,
                 "workgroup {m}×{}×{block_k} ({rows}×{} an invocation)",
-                n4 * 4,
+                n,
                 cols * 4
             ),
             Tile::Plain => f.write_str("plain"),
+            Tile::Whole => f.write_str("whole"),
         }
     }
 }
@@ -265,7 +275,7 @@ impl Product {
                 product.choose_subgroup_tile(lanes(adapter).unwrap_or(8), FEWEST_SUMS)
             }
             Family::Workgroup => product.choose_workgroup_tile(),
-            Family::Plain => {}
+            Family::Plain | Family::Cpu => {}
         }
         Ok(product)
     }
@@ -273,7 +283,7 @@ impl Product {
     /// Whether the forward pass of `geometry` can end in max-pooling by `pool`: windows side by side
     /// whose two or four rows fit into an invocation's, and four channels to a word of the index.
     pub fn can_pool(geometry: &Conv2d, pool: &Pool2d, family: Family) -> bool {
-        family != Family::Plain
+        !matches!(family, Family::Plain | Family::Cpu)
             && pool.input == geometry.output
             && pool.kernel == pool.stride
             && matches!(pool.kernel[0] * pool.kernel[1], 2 | 4)
@@ -300,7 +310,7 @@ impl Product {
     /// give a device enough to do (1 for the other passes). They decide the order of the additions,
     /// so they follow from the shape alone, never from the family, the tile or a measurement.
     pub fn splits(&self) -> usize {
-        if self.pass != Pass::BackwardWeight {
+        if self.pass != Pass::BackwardWeight || self.tile == Tile::Whole {
             return 1;
         }
         let [m, n, k] = self.dimensions();
@@ -545,7 +555,7 @@ impl Product {
                 threads_m, threads_n, rows, cols, block_k,
                 threads => threads_m * threads_n, block_m => tile_m, block_n => tile_n4 * 4,
             },
-            Tile::Plain => context! {},
+            Tile::Plain | Tile::Whole => context! {},
         };
         let render = || -> std::result::Result<String, minijinja::Error> {
             let mut environment = Environment::new();
@@ -575,14 +585,8 @@ impl Product {
 
     /// The kernel with its operands: binding 0 and 1 are read, what follows says its access itself.
     fn spec(self, arguments: Vec<Argument>) -> KernelSpec {
-        let mut spec = KernelSpec::new(
-            self.pass.name(),
-            "",
-            Work::Product(self),
-            &[],
-            arguments,
-            0,
-        );
+        let mut spec =
+            KernelSpec::new(self.pass.name(), "", Work::Product(self), &[], arguments, 0);
         spec.groups = self.workgroups();
         spec.cost.flops = self.flops();
         spec

@@ -9,6 +9,7 @@
 #![allow(clippy::too_many_arguments)]
 
 pub mod activation;
+mod adapter;
 pub mod conv2d;
 pub mod fingerprint;
 pub mod gather;
@@ -21,6 +22,7 @@ pub mod reduce;
 mod spec;
 pub mod step;
 
+pub use adapter::AdapterReport;
 pub use spec::{Access, Argument, Cost, Dtype, KernelSpec, View, Work};
 use spec::{mask, read, update, write};
 pub use step::{Metrics, STEP_ELEMENTS, Step};

@@ -58,7 +58,14 @@ pub fn update_parameters(
     }
     arguments.push(read(4, "steps", steps, STEP_ELEMENTS));
     arguments.push(read(5, "counter", counter, 1));
-    KernelSpec::new(entry, SOURCE, Work::Update(*optimizer), &constants, arguments, n)
+    KernelSpec::new(
+        entry,
+        SOURCE,
+        Work::Update(*optimizer),
+        &constants,
+        arguments,
+        n,
+    )
 }
 
 /// The optimiser's state vectors, in order: SGD has the first.

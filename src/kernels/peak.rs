@@ -9,12 +9,7 @@ pub const MULTIPLY_ADDS_PER_ROUND: usize = 128;
 
 /// `rounds` · 8 times `a = a · scale + shift` for 16 numbers in each of `invocations` invocations;
 /// `y[invocations]` receives their sums. `factors` is `[scale, shift]`. Writes `y`.
-pub fn peak_multiply_add(
-    invocations: usize,
-    rounds: usize,
-    factors: View,
-    y: View,
-) -> KernelSpec {
+pub fn peak_multiply_add(invocations: usize, rounds: usize, factors: View, y: View) -> KernelSpec {
     KernelSpec::new(
         "peak_multiply_add",
         SOURCE,
@@ -37,7 +32,10 @@ pub fn peak_multiply_add(
 /// `dst` as `src` has.
 pub fn peak_copy(src: View, dst: View) -> KernelSpec {
     let n = src.len;
-    assert!(n.is_multiple_of(4), "expected a multiple of 4 elements, found {n}");
+    assert!(
+        n.is_multiple_of(4),
+        "expected a multiple of 4 elements, found {n}"
+    );
     KernelSpec::new(
         "peak_copy",
         SOURCE,

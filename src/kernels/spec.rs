@@ -94,23 +94,41 @@ pub struct Argument {
 pub enum Work {
     GatherBatch(Shape),
     Im2col(Conv2d),
-    Col2im { geometry: Conv2d, masked: bool },
+    Col2im {
+        geometry: Conv2d,
+        masked: bool,
+    },
     Product(Product),
-    ReduceSplits { splits: usize },
+    ReduceSplits {
+        splits: usize,
+    },
     MaxPoolForward(Pool2d),
-    MaxPoolBackward { pool: Pool2d, masked: bool },
+    MaxPoolBackward {
+        pool: Pool2d,
+        masked: bool,
+    },
     MeanPoolForward(Pool2d),
-    MeanPoolBackward { pool: Pool2d, masked: bool },
+    MeanPoolBackward {
+        pool: Pool2d,
+        masked: bool,
+    },
     ActivationForward(Activation),
     ActivationBackward(Activation),
-    Loss { loss: Loss, classes: usize },
+    Loss {
+        loss: Loss,
+        classes: usize,
+    },
     SumMetrics,
     Update(Optimizer),
     AdvanceStep,
     /// What measures a device and stands in no plan; see `kernels/peak.rs` and `kernels/fingerprint.rs`.
-    PeakMultiplyAdd { rounds: usize },
+    PeakMultiplyAdd {
+        rounds: usize,
+    },
     PeakCopy,
-    Arithmetic { operation: usize },
+    Arithmetic {
+        operation: usize,
+    },
 }
 
 /// What a kernel costs at least.
@@ -152,7 +170,11 @@ impl KernelSpec {
     ) -> KernelSpec {
         let bytes = arguments.iter().map(|a| {
             let once = a.view.dtype.bytes(a.elements) as f64;
-            if a.access == Access::Update { 2.0 * once } else { once }
+            if a.access == Access::Update {
+                2.0 * once
+            } else {
+                once
+            }
         });
         KernelSpec {
             entry,
@@ -177,6 +199,14 @@ impl KernelSpec {
         match &self.work {
             Work::Product(product) => Ok(product.source()?.into()),
             _ => Ok(self.text.into()),
+        }
+    }
+
+    /// The same for a product in another tile; of what is no product nothing changes.
+    pub fn set_product(&mut self, product: Product) {
+        if let Work::Product(_) = self.work {
+            self.work = Work::Product(product);
+            self.groups = product.workgroups();
         }
     }
 

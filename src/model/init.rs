@@ -143,9 +143,7 @@ mod tests {
         let (a, b) = (initial_parameters(&small, 1), initial_parameters(&large, 1));
         let dense = small.layers[4].range().start;
         assert_eq!(a[..dense], b[..dense]);
-        let last = |model: &Model, all: &[f32]| {
-            all[model.layers[5].range()].to_vec()
-        };
+        let last = |model: &Model, all: &[f32]| all[model.layers[5].range()].to_vec();
         assert_eq!(last(&small, &a), last(&large, &b));
         let second = small.layers[2].range().start;
         assert_ne!(a[0] * 5.0, a[second] * 600f32.sqrt());

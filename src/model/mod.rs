@@ -210,13 +210,23 @@ pub enum Op {
     Activation(Activation),
     /// Batch normalisation per channel (Ioffe and Szegedy, 2015); `momentum` is the weight of the
     /// new statistics in the running ones, as in PyTorch.
-    BatchNorm { epsilon: f32, momentum: f32 },
+    BatchNorm {
+        epsilon: f32,
+        momentum: f32,
+    },
     /// Group normalisation (Wu and He, 2018): each sample's channels in `groups`, over all positions.
-    GroupNorm { groups: usize, epsilon: f32 },
+    GroupNorm {
+        groups: usize,
+        epsilon: f32,
+    },
     /// Layer normalisation (Ba, Kiros, Hinton, 2016) over the channels of each position.
-    LayerNorm { epsilon: f32 },
+    LayerNorm {
+        epsilon: f32,
+    },
     /// Zeros with this probability while training, the others divided by 1 − p (Srivastava et al., 2014).
-    Dropout { probability: f32 },
+    Dropout {
+        probability: f32,
+    },
     /// The sum of all inputs, which have one shape.
     Add,
     /// The inputs' channels one behind the other.
@@ -232,7 +242,9 @@ pub enum Op {
 pub enum Activation {
     Relu,
     Sigmoid,
-    LeakyRelu { slope: f32 },
+    LeakyRelu {
+        slope: f32,
+    },
     /// x·Φ(x) (Hendrycks and Gimpel, 2016), by the error function.
     Gelu,
     /// The same by the authors' formula with tanh.
@@ -441,7 +453,9 @@ impl Model {
 
     /// Shape of a value: 0 is the network's input, i + 1 the output of layer i.
     pub fn shape(&self, value: usize) -> Shape {
-        value.checked_sub(1).map_or(self.input, |i| self.layers[i].output)
+        value
+            .checked_sub(1)
+            .map_or(self.input, |i| self.layers[i].output)
     }
 
     /// Adds a layer that takes the values `inputs` (see [`Layer::inputs`]) and says which value it
@@ -461,7 +475,10 @@ impl Model {
         if !(least..=most).contains(&inputs.len()) {
             return Err(Error::Shape {
                 operation: op.name(),
-                what: format!("expected at least {least} and at most {most} inputs, found {}", inputs.len()),
+                what: format!(
+                    "expected at least {least} and at most {most} inputs, found {}",
+                    inputs.len()
+                ),
             });
         }
         let shapes: Vec<Shape> = inputs.iter().map(|value| self.shape(*value)).collect();

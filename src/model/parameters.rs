@@ -83,11 +83,7 @@ pub(super) fn trained(
 pub(super) fn running(op: &Op, name: &str, input: Shape, start: usize) -> Vec<Parameter> {
     let layout = match op {
         Op::BatchNorm { .. } => vec![
-            (
-                Role::RunningMean,
-                vec![input.channels],
-                Init::Constant(0.0),
-            ),
+            (Role::RunningMean, vec![input.channels], Init::Constant(0.0)),
             (
                 Role::RunningVariance,
                 vec![input.channels],
