@@ -16,6 +16,17 @@ use wgrad::kernels::WORKGROUP_SIZE;
 fn sources() -> Vec<(String, String)> {
     let mut sources = shader_files();
     sources.retain(|(_, text)| !is_template(text));
+    let lanes = sources
+        .iter()
+        .filter(|(_, text)| text.contains("alias Lanes"));
+    let single: Vec<_> = lanes
+        .map(|(name, text)| {
+            let text = wgrad::kernels::lanes::with_lanes(text.clone().leak(), 1);
+            (format!("{name}, one lane"), text.into())
+        })
+        .collect();
+    assert!(!single.is_empty());
+    sources.extend(single);
     sources.extend(rendered_products());
     sources
 }

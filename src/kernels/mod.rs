@@ -9,10 +9,13 @@
 #![allow(clippy::too_many_arguments)]
 
 pub mod activation;
+pub mod batch_norm;
 pub mod conv2d;
 pub mod fingerprint;
 pub mod gather;
+pub mod group_norm;
 pub mod im2col;
+pub mod lanes;
 pub mod loss;
 pub mod optimizer;
 pub mod peak;
