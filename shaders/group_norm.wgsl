@@ -41,7 +41,7 @@ override CHUNKS: u32;
 override POSITIONS_PER_CHUNK: u32;
 override ROW_CHUNKS: u32;
 override ROWS_PER_CHUNK: u32;
-override EPSILON: f32;
+override EPSILON: f32 = 0.0;
 
 const WORKGROUP_SIZE = 64u;
 const ROWS_PER_STRIP = 8u;

@@ -63,7 +63,7 @@ pub fn group_norm_statistics<T: Float>(
     partials: &[T],
 ) -> Vec<T> {
     let (size, width) = (g.chunks().size, g.group_channels());
-    let mut statistics = vec![T::zero(); g.batch * g.groups * 2];
+    let mut statistics = vec![T::zero(); g.statistics()];
     for (chunk, partials) in partials.chunks_exact(statistics.len()).enumerate() {
         let before = chunk * size;
         let more = size.min(g.positions - before);
@@ -248,7 +248,7 @@ fn by_chunk<T: Float>(
     partial: impl Fn(usize, Range<usize>, &mut [T], &mut [T]) + Sync + Send,
 ) -> Vec<T> {
     let (c, chunks) = (g.channels, g.chunks());
-    let mut partials = vec![T::zero(); chunks.count() * g.batch * g.groups * 2];
+    let mut partials = vec![T::zero(); chunks.count() * g.statistics()];
     partials
         .par_chunks_mut(2 * g.groups)
         .with_min_len(rows_per_task(c).div_ceil(chunks.size))

@@ -17,17 +17,17 @@ mod activation;
 mod batch_norm;
 mod check;
 mod conv2d;
-mod fast;
+pub mod fast;
 mod fingerprint;
 mod gather;
 mod group_norm;
 mod im2col;
 mod loss;
-mod network;
 mod optimizer;
 mod peak;
 mod pool;
 mod reduce;
+mod run;
 
 pub use activation::{
     bias_backward, bias_forward, relu_backward, relu_forward, sigmoid_backward, sigmoid_forward,
@@ -40,7 +40,6 @@ pub use check::{FiniteDifference, finite_difference_checks};
 pub use conv2d::{
     conv2d_backward_input, conv2d_backward_weight, conv2d_forward, matmul_nn, matmul_nt, matmul_tn,
 };
-pub use fast::{FastNetwork, memory};
 pub use fingerprint::arithmetic;
 pub use gather::gather_batch;
 pub use group_norm::{
@@ -49,7 +48,6 @@ pub use group_norm::{
 };
 pub use im2col::{col2im, im2col};
 pub use loss::{LossOutput, argmax, softmax_cross_entropy, squared_error, sum_metrics};
-pub use network::{Activation, Network, StepMetrics, StepOutput};
 pub use optimizer::{adamw_update, sgd_update};
 pub use peak::{peak_copy, peak_multiply_add};
 pub use pool::{
@@ -57,6 +55,7 @@ pub use pool::{
     meanpool2d_forward,
 };
 pub use reduce::{reduce_chunks, reduce_splits};
+pub use run::{Memory, Twins, Values, run};
 
 use crate::model::Shape;
 
