@@ -11,6 +11,7 @@ mod check;
 mod forward;
 mod fuse;
 mod memory;
+mod norm;
 mod print;
 #[cfg(test)]
 mod tests;
