@@ -578,3 +578,273 @@ impl Buffers {
         buffers().push(buffer);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::check::{noise, small_network};
+    use crate::cpu::{self, Float, Twins, Values, relu_backward};
+    use crate::kernels::{Access, Dtype, Step};
+    use crate::model::recipe::Optimizer;
+    use crate::model::{Loss, Model, Shape};
+    use crate::plan::{Mode, Options, Plan, Target};
+
+    /// Largest error of f32 sums, relative to the largest value of the same kind.
+    const TOLERANCE: f64 = 3e-6;
+
+    /// Every kind of layer between them.
+    fn models() -> [Model; 2] {
+        [
+            small_network(Loss::SoftmaxCrossEntropy, true),
+            small_network(Loss::SquaredError, false),
+        ]
+    }
+
+    const RULES: [Optimizer; 2] = [
+        Optimizer::Sgd {
+            momentum: 0.9,
+            weight_decay: 0.01,
+        },
+        Optimizer::Adamw {
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            weight_decay: 0.01,
+        },
+    ];
+
+    fn noise_f32(seed: u64, len: usize) -> Vec<f32> {
+        noise(seed, len).into_iter().map(|v| v as f32).collect()
+    }
+
+    fn wide(values: &[f32]) -> Vec<f64> {
+        values.iter().copied().map(f64::from).collect()
+    }
+
+    #[track_caller]
+    fn assert_close(found: &[f32], expected: &[f64]) {
+        assert_eq!(found.len(), expected.len());
+        let scale = expected.iter().fold(0.0, |m: f64, e| m.max(e.abs()));
+        for (i, (&found, expected)) in found.iter().zip(expected).enumerate() {
+            let good = (f64::from(found) - expected).abs() <= TOLERANCE * scale;
+            assert!(good, "element {i}: {found} is not {expected}");
+        }
+    }
+
+    /// A training step on `count` samples, ready to run.
+    fn step<T: Float>(model: &Model, rule: Optimizer, count: usize) -> Twins<T> {
+        let options = Options::default();
+        let plan = Plan::new(model, count, Mode::Train(rule), &options, Target::Cpu).unwrap();
+        let mut step = Twins::<T>::new(plan, count);
+        let scalars = rule.step_scalars(0.01, 1);
+        *step.words("steps") = bytemuck::cast_slice(&[Step {
+            count: count as u32,
+            lr: scalars.lr,
+            bias_correction1: scalars.bias_correction1,
+            bias_correction2: scalars.bias_correction2,
+            ..bytemuck::Zeroable::zeroed()
+        }])
+        .to_vec();
+        let images = noise(1, count * model.input.elements());
+        let images = images.iter().map(|v| (127.0 * v + 127.0) as u8).collect();
+        *step.values("images") = Values::Bytes(images);
+        *step.words("labels") = (0..count as u32).map(|i| i * i % 3).collect();
+        *step.words("order") = (0..count as u32).rev().collect();
+        let channels = model.input.channels;
+        let normalization = [vec![1.0 / 64.0; channels], vec![-2.0; channels]].concat();
+        *step.floats("normalization") = normalization.into_iter().map(Into::into).collect();
+        let parameters = noise_f32(2, model.parameter_elements);
+        *step.floats("parameters") = parameters.into_iter().map(Into::into).collect();
+        step
+    }
+
+    #[test]
+    fn every_kernel_of_a_step_agrees_with_its_twin_in_f64() {
+        // 300 samples: tasks of several blocks, the last of each cut short; 1: less than a block.
+        for (model, rule) in models().iter().zip(RULES) {
+            for count in [300, 1] {
+                let (mut fast, scratch) = (step::<f32>(model, rule, count), Scratch::default());
+                let mut twins = step::<f64>(model, rule, count);
+                let plan = fast.plan.clone();
+                for spec in plan.specs() {
+                    run(spec, &mut fast.memory, &scratch);
+                    cpu::run(spec, &mut twins.memory);
+                    for written in spec.arguments.iter().filter(|a| a.access != Access::Read) {
+                        let view = written.view;
+                        match view.dtype {
+                            Dtype::F32 => {
+                                let found = fast.memory.floats(view).to_vec();
+                                assert_close(&found, twins.memory.floats(view));
+                                // Each kernel is judged on its own.
+                                twins.memory.put(view, wide(&found));
+                            }
+                            Dtype::U32 if written.name != "metrics" => {
+                                assert_eq!(fast.memory.words(view), twins.memory.words(view));
+                            }
+                            Dtype::U32 => {}
+                            Dtype::U8 => {
+                                assert_eq!(fast.memory.bytes(view), twins.memory.bytes(view));
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn convolutions_of_any_geometry_agree_with_the_oracle_in_f64() {
+        let (scratch, count) = (Scratch::default(), 70);
+        for g in [
+            Conv2d::new(Shape::new(7, 5, 3), 4, [3, 2], [2, 1], [1, 0]).unwrap(),
+            Conv2d::new(Shape::new(5, 9, 1), 6, [5, 4], [1, 3], [3, 3]).unwrap(),
+            Conv2d::new(Shape::new(30, 21, 2), 5, [3, 3], [1, 1], [1, 1]).unwrap(),
+            Conv2d::new(Shape::new(2, 1, 2), 3, [4, 5], [1, 1], [3, 4]).unwrap(),
+            Conv2d::new(Shape::new(9, 8, 2), 3, [2, 1], [3, 4], [0, 0]).unwrap(),
+            Conv2d::dense(80, 11),
+        ] {
+            let x = noise_f32(1, count * g.input.elements());
+            let parameters = noise_f32(2, g.weight_elements() + g.output.channels);
+            let dy = noise_f32(3, count * g.output.elements());
+            let (wide_x, wide_parameters, wide_dy) = (wide(&x), wide(&parameters), wide(&dy));
+            // What a buffer held before must not matter.
+            let mut y = vec![f32::NAN; dy.len()];
+            for relu in [false, true] {
+                conv2d_forward(&g, relu, &x, &parameters, &mut y, &scratch);
+                let expected = cpu::conv2d_forward(&g, relu, &wide_x, &wide_parameters);
+                assert_close(&y, &expected);
+            }
+            let mut gradient = vec![f32::NAN; parameters.len()];
+            conv2d_backward_weight(&g, &x, &dy, &mut gradient, &scratch);
+            let expected = cpu::conv2d_backward_weight(&g, &wide_x, &wide_dy);
+            assert_close(&gradient, &expected);
+            let mut dx = vec![f32::NAN; x.len()];
+            for masked in [false, true] {
+                let mask = masked.then_some(x.as_slice());
+                conv2d_backward_input(&g, &dy, &parameters, mask, &mut dx, &scratch);
+                let mut expected = cpu::conv2d_backward_input(&g, &wide_dy, &wide_parameters);
+                if masked {
+                    expected = relu_backward(&wide_x, &expected);
+                }
+                assert_close(&dx, &expected);
+            }
+        }
+    }
+
+    /// NaN where NaN is, the same infinities, and elsewhere close.
+    #[track_caller]
+    fn assert_like(found: &[f32], expected: &[f64]) {
+        assert_eq!(found.len(), expected.len());
+        for (i, (&found, &expected)) in found.iter().zip(expected).enumerate() {
+            let found = f64::from(found);
+            let good = match (found.is_nan(), expected.is_nan()) {
+                (false, false) => found == expected || (found - expected).abs() <= 1e-4,
+                (found, expected) => found && expected,
+            };
+            assert!(good, "element {i}: {found} is not {expected}");
+        }
+    }
+
+    #[test]
+    fn nan_and_infinity_spread_as_far_as_in_the_oracle() {
+        let (scratch, count) = (Scratch::default(), 5);
+        for g in [
+            Conv2d::new(Shape::new(7, 6, 3), 4, [3, 5], [1, 1], [1, 2]).unwrap(),
+            Conv2d::new(Shape::new(5, 9, 1), 6, [5, 4], [1, 3], [3, 3]).unwrap(),
+            Conv2d::new(Shape::new(9, 8, 2), 3, [2, 1], [3, 4], [0, 0]).unwrap(),
+            Conv2d::dense(20, 11),
+        ] {
+            let x = noise_f32(1, count * g.input.elements());
+            let parameters = noise_f32(2, g.weight_elements() + g.output.channels);
+            let dy = noise_f32(3, count * g.output.elements());
+            let bias = g.weight_elements() + 1;
+            for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let with = |values: &[f32], at: usize| {
+                    let mut values = values.to_vec();
+                    values[at] = bad;
+                    values
+                };
+                for (x, parameters) in [
+                    (with(&x, 1), parameters.clone()),
+                    (x.clone(), with(&parameters, 0)),
+                    (x.clone(), with(&parameters, bias)),
+                ] {
+                    for relu in [false, true] {
+                        let mut y = vec![0.0; dy.len()];
+                        conv2d_forward(&g, relu, &x, &parameters, &mut y, &scratch);
+                        let expected = cpu::conv2d_forward(&g, relu, &wide(&x), &wide(&parameters));
+                        assert_like(&y, &expected);
+                    }
+                    let mut dx = vec![0.0; x.len()];
+                    conv2d_backward_input(&g, &dy, &parameters, None, &mut dx, &scratch);
+                    let expected = cpu::conv2d_backward_input(&g, &wide(&dy), &wide(&parameters));
+                    assert_like(&dx, &expected);
+                }
+                let last = x.len() - 1;
+                for (x, dy) in [(with(&x, last), dy.clone()), (x.clone(), with(&dy, 0))] {
+                    let mut gradient = vec![0.0; parameters.len()];
+                    conv2d_backward_weight(&g, &x, &dy, &mut gradient, &scratch);
+                    assert_like(
+                        &gradient,
+                        &cpu::conv2d_backward_weight(&g, &wide(&x), &wide(&dy)),
+                    );
+                    let mut dx = vec![0.0; x.len()];
+                    conv2d_backward_input(&g, &dy, &parameters, None, &mut dx, &scratch);
+                    let expected = cpu::conv2d_backward_input(&g, &wide(&dy), &wide(&parameters));
+                    assert_like(&dx, &expected);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn pooling_and_the_mask_give_the_bits_of_the_oracle() {
+        for (kernel, stride) in [([2, 2], [2, 2]), ([3, 2], [3, 4]), ([1, 3], [2, 3])] {
+            let p = Pool2d::new(Shape::new(9, 7, 5), kernel, stride).unwrap();
+            // Rounded, so that there are ties; and some windows with one NaN or several.
+            let mut x: Vec<f32> = noise_f32(1, 3 * p.input.elements());
+            x.iter_mut().for_each(|x| *x = (3.0 * *x).round());
+            x.iter_mut().step_by(11).for_each(|x| *x = f32::NAN);
+            let dy = noise_f32(2, 3 * p.output.elements());
+            let (mut y, mut index) = (vec![f32::NAN; dy.len()], vec![9; dy.len()]);
+            maxpool2d_forward(&p, &x, &mut y, &mut index);
+            let (expected, expected_index) = cpu::maxpool2d_forward(&p, &x);
+            let places: Vec<u32> = index.iter().map(|i| u32::from(*i)).collect();
+            let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&y), bits(&expected));
+            assert_eq!(places, expected_index);
+            let mut dx = vec![f32::NAN; x.len()];
+            maxpool2d_backward(&p, &dy, &index, None, &mut dx);
+            assert_eq!(dx, cpu::maxpool2d_backward(&p, &dy, &places));
+            let masked = relu_backward(&y, &dy);
+            maxpool2d_backward(&p, &dy, &index, Some(&y), &mut dx);
+            assert_eq!(dx, cpu::maxpool2d_backward(&p, &masked, &places));
+            let passed = masked.iter().zip(&y).filter(|(_, y)| y.is_nan());
+            assert!(passed.clone().count() > 0 && passed.clone().all(|(dy, _)| *dy != 0.0));
+        }
+    }
+
+    /// Everything that a step leaves behind, as bits.
+    fn bits(model: &Model, rule: Optimizer) -> Vec<u32> {
+        let (mut fast, scratch) = (step::<f32>(model, rule, 300), Scratch::default());
+        let plan = fast.plan.clone();
+        plan.specs()
+            .for_each(|spec| run(spec, &mut fast.memory, &scratch));
+        let floats = fast.memory.values.iter().filter_map(|values| match values {
+            Values::Floats(values) => Some(values),
+            _ => None,
+        });
+        floats.flatten().map(|v| v.to_bits()).collect()
+    }
+
+    #[test]
+    fn the_bits_do_not_depend_on_the_number_of_threads() {
+        for (model, rule) in models().iter().zip(RULES) {
+            let with_threads = |threads| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+                pool.build().unwrap().install(|| bits(model, rule))
+            };
+            assert_eq!(with_threads(1), with_threads(3));
+        }
+    }
+}

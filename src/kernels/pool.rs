@@ -24,8 +24,12 @@ fn constants(pool: &Pool2d, batch: usize, masked: bool) -> [(&'static str, f64);
 /// `y[N,OH,OW,C]` = the maximum of each window of `x[N,H,W,C]`, and `index`: its place kh·KW + kw
 /// inside the window (of at most 256), one byte per element of `y`; of equal values the first in
 /// row-major order, and a NaN before every number. Writes `y` and `index`.
+///
+/// # Panics
+/// For a larger window; a model file that has one is refused where it is read.
 pub fn maxpool2d_forward(pool: &Pool2d, batch: usize, x: View, y: View, index: View) -> KernelSpec {
     let n = batch * pool.output.elements();
+    assert!(pool.kernel[0] * pool.kernel[1] <= 256, "{pool:?}");
     KernelSpec::new(
         "maxpool2d_forward",
         SOURCE,

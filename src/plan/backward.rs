@@ -71,6 +71,15 @@ impl Builder<'_> {
             Op::Activation(activation) => {
                 vec![Some(self.activation_backward(i, layer, *activation, dy))]
             }
+            Op::BatchNorm { .. } => vec![self.batch_norm_backward(i, layer, dy, wanted[0])],
+            Op::GroupNorm { groups, .. } => {
+                let g = self.group_norm(layer, *groups);
+                vec![self.group_norm_backward(i, layer, g, dy, wanted[0])]
+            }
+            Op::LayerNorm { .. } => {
+                let g = self.layer_norm(layer);
+                vec![self.group_norm_backward(i, layer, g, dy, wanted[0])]
+            }
             Op::Flatten => vec![Some(dy)],
             other => unimplemented!("{other:?}"),
         }

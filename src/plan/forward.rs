@@ -43,6 +43,17 @@ impl Builder<'_> {
                 y
             }
             Op::Activation(activation) => self.activation_forward(i, layer, *activation, x),
+            Op::BatchNorm { epsilon, momentum } => {
+                self.batch_norm_forward(i, layer, [*momentum, *epsilon], x)
+            }
+            Op::GroupNorm { groups, epsilon } => {
+                let g = self.group_norm(layer, *groups);
+                self.group_norm_forward(i, layer, g, *epsilon, x)
+            }
+            Op::LayerNorm { epsilon } => {
+                let g = self.layer_norm(layer);
+                self.group_norm_forward(i, layer, g, *epsilon, x)
+            }
             // The same elements in the same order.
             Op::Flatten => x,
             other => unimplemented!("{other:?}"),
