@@ -29,7 +29,9 @@ struct Step {
     lr: f32,
     bias_correction1: f32,
     bias_correction2: f32,
-    padding: array<u32, 3>,
+    seed: u32,
+    epoch: u32,
+    padding: u32,
 }
 
 struct Metrics {

@@ -7,6 +7,8 @@
 
 use super::*;
 use crate::error::Result;
+use crate::kernels::batch_norm::BatchNorm;
+use crate::kernels::group_norm::GroupNorm;
 use crate::kernels::{AdapterReport, Step};
 use crate::model::recipe::Optimizer;
 use crate::model::{Activation, Conv2d, Loss, Model, Op, Pool2d};
@@ -146,6 +148,8 @@ pub fn finite_difference_checks() -> Vec<FiniteDifference> {
         }),
     );
 
+    normalisation_checks(&mut check);
+
     let (output, labels) = (noise(14, 4 * 5), [4, 0, 2, 2]);
     let mean = |loss: LossOutput<f64>| loss.loss.iter().sum::<f64>() / 4.0;
     check(
@@ -174,6 +178,66 @@ pub fn finite_difference_checks() -> Vec<FiniteDifference> {
         network_error(&small_network(Loss::SquaredError, false)),
     );
     checks
+}
+
+/// Batch- and group-norm, through their mean and variance, over more rows and positions than a chunk
+/// has. Of the batch's samples the last does not count.
+fn normalisation_checks(check: &mut impl FnMut(&'static str, f64)) {
+    let epsilon = 1e-3;
+    let (batch, positions, channels) = (4, 15, 3);
+    let g = BatchNorm {
+        batch,
+        positions,
+        channels,
+    };
+    let count = batch - 1;
+    let x = noise(20, g.rows() * channels);
+    let mut r = noise(21, x.len());
+    r[count * positions * channels..].fill(0.0);
+    let affine = noise(22, 2 * channels);
+    let statistics = |x: &[f64]| {
+        let partials = batch_norm_moments(&g, x, count);
+        let mut running = vec![0.0; 2 * channels];
+        batch_norm_statistics(&g, [0.1, epsilon], x, &partials, count, &mut running)
+    };
+    let forward = |x: &[f64], affine: &[f64]| batch_norm_forward(x, &statistics(x), affine);
+    let of = statistics(&x);
+    let partials = batch_norm_backward_sums(&g, &x, &r, &of, count);
+    let gradient = reduce_chunks(&partials, g.chunks().count());
+    check(
+        "batch_norm_backward_sums",
+        worst_error(&affine, &gradient, |affine| dot(&r, &forward(&x, affine))),
+    );
+    let dx = batch_norm_backward_input(&g, &x, &r, &of, &affine, &gradient, count);
+    check(
+        "batch_norm_backward_input",
+        worst_error(&x, &dx, |x| dot(&r, &forward(x, &affine))),
+    );
+
+    let g = GroupNorm {
+        batch: 2,
+        positions: 130,
+        channels: 6,
+        groups: 3,
+    };
+    let x = noise(23, g.rows() * g.channels);
+    let (r, affine) = (noise(24, x.len()), noise(25, 2 * g.channels));
+    let statistics = |x: &[f64]| group_norm_statistics(&g, epsilon, x, &group_norm_moments(&g, x));
+    let forward = |x: &[f64], affine: &[f64]| group_norm_forward(&g, x, &statistics(x), affine);
+    let of = statistics(&x);
+    let partials = group_norm_backward_affine(&g, &x, &r, &of);
+    let gradient = reduce_chunks(&partials, g.row_chunks().count());
+    check(
+        "group_norm_backward_affine",
+        worst_error(&affine, &gradient, |affine| dot(&r, &forward(&x, affine))),
+    );
+    let partials = group_norm_backward_sums(&g, &x, &r, &of, &affine);
+    let sums = reduce_splits(&partials, g.chunks().count());
+    let dx = group_norm_backward_input(&g, &x, &r, &of, &affine, &sums);
+    check(
+        "group_norm_backward_input",
+        worst_error(&x, &dx, |x| dot(&r, &forward(x, &affine))),
+    );
 }
 
 /// Two convolutions, a pool and two dense layers over images of 9×7×2, in two ways: fused ReLU,
@@ -301,7 +365,7 @@ mod tests {
     #[test]
     fn every_gradient_agrees_with_finite_differences() {
         let checks = finite_difference_checks();
-        assert_eq!(checks.len(), 15);
+        assert_eq!(checks.len(), 19);
         for check in checks {
             println!("{check:?}");
             assert!(check.passes(), "{check:?}");

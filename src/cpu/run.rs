@@ -203,8 +203,27 @@ pub fn run<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
             memory.put(view("dx"), dx);
         }
         Work::Product(product) => run_product(spec, product, memory),
+        Work::GroupedForward { geometry, relu } => {
+            let y = grouped_forward(geometry, *relu, floats("x"), floats("parameters"));
+            memory.put(view("y"), y);
+        }
+        Work::GroupedBackwardWeight { geometry, chunks } => {
+            let partials = grouped_backward_weight(geometry, *chunks, floats("x"), floats("dy"));
+            memory.put(view("partials"), partials);
+        }
+        Work::GroupedBackwardInput { geometry, masked } => {
+            let mut dx = grouped_backward_input(geometry, floats("dy"), floats("parameters"));
+            if *masked {
+                dx = relu_backward(floats("activation"), &dx);
+            }
+            memory.put(view("dx"), dx);
+        }
         Work::ReduceSplits { splits } => {
             let sums = reduce_splits(floats("partials"), *splits);
+            memory.put(view("result"), sums);
+        }
+        Work::ReduceChunks { chunks } => {
+            let sums = reduce_chunks(floats("partials"), *chunks);
             memory.put(view("result"), sums);
         }
         Work::MaxPoolForward(pool) => {
@@ -258,6 +277,19 @@ pub fn run<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
             let dx = backward(floats("saved"), floats("dy"));
             memory.put(view("dx"), dx);
         }
+        Work::BatchNormMoments(_)
+        | Work::BatchNormStatistics { .. }
+        | Work::BatchNormForward(_)
+        | Work::BatchNormBackwardSums(_)
+        | Work::BatchNormBackwardInput(_)
+        | Work::BatchNormEvaluate { .. }
+        | Work::BatchNormFold { .. } => run_batch_norm(spec, memory),
+        Work::GroupNormMoments(_)
+        | Work::GroupNormStatistics { .. }
+        | Work::GroupNormForward(_)
+        | Work::GroupNormBackwardSums(_)
+        | Work::GroupNormBackwardInput(_)
+        | Work::GroupNormBackwardAffine(_) => run_group_norm(spec, memory),
         Work::Loss { loss, classes } => run_loss(spec, *loss, *classes, memory),
         Work::SumMetrics => {
             let (step, row) = memory.step(spec);
@@ -339,6 +371,114 @@ fn run_product<T: Float>(spec: &KernelSpec, product: &Product, memory: &mut Memo
             memory.put(view("dx"), dx);
         }
     }
+}
+
+fn run_batch_norm<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
+    let view = |name| spec.view(name);
+    let floats = |name| memory.floats(view(name));
+    let count = || memory.step(spec).0.count as usize;
+    let (name, result) = match &spec.work {
+        Work::BatchNormMoments(g) => ("partials", batch_norm_moments(g, floats("x"), count())),
+        Work::BatchNormStatistics {
+            geometry,
+            momentum,
+            epsilon,
+        } => {
+            let mut running = floats("running").to_vec();
+            let statistics = batch_norm_statistics(
+                geometry,
+                [*momentum, *epsilon],
+                floats("x"),
+                floats("partials"),
+                count(),
+                &mut running,
+            );
+            memory.put(view("running"), running);
+            ("statistics", statistics)
+        }
+        Work::BatchNormForward(_) => {
+            let y = batch_norm_forward(floats("x"), floats("statistics"), floats("affine"));
+            ("y", y)
+        }
+        Work::BatchNormBackwardSums(g) => {
+            let (x, dy, statistics) = (floats("x"), floats("dy"), floats("statistics"));
+            let partials = batch_norm_backward_sums(g, x, dy, statistics, count());
+            ("partials", partials)
+        }
+        Work::BatchNormBackwardInput(g) => {
+            let dx = batch_norm_backward_input(
+                g,
+                floats("x"),
+                floats("dy"),
+                floats("statistics"),
+                floats("affine"),
+                floats("gradient"),
+                count(),
+            );
+            ("dx", dx)
+        }
+        Work::BatchNormEvaluate { epsilon, .. } => {
+            let (x, running, affine) = (floats("x"), floats("running"), floats("affine"));
+            ("y", batch_norm_evaluate(*epsilon, x, running, affine))
+        }
+        Work::BatchNormFold { bias, epsilon } => {
+            let folded = batch_norm_fold(
+                *bias,
+                *epsilon,
+                floats("parameters"),
+                floats("running"),
+                floats("affine"),
+            );
+            ("folded", folded)
+        }
+        other => unreachable!("{other:?}"),
+    };
+    memory.put(view(name), result);
+}
+
+fn run_group_norm<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
+    let view = |name| spec.view(name);
+    let floats = |name| memory.floats(view(name));
+    let (name, result) = match &spec.work {
+        Work::GroupNormMoments(g) => ("partials", group_norm_moments(g, floats("x"))),
+        Work::GroupNormStatistics { geometry, epsilon } => {
+            let (x, partials) = (floats("x"), floats("partials"));
+            let statistics = group_norm_statistics(geometry, *epsilon, x, partials);
+            ("statistics", statistics)
+        }
+        Work::GroupNormForward(g) => {
+            let (x, statistics, affine) = (floats("x"), floats("statistics"), floats("affine"));
+            ("y", group_norm_forward(g, x, statistics, affine))
+        }
+        Work::GroupNormBackwardSums(g) => {
+            let partials = group_norm_backward_sums(
+                g,
+                floats("x"),
+                floats("dy"),
+                floats("statistics"),
+                floats("affine"),
+            );
+            ("partials", partials)
+        }
+        Work::GroupNormBackwardInput(g) => {
+            let dx = group_norm_backward_input(
+                g,
+                floats("x"),
+                floats("dy"),
+                floats("statistics"),
+                floats("affine"),
+                floats("sums"),
+            );
+            ("dx", dx)
+        }
+        Work::GroupNormBackwardAffine(g) => {
+            let (x, dy, statistics) = (floats("x"), floats("dy"), floats("statistics"));
+            let partials = group_norm_backward_affine(g, x, dy, statistics);
+            ("partials", partials)
+        }
+        other => unreachable!("{other:?}"),
+    };
+    memory.put(view(name), result);
 }
 
 fn run_loss<T: Float>(spec: &KernelSpec, loss: Loss, classes: usize, memory: &mut Memory<T>) {

@@ -11,7 +11,10 @@ mod check;
 mod forward;
 mod fuse;
 mod memory;
+mod norm;
 mod print;
+#[cfg(test)]
+mod tests;
 
 pub use check::expect_batch;
 pub use memory::Slot;
@@ -19,8 +22,8 @@ pub use memory::Slot;
 use crate::error::Result;
 use crate::kernels::conv2d::{Family, Pass, Product, Tile};
 use crate::kernels::{
-    Access, AdapterReport, Dtype, KernelSpec, STEP_ELEMENTS, View, Work, gather, loss, optimizer,
-    step,
+    Access, AdapterReport, Argument, Dtype, KernelSpec, STEP_ELEMENTS, View, Work, gather, loss,
+    optimizer, step,
 };
 use crate::model::recipe::Optimizer;
 use crate::model::{Layer, Model, Shape};
