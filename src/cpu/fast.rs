@@ -2,13 +2,15 @@
 //! carried out by their twins, and these are held against theirs.
 //!
 //! A layer with weights is im2col and a product of the `matrixmultiply` crate: with a column of ones
-//! behind it, `columns` times the parameters `[KH·KW·C + 1, OC]` has the bias in it, and `columnsᵀ·dy`
-//! is the gradient of weight and bias at once. The zeros of the padding make a NaN of an infinite or
+//! behind it (where the layer has a bias), `columns` times the parameters `[KH·KW·C + 1, OC]` has the
+//! bias in it, and `columnsᵀ·dy` is the gradient of weight and bias at once. The zeros of the padding make a NaN of an infinite or
 //! NaN factor that they meet, where a term should contribute nothing: what comes out NaN is redone
 //! term by term. Max-pooling without overlap is written for vector instructions.
 //!
 //! The batch is cut by its size and the layer's geometry alone, never by the number of threads, and
 //! partial sums are joined in order, so the bits do not depend on how many threads there are.
+
+mod grouped;
 
 use super::im2col::pixel;
 use super::{Memory, add, batch};
@@ -38,6 +40,28 @@ pub fn run(spec: &KernelSpec, memory: &mut Memory<f32>, scratch: &Scratch) {
     let view = |name| spec.view(name);
     match &spec.work {
         Work::Product(product) => run_product(spec, product, memory, scratch),
+        Work::GroupedForward { geometry, relu } => {
+            memory.change_floats(view("y"), |memory, y| {
+                let (x, parameters) = (memory.floats(view("x")), memory.floats(view("parameters")));
+                grouped::grouped_forward(geometry, *relu, x, parameters, y, scratch);
+            });
+        }
+        // All sums in one piece, as a plan for the CPU has them.
+        Work::GroupedBackwardWeight {
+            geometry,
+            chunks: 1,
+        } => memory.change_floats(view("partials"), |memory, gradient| {
+            let (x, dy) = (memory.floats(view("x")), memory.floats(view("dy")));
+            grouped::grouped_backward_weight(geometry, x, dy, gradient, scratch);
+        }),
+        Work::GroupedBackwardInput { geometry, masked } => {
+            memory.change_floats(view("dx"), |memory, dx| {
+                let (dy, parameters) =
+                    (memory.floats(view("dy")), memory.floats(view("parameters")));
+                let activation = masked.then(|| memory.floats(view("activation")));
+                grouped::grouped_backward_input(geometry, dy, parameters, activation, dx, scratch);
+            });
+        }
         Work::MaxPoolForward(pool) => {
             memory.change_both(view("y"), view("index"), |memory, y, index| {
                 maxpool2d_forward(pool, memory.floats(view("x")), y, index);
@@ -104,6 +128,16 @@ pub fn scratch_bytes(spec: &KernelSpec) -> u64 {
             let tasks = p.batch.div_ceil(Cut::new(&p.geometry, p.batch).task.max(1));
             4 * (tasks * p.result_elements()) as u64
         }
+        Work::GroupedForward { geometry, .. } => {
+            grouped::copied_bytes(geometry, spec.view("y").len)
+        }
+        Work::GroupedBackwardInput { geometry, .. } => {
+            grouped::copied_bytes(geometry, spec.view("dy").len)
+        }
+        Work::GroupedBackwardWeight {
+            geometry,
+            chunks: 1,
+        } => grouped::weight_bytes(geometry, spec.view("dy").len),
         _ => 0,
     }
 }
@@ -156,8 +190,8 @@ fn conv2d_forward(
                     .zip(x.chunks(cut.block * input))
                 {
                     im2col_with_ones(g, x, columns);
-                    product(Matrix::new(columns, g.patch() + 1), parameters, 0.0, y);
-                    if g.padding != [0, 0] {
+                    product(Matrix::new(columns, g.parameter_rows()), parameters, 0.0, y);
+                    if g.padded() {
                         redo_nan(y, 0, |i| forward_element(g, x, parameters.values, i));
                     }
                     if relu {
@@ -195,7 +229,7 @@ fn conv2d_backward_weight(
                         .zip(dy.chunks(cut.block * output));
                     for (block, (x, dy)) in blocks.enumerate() {
                         im2col_with_ones(g, x, columns);
-                        let columns = Matrix::new(columns, g.patch() + 1).transposed();
+                        let columns = Matrix::new(columns, g.parameter_rows()).transposed();
                         let keep = if block == 0 { 0.0 } else { 1.0 };
                         product(columns, Matrix::new(dy, g.output.channels), keep, partial);
                     }
@@ -209,7 +243,7 @@ fn conv2d_backward_weight(
                 for partial in partials.chunks_exact(elements) {
                     add(sum, &partial[chunk * ELEMENTS_PER_SUM..]);
                 }
-                if g.padding != [0, 0] {
+                if g.padded() {
                     redo_nan(sum, chunk * ELEMENTS_PER_SUM, |i| {
                         weight_element(g, x, dy, i)
                     });
@@ -241,7 +275,10 @@ fn forward_element(g: &Conv2d, x: &[f32], parameters: &[f32], i: usize) -> f32 {
     let (c, oc) = (g.input.channels, g.output.channels);
     let x = &x[i / g.output.elements() * g.input.elements()..];
     let position = i % g.output.elements() / oc;
-    let mut sum = parameters[g.weight_elements() + i % oc];
+    let mut sum = match g.bias {
+        true => parameters[g.weight_elements() + i % oc],
+        false => 0.0,
+    };
     for tap in 0..g.kernel[0] * g.kernel[1] {
         let Some(pixel) = pixel(g, position, tap) else {
             continue;
@@ -317,64 +354,74 @@ fn conv2d_backward_input(
         });
 }
 
-/// [`im2col`](super::im2col) with a column of ones behind it: x `[N,H,W,C]` to columns
-/// `[N·OH·OW, KH·KW·C + 1]`.
+/// [`im2col`](super::im2col) with a column of ones behind it where there is a bias: x `[N,H,W,C]` to
+/// columns `[N·OH·OW, KH·KW·C + 1]`.
 fn im2col_with_ones(g: &Conv2d, x: &[f32], columns: &mut Vec<f32>) {
-    let (patch, run) = (g.patch(), g.kernel[1] * g.input.channels);
-    let sample = g.positions() * (patch + 1);
+    let rows = g.parameter_rows();
+    let sample = g.positions() * rows;
     columns.resize(batch(x.len(), g.input) * sample, 0.0);
     for (columns, x) in columns
         .chunks_exact_mut(sample)
         .zip(x.chunks_exact(g.input.elements()))
     {
-        for_each_run(g, |position, kh, skipped, pixels| {
-            let columns = &mut columns[position * (patch + 1) + kh * run..][..run];
+        for_each_run(g, |position, run, skipped, pixels| {
+            let columns = &mut columns[position * rows..][run];
             let last = skipped + pixels.len();
             columns[..skipped].fill(0.0);
             columns[skipped..last].copy_from_slice(&x[pixels]);
             columns[last..].fill(0.0);
         });
-        for row in columns.chunks_exact_mut(patch + 1) {
-            row[patch] = 1.0;
+        if g.bias {
+            for row in columns.chunks_exact_mut(rows) {
+                row[rows - 1] = 1.0;
+            }
         }
     }
 }
 
 /// [`col2im`](super::col2im) into dx.
 fn col2im(g: &Conv2d, columns: &[f32], dx: &mut [f32]) {
-    let (patch, run) = (g.patch(), g.kernel[1] * g.input.channels);
+    let patch = g.patch();
     dx.fill(0.0);
     for (columns, dx) in columns
         .chunks_exact(g.positions() * patch)
         .zip(dx.chunks_exact_mut(g.input.elements()))
     {
-        for_each_run(g, |position, kh, skipped, pixels| {
-            let columns = &columns[position * patch + kh * run..][..run];
+        for_each_run(g, |position, run, skipped, pixels| {
+            let columns = &columns[position * patch..][run];
             add(&mut dx[pixels], &columns[skipped..]);
         });
     }
 }
 
-/// Calls `visit(position, kh, skipped, pixels)` for every row kh of every window: its KW·C elements
-/// lie side by side in the image, at `pixels`, but for the first `skipped` and those beyond, which
-/// are padding.
+/// Calls `visit(position, run, skipped, pixels)` for every run of a window: elements of its row of the
+/// im2col matrix that lie side by side in the image too, at `pixels`, but for the first `skipped` and
+/// those beyond, which are padding. A row kh of the window is one run, or KW where it is dilated.
 #[inline(always)]
-fn for_each_run(g: &Conv2d, mut visit: impl FnMut(usize, usize, usize, Range<usize>)) {
+fn for_each_run(g: &Conv2d, mut visit: impl FnMut(usize, Range<usize>, usize, Range<usize>)) {
     let c = g.input.channels;
+    let taps = if g.dilation[1] == 1 { g.kernel[1] } else { 1 };
     for oh in 0..g.output.height {
         for ow in 0..g.output.width {
-            let left = ow * g.stride[1];
-            let first = g.padding[1].saturating_sub(left);
-            let last = g.kernel[1].min(g.input.width + g.padding[1] - left);
-            for kh in 0..g.kernel[0] {
-                let h = (oh * g.stride[0] + kh).wrapping_sub(g.padding[0]);
-                let pixels = if h < g.input.height {
-                    let start = h * g.input.width + left + first - g.padding[1];
-                    start * c..(start + last - first) * c
-                } else {
-                    0..0
-                };
-                visit(oh * g.output.width + ow, kh, first * c, pixels);
+            for kw in (0..g.kernel[1]).step_by(taps) {
+                // Columns of the image with its padding, and those of the run's taps that lie in it.
+                let left = ow * g.stride[1] + kw * g.dilation[1];
+                let first = g.padding[1].saturating_sub(left).min(taps);
+                let last = (g.input.width + g.padding[1])
+                    .saturating_sub(left)
+                    .clamp(first, taps);
+                for kh in 0..g.kernel[0] {
+                    let h = (oh * g.stride[0] + kh * g.dilation[0]).wrapping_sub(g.padding[0]);
+                    let pixels = if h < g.input.height && first < last {
+                        let start = h * g.input.width + left + first - g.padding[1];
+                        start * c..(start + last - first) * c
+                    } else {
+                        0..0
+                    };
+                    let run = (kh * g.kernel[1] + kw) * c;
+                    let run = run..run + taps * c;
+                    visit(oh * g.output.width + ow, run, first * c, pixels);
+                }
             }
         }
     }

@@ -3,7 +3,7 @@
 //!
 //! Everything is generic over f32 and f64: the GPU is compared with f32, finite differences
 //! ([`finite_difference_checks`]) need f64. Activations are NHWC; the parameters of a layer are one
-//! `[KH·KW·C + 1, OC]` matrix, the weight `[KH][KW][C][OC]` with the bias as its last row. Slices
+//! `[KH·KW·C + 1, OC]` matrix, the weight `[KH][KW][C][OC]` with the bias, if any, as its last row. Slices
 //! come in, vectors go out; the batch size N follows from a slice's length, and lengths that do not
 //! fit the geometry are a bug of the caller and panic.
 //!
@@ -21,6 +21,7 @@ pub mod fast;
 mod fingerprint;
 mod gather;
 mod group_norm;
+mod grouped;
 mod im2col;
 mod loss;
 mod optimizer;
@@ -46,6 +47,7 @@ pub use group_norm::{
     group_norm_backward_affine, group_norm_backward_input, group_norm_backward_sums,
     group_norm_forward, group_norm_moments, group_norm_statistics,
 };
+pub use grouped::{grouped_backward_input, grouped_backward_weight, grouped_forward};
 pub use im2col::{col2im, im2col};
 pub use loss::{LossOutput, argmax, softmax_cross_entropy, squared_error, sum_metrics};
 pub use optimizer::{adamw_update, sgd_update};

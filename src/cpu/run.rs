@@ -203,6 +203,21 @@ pub fn run<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
             memory.put(view("dx"), dx);
         }
         Work::Product(product) => run_product(spec, product, memory),
+        Work::GroupedForward { geometry, relu } => {
+            let y = grouped_forward(geometry, *relu, floats("x"), floats("parameters"));
+            memory.put(view("y"), y);
+        }
+        Work::GroupedBackwardWeight { geometry, chunks } => {
+            let partials = grouped_backward_weight(geometry, *chunks, floats("x"), floats("dy"));
+            memory.put(view("partials"), partials);
+        }
+        Work::GroupedBackwardInput { geometry, masked } => {
+            let mut dx = grouped_backward_input(geometry, floats("dy"), floats("parameters"));
+            if *masked {
+                dx = relu_backward(floats("activation"), &dx);
+            }
+            memory.put(view("dx"), dx);
+        }
         Work::ReduceSplits { splits } => {
             let sums = reduce_splits(floats("partials"), *splits);
             memory.put(view("result"), sums);

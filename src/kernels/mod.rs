@@ -15,6 +15,7 @@ pub mod conv2d;
 pub mod fingerprint;
 pub mod gather;
 pub mod group_norm;
+pub mod grouped;
 pub mod im2col;
 pub mod lanes;
 pub mod loss;

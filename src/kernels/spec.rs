@@ -101,6 +101,18 @@ pub enum Work {
         masked: bool,
     },
     Product(Product),
+    GroupedForward {
+        geometry: Conv2d,
+        relu: bool,
+    },
+    GroupedBackwardWeight {
+        geometry: Conv2d,
+        chunks: usize,
+    },
+    GroupedBackwardInput {
+        geometry: Conv2d,
+        masked: bool,
+    },
     ReduceSplits {
         splits: usize,
     },

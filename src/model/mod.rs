@@ -54,24 +54,50 @@ impl std::fmt::Display for Shape {
 }
 
 /// Geometry of a 2-D convolution (cross-correlation, as in every deep-learning library):
-/// `output = (input + 2·padding − kernel) / stride + 1` per axis, rounded down, zero padding.
+/// `output = (input + padding before and behind − dilation·(kernel − 1) − 1) / stride + 1` per axis,
+/// rounded down, zero padding.
 ///
 /// A dense layer is the case of a 1×1 image under a 1×1 kernel, see [`Conv2d::dense`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Conv2d {
     pub input: Shape,
     pub output: Shape,
-    /// `[height, width]`, like stride and padding.
+    /// `[height, width]`, like stride, padding and dilation.
     pub kernel: [usize; 2],
     pub stride: [usize; 2],
+    /// What lies before the first row and the first column; what lies behind the last ones follows
+    /// from the output's size.
     pub padding: [usize; 2],
+    /// From one tap of the kernel to the next; 1 where they lie side by side.
+    #[serde(default = "undilated")]
+    pub dilation: [usize; 2],
+    /// The channels in and out fall into so many groups, and an output sees its own group alone.
+    #[serde(default = "ungrouped")]
+    pub groups: usize,
+    /// Whether a number for each output channel is added.
+    #[serde(default = "biased")]
+    pub bias: bool,
+}
+
+// What a geometry has that was written down before there was a choice.
+
+const fn undilated() -> [usize; 2] {
+    [1, 1]
+}
+
+const fn ungrouped() -> usize {
+    1
+}
+
+const fn biased() -> bool {
+    true
 }
 
 impl Conv2d {
-    /// Geometry for `out_channels` filters over `input`.
+    /// Geometry for `out_channels` filters over `input`, with the same padding on both sides.
     ///
     /// # Errors
-    /// [`Error::Shape`] when a size is zero or the kernel exceeds the padded input.
+    /// As [`Conv2d::dilated`].
     pub fn new(
         input: Shape,
         out_channels: usize,
@@ -79,7 +105,24 @@ impl Conv2d {
         stride: [usize; 2],
         padding: [usize; 2],
     ) -> Result<Self> {
-        let output = window_output("conv2d", input, kernel, stride, padding)?;
+        let padding = padding.map(|p| [p, p]);
+        Conv2d::dilated(input, out_channels, kernel, stride, padding, [1, 1])
+    }
+
+    /// Geometry for `out_channels` filters over `input` with `padding` `[[top, bottom], [left,
+    /// right]]`, whose taps lie `dilation` apart.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when a size is zero or the dilated kernel exceeds the padded input.
+    pub fn dilated(
+        input: Shape,
+        out_channels: usize,
+        kernel: [usize; 2],
+        stride: [usize; 2],
+        padding: [[usize; 2]; 2],
+        dilation: [usize; 2],
+    ) -> Result<Self> {
+        let output = window_output("conv2d", input, kernel, stride, padding, dilation)?;
         if out_channels == 0 {
             return Err(Error::Shape {
                 operation: "conv2d",
@@ -91,8 +134,37 @@ impl Conv2d {
             output: Shape::new(output[0], output[1], out_channels),
             kernel,
             stride,
-            padding,
+            padding: padding.map(|[before, _]| before),
+            dilation,
+            groups: 1,
+            bias: true,
         })
+    }
+
+    /// The same in `groups`: as many as channels for a depthwise convolution.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when they do not divide the channels in and out.
+    pub fn grouped(self, groups: usize) -> Result<Self> {
+        let (c, oc) = (self.input.channels, self.output.channels);
+        // (Nothing but 0 is a multiple of 0.)
+        if !c.is_multiple_of(groups) || !oc.is_multiple_of(groups) {
+            return Err(Error::Shape {
+                operation: "conv2d",
+                what: format!(
+                    "expected groups that divide the {c} channels in and the {oc} channels out, found {groups}; change groups or out_channels"
+                ),
+            });
+        }
+        Ok(Conv2d { groups, ..self })
+    }
+
+    /// The same without a bias, as in front of a normalisation that has its own.
+    pub const fn without_bias(self) -> Self {
+        Conv2d {
+            bias: false,
+            ..self
+        }
     }
 
     /// The dense layer `y[units] = x[inputs] · W[inputs, units] + b` as a 1×1 convolution over a
@@ -104,17 +176,55 @@ impl Conv2d {
             kernel: [1, 1],
             stride: [1, 1],
             padding: [0, 0],
+            dilation: [1, 1],
+            groups: 1,
+            bias: true,
         }
     }
 
-    /// Rows of the weight matrix: KH·KW·C, one column of the im2col matrix each.
-    pub const fn patch(&self) -> usize {
-        self.kernel[0] * self.kernel[1] * self.input.channels
+    /// Channels that an output sees, and output channels that see the same: C/groups, OC/groups.
+    pub const fn group_channels(&self) -> [usize; 2] {
+        [
+            self.input.channels / self.groups,
+            self.output.channels / self.groups,
+        ]
     }
 
-    /// Elements of the weight, layout `[KH][KW][C][OC]`.
+    /// Rows of the weight matrix: KH·KW·C/groups, one column of the im2col matrix each.
+    pub const fn patch(&self) -> usize {
+        self.kernel[0] * self.kernel[1] * self.group_channels()[0]
+    }
+
+    /// Elements of the weight, layout `[KH][KW][C/groups][OC]`.
     pub const fn weight_elements(&self) -> usize {
         self.patch() * self.output.channels
+    }
+
+    /// Rows of the matrix that weight and bias are, `[KH·KW·C/groups + 1, OC]`, without the last one
+    /// where there is no bias.
+    pub const fn parameter_rows(&self) -> usize {
+        self.patch() + self.bias as usize
+    }
+
+    /// Elements of the weight and of the bias behind it, where there is one.
+    pub const fn parameter_elements(&self) -> usize {
+        self.parameter_rows() * self.output.channels
+    }
+
+    /// Whether some taps lie in the padding.
+    pub const fn padded(&self) -> bool {
+        self.padding[0] > 0
+            || self.padding[1] > 0
+            || self.reach(0) > self.input.height
+            || self.reach(1) > self.input.width
+    }
+
+    /// Rows (axis 0) or columns (axis 1) of the image up to the last that a tap reaches; more than there
+    /// are where it lies in the padding.
+    const fn reach(&self, axis: usize) -> usize {
+        let last = [self.output.height, self.output.width][axis] - 1;
+        last * self.stride[axis] + self.dilation[axis] * (self.kernel[axis] - 1) + 1
+            - self.padding[axis]
     }
 
     /// Output positions of one sample: OH·OW.
@@ -138,7 +248,7 @@ impl Pool2d {
     /// # Errors
     /// [`Error::Shape`] when a size is zero or the window exceeds the input.
     pub fn new(input: Shape, kernel: [usize; 2], stride: [usize; 2]) -> Result<Self> {
-        let output = window_output("pool2d", input, kernel, stride, [0, 0])?;
+        let output = window_output("pool2d", input, kernel, stride, [[0, 0]; 2], [1, 1])?;
         Ok(Pool2d {
             input,
             output: Shape::new(output[0], output[1], input.channels),
@@ -153,48 +263,84 @@ impl Pool2d {
     }
 }
 
+/// Height and width of what windows see of `input`, with `padding` `[[top, bottom], [left, right]]`.
 fn window_output(
     operation: &'static str,
     input: Shape,
     kernel: [usize; 2],
     stride: [usize; 2],
-    padding: [usize; 2],
+    padding: [[usize; 2]; 2],
+    dilation: [usize; 2],
 ) -> Result<[usize; 2]> {
     let mut output = [0; 2];
     for (axis, size) in [input.height, input.width].into_iter().enumerate() {
         let name = ["height", "width"][axis];
+        let fail = |what| Err(Error::Shape { operation, what });
         if kernel[axis] == 0 || stride[axis] == 0 {
-            return Err(Error::Shape {
-                operation,
-                what: format!(
-                    "expected kernel and stride of at least 1 along the {name}, found kernel {} and stride {}",
-                    kernel[axis], stride[axis]
-                ),
-            });
+            return fail(format!(
+                "expected kernel and stride of at least 1 along the {name}, found kernel {} and stride {}",
+                kernel[axis], stride[axis]
+            ));
         }
+        if dilation[axis] == 0 {
+            return fail(format!(
+                "expected a dilation of at least 1 along the {name}, found 0; 1 leaves no gaps"
+            ));
+        }
+        let reach = dilation[axis]
+            .checked_mul(kernel[axis] - 1)
+            .and_then(|gaps| gaps.checked_add(1));
+        let kernel = match dilation[axis] {
+            1 => kernel[axis].to_string(),
+            dilation => format!("{} dilated by {dilation}", kernel[axis]),
+        };
+        let Some(reach) = reach else {
+            return fail(format!(
+                "expected a kernel no larger than the padded input, found kernel {kernel} over input {name} {size}; use a smaller dilation"
+            ));
+        };
         // A padding as large as the kernel adds outputs that see nothing but zeros: a mistake.
-        if padding[axis] >= kernel[axis] {
-            return Err(Error::Shape {
-                operation,
-                what: format!(
-                    "expected padding smaller than the kernel ({}) along the {name}, found {}",
-                    kernel[axis], padding[axis]
-                ),
-            });
+        let [before, behind] = padding[axis];
+        let most = before.max(behind);
+        if most >= reach {
+            return fail(format!(
+                "expected padding smaller than the kernel ({kernel}) along the {name}, found {most}"
+            ));
         }
-        let padded = size + 2 * padding[axis];
-        if kernel[axis] > padded {
-            return Err(Error::Shape {
-                operation,
-                what: format!(
-                    "expected a kernel no larger than the padded input, found kernel {} over input {name} {size} with padding {}; use a smaller kernel or fewer pooling layers",
-                    kernel[axis], padding[axis]
-                ),
-            });
+        let padded = size.saturating_add(before).saturating_add(behind);
+        if reach > padded {
+            let padding = match before == behind {
+                true => before.to_string(),
+                false => format!("[{before}, {behind}]"),
+            };
+            return fail(format!(
+                "expected a kernel no larger than the padded input, found kernel {kernel} over input {name} {size} with padding {padding}; use a smaller kernel or fewer pooling layers"
+            ));
         }
-        output[axis] = (padded - kernel[axis]) / stride[axis] + 1;
+        output[axis] = (padded - reach) / stride[axis] + 1;
     }
     Ok(output)
+}
+
+/// The padding `[[top, bottom], [left, right]]` for which an output is as large as its input divided by
+/// the stride, rounded up; where it is odd, the larger part lies behind (TensorFlow's `SAME`, ONNX's
+/// `SAME_UPPER`). Sizes of 0 are left to the constructors to refuse.
+pub fn same_padding(
+    input: Shape,
+    kernel: [usize; 2],
+    stride: [usize; 2],
+    dilation: [usize; 2],
+) -> [[usize; 2]; 2] {
+    [0, 1].map(|axis| {
+        let size = [input.height, input.width][axis];
+        let last = size.div_ceil(stride[axis].max(1)).saturating_sub(1);
+        let reach = dilation[axis].saturating_mul(kernel[axis].saturating_sub(1));
+        let needed = (last * stride[axis])
+            .saturating_add(reach)
+            .saturating_add(1);
+        let total = needed.saturating_sub(size);
+        [total / 2, total - total / 2]
+    })
 }
 
 /// What a layer computes, with its resolved geometry.
@@ -559,5 +705,126 @@ impl Model {
     pub fn training_multiply_adds(&self) -> u64 {
         let first = self.layers.iter().find(|l| !l.parameters.is_empty());
         3 * self.multiply_adds() - first.map_or(0, Layer::multiply_adds)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INPUT: Shape = Shape::new(7, 10, 6);
+
+    fn message<T>(result: Result<T>) -> String {
+        result.err().expect("an error").to_string()
+    }
+
+    #[test]
+    fn a_dilated_convolution_has_the_size_that_pytorch_gives_it() {
+        // torch.nn.functional.conv2d over F.pad.
+        for (kernel, stride, padding, dilation, output) in [
+            ([3, 3], [1, 1], [[2, 2], [2, 2]], [2, 2], [7, 10]),
+            ([3, 2], [2, 3], [[1, 0], [0, 1]], [3, 4], [1, 3]),
+            ([3, 3], [2, 2], [[0, 1], [0, 1]], [1, 1], [3, 5]),
+            ([4, 1], [1, 1], [[0, 3], [0, 0]], [2, 9], [4, 10]),
+        ] {
+            let g = Conv2d::dilated(INPUT, 8, kernel, stride, padding, dilation).unwrap();
+            assert_eq!([g.output.height, g.output.width], output, "{g:?}");
+            assert_eq!(g.padding, [padding[0][0], padding[1][0]]);
+        }
+    }
+
+    #[test]
+    fn taps_in_the_padding_are_seen_on_every_side() {
+        let of = |padding, stride| {
+            Conv2d::dilated(INPUT, 8, [3, 3], stride, padding, [1, 1])
+                .unwrap()
+                .padded()
+        };
+        assert!(!of([[0, 0], [0, 0]], [1, 1]));
+        for side in 0..4 {
+            let mut padding = [[0, 0], [0, 0]];
+            padding[side / 2][side % 2] = 1;
+            assert!(of(padding, [1, 1]), "{padding:?}");
+        }
+        // No window gets as far as the last padded row.
+        assert!(!of([[0, 1], [0, 0]], [3, 1]));
+    }
+
+    #[test]
+    fn same_padding_keeps_the_size_and_puts_the_odd_part_behind() {
+        let same = |kernel, stride, dilation| same_padding(INPUT, kernel, stride, dilation);
+        assert_eq!(same([3, 3], [1, 1], [1, 1]), [[1, 1], [1, 1]]);
+        assert_eq!(same([2, 4], [1, 1], [1, 1]), [[0, 1], [1, 2]]);
+        assert_eq!(same([3, 3], [2, 2], [1, 1]), [[1, 1], [0, 1]]);
+        assert_eq!(same([3, 3], [1, 1], [2, 4]), [[2, 2], [4, 4]]);
+        assert_eq!(same([1, 2], [3, 3], [1, 1]), [[0, 0], [0, 1]]);
+        for (kernel, stride, dilation) in [([3, 2], [2, 3], [2, 5]), ([5, 1], [1, 4], [1, 1])] {
+            let padding = same(kernel, stride, dilation);
+            let g = Conv2d::dilated(INPUT, 8, kernel, stride, padding, dilation).unwrap();
+            let ceil = [7usize.div_ceil(stride[0]), 10usize.div_ceil(stride[1])];
+            assert_eq!([g.output.height, g.output.width], ceil, "{g:?}");
+        }
+    }
+
+    #[test]
+    fn groups_and_bias_decide_the_parameters() {
+        let g = Conv2d::new(INPUT, 12, [3, 2], [1, 1], [0, 0]).unwrap();
+        assert_eq!((g.patch(), g.parameter_elements()), (36, 37 * 12));
+        let depthwise = g.grouped(6).unwrap();
+        assert_eq!(depthwise.group_channels(), [1, 2]);
+        assert_eq!((depthwise.patch(), depthwise.weight_elements()), (6, 72));
+        assert_eq!(depthwise.parameter_elements(), 72 + 12);
+        assert_eq!(depthwise.without_bias().parameter_elements(), 72);
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_with_what_was_found() {
+        let of = |padding, dilation| {
+            message(Conv2d::dilated(INPUT, 8, [3, 3], [1, 1], padding, dilation))
+        };
+        let none = [[0, 0]; 2];
+        for (found, parts) in [
+            (
+                of(none, [0, 1]),
+                ["dilation of at least 1", "height, found 0"],
+            ),
+            (
+                of(none, [1, 5]),
+                ["kernel 3 dilated by 5", "width 10 with padding 0"],
+            ),
+            (
+                of([[5, 1], [0, 0]], [2, 1]),
+                ["smaller than the kernel (3 dilated by 2)", "found 5"],
+            ),
+            (
+                of([[0, 1], [0, 0]], [4, 1]),
+                ["kernel 3 dilated by 4", "padding [0, 1]"],
+            ),
+            (
+                of(none, [usize::MAX, 1]),
+                ["dilated by", "smaller dilation"],
+            ),
+        ] {
+            for part in parts {
+                assert!(found.contains(part), "{found} has no '{part}'");
+            }
+        }
+        let g = Conv2d::new(INPUT, 8, [3, 3], [1, 1], [0, 0]).unwrap();
+        for groups in [0, 4, 6] {
+            let found = message(g.grouped(groups));
+            let part = format!("6 channels in and the 8 channels out, found {groups}");
+            assert!(found.contains(&part), "{found}");
+        }
+        assert_eq!(g.grouped(2).unwrap().groups, 2);
+    }
+
+    #[test]
+    fn geometries_written_before_there_was_a_choice_still_read() {
+        let g = Conv2d::new(INPUT, 8, [3, 3], [1, 2], [1, 0]).unwrap();
+        let mut text = serde_json::to_value(g).unwrap();
+        for key in ["dilation", "groups", "bias"] {
+            assert!(text.as_object_mut().unwrap().remove(key).is_some());
+        }
+        assert_eq!(serde_json::from_value::<Conv2d>(text).unwrap(), g);
     }
 }

@@ -59,7 +59,9 @@ pub(super) fn trained(
     let layout = match op {
         Op::Conv2d(g) | Op::Dense(g) => {
             let mut layout = vec![(Role::Weight, weight_shape(g), init.unwrap_or(Init::FanIn))];
-            layout.push((Role::Bias, vec![g.output.channels], Init::FanIn));
+            if g.bias {
+                layout.push((Role::Bias, vec![g.output.channels], Init::FanIn));
+            }
             layout
         }
         Op::BatchNorm { .. } | Op::GroupNorm { .. } | Op::LayerNorm { .. } => vec![
@@ -99,7 +101,7 @@ fn weight_shape(g: &Conv2d) -> Vec<usize> {
     vec![
         g.kernel[0],
         g.kernel[1],
-        g.input.channels,
+        g.group_channels()[0],
         g.output.channels,
     ]
 }

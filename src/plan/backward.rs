@@ -4,8 +4,8 @@
 
 use super::forward::as_matrix;
 use super::{Builder, Section};
-use crate::kernels::conv2d::{self, Pass};
-use crate::kernels::{Dtype, View, activation, im2col, pool, reduce};
+use crate::kernels::conv2d::{self, Pass, Tile};
+use crate::kernels::{Dtype, KernelSpec, View, activation, grouped, im2col, pool, reduce};
 use crate::model::{Activation, Conv2d, Layer, Op};
 
 impl Builder<'_> {
@@ -96,21 +96,45 @@ impl Builder<'_> {
     fn product_backward_weight(&mut self, layer: &Layer, geometry: &Conv2d, dy: View) {
         let gradients = self.gradients_of(layer);
         let x = self.values[layer.inputs[0]];
-        let (geometry, batch, x) = self.left_operand(layer, geometry, x);
-        let product = self.product(&geometry, batch, Pass::BackwardWeight);
-        let splits = product.splits();
-        if splits == 1 {
-            self.emit(conv2d::conv2d_backward_weight(product, x, dy, gradients));
+        if geometry.groups > 1 {
+            let (g, batch) = (geometry, self.batch);
+            // The CPU sums in one piece.
+            let chunks = match self.tile {
+                Tile::Whole => 1,
+                _ => grouped::chunks(g, batch),
+            };
+            self.in_parts(chunks, gradients, |partials| {
+                grouped::grouped_backward_weight(g, batch, chunks, x, dy, partials)
+            });
             return;
         }
-        let partials = self.tensor("partials", &[splits, gradients.len], Dtype::F32);
-        self.emit(conv2d::conv2d_backward_weight(product, x, dy, partials));
-        self.emit(reduce::reduce_splits(splits, partials, gradients));
+        let (geometry, batch, x) = self.left_operand(layer, geometry, x);
+        let product = self.product(&geometry, batch, Pass::BackwardWeight);
+        self.in_parts(product.splits(), gradients, |partials| {
+            conv2d::conv2d_backward_weight(product, x, dy, partials)
+        });
+    }
+
+    /// A kernel whose sums come in so many parts, and what adds them up.
+    fn in_parts(&mut self, parts: usize, sums: View, kernel: impl Fn(View) -> KernelSpec) {
+        if parts == 1 {
+            self.emit(kernel(sums));
+            return;
+        }
+        let partials = self.tensor("partials", &[parts, sums.len], Dtype::F32);
+        self.emit(kernel(partials));
+        self.emit(reduce::reduce_splits(parts, partials, sums));
     }
 
     fn product_backward_input(&mut self, layer: &Layer, geometry: &Conv2d, dy: View) -> View {
         let parameters = self.parameters_of(layer);
         let dx = self.maps("gradient", layer.input, Dtype::F32);
+        if geometry.groups > 1 {
+            self.emit(grouped::grouped_backward_input(
+                geometry, self.batch, dy, parameters, None, dx,
+            ));
+            return dx;
+        }
         if !self.explicit_conv || !matches!(layer.op, Op::Conv2d(_)) {
             let product = self.product(geometry, self.batch, Pass::BackwardInput);
             self.emit(conv2d::conv2d_backward_input(

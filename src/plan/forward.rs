@@ -2,7 +2,7 @@
 
 use super::{Builder, Section};
 use crate::kernels::conv2d::{self, Pass, Product};
-use crate::kernels::{Dtype, View, activation, im2col, pool};
+use crate::kernels::{Dtype, View, activation, grouped, im2col, pool};
 use crate::model::{Activation, Conv2d, Layer, Op};
 
 impl Builder<'_> {
@@ -74,6 +74,13 @@ impl Builder<'_> {
 
     fn product_forward(&mut self, layer: &Layer, geometry: &Conv2d, x: View) -> View {
         let parameters = self.parameters_of(layer);
+        if geometry.groups > 1 {
+            let y = self.maps("grouped", layer.output, Dtype::F32);
+            self.emit(grouped::grouped_forward(
+                geometry, self.batch, false, x, parameters, y,
+            ));
+            return y;
+        }
         let (geometry, batch, x) = self.left_operand(layer, geometry, x);
         let y = self.maps("product", layer.output, Dtype::F32);
         let product = self.product(&geometry, batch, Pass::Forward);
@@ -123,8 +130,9 @@ impl Builder<'_> {
 
 /// A convolution whose im2col matrix is stored is a dense layer over its rows.
 pub(super) fn as_matrix(geometry: &Conv2d, batch: usize) -> (Conv2d, usize) {
-    (
-        Conv2d::dense(geometry.patch(), geometry.output.channels),
-        batch * geometry.positions(),
-    )
+    let matrix = Conv2d {
+        bias: geometry.bias,
+        ..Conv2d::dense(geometry.patch(), geometry.output.channels)
+    };
+    (matrix, batch * geometry.positions())
 }

@@ -3,7 +3,7 @@
 
 use super::{Lifetime, Plan, Tensor};
 use crate::kernels::conv2d::{self, Family, Pass, Product};
-use crate::kernels::{Dtype, KernelSpec, View, Work, batch_norm, im2col, pool};
+use crate::kernels::{Dtype, KernelSpec, View, Work, batch_norm, grouped, im2col, pool};
 use crate::model::Activation;
 
 impl Plan {
@@ -12,7 +12,7 @@ impl Plan {
     /// into the product.
     pub(super) fn fuse(&mut self, family: Family) {
         self.fold_batch_norms();
-        self.rewrite(|_, first, second| relu_into_product(first, second));
+        self.rewrite(|plan, first, second| relu_into_product(plan.batch, first, second));
         self.rewrite(mask_into_gradient);
         self.rewrite(|_, first, second| pool_into_product(first, second, family));
     }
@@ -114,9 +114,11 @@ fn passed_on(writer: &KernelSpec, reader: &KernelSpec) -> Option<View> {
     let made = match &writer.work {
         Work::Product(p) if p.pass == Pass::Forward => writer.view("y"),
         Work::Product(p) if p.pass == Pass::BackwardInput => writer.view("dx"),
-        Work::Col2im { .. } | Work::MaxPoolBackward { .. } | Work::MeanPoolBackward { .. } => {
-            writer.view("dx")
-        }
+        Work::GroupedForward { .. } => writer.view("y"),
+        Work::GroupedBackwardInput { .. }
+        | Work::Col2im { .. }
+        | Work::MaxPoolBackward { .. }
+        | Work::MeanPoolBackward { .. } => writer.view("dx"),
         _ => return None,
     };
     let taken = match &reader.work {
@@ -128,7 +130,7 @@ fn passed_on(writer: &KernelSpec, reader: &KernelSpec) -> Option<View> {
 }
 
 /// `y = max(0, x·W + b)` in one.
-fn relu_into_product(first: &KernelSpec, second: &KernelSpec) -> Option<KernelSpec> {
+fn relu_into_product(batch: usize, first: &KernelSpec, second: &KernelSpec) -> Option<KernelSpec> {
     match (&first.work, &second.work) {
         (Work::Product(p), Work::ActivationForward(Activation::Relu)) if p.pool.is_none() => {
             let product = Product { relu: true, ..*p };
@@ -139,6 +141,19 @@ fn relu_into_product(first: &KernelSpec, second: &KernelSpec) -> Option<KernelSp
                 parameters,
                 second.view("y"),
                 None,
+            ))
+        }
+        (
+            Work::GroupedForward {
+                geometry,
+                relu: false,
+            },
+            Work::ActivationForward(Activation::Relu),
+        ) => {
+            let (x, parameters) = (first.view("x"), first.view("parameters"));
+            let y = second.view("y");
+            Some(grouped::grouped_forward(
+                geometry, batch, true, x, parameters, y,
             ))
         }
         _ => None,
@@ -156,6 +171,13 @@ fn mask_into_gradient(plan: &Plan, first: &KernelSpec, second: &KernelSpec) -> O
             let product = Product { relu: true, ..*p };
             let (dy, parameters) = (first.view("dy"), first.view("parameters"));
             conv2d::conv2d_backward_input(product, dy, parameters, dx, mask)
+        }
+        Work::GroupedBackwardInput {
+            geometry,
+            masked: false,
+        } => {
+            let (dy, parameters) = (first.view("dy"), first.view("parameters"));
+            grouped::grouped_backward_input(geometry, plan.batch, dy, parameters, mask, dx)
         }
         Work::Col2im {
             geometry,

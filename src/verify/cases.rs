@@ -2,6 +2,7 @@
 //! that are no multiple of four, more than one workgroup, ties and negative values.
 
 use super::parity::{Bench, Case, Tolerance};
+use super::products::unusual;
 use crate::cpu;
 use crate::kernels::activation::{activation_backward, activation_forward};
 use crate::kernels::{
@@ -107,8 +108,12 @@ fn gather_cases() -> Vec<Case> {
 
 fn window_text(g: &Conv2d, n: usize) -> String {
     format!(
-        "{n}×{}, kernel {:?}, stride {:?}, padding {:?}",
-        g.input, g.kernel, g.stride, g.padding
+        "{n}×{}, kernel {:?}, stride {:?}, padding {:?}{}",
+        g.input,
+        g.kernel,
+        g.stride,
+        g.padding,
+        unusual(g)
     )
 }
 
@@ -143,6 +148,10 @@ fn im2col_cases() -> Vec<Case> {
     let geometry = |h, w, c, kernel, stride, padding| {
         Conv2d::new(Shape::new(h, w, c), 1, kernel, stride, padding).expect(VALID)
     };
+    let dilated = |h, w, c, kernel, stride, padding, dilation| {
+        let input = Shape::new(h, w, c);
+        Conv2d::dilated(input, 1, kernel, stride, padding, dilation).expect(VALID)
+    };
     let geometries = [
         geometry(5, 7, 1, [3, 3], [1, 1], [1, 1]),
         geometry(8, 6, 3, [5, 3], [2, 1], [2, 0]),
@@ -152,6 +161,8 @@ fn im2col_cases() -> Vec<Case> {
         // Pixels that no window reaches.
         geometry(9, 8, 3, [2, 3], [4, 5], [0, 0]),
         Conv2d::dense(33, 1),
+        dilated(7, 8, 4, [3, 3], [1, 1], [[2, 2]; 2], [2, 2]),
+        dilated(8, 9, 3, [3, 2], [2, 3], [[0, 3], [2, 0]], [2, 3]),
     ];
     let mut cases = Vec::new();
     for g in geometries {

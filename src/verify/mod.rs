@@ -5,6 +5,7 @@
 pub(crate) mod cases;
 mod drawn;
 mod fingerprint;
+mod grouped;
 mod nonfinite;
 mod parity;
 mod products;
@@ -29,6 +30,7 @@ use std::collections::HashSet;
 pub fn cases(adapter: &AdapterReport) -> Vec<Case> {
     let mut cases = cases::cases();
     cases.extend(products::cases(adapter));
+    cases.extend(grouped::cases());
     cases.extend(nonfinite::cases(adapter));
     cases
 }
