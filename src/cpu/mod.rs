@@ -16,19 +16,25 @@
 mod activation;
 mod check;
 mod conv2d;
+pub mod dropout;
 mod fast;
 mod fingerprint;
 mod gather;
 mod im2col;
+pub mod join;
 mod loss;
 mod network;
 mod optimizer;
 mod peak;
 mod pool;
+pub mod random;
 mod reduce;
 
 pub use activation::{
-    bias_backward, bias_forward, relu_backward, relu_forward, sigmoid_backward, sigmoid_forward,
+    bias_backward, bias_forward, gelu_backward, gelu_forward, gelu_tanh_backward,
+    gelu_tanh_forward, hard_swish_backward, hard_swish_forward, leaky_relu_backward,
+    leaky_relu_forward, relu_backward, relu_forward, sigmoid_backward, sigmoid_forward,
+    silu_backward, silu_forward, tanh_backward, tanh_forward,
 };
 pub use check::{FiniteDifference, finite_difference_checks};
 pub use conv2d::{
@@ -38,7 +44,10 @@ pub use fast::{FastNetwork, memory};
 pub use fingerprint::arithmetic;
 pub use gather::gather_batch;
 pub use im2col::{col2im, im2col};
-pub use loss::{LossOutput, argmax, softmax_cross_entropy, squared_error, sum_metrics};
+pub use loss::{
+    LossOutput, argmax, softmax_cross_entropy, squared_error, sum_metrics,
+    weighted_softmax_cross_entropy,
+};
 pub use network::{Activation, Network, StepMetrics, StepOutput};
 pub use optimizer::{adamw_update, sgd_update};
 pub use peak::{peak_copy, peak_multiply_add};

@@ -194,7 +194,7 @@ pub(super) fn range(layer: &Layer) -> Range<usize> {
 /// The model's loss, for its output `[N, classes]`.
 pub(super) fn model_loss<T: Float>(model: &Model, output: &[T], labels: &[u32]) -> LossOutput<T> {
     let loss = match model.loss {
-        Loss::SoftmaxCrossEntropy => softmax_cross_entropy,
+        Loss::SoftmaxCrossEntropy => |z: &[T], l: &[u32], c| softmax_cross_entropy(z, l, c, 0.0),
         Loss::SquaredError => squared_error,
     };
     loss(output, labels, model.classes)

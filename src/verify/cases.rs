@@ -411,7 +411,7 @@ pub(crate) fn loss_case(
                 loss::squared_error as fn(&_, _, _, &_, &_, &_, &_, &_, &_, &_, &_) -> _,
             ),
             Loss::SoftmaxCrossEntropy => (
-                cpu::softmax_cross_entropy(&z, counted, classes),
+                cpu::softmax_cross_entropy(&z, counted, classes, 0.0),
                 Tolerance::TRANSCENDENTAL,
                 loss::softmax_cross_entropy as _,
             ),
