@@ -3,8 +3,8 @@
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
+use wgrad::kernels::conv2d::Family;
 use wgrad::model::recipe::Schedule;
-use wgrad::network::Family;
 use wgrad::train::CheckpointEvery;
 use wgrad::verify::DRAWS;
 use wgrad::{Error, Result};

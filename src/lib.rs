@@ -31,6 +31,7 @@
 
 pub mod cpu;
 pub mod data;
+pub mod engine;
 pub mod error;
 pub mod export;
 mod files;
@@ -38,7 +39,7 @@ pub mod gpu;
 pub mod host;
 pub mod kernels;
 pub mod model;
-pub mod network;
+pub mod plan;
 pub mod report;
 pub mod train;
 pub mod tune;

@@ -7,7 +7,7 @@
 use crate::error::{Error, Result};
 use crate::gpu::{AdapterReport, Buffer, Dispatch, Gpu};
 use crate::kernels::conv2d::{self, Family, Pass, Product, Tile};
-use crate::kernels::pool;
+use crate::kernels::{Dtype, View, pool};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -304,21 +304,24 @@ impl Operands {
     fn dispatch(&self, gpu: &Gpu, product: &Product) -> Result<(Dispatch, Buffer, Buffer)> {
         // What a kernel leaves unwritten equals nothing.
         let poisoned = |len: usize| gpu.upload("tuning", &vec![f32::NAN; len]);
-        let result = poisoned(product.result_elements())?;
-        let index = poisoned(product.pool.map_or(1, |_| product.result_elements() / 4))?;
-        let (x, parameters, dy) = (&self.x, &self.parameters, &self.dy);
-        let dispatch = match product.pass {
+        let results = product.result_elements();
+        let result = poisoned(results)?;
+        let index = poisoned(product.pool.map_or(1, |_| results / 4))?;
+        let buffers = [&self.x, &self.parameters, &self.dy, &result, &index];
+        let view = |tensor: usize| View::whole(tensor, Dtype::F32, buffers[tensor].len());
+        let (x, parameters, dy, y) = (view(0), view(1), view(2), view(3));
+        let spec = match product.pass {
             Pass::Forward => {
-                let index = product.pool.map(|_| &index);
-                conv2d::conv2d_forward(gpu, product, x, parameters, &result, index)?
+                let index = product.pool.map(|_| View::whole(4, Dtype::U8, results));
+                conv2d::conv2d_forward(*product, x, parameters, y, index)
             }
-            Pass::BackwardWeight => conv2d::conv2d_backward_weight(gpu, product, x, dy, &result)?,
+            Pass::BackwardWeight => conv2d::conv2d_backward_weight(*product, x, dy, y),
             Pass::BackwardInput => {
                 let mask = product.relu.then_some(x);
-                conv2d::conv2d_backward_input(gpu, product, dy, parameters, &result, mask)?
+                conv2d::conv2d_backward_input(*product, dy, parameters, y, mask)
             }
         };
-        Ok((dispatch, result, index))
+        Ok((gpu.dispatch_on(&spec, &buffers)?, result, index))
     }
 
     /// What `product` gives by the plain family, which pools in a kernel of its own.
@@ -331,9 +334,17 @@ impl Operands {
             return self.run(gpu, &plain);
         };
         let (dispatch, y, _) = self.dispatch(gpu, &plain)?;
-        let pooled = gpu.buffer("tuning", product.result_elements())?;
-        let index = gpu.buffer("tuning", product.result_elements() / 4)?;
-        let pool = pool::maxpool2d_forward(gpu, &window, product.batch, &y, &pooled, &index)?;
+        let results = product.result_elements();
+        let pooled = gpu.buffer("tuning", results)?;
+        let index = gpu.buffer("tuning", results / 4)?;
+        let pool = pool::maxpool2d_forward(
+            &window,
+            product.batch,
+            View::whole(0, Dtype::F32, y.len()),
+            View::whole(1, Dtype::F32, results),
+            View::whole(2, Dtype::U8, results),
+        );
+        let pool = gpu.dispatch_on(&pool, &[&y, &pooled, &index])?;
         gpu.submit("tuning", &[&dispatch, &pool], 1)?;
         Found::read(gpu, product, &pooled, &index)
     }

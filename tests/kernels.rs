@@ -1,6 +1,8 @@
 //! Every kernel against its CPU twin, and the harness that does it against itself.
 
+use wgrad::cpu::{self, Memory, Values};
 use wgrad::gpu::{Choice, Gpu, NO_ADAPTER_HINT};
+use wgrad::kernels::{Access, Argument, Dtype, KernelSpec, View, Work};
 use wgrad::verify::{
     Case, Expected, Fingerprint, GUARD, GUARD_WORDS, POISON, Rounding, Tolerance, WORD_POISON,
     cases, compare,
@@ -30,6 +32,414 @@ fn every_kernel_agrees_with_its_twin() {
         failures.len(),
         gpu.report().line(),
         failures.join("\n")
+    );
+}
+
+/// Every kind of kernel on numbers that were worked out by hand: a mistake in a specification is one that
+/// the GPU and the twins share.
+#[test]
+fn kernels_and_twins_make_what_was_worked_out_by_hand() {
+    use wgrad::kernels::activation::{activation_backward, activation_forward};
+    use wgrad::kernels::conv2d::{self, Family, Pass, Product};
+    use wgrad::kernels::gather::gather_batch;
+    use wgrad::kernels::optimizer::update_parameters;
+    use wgrad::kernels::{Step, im2col, loss, peak, pool, reduce, step};
+    use wgrad::model::recipe::Optimizer;
+    use wgrad::model::{Activation, Conv2d, Loss, Pool2d, Shape};
+    use wgrad::model::{Activation::Relu, Activation::Sigmoid};
+
+    let gpu = gpu();
+    let floats = |values: &[f64]| Values::Floats(values.to_vec());
+    let words = |values: &[u32]| Values::Words(values.to_vec());
+    let bytes = |values: &[u8]| Values::Bytes(values.to_vec());
+    let empty = |len| floats(&vec![77.0; len]);
+    // Two rows, of which the second is current, and the counter that says so.
+    let steps = |first, count, lr, bias_correction1, bias_correction2| {
+        let current = Step {
+            first,
+            count,
+            lr,
+            bias_correction1,
+            bias_correction2,
+            seed: 0,
+            epoch: 0,
+            padding: 0,
+        };
+        let other = Step {
+            first: 1,
+            count: 1,
+            lr: 9.0,
+            ..current
+        };
+        words(bytemuck::cast_slice(&[other, current]))
+    };
+    let check = |tensors: Vec<Values<f64>>,
+                 build: &dyn Fn(&[View]) -> KernelSpec,
+                 expected: &[(usize, Values<f64>)]| {
+        let view = |(i, values): (usize, &Values<f64>)| match values {
+            Values::Floats(values) => View::whole(i, Dtype::F32, values.len()),
+            Values::Words(values) => View::whole(i, Dtype::U32, values.len()),
+            Values::Bytes(values) => View::whole(i, Dtype::U8, values.len()),
+        };
+        let views: Vec<View> = tensors.iter().enumerate().map(view).collect();
+        let spec = build(&views);
+        let buffers: Vec<_> = tensors
+            .iter()
+            .map(|values| match values {
+                Values::Floats(values) => {
+                    let narrow: Vec<f32> = values.iter().map(|v| *v as f32).collect();
+                    gpu.upload("test", &narrow)
+                }
+                Values::Words(values) => gpu.upload("test", values),
+                Values::Bytes(values) => gpu.upload("test", values),
+            })
+            .collect::<Result<_, _>>()
+            .unwrap();
+        let bound: Vec<_> = buffers.iter().collect();
+        let dispatch = gpu.dispatch_on(&spec, &bound).unwrap();
+        gpu.submit("test", &[&dispatch], 1).unwrap();
+        let mut memory = Memory {
+            places: (0..tensors.len()).collect(),
+            values: tensors,
+        };
+        cpu::run(&spec, &mut memory);
+        for (i, expected) in expected {
+            let twin = &memory.values[*i];
+            let found = match expected {
+                Values::Floats(_) => {
+                    let found: Vec<f32> = gpu.read("test", &buffers[*i]).unwrap();
+                    Values::Floats(found.into_iter().map(f64::from).collect())
+                }
+                Values::Words(_) => Values::Words(gpu.read("test", &buffers[*i]).unwrap()),
+                Values::Bytes(bytes) => {
+                    let mut found: Vec<u8> = gpu.read("test", &buffers[*i]).unwrap();
+                    found.truncate(bytes.len());
+                    Values::Bytes(found)
+                }
+            };
+            for (who, values) in [("the twin", twin), ("the GPU", &found)] {
+                let same = match (values, expected) {
+                    (Values::Floats(a), Values::Floats(b)) => {
+                        let mut pairs = a.iter().zip(b);
+                        a.len() == b.len() && pairs.all(|(a, b)| (a - b).abs() <= 1e-5)
+                    }
+                    (Values::Words(a), Values::Words(b)) => a == b,
+                    (Values::Bytes(a), Values::Bytes(b)) => a == b,
+                    _ => false,
+                };
+                let entry = spec.entry;
+                assert!(
+                    same,
+                    "{entry}, tensor {i}: expected {expected:?}, {who} made {values:?}"
+                );
+            }
+        }
+    };
+
+    let pixels = Shape::new(1, 2, 2);
+    check(
+        vec![
+            bytes(&[0, 1, 2, 3, 10, 20, 30, 40, 100, 101, 102, 103]),
+            words(&[7, 8, 9]),
+            words(&[2, 1, 0, 1]),
+            steps(1, 2, 0.0, 1.0, 1.0),
+            words(&[1]),
+            floats(&[0.5, 2.0, 1.0, -1.0]),
+            empty(12),
+            words(&[77; 3]),
+        ],
+        &|v| gather_batch(pixels, 3, v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7]),
+        &[
+            (
+                6,
+                floats(&[6., 39., 16., 79., 1., 1., 2., 5., 1., 1., 2., 5.]),
+            ),
+            (7, words(&[8, 7, 7])),
+        ],
+    );
+
+    let padded = Conv2d::new(Shape::new(1, 3, 1), 1, [1, 2], [1, 1], [0, 1]).unwrap();
+    check(
+        vec![floats(&[1., 2., 3.]), empty(8)],
+        &|v| im2col::im2col(&padded, 1, v[0], v[1]),
+        &[(1, floats(&[0., 1., 1., 2., 2., 3., 3., 0.]))],
+    );
+    check(
+        vec![floats(&[1., 2., 3., 4., 5., 6., 7., 8.]), empty(3)],
+        &|v| im2col::col2im(&padded, 1, v[0], None, v[1]),
+        &[(1, floats(&[5., 9., 13.]))],
+    );
+    check(
+        vec![
+            floats(&[1., 2., 3., 4., 5., 6., 7., 8.]),
+            floats(&[1., 0., 2.]),
+            empty(3),
+        ],
+        &|v| im2col::col2im(&padded, 1, v[0], Some(v[1]), v[2]),
+        &[(2, floats(&[5., 0., 13.]))],
+    );
+
+    let adapter = gpu.report();
+    for family in Family::ALL.into_iter().filter(|f| f.supported(adapter)) {
+        let square = Conv2d::new(Shape::new(3, 3, 1), 1, [2, 2], [1, 1], [0, 0]).unwrap();
+        let product = |geometry, pass, relu, pool| {
+            Product::new(geometry, 1, pass, relu, pool, family, adapter).unwrap()
+        };
+        let x = floats(&[1., 2., 3., 4., 5., 6., 7., 8., 9.]);
+        let parameters = floats(&[1., 2., 3., 4., -40.]);
+        for (relu, y) in [(false, [-3., 7., 27., 37.]), (true, [0., 7., 27., 37.])] {
+            let forward = product(square, Pass::Forward, relu, None);
+            check(
+                vec![x.clone(), parameters.clone(), empty(4)],
+                &|v| conv2d::conv2d_forward(forward, v[0], v[1], v[2], None),
+                &[(2, floats(&y))],
+            );
+        }
+        let dy = floats(&[1., 0., 0., 2.]);
+        let weight = product(square, Pass::BackwardWeight, false, None);
+        check(
+            vec![x.clone(), dy.clone(), empty(5)],
+            &|v| conv2d::conv2d_backward_weight(weight, v[0], v[1], v[2]),
+            &[(2, floats(&[11., 14., 20., 23., 3.]))],
+        );
+        let input = product(square, Pass::BackwardInput, false, None);
+        check(
+            vec![dy.clone(), parameters.clone(), empty(9)],
+            &|v| conv2d::conv2d_backward_input(input, v[0], v[1], v[2], None),
+            &[(2, floats(&[1., 2., 0., 3., 6., 4., 0., 6., 8.]))],
+        );
+        let input = product(square, Pass::BackwardInput, true, None);
+        check(
+            vec![
+                dy,
+                parameters,
+                empty(9),
+                floats(&[1., -1., 1., 1., 1., 0., 1., 1., 1.]),
+            ],
+            &|v| conv2d::conv2d_backward_input(input, v[0], v[1], v[2], Some(v[3])),
+            &[(2, floats(&[1., 0., 0., 3., 6., 0., 0., 6., 8.]))],
+        );
+        // Two inputs, two units: a row of weights for each input, then the biases.
+        let dense = product(Conv2d::dense(2, 2), Pass::Forward, false, None);
+        check(
+            vec![
+                floats(&[1., 2.]),
+                floats(&[1., 10., 2., 20., 100., 200.]),
+                empty(2),
+            ],
+            &|v| conv2d::conv2d_forward(dense, v[0], v[1], v[2], None),
+            &[(2, floats(&[105., 250.]))],
+        );
+        // Filters of 1, −1, 2 and 0 over [3, 4], pooled.
+        let geometry = Conv2d::new(Shape::new(1, 2, 1), 4, [1, 1], [1, 1], [0, 0]).unwrap();
+        let window = Pool2d::new(geometry.output, [1, 2], [1, 2]).unwrap();
+        if Product::can_pool(&geometry, &window, family) {
+            let pooled = product(geometry, Pass::Forward, false, Some(window));
+            check(
+                vec![
+                    floats(&[3., 4.]),
+                    floats(&[1., -1., 2., 0., 0., 0., 5., 1.]),
+                    empty(4),
+                    bytes(&[7; 4]),
+                ],
+                &|v| conv2d::conv2d_forward(pooled, v[0], v[1], v[2], Some(v[3])),
+                &[(2, floats(&[4., -3., 13., 1.])), (3, bytes(&[1, 0, 1, 0]))],
+            );
+        }
+    }
+
+    let pooling =
+        |h, w, c, kernel, stride| Pool2d::new(Shape::new(h, w, c), kernel, stride).unwrap();
+    let halves = pooling(2, 4, 1, [2, 2], [2, 2]);
+    check(
+        vec![
+            floats(&[1., 5., 7., 7., 2., 3., 7., 0.]),
+            empty(2),
+            bytes(&[7; 2]),
+        ],
+        &|v| pool::maxpool2d_forward(&halves, 1, v[0], v[1], v[2]),
+        &[(1, floats(&[5., 7.])), (2, bytes(&[1, 0]))],
+    );
+    let max_backward = |p: Pool2d, dy: &[f64], index: &[u8], dx: &[f64]| {
+        check(
+            vec![floats(dy), bytes(index), empty(dx.len())],
+            &|v| pool::maxpool2d_backward(&p, 1, v[0], v[1], None, v[2]),
+            &[(2, floats(dx))],
+        );
+    };
+    max_backward(
+        halves,
+        &[10., 20.],
+        &[1, 2],
+        &[0., 10., 0., 0., 0., 0., 20., 0.],
+    );
+    // Two windows that the middle has won, and four channels at once.
+    max_backward(
+        pooling(1, 3, 1, [1, 2], [1, 1]),
+        &[10., 20.],
+        &[1, 0],
+        &[0., 30., 0.],
+    );
+    max_backward(
+        pooling(1, 2, 4, [1, 2], [1, 2]),
+        &[1., 2., 3., 4.],
+        &[0, 1, 0, 1],
+        &[1., 0., 3., 0., 0., 2., 0., 4.],
+    );
+    check(
+        vec![
+            floats(&[10., 20.]),
+            bytes(&[1, 2]),
+            floats(&[0., 3.]),
+            empty(8),
+        ],
+        &|v| pool::maxpool2d_backward(&halves, 1, v[0], v[1], Some(v[2]), v[3]),
+        &[(3, floats(&[0., 0., 0., 0., 0., 0., 20., 0.]))],
+    );
+    let pairs = pooling(1, 4, 1, [1, 2], [1, 2]);
+    check(
+        vec![floats(&[1., 3., 5., 9.]), empty(2)],
+        &|v| pool::meanpool2d_forward(&pairs, 1, v[0], v[1]),
+        &[(1, floats(&[2., 7.]))],
+    );
+    check(
+        vec![floats(&[2., 4.]), floats(&[1., 0., 1., 1.]), empty(4)],
+        &|v| pool::meanpool2d_backward(&pairs, 1, v[0], Some(v[1]), v[2]),
+        &[(2, floats(&[1., 0., 2., 2.]))],
+    );
+
+    let forward = |activation: Activation, x: &[f64], y: &[f64]| {
+        check(
+            vec![floats(x), empty(y.len())],
+            &|v| activation_forward(activation, v[0], v[1]),
+            &[(1, floats(y))],
+        );
+    };
+    forward(Relu, &[-1., 0., 2.], &[0., 0., 2.]);
+    forward(Sigmoid, &[0., 3f64.ln()], &[0.5, 0.75]);
+    let backward = |activation: Activation, saved: &[f64], dy: &[f64], dx: &[f64]| {
+        check(
+            vec![floats(saved), floats(dy), empty(dx.len())],
+            &|v| activation_backward(activation, v[0], v[1], v[2]),
+            &[(2, floats(dx))],
+        );
+    };
+    backward(Relu, &[0., 0., 2.], &[5., 6., 7.], &[0., 0., 7.]);
+    backward(Sigmoid, &[0.5, 0.75], &[4., 16.], &[1., 3.]);
+
+    // Two samples, of which `count` count; their predictions go to places 2 and 3.
+    let losses = |function: Loss, count, logits: [f64; 4], labels, expected: [&[f64]; 2], found| {
+        let mut predictions = [9; 5];
+        predictions[2..2 + count].copy_from_slice(&[1, 0][..count]);
+        check(
+            vec![
+                floats(&logits),
+                words(labels),
+                steps(2, count as u32, 0.0, 1.0, 1.0),
+                words(&[1]),
+                empty(2),
+                empty(4),
+                words(&[77; 2]),
+                words(&[9; 5]),
+            ],
+            &|v| {
+                loss::loss(
+                    function, 2, 2, v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7],
+                )
+            },
+            &[
+                (4, floats(expected[0])),
+                (5, floats(expected[1])),
+                (6, words(found)),
+                (7, words(&predictions)),
+            ],
+        );
+    };
+    losses(
+        Loss::SquaredError,
+        1,
+        [1., 3., 9., 9.],
+        &[1, 0],
+        [&[2.5, 0.], &[1., 2., 0., 0.]],
+        &[1, 0],
+    );
+    let ln3 = 3f64.ln();
+    losses(
+        Loss::SoftmaxCrossEntropy,
+        2,
+        [0., ln3, ln3, 0.],
+        &[1, 1],
+        [
+            &[4f64.ln() - ln3, 4f64.ln()],
+            &[0.125, -0.125, 0.375, -0.375],
+        ],
+        &[1, 0],
+    );
+    check(
+        vec![
+            floats(&[1.5, 2., 100.]),
+            words(&[1, 2, 0]),
+            words(&[1, 0, 0]),
+            steps(0, 2, 0.0, 1.0, 1.0),
+            words(&[1]),
+            words(&[9; 6]),
+        ],
+        &|v| loss::sum_metrics(3, v[0], v[1], v[2], v[3], v[4], v[5]),
+        &[(5, words(&[9, 9, 3.5f32.to_bits(), 1, 9, 9]))],
+    );
+
+    let sgd = Optimizer::Sgd {
+        momentum: 0.9,
+        weight_decay: 0.1,
+    };
+    check(
+        vec![
+            floats(&[1.]),
+            floats(&[0.5]),
+            floats(&[2.]),
+            steps(0, 1, 0.1, 1.0, 1.0),
+            words(&[1]),
+        ],
+        &|v| update_parameters(&sgd, v[0], v[1], &[v[2]], v[3], v[4]),
+        &[(0, floats(&[0.76])), (2, floats(&[2.4]))],
+    );
+    let adamw = Optimizer::Adamw {
+        beta1: 0.5,
+        beta2: 0.75,
+        epsilon: 1e-8,
+        weight_decay: 0.1,
+    };
+    check(
+        vec![
+            floats(&[2.]),
+            floats(&[1.]),
+            floats(&[0.]),
+            floats(&[0.]),
+            steps(0, 1, 0.1, 0.5, 0.25),
+            words(&[1]),
+        ],
+        &|v| update_parameters(&adamw, v[0], v[1], &v[2..4], v[4], v[5]),
+        &[
+            (0, floats(&[1.88])),
+            (2, floats(&[0.5])),
+            (3, floats(&[0.25])),
+        ],
+    );
+
+    check(
+        vec![floats(&[1., 2., 3., 10., 20., 30.]), empty(3)],
+        &|v| reduce::reduce_splits(2, v[0], v[1]),
+        &[(1, floats(&[11., 22., 33.]))],
+    );
+    check(
+        vec![words(&[41])],
+        &|v| step::advance_step(v[0]),
+        &[(0, words(&[42]))],
+    );
+    check(
+        vec![floats(&[1., 2., 3., 4.]), empty(4)],
+        &|v| peak::peak_copy(v[0], v[1]),
+        &[(1, floats(&[1., 2., 3., 4.]))],
     );
 }
 
@@ -171,34 +581,73 @@ fn comparison_refuses_an_element_left_unwritten() {
     assert!(failure.unwrap().contains("never written"));
 }
 
+/// A kernel that should copy its argument "src" to "dst"; its source is `parameters`, then `body`, run
+/// for i below the `groups` · 64 invocations.
+fn copying(
+    entry: &'static str,
+    groups: usize,
+    index: &str,
+    arguments: &[(&'static str, View, &str)],
+    body: &str,
+) -> KernelSpec {
+    let mut source = String::new();
+    for (i, (name, view, access)) in arguments.iter().enumerate() {
+        let element = if view.dtype == Dtype::F32 {
+            "f32"
+        } else {
+            "u32"
+        };
+        source +=
+            &format!("@group(0) @binding({i}) var<storage, {access}> {name}: array<{element}>;\n");
+    }
+    source += &format!(
+        "@compute @workgroup_size(64)
+         fn {entry}(
+             @builtin(workgroup_id) group: vec3<u32>,
+             @builtin(num_workgroups) groups: vec3<u32>,
+             @builtin(local_invocation_index) local: u32,
+         ) {{
+             let i = ({index}) * 64u + local;
+             {body}
+         }}"
+    );
+    let arguments = arguments.iter().enumerate();
+    let arguments = arguments.map(|(i, (name, view, _))| Argument {
+        binding: i as u32,
+        name,
+        view: *view,
+        access: Access::Update,
+        elements: view.len,
+    });
+    let arguments = arguments.collect();
+    // The harness asks for a source that lives as long as the program.
+    KernelSpec::new(
+        entry,
+        source.leak(),
+        Work::PeakCopy,
+        &[],
+        arguments,
+        64 * groups,
+    )
+}
+
+const UNFOLDED: &str = "group.y * groups.x + group.x";
+
 /// The whole harness on kernels that are wrong on purpose.
 #[test]
 fn a_wrong_kernel_fails() {
-    use wgrad::gpu::Kernel;
     let gpu = gpu();
     // Writes `value` to the elements from `first` to before `end`.
     let run = |first: usize, end: usize, value: f32| {
         let case = Case::new("wrong", "on purpose", move |b| {
-            let y = b.output("y", &[0.5f32; 100], Tolerance::sum(1))?;
-            let source = format!(
-                "@group(0) @binding(0) var<storage, read_write> y: array<f32>;
-                 @compute @workgroup_size(64)
-                 fn wrong(
-                     @builtin(workgroup_id) group: vec3<u32>,
-                     @builtin(num_workgroups) groups: vec3<u32>,
-                     @builtin(local_invocation_index) local: u32,
-                 ) {{
-                     let i = (group.y * groups.x + group.x) * 64u + local;
-                     if i >= {first}u && i < {end}u {{ y[i] = {value:?}; }}
-                 }}"
+            let src = b.input(&[0.5f32; 100]);
+            let dst = b.output("y", 100, Tolerance::sum(1));
+            let body = format!(
+                "if i >= {first}u && i < {end}u {{ dst[i] = src[0] + {:?}; }}",
+                value - 0.5
             );
-            Ok(vec![b.gpu.dispatch(&Kernel {
-                entry_point: "wrong",
-                source: &source,
-                constants: &[],
-                bindings: &[(0, &y)],
-                groups: [3, 1, 1],
-            })?])
+            let arguments = [("src", src, "read"), ("dst", dst, "read_write")];
+            vec![copying("wrong", 3, UNFOLDED, &arguments, &body)]
         });
         case.run(&gpu).unwrap().detail
     };
@@ -215,54 +664,38 @@ fn a_wrong_kernel_fails() {
     );
     let detail = run(0, 101, 0.5).unwrap();
     assert!(detail.contains("past element 100"), "{detail}");
-    let nothing = Case::new("wrong", "compares nothing", |_| Ok(Vec::new()));
+    let nothing = Case::new("wrong", "compares nothing", |_| Vec::new());
     assert!(!nothing.run(&gpu).unwrap().passed);
 }
 
 /// A read past the end of an input that is used, and a write into one.
 #[test]
 fn a_kernel_that_strays_fails() {
-    use wgrad::gpu::Kernel;
     let gpu = gpu();
-    // `body` makes y[i] from 100 floats x and 100 words k; both are then as long as y.
+    // `body` makes y[i] from 100 floats x and 100 words k.
     let run = |access: &'static str, body: &'static str| {
         let case = Case::new("stray", body, move |b| {
-            let (x, k) = (b.input(&[0.5f32; 100])?, b.input(&[3u32; 100])?);
-            assert_eq!([x.len(), k.len()], [100, 100]);
-            let y = b.output("y", &[0.5f32; 100], Tolerance::sum(1))?;
-            let source = format!(
-                "@group(0) @binding(0) var<storage, {access}> x: array<f32>;
-                 @group(0) @binding(1) var<storage, {access}> k: array<u32>;
-                 @group(0) @binding(2) var<storage, read_write> y: array<f32>;
-                 @compute @workgroup_size(64)
-                 fn stray(
-                     @builtin(workgroup_id) group: vec3<u32>,
-                     @builtin(num_workgroups) groups: vec3<u32>,
-                     @builtin(local_invocation_index) local: u32,
-                 ) {{
-                     let i = (group.y * groups.x + group.x) * 64u + local;
-                     if i < 100u {{ {body} }}
-                 }}"
-            );
-            let bindings = [(0, &x), (1, &k), (2, &y)];
-            Ok(vec![b.gpu.dispatch(&Kernel {
-                entry_point: "stray",
-                source: &source,
-                constants: &[],
-                bindings: &bindings,
-                groups: [2, 1, 1],
-            })?])
+            let (x, k) = (b.input(&[0.5f32; 100]), b.input(&[3u32; 100]));
+            let y = b.output("y", 100, Tolerance::sum(1));
+            // Under the names that the twin of a copy knows.
+            let arguments = [
+                ("src", x, access),
+                ("k", k, access),
+                ("dst", y, "read_write"),
+            ];
+            let body = format!("if i < 100u {{ {body} }}");
+            vec![copying("stray", 2, UNFOLDED, &arguments, &body)]
         });
         case.run(&gpu).unwrap().detail
     };
-    assert_eq!(run("read", "y[i] = x[i] + f32(k[i] - 3u);"), None);
+    assert_eq!(run("read", "dst[i] = src[i] + f32(k[i] - 3u);"), None);
     for body in [
-        "y[i] = x[i + 1u] + f32(k[i] - 3u);",
-        "y[i] = x[i] + f32(k[i] - 3u) * x[i + 64u];",
+        "dst[i] = src[i + 1u] + f32(k[i] - 3u);",
+        "dst[i] = src[i] + f32(k[i] - 3u) * src[i + 64u];",
         // Far beyond the guard, where the index is clamped.
-        "y[i] = x[i + 100000u] + f32(k[i] - 3u);",
-        "y[i] = x[i] + f32(k[i + 1u] - 3u);",
-        "y[i] = x[i] + f32(k[i + 100000u] - 3u);",
+        "dst[i] = src[i + 100000u] + f32(k[i] - 3u);",
+        "dst[i] = src[i] + f32(k[i + 1u] - 3u);",
+        "dst[i] = src[i] + f32(k[i + 100000u] - 3u);",
     ] {
         let detail = run("read", body).expect(body);
         assert!(
@@ -271,9 +704,9 @@ fn a_kernel_that_strays_fails() {
         );
     }
     for body in [
-        "y[i] = x[i]; x[i] = f32(k[0]);",
-        "y[i] = x[i]; k[99] = 4u;",
-        "y[i] = x[i] + f32(k[i] - 3u); x[i + 1u] = x[i];",
+        "dst[i] = src[i]; src[i] = f32(k[0]);",
+        "dst[i] = src[i]; k[99] = 4u;",
+        "dst[i] = src[i] + f32(k[i] - 3u); src[i + 1u] = src[i];",
     ] {
         let detail = run("read_write", body).expect(body);
         assert!(
@@ -286,30 +719,14 @@ fn a_kernel_that_strays_fails() {
 /// A kernel that is right in one row of workgroups and wrong in several.
 #[test]
 fn a_kernel_that_does_not_unfold_its_workgroups_fails() {
-    use wgrad::gpu::Kernel;
     let gpu = gpu();
     let run = |index: &'static str| {
         let case = Case::new("folded", index, move |b| {
-            let y = b.updated("y", &[0.0f32; 256], &[1.0f32; 256], Tolerance::EXACT)?;
-            let source = format!(
-                "@group(0) @binding(0) var<storage, read_write> y: array<f32>;
-                 @compute @workgroup_size(64)
-                 fn folded(
-                     @builtin(workgroup_id) group: vec3<u32>,
-                     @builtin(num_workgroups) groups: vec3<u32>,
-                     @builtin(local_invocation_index) local: u32,
-                 ) {{
-                     let i = ({index}) * 64u + local;
-                     if i < 256u {{ y[i] += 1.0; }}
-                 }}"
-            );
-            Ok(vec![b.gpu.dispatch(&Kernel {
-                entry_point: "folded",
-                source: &source,
-                constants: &[],
-                bindings: &[(0, &y)],
-                groups: [4, 1, 1],
-            })?])
+            let src = b.input(&[1.0f32; 256]);
+            let dst = b.updated("y", &[0.0; 256], Tolerance::EXACT);
+            let arguments = [("src", src, "read"), ("dst", dst, "read_write")];
+            let body = "if i < 256u { dst[i] += src[i]; }";
+            vec![copying("folded", 4, index, &arguments, body)]
         });
         case.run(&gpu).unwrap().detail
     };
@@ -335,6 +752,7 @@ fn every_tile_of_a_family_gives_the_same_bits() {
     use wgrad::kernels::reduce;
     use wgrad::model::{Conv2d, Pool2d, Shape};
     let gpu = gpu();
+    let float = |i, len| View::whole(i, Dtype::F32, len);
     let values = |len: usize| {
         let value = |i: u32| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 23) as f32 - 1.0;
         gpu.upload("test", &(0..len as u32).map(value).collect::<Vec<_>>())
@@ -373,40 +791,26 @@ fn every_tile_of_a_family_gives_the_same_bits() {
                     Product::new(g, batch, pass, relu, pool, family, gpu.report()).unwrap();
                 let run = |tile| {
                     let product = product.with_tile(tile);
-                    let n = product.result_elements();
+                    let (n, splits) = (product.result_elements(), product.splits());
                     let result = gpu.buffer("test", n).unwrap();
                     let index = gpu.buffer("test", n.div_ceil(4)).unwrap();
-                    let sum = gpu.buffer("test", n / product.splits()).unwrap();
-                    let mut dispatches = vec![
-                        match pass {
-                            Pass::Forward => {
-                                let index = pool.map(|_| &index);
-                                conv2d::conv2d_forward(
-                                    &gpu,
-                                    &product,
-                                    &x,
-                                    &parameters,
-                                    &result,
-                                    index,
-                                )
-                            }
-                            Pass::BackwardWeight => {
-                                conv2d::conv2d_backward_weight(&gpu, &product, &x, &dy, &result)
-                            }
-                            Pass::BackwardInput => conv2d::conv2d_backward_input(
-                                &gpu,
-                                &product,
-                                &dy,
-                                &parameters,
-                                &result,
-                                Some(&x),
-                            ),
+                    let sum = gpu.buffer("test", n / splits).unwrap();
+                    let buffers = [&x, &parameters, &dy, &result, &index, &sum];
+                    let [vx, vp, vdy] = [0, 1, 2].map(|i| float(i, buffers[i].len()));
+                    let (vresult, vsum) = (float(3, n), float(5, n / splits));
+                    let vindex = pool.map(|_| View::whole(4, Dtype::U8, n));
+                    let spec = match pass {
+                        Pass::Forward => conv2d::conv2d_forward(product, vx, vp, vresult, vindex),
+                        Pass::BackwardWeight => {
+                            conv2d::conv2d_backward_weight(product, vx, vdy, vresult)
                         }
-                        .unwrap(),
-                    ];
-                    dispatches.push(
-                        reduce::reduce_splits(&gpu, product.splits(), &result, &sum).unwrap(),
-                    );
+                        Pass::BackwardInput => {
+                            conv2d::conv2d_backward_input(product, vdy, vp, vresult, Some(vx))
+                        }
+                    };
+                    let sums = reduce::reduce_splits(splits, vresult, vsum);
+                    let dispatches =
+                        [spec, sums].map(|spec| gpu.dispatch_on(&spec, &buffers).unwrap());
                     let dispatches: Vec<_> = dispatches.iter().collect();
                     gpu.submit("test", &dispatches, 1).unwrap();
                     [bits(&sum), bits(&index)]
@@ -425,50 +829,38 @@ fn every_tile_of_a_family_gives_the_same_bits() {
 }
 
 #[test]
-fn wrappers_refuse_what_does_not_fit() {
+fn a_dispatch_refuses_buffers_that_are_too_short() {
     use wgrad::Error;
-    use wgrad::kernels::{activation, optimizer, pool, reduce};
-    use wgrad::model::recipe::Optimizer;
-    use wgrad::model::{Pool2d, Shape};
+    use wgrad::kernels::activation::activation_forward;
+    use wgrad::kernels::{pool, reduce};
+    use wgrad::model::{Activation, Pool2d, Shape};
     let gpu = gpu();
     let [long, short] = [100, 99].map(|len| gpu.buffer("test", len).unwrap());
-    let other = gpu.buffer("test", 100).unwrap();
-    let pool = |size: usize, kernel: usize, stride: usize| {
-        Pool2d::new(Shape::new(size, size, 1), [kernel; 2], [stride; 2]).unwrap()
-    };
-    let sgd = Optimizer::Sgd {
-        momentum: 0.9,
-        weight_decay: 0.0,
-    };
-    let (fits, overlapping, wide) = (pool(10, 2, 2), pool(10, 3, 2), pool(20, 17, 17));
+    let buffers = [&long, &short];
+    let [long, short] = [0, 1].map(|i| View::whole(i, Dtype::F32, buffers[i].len()));
+    let index = View::whole(0, Dtype::U8, 25);
+    let pooling = Pool2d::new(Shape::new(10, 10, 1), [2, 2], [2, 2]).unwrap();
     let refused = [
         (
-            "at least 100 elements, found 99",
-            activation::relu_forward(&gpu, &long, &short),
+            "relu_forward: expected y of at least 100 words, found 99",
+            activation_forward(Activation::Relu, long, short),
         ),
         (
-            "expected x of at least 100",
-            pool::maxpool2d_forward(&gpu, &fits, 1, &short, &long, &other),
+            "maxpool2d_forward: expected x of at least 100 words, found 99",
+            pool::maxpool2d_forward(&pooling, 1, short, long, index),
         ),
         (
-            "use maxpool2d_backward_overlapping",
-            pool::maxpool2d_backward(&gpu, &overlapping, 1, &long, &long, None, &other),
+            // Bytes, four to a word.
+            "maxpool2d_forward: expected index of at least 7 words, found 6",
+            pool::maxpool2d_forward(&pooling, 1, long, long, index.slice(0, 24)),
         ),
         (
-            "at most 256 positions, found 17×17",
-            pool::maxpool2d_forward(&gpu, &wide, 1, &long, &long, &other),
-        ),
-        (
-            "in 3 equal parts",
-            reduce::reduce_splits(&gpu, 3, &long, &other),
-        ),
-        (
-            "expected the constants of this update rule",
-            optimizer::adamw_update(&gpu, &sgd, &long, &long, &long, &long, &long, &long),
+            "reduce_splits: expected partials of at least 300 words, found 100",
+            reduce::reduce_splits(3, long, long),
         ),
     ];
-    for (message, result) in refused {
-        match result.err() {
+    for (message, spec) in refused {
+        match gpu.dispatch_on(&spec, &buffers).err() {
             Some(e @ Error::Shape { .. }) => assert!(e.to_string().contains(message), "{e}"),
             other => panic!("expected a shape error with '{message}', found {other:?}"),
         }

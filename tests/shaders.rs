@@ -9,8 +9,7 @@ use std::collections::HashSet;
 use std::mem::offset_of;
 use std::path::Path;
 use wgrad::gpu::AdapterReport;
-use wgrad::gpu::{Metrics, Step};
-use wgrad::kernels::WORKGROUP_SIZE;
+use wgrad::kernels::{Metrics, Step, WORKGROUP_SIZE};
 
 /// Name and text of every WGSL source: the files as they are, and what the templates give.
 fn sources() -> Vec<(String, String)> {

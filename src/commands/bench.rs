@@ -9,7 +9,7 @@ use indicatif::ProgressBar;
 use serde_json::json;
 use wgrad::Result;
 use wgrad::model::load;
-use wgrad::network::Options;
+use wgrad::plan::Options;
 use wgrad::report::bench::{self, Bound, KernelReport, Report, Settings, WINDOWS};
 
 /// Columns from which on the table has room for tiles and for the fastest and slowest window.
@@ -38,7 +38,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     }
     let mut notes: Vec<String> = device.notice().map(String::from).into_iter().collect();
     if !args.no_tune {
-        let (choices, measured) = measure(&device, &model, recipe.batch_size, &options)?;
+        let (choices, measured) = measure(&device, &model, &recipe, &options)?;
         options.choices = choices;
         notes.extend(measured);
     }

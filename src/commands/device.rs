@@ -2,13 +2,13 @@
 
 use super::progress::Pulse;
 use std::sync::Arc;
+use wgrad::engine::{self, CpuEngine, Engine};
 use wgrad::gpu::{AdapterReport, Choice, Fault, GPU_HINT, Gpu, adapters};
 use wgrad::host::{self, available_memory};
 use wgrad::model::Model;
 use wgrad::model::recipe::Recipe;
-use wgrad::network::{self, Network, Options};
-use wgrad::train::{CpuEngine, Engine};
-use wgrad::{Error, Result, cpu, verify};
+use wgrad::plan::{self, Options};
+use wgrad::{Error, Result, verify};
 
 /// Why `auto` takes the CPU, and what would give a GPU; `None` where it takes an adapter.
 pub fn cpu_notice(adapters: &[AdapterReport]) -> Option<String> {
@@ -136,16 +136,16 @@ impl Device {
     /// memory than is free: the system would stop the program in the middle.
     pub fn expect_memory(&self, model: &Model, recipe: &Recipe, options: &Options) -> Result<()> {
         let optimizer = &recipe.optimizer;
-        network::expect_batch(model, recipe.batch_size, options.explicit_conv)?;
+        plan::expect_batch(model, recipe.batch_size, options)?;
         let available = available_memory();
         host::expect_memory(recipe.batch_size, available, |batch| match self {
-            Device::Cpu { .. } => Ok(cpu::memory(model, batch, optimizer)),
+            Device::Cpu { .. } => CpuEngine::memory(model, batch, optimizer),
             Device::Gpu(gpu) => {
                 // A checkpoint passes through: parameters and state, and the bytes of the file.
                 let vectors = 2 * (1 + optimizer.state_vectors());
                 let checkpoint = 4 * (vectors * model.parameter_elements) as u64;
                 let rows = match gpu.report().software {
-                    true => network::memory(model, batch, optimizer, options, gpu.report())?,
+                    true => engine::memory(model, batch, optimizer, options, gpu.report())?,
                     false => Vec::new(),
                 };
                 Ok(checkpoint + rows.iter().map(|(_, bytes)| bytes).sum::<u64>())
@@ -157,21 +157,11 @@ impl Device {
     ///
     /// # Errors
     /// As [`Device::expect_kernels`] and [`Device::expect_memory`], or what the device reports.
-    pub fn engine(
-        &self,
-        model: &Model,
-        recipe: &Recipe,
-        options: &Options,
-    ) -> Result<Box<dyn Engine>> {
+    pub fn engine(&self, model: &Model, recipe: &Recipe, options: &Options) -> Result<Engine> {
         self.expect_kernels(options)?;
         self.expect_memory(model, recipe, options)?;
         let (batch, optimizer) = (recipe.batch_size, &recipe.optimizer);
-        Ok(match self {
-            Device::Gpu(gpu) => {
-                let _pulse = Pulse::compiling(gpu);
-                Box::new(Network::new(gpu.clone(), model, batch, optimizer, options)?)
-            }
-            Device::Cpu { .. } => Box::new(CpuEngine::new(model, batch, optimizer)),
-        })
+        let _pulse = self.gpu().map(Pulse::compiling);
+        Engine::new(self.gpu().cloned(), model, batch, optimizer, options)
     }
 }

@@ -5,8 +5,8 @@ use super::{say, say_json, say_wrapped, table};
 use crate::cli::DevicesArgs;
 use indicatif::{BinaryBytes, HumanCount};
 use serde_json::json;
+use wgrad::engine::CpuEngine;
 use wgrad::gpu::{AdapterReport, Choice, Gpu, NO_ADAPTER_HINT, adapters};
-use wgrad::train::CpuEngine;
 use wgrad::verify::Fingerprint;
 use wgrad::{Error, Result};
 

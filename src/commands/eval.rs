@@ -9,7 +9,8 @@ use serde_json::json;
 use std::ops::ControlFlow;
 use wgrad::Result;
 use wgrad::data;
-use wgrad::network::{Options, Split};
+use wgrad::engine::Split;
+use wgrad::plan::Options;
 use wgrad::train::Run;
 
 pub fn run(args: &EvalArgs) -> Result<()> {

@@ -4,9 +4,10 @@ use super::{say, say_wrapped, table};
 use crate::cli::{Conv, InspectArgs};
 use indicatif::{BinaryBytes, HumanCount};
 use wgrad::Result;
+use wgrad::engine::memory;
 use wgrad::gpu::AdapterReport;
 use wgrad::model::{load, summary};
-use wgrad::network::{Options, memory};
+use wgrad::plan::Options;
 
 pub fn run(args: &InspectArgs) -> Result<()> {
     let definition = load(&args.model)?;

@@ -9,8 +9,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use wgrad::Result;
 use wgrad::data::Splits;
+use wgrad::engine::Engine;
 use wgrad::gpu::{Compiling, Direction, Gpu, Transfers};
-use wgrad::train::{Engine, EpochRecord, Observer};
+use wgrad::train::{EpochRecord, Observer};
 
 /// How long it may be silent where there is no terminal to draw on.
 const SILENCE: Duration = Duration::from_secs(10);
@@ -144,7 +145,7 @@ impl Progress {
     }
 
     /// Prints what crossed since the last call.
-    fn trace(&self, title: &str, engine: &dyn Engine) -> Result<()> {
+    fn trace(&self, title: &str, engine: &Engine) -> Result<()> {
         match engine.gpu() {
             Some(gpu) if self.trace_transfers => {
                 let text = describe_transfers(title, &gpu.take_transfers());
@@ -156,7 +157,7 @@ impl Progress {
 }
 
 impl Observer for Progress {
-    fn epoch_started(&mut self, epoch: usize, engine: &dyn Engine) -> Result<()> {
+    fn epoch_started(&mut self, epoch: usize, engine: &Engine) -> Result<()> {
         if self.epochs == 0 {
             self.trace("before the first epoch", engine)?;
             self.bar
@@ -193,7 +194,7 @@ impl Observer for Progress {
         self.set_status(format!("testing, {share} % of the test images"));
     }
 
-    fn epoch_finished(&mut self, record: &EpochRecord, engine: &dyn Engine) -> Result<()> {
+    fn epoch_finished(&mut self, record: &EpochRecord, engine: &Engine) -> Result<()> {
         self.epochs += 1;
         let line = format!(
             "epoch {}/{}  loss {:.4}  test {:.4}, {}  {:.1} s  {} images/s",

@@ -10,13 +10,14 @@ use serde_json::json;
 use std::fmt::Display;
 use std::path::{Path, absolute};
 use wgrad::data::{self, Normalization, Splits};
+use wgrad::engine::{CpuEngine, Engine};
+use wgrad::kernels::conv2d::Product;
 use wgrad::model::recipe::{Optimizer, Recipe, Schedule};
 use wgrad::model::{Model, load, summary};
-use wgrad::network::{self, Options, Product};
+use wgrad::plan::{Mode, Options, Plan, Target};
 use wgrad::report::profile::Profile;
 use wgrad::train::{
-    Config, Control, CpuEngine, DataRecord, DeviceRecord, Engine, FORMAT, ModelRecord, Outcome,
-    Run, train,
+    Config, Control, DataRecord, DeviceRecord, FORMAT, ModelRecord, Outcome, Run, train,
 };
 use wgrad::{Error, Result, tune};
 
@@ -62,7 +63,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         stop_after: args.stop_after,
         interrupted: signals.hold(),
     };
-    let trained = train(&mut run, data, engine.as_mut(), &control, &mut progress);
+    let trained = train(&mut run, data, &mut engine, &control, &mut progress);
     signals.release();
     progress.bar.finish_and_clear();
     let outcome = trained.map_err(|e| e.in_run(run.folder()))?;
@@ -88,7 +89,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     if let Some(hash) = &run.config().parameter_sha256 {
         say(&format!("weights  sha256 {hash}"))?;
     }
-    if let (true, Some(network)) = (args.profile && progress.epochs > 0, engine.network()) {
+    if let (true, Some(network)) = (args.profile && progress.epochs > 0, engine.on_gpu()) {
         // The steps that are timed change the parameters, which by now are on disk.
         let profile = Profile::of(network)?;
         let file = run.folder().join("profile.json");
@@ -148,7 +149,14 @@ fn start(args: &TrainArgs) -> Result<Prepared> {
     let device = open(requested, args.profile)?;
     device.expect_kernels(&options)?;
     if let Some(gpu) = device.gpu() {
-        network::products(&model, recipe.batch_size, &options, gpu.report())?;
+        let mode = Mode::Train(recipe.optimizer);
+        Plan::new(
+            &model,
+            recipe.batch_size,
+            mode,
+            &options,
+            Target::Gpu(gpu.report()),
+        )?;
     }
     device.expect_memory(&model, &recipe, &options)?;
     let config = Config {
@@ -272,24 +280,24 @@ fn engine(
     device: &Device,
     mut options: Options,
     args: &TrainArgs,
-) -> Result<Box<dyn Engine>> {
+) -> Result<Engine> {
     if !args.no_check {
         device.check(&options)?;
     }
     let recipe = &run.config().recipe;
     if !args.no_tune && options.choices.is_empty() {
-        let (choices, notes) = measure(device, run.model(), recipe.batch_size, &options)?;
+        let (choices, notes) = measure(device, run.model(), recipe, &options)?;
         options.choices = choices;
         notes.iter().try_for_each(|note| say_wrapped(note))?;
     }
     let engine = device.engine(run.model(), recipe, &options)?;
     let record = &mut run.config_mut().device;
-    record.kernels = engine
-        .products()
+    let products = engine.products();
+    record.kernels = products
         .iter()
         .map(|(layer, product)| format!("{layer} {product}"))
         .collect();
-    record.products = engine.products().iter().map(|(_, p)| *p).collect();
+    record.products = products.iter().map(|(_, p)| *p).collect();
     Ok(engine)
 }
 
@@ -487,14 +495,16 @@ fn open(requested: &str, profile: bool) -> Result<Device> {
 pub(super) fn measure(
     device: &Device,
     model: &Model,
-    batch_size: usize,
+    recipe: &Recipe,
     options: &Options,
 ) -> Result<(Vec<Product>, Vec<String>)> {
     let Some(gpu) = device.gpu().filter(|gpu| !gpu.report().software) else {
         return Ok((Vec::new(), Vec::new()));
     };
-    let products = network::products(model, batch_size, options, gpu.report())?;
-    let products: Vec<Product> = products.into_iter().map(|(_, product)| product).collect();
+    let mode = Mode::Train(recipe.optimizer);
+    let target = Target::Gpu(gpu.report());
+    let plan = Plan::new(model, recipe.batch_size, mode, options, target)?;
+    let products: Vec<Product> = plan.products().into_iter().map(|(_, p)| p).collect();
     let style = ProgressStyle::with_template("measuring kernels [{bar:30}] {pos}/{len}")
         .unwrap_or_else(|_| ProgressStyle::default_bar());
     let bar = ProgressBar::new(products.len() as u64).with_style(style);

@@ -7,7 +7,10 @@
 
 use super::*;
 use crate::error::Result;
-use crate::model::{Conv2d, Loss, Model, Op, Pool2d};
+use crate::kernels::{AdapterReport, Step};
+use crate::model::recipe::Optimizer;
+use crate::model::{Activation, Conv2d, Loss, Model, Op, Pool2d};
+use crate::plan::{Mode, Options, Plan, Section, Target};
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -290,29 +293,30 @@ fn elementwise_checks(check: &mut impl FnMut(&'static str, f64)) {
 /// Two convolutions, a pool and two dense layers over images of 9×7×2, in two ways: fused ReLU,
 /// overlapping max-pool; or sigmoid, ReLU as its own layer, mean-pool and a plain max-pool.
 pub(super) fn small_network(loss: Loss, fused: bool) -> Model {
+    let then = |relu: bool| relu.then_some(Activation::Relu);
     let conv = |channels, kernel, stride, padding, relu| {
         move |input| {
             let geometry = Conv2d::new(input, channels, kernel, stride, padding)?;
-            Ok(Op::Conv2d { geometry, relu })
+            Ok((Op::Conv2d(geometry), then(relu)))
         }
     };
     let dense = |units, relu| {
         move |input: Shape| {
             let geometry = Conv2d::dense(input.elements(), units);
-            Ok(Op::Dense { geometry, relu })
+            Ok((Op::Dense(geometry), then(relu)))
         }
     };
     let conv1 = conv(4, [3, 3], [1, 1], [1, 1], fused);
     let conv2 = conv(5, [3, 2], [2, 1], [1, 0], false);
     let (dense1, dense2) = (dense(6, fused), dense(3, false));
-    let overlapping = |input| Ok(Op::MaxPool2d(Pool2d::new(input, [3, 2], [2, 1])?));
-    let mean_pool = |input| Ok(Op::MeanPool2d(Pool2d::new(input, [2, 2], [2, 1])?));
-    let max_pool = |input| Ok(Op::MaxPool2d(Pool2d::new(input, [2, 2], [2, 2])?));
-    let sigmoid = |_| Ok(Op::Sigmoid);
-    let relu = |_| Ok(Op::Relu);
-    let fused_layers: [&dyn Fn(Shape) -> Result<Op>; 5] =
-        [&conv1, &overlapping, &conv2, &dense1, &dense2];
-    let plain_layers: [&dyn Fn(Shape) -> Result<Op>; 8] = [
+    let overlapping = |input| Ok((Op::MaxPool2d(Pool2d::new(input, [3, 2], [2, 1])?), None));
+    let mean_pool = |input| Ok((Op::MeanPool2d(Pool2d::new(input, [2, 2], [2, 1])?), None));
+    let max_pool = |input| Ok((Op::MaxPool2d(Pool2d::new(input, [2, 2], [2, 2])?), None));
+    let sigmoid = |_| Ok((Op::Activation(Activation::Sigmoid), None));
+    let relu = |_| Ok((Op::Activation(Activation::Relu), None));
+    type Build<'a> = &'a dyn Fn(Shape) -> Result<(Op, Option<Activation>)>;
+    let fused_layers: [Build; 5] = [&conv1, &overlapping, &conv2, &dense1, &dense2];
+    let plain_layers: [Build; 8] = [
         &conv1, &relu, &mean_pool, &conv2, &max_pool, &dense1, &sigmoid, &dense2,
     ];
     let layers = if fused {
@@ -324,19 +328,46 @@ pub(super) fn small_network(loss: Loss, fused: bool) -> Model {
     Model::chain("small", input, 3, loss, layers, |op, input| op(input)).expect(VALID)
 }
 
-/// [`worst_error`] over all parameters of a network, on a batch of four samples.
-fn network_error(model: &Model) -> f64 {
+/// [`worst_error`] over all parameters of a network, on a batch of four samples, planned as for a GPU.
+pub(super) fn network_error(model: &Model) -> f64 {
+    let mode = Mode::Train(Optimizer::Sgd {
+        momentum: 0.0,
+        weight_decay: 0.0,
+    });
+    let adapter = AdapterReport::imagined(true);
+    let (labels, options) = ([2u32, 0, 1, 1], Options::default());
+    let plan = Plan::new(model, labels.len(), mode, &options, Target::Gpu(&adapter));
+    let mut twins = Twins::<f64>::new(plan.expect(VALID), labels.len());
+    let x = noise(16, labels.len() * model.input.elements());
+    let step = Step {
+        count: labels.len() as u32,
+        ..bytemuck::Zeroable::zeroed()
+    };
+    *twins.words("steps") = bytemuck::cast_slice(&[step]).to_vec();
     let parameters = noise(15, model.parameter_elements);
-    let (x, labels) = (noise(16, 4 * model.input.elements()), [2, 0, 1, 1]);
-    let network = |parameters: &[f64]| Network::new(model, parameters.to_vec());
-    let analytic = network(&parameters).gradients(&x, &labels).gradients;
+    let mut run = |parameters: &[f64], sections: &[Section]| {
+        twins.floats("parameters").copy_from_slice(parameters);
+        twins.floats("input")[..x.len()].copy_from_slice(&x);
+        twins.words("batch_labels")[..labels.len()].copy_from_slice(&labels);
+        twins.run(sections);
+        let loss: f64 = twins.floats("losses")[..labels.len()].iter().sum();
+        (
+            loss / labels.len() as f64,
+            twins.floats("gradients").clone(),
+        )
+    };
+    let forward = [Section::Forward, Section::Loss];
+    let (_, analytic) = run(
+        &parameters,
+        &[Section::Forward, Section::Loss, Section::Backward],
+    );
     worst_error(&parameters, &analytic, |parameters| {
-        network(parameters).evaluate(&x, &labels).0 / 4.0
+        run(parameters, &forward).0
     })
 }
 
 /// Largest difference between `analytic` and the central differences of `f` around `x`.
-fn worst_error(x: &[f64], analytic: &[f64], f: impl Fn(&[f64]) -> f64) -> f64 {
+fn worst_error(x: &[f64], analytic: &[f64], mut f: impl FnMut(&[f64]) -> f64) -> f64 {
     assert_eq!(x.len(), analytic.len());
     let mut x = x.to_vec();
     let mut worst = 0.0;

@@ -14,8 +14,8 @@ pub fn gather_batch<T: Float>(
     labels: &[u32],
     order: &[u32],
     shape: Shape,
-    scale: &[f32],
-    shift: &[f32],
+    scale: &[T],
+    shift: &[T],
 ) -> (Vec<T>, Vec<u32>) {
     let elements = shape.elements();
     assert_eq!(images.len(), labels.len() * elements);
@@ -28,8 +28,7 @@ pub fn gather_batch<T: Float>(
             let image = &images[sample as usize * elements..][..elements];
             let normalization = scale.iter().zip(shift).cycle();
             for ((x, &byte), (&scale, &shift)) in x.iter_mut().zip(image).zip(normalization) {
-                let (byte, scale, shift): (T, T, T) =
-                    (f32::from(byte).into(), scale.into(), shift.into());
+                let byte: T = f32::from(byte).into();
                 *x = byte * scale + shift;
             }
         });

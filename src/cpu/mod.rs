@@ -17,18 +17,18 @@ mod activation;
 mod check;
 mod conv2d;
 pub mod dropout;
-mod fast;
+pub mod fast;
 mod fingerprint;
 mod gather;
 mod im2col;
 pub mod join;
 mod loss;
-mod network;
 mod optimizer;
 mod peak;
 mod pool;
 pub mod random;
 mod reduce;
+mod run;
 
 pub use activation::{
     bias_backward, bias_forward, gelu_backward, gelu_forward, gelu_tanh_backward,
@@ -40,7 +40,6 @@ pub use check::{FiniteDifference, finite_difference_checks};
 pub use conv2d::{
     conv2d_backward_input, conv2d_backward_weight, conv2d_forward, matmul_nn, matmul_nt, matmul_tn,
 };
-pub use fast::{FastNetwork, memory};
 pub use fingerprint::arithmetic;
 pub use gather::gather_batch;
 pub use im2col::{col2im, im2col};
@@ -48,7 +47,6 @@ pub use loss::{
     LossOutput, argmax, softmax_cross_entropy, squared_error, sum_metrics,
     weighted_softmax_cross_entropy,
 };
-pub use network::{Activation, Network, StepMetrics, StepOutput};
 pub use optimizer::{adamw_update, sgd_update};
 pub use peak::{peak_copy, peak_multiply_add};
 pub use pool::{
@@ -56,6 +54,7 @@ pub use pool::{
     meanpool2d_forward,
 };
 pub use reduce::reduce_splits;
+pub use run::{Memory, Twins, Values, run};
 
 use crate::model::Shape;
 

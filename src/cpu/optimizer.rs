@@ -1,7 +1,7 @@
 //! Twins of `shaders/optimizer.wgsl`: the update rules over the flat parameter vector.
 
 use super::Float;
-use crate::model::recipe::{Optimizer, StepScalars};
+use crate::model::recipe::StepScalars;
 
 /// `g = gradient + weight_decay·w; v = momentum·v + g; w = w − lr·v`, as in `torch.optim.SGD`.
 ///
@@ -58,53 +58,5 @@ pub fn adamw_update<T: Float>(
         *m = beta1 * *m + (one - beta1) * g;
         *v = beta2 * *v + (one - beta2) * g * g;
         *w -= lr / correction1 * *m / (v.sqrt() / correction2.sqrt() + epsilon);
-    }
-}
-
-/// One update by the rule of `optimizer`. Its state starts from zero at the first step, and when
-/// another rule takes over that keeps another number of vectors.
-pub(super) fn update<T: Float>(
-    optimizer: &Optimizer,
-    scalars: StepScalars,
-    parameters: &mut [T],
-    gradients: &[T],
-    state: &mut Vec<Vec<T>>,
-) {
-    if state.len() != optimizer.state_vectors() {
-        *state = vec![vec![T::zero(); parameters.len()]; optimizer.state_vectors()];
-    }
-    match (*optimizer, state.as_mut_slice()) {
-        (
-            Optimizer::Sgd {
-                momentum,
-                weight_decay,
-            },
-            [velocity],
-        ) => sgd_update(
-            parameters,
-            gradients,
-            velocity,
-            momentum,
-            weight_decay,
-            scalars,
-        ),
-        (
-            Optimizer::Adamw {
-                beta1,
-                beta2,
-                epsilon,
-                weight_decay,
-            },
-            [first, second],
-        ) => adamw_update(
-            parameters,
-            gradients,
-            [first, second],
-            [beta1, beta2],
-            epsilon,
-            weight_decay,
-            scalars,
-        ),
-        _ => unreachable!("the state was just given the optimiser's number of vectors"),
     }
 }

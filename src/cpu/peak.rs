@@ -7,12 +7,9 @@ use super::Float;
 pub fn peak_multiply_add<T: Float>(
     invocations: usize,
     rounds: usize,
-    [scale, shift]: [f32; 2],
+    [scale, shift]: [T; 2],
 ) -> Vec<T> {
-    let last = |first: f32| {
-        let (scale, shift): (T, T) = (scale.into(), shift.into());
-        (0..8 * rounds).fold(first.into(), |a, _| a * scale + shift)
-    };
+    let last = |first: f32| (0..8 * rounds).fold(first.into(), |a, _| a * scale + shift);
     (0..invocations)
         .map(|i| {
             (0..16)

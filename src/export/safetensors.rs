@@ -11,7 +11,7 @@
 
 use crate::error::{Error, Result};
 use crate::files::sha256;
-use crate::model::{Layer, Model, Op};
+use crate::model::{Layer, Model, Op, Parameter, Shape};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Map, Value};
@@ -46,21 +46,6 @@ pub struct Contents {
     pub hashed: bool,
 }
 
-/// `[height, width, channels, outputs]` of a layer's weight, for the permutation.
-fn weight_sizes(layer: &Layer) -> Option<[usize; 4]> {
-    let (geometry, _) = layer.op.product()?;
-    let [height, width] = match layer.op {
-        Op::Dense { .. } => [layer.input.height, layer.input.width],
-        _ => geometry.kernel,
-    };
-    Some([
-        height,
-        width,
-        layer.input.channels,
-        geometry.output.channels,
-    ])
-}
-
 /// Where a weight or bias lies, here and in PyTorch.
 struct Layout {
     name: String,
@@ -92,39 +77,47 @@ impl Layout {
     }
 }
 
-/// Every tensor of a model.
-fn tensors(model: &Model) -> impl Iterator<Item = Layout> {
-    model
-        .layers
-        .iter()
-        .filter_map(|layer| Some((layer, layer.parameters?, weight_sizes(layer)?)))
-        .flat_map(|(layer, start, sizes)| {
-            let [height, width, channels, outputs] = sizes;
-            let shape = match layer.op {
-                Op::Dense { .. } => vec![outputs, height * width * channels],
-                _ => vec![outputs, channels, height, width],
-            };
-            [
-                Layout {
-                    name: format!("{}.weight", layer.name),
-                    shape,
-                    start,
-                    sizes,
-                },
-                Layout {
-                    name: format!("{}.bias", layer.name),
-                    shape: vec![outputs],
-                    start: start + sizes.iter().product::<usize>(),
-                    sizes: [1, 1, 1, outputs],
-                },
-            ]
-        })
+/// Every trained tensor of a model, or with `running` every one of its running statistics.
+fn tensors(model: &Model, running: bool) -> impl Iterator<Item = Layout> {
+    let of = move |layer: &'_ Layer| -> Vec<Layout> {
+        let tensors = if running {
+            &layer.running
+        } else {
+            &layer.parameters
+        };
+        tensors.iter().map(|tensor| layout(layer, tensor)).collect()
+    };
+    model.layers.iter().flat_map(of)
+}
+
+fn layout(layer: &Layer, tensor: &Parameter) -> Layout {
+    let (sizes, shape) = match (<[usize; 4]>::try_from(&tensor.shape[..]), &layer.op) {
+        (Ok([_, _, _, outputs]), Op::Dense(_)) => {
+            let Shape {
+                height,
+                width,
+                channels,
+            } = layer.input;
+            let inputs = layer.input.elements();
+            ([height, width, channels, outputs], vec![outputs, inputs])
+        }
+        (Ok(sizes @ [height, width, channels, outputs]), _) => {
+            (sizes, vec![outputs, channels, height, width])
+        }
+        _ => ([1, 1, 1, tensor.elements()], tensor.shape.clone()),
+    };
+    Layout {
+        name: tensor.name.clone(),
+        shape,
+        start: tensor.start,
+        sizes,
+    }
 }
 
 /// The weights and biases of a flat parameter vector (or of anything laid out like it) as PyTorch
 /// holds them.
 pub fn to_pytorch(model: &Model, flat: &[f32]) -> Vec<Tensor> {
-    tensors(model)
+    tensors(model, false)
         .map(|layout| {
             let mut values = vec![0.0; layout.elements()];
             for (theirs, ours) in layout.places() {
@@ -159,7 +152,7 @@ pub fn write_safetensors(
                 flat.len()
             )));
         }
-        for layout in tensors(model) {
+        for layout in tensors(model, false) {
             let mut bytes = vec![0; 4 * layout.elements()];
             let (values, _) = bytes.as_chunks_mut();
             for (theirs, ours) in layout.places() {
@@ -240,7 +233,7 @@ pub fn read_safetensors(
     let mut vectors = Vec::new();
     for prefix in prefixes {
         let mut flat = vec![0.0; model.parameter_elements];
-        for layout in tensors(model) {
+        for layout in tensors(model, false) {
             let name = format!("{prefix}{}", layout.name);
             let shape = &layout.shape;
             let expected = format!(
@@ -266,12 +259,12 @@ pub fn read_safetensors(
         }
         vectors.push(flat);
     }
-    if file.len() != prefixes.len() * tensors(model).count() {
+    if file.len() != prefixes.len() * tensors(model, false).count() {
         return Err(Error::checkpoint(
             path,
             format!(
                 "expected {} tensors for model '{}', found {}; use the model that the file was made with",
-                prefixes.len() * tensors(model).count(),
+                prefixes.len() * tensors(model, false).count(),
                 model.name,
                 file.len()
             ),
@@ -305,17 +298,12 @@ mod tests {
             Loss::SoftmaxCrossEntropy,
             &["conv2d", "max_pool2d", "dense"],
             |kind, shape| {
-                Ok(match *kind {
-                    "conv2d" => Op::Conv2d {
-                        geometry: Conv2d::new(shape, 2, [3, 2], [1, 1], [0, 0])?,
-                        relu: true,
-                    },
+                let op = match *kind {
+                    "conv2d" => Op::Conv2d(Conv2d::new(shape, 2, [3, 2], [1, 1], [0, 0])?),
                     "max_pool2d" => Op::MaxPool2d(Pool2d::new(shape, [2, 2], [2, 2])?),
-                    _ => Op::Dense {
-                        geometry: Conv2d::dense(shape.elements(), 3),
-                        relu: false,
-                    },
-                })
+                    _ => Op::Dense(Conv2d::dense(shape.elements(), 3)),
+                };
+                Ok((op, None))
             },
         )
         .unwrap()
@@ -325,9 +313,8 @@ mod tests {
     fn counted(model: &Model) -> Vec<f32> {
         let mut flat = vec![0.0; model.parameter_elements];
         for layer in &model.layers {
-            let start = layer.parameters.unwrap_or(0);
-            for i in 0..layer.parameter_count() {
-                flat[start + i] = (start + i + 1) as f32;
+            for i in layer.range() {
+                flat[i] = (i + 1) as f32;
             }
         }
         flat
@@ -433,12 +420,7 @@ mod tests {
             3,
             Loss::SoftmaxCrossEntropy,
             &[()],
-            |(), shape| {
-                Ok(Op::Dense {
-                    geometry: Conv2d::dense(shape.elements(), 3),
-                    relu: false,
-                })
-            },
+            |(), shape| Ok((Op::Dense(Conv2d::dense(shape.elements(), 3)), None)),
         )
         .unwrap();
         let error = read_safetensors(&narrow, &bytes, &[""], Path::new("a.safetensors"));

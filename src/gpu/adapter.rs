@@ -1,7 +1,7 @@
 //! Which adapters there are, what they can do, and which one a request means.
 
 use crate::error::{Error, Result};
-use serde::Serialize;
+use crate::kernels::AdapterReport;
 
 /// Vulkan, Metal and DX12. Never GL: it has no subgroups, and wgpu would pick it silently where
 /// Vulkan is missing.
@@ -30,114 +30,49 @@ pub enum Choice {
     Name(String),
 }
 
-/// What is worth knowing about an adapter, as `wgrad devices` and `run.json` show it.
-#[derive(Clone, Debug, Serialize)]
-pub struct AdapterReport {
-    pub name: String,
-    pub backend: String,
-    /// Where the device sits, as `domain:bus:device.function`; `None` where the driver does not tell.
-    pub pci_bus_id: Option<String>,
-    pub driver: String,
-    /// "discrete GPU", "integrated GPU", "virtual GPU", "software" or "other".
-    pub kind: &'static str,
-    pub software: bool,
-    /// Smallest and largest subgroup; `None` without subgroup operations in compute shaders.
-    pub subgroup_size: Option<[u32; 2]>,
-    pub max_storage_binding_bytes: u64,
-    pub max_buffer_bytes: u64,
-    pub max_workgroup_storage_bytes: u32,
-    pub max_workgroup_invocations: u32,
-    pub max_workgroups_per_dimension: u32,
-    pub storage_offset_alignment: u32,
-    pub timestamp_query: bool,
-    pub shader_f16: bool,
+/// What the adapter says about itself.
+fn report_of(adapter: &wgpu::Adapter) -> AdapterReport {
+    let (info, limits, features) = (adapter.get_info(), adapter.limits(), adapter.features());
+    let kind = match info.device_type {
+        wgpu::DeviceType::DiscreteGpu => "discrete GPU",
+        wgpu::DeviceType::IntegratedGpu => "integrated GPU",
+        wgpu::DeviceType::VirtualGpu => "virtual GPU",
+        wgpu::DeviceType::Cpu => "software",
+        wgpu::DeviceType::Other => "other",
+    };
+    AdapterReport {
+        name: info.name,
+        backend: format!("{:?}", info.backend),
+        pci_bus_id: Some(info.device_pci_bus_id).filter(|id| !id.is_empty()),
+        driver: [info.driver, info.driver_info]
+            .into_iter()
+            .filter(|s| !s.is_empty())
+            .collect::<Vec<_>>()
+            .join(" "),
+        kind,
+        software: info.device_type == wgpu::DeviceType::Cpu,
+        subgroup_size: features
+            .contains(wgpu::Features::SUBGROUP)
+            .then_some([info.subgroup_min_size, info.subgroup_max_size]),
+        max_storage_binding_bytes: limits.max_storage_buffer_binding_size,
+        max_buffer_bytes: limits.max_buffer_size,
+        max_workgroup_storage_bytes: limits.max_compute_workgroup_storage_size,
+        max_workgroup_invocations: limits.max_compute_invocations_per_workgroup,
+        max_workgroups_per_dimension: limits.max_compute_workgroups_per_dimension,
+        storage_offset_alignment: limits.min_storage_buffer_offset_alignment,
+        timestamp_query: features.contains(wgpu::Features::TIMESTAMP_QUERY),
+        shader_f16: features.contains(wgpu::Features::SHADER_F16),
+    }
 }
 
-impl AdapterReport {
-    fn of(adapter: &wgpu::Adapter) -> Self {
-        let (info, limits, features) = (adapter.get_info(), adapter.limits(), adapter.features());
-        let kind = match info.device_type {
-            wgpu::DeviceType::DiscreteGpu => "discrete GPU",
-            wgpu::DeviceType::IntegratedGpu => "integrated GPU",
-            wgpu::DeviceType::VirtualGpu => "virtual GPU",
-            wgpu::DeviceType::Cpu => "software",
-            wgpu::DeviceType::Other => "other",
-        };
-        AdapterReport {
-            name: info.name,
-            backend: format!("{:?}", info.backend),
-            pci_bus_id: Some(info.device_pci_bus_id).filter(|id| !id.is_empty()),
-            driver: [info.driver, info.driver_info]
-                .into_iter()
-                .filter(|s| !s.is_empty())
-                .collect::<Vec<_>>()
-                .join(" "),
-            kind,
-            software: info.device_type == wgpu::DeviceType::Cpu,
-            subgroup_size: features
-                .contains(wgpu::Features::SUBGROUP)
-                .then_some([info.subgroup_min_size, info.subgroup_max_size]),
-            max_storage_binding_bytes: limits.max_storage_buffer_binding_size,
-            max_buffer_bytes: limits.max_buffer_size,
-            max_workgroup_storage_bytes: limits.max_compute_workgroup_storage_size,
-            max_workgroup_invocations: limits.max_compute_invocations_per_workgroup,
-            max_workgroups_per_dimension: limits.max_compute_workgroups_per_dimension,
-            storage_offset_alignment: limits.min_storage_buffer_offset_alignment,
-            timestamp_query: features.contains(wgpu::Features::TIMESTAMP_QUERY),
-            shader_f16: features.contains(wgpu::Features::SHADER_F16),
-        }
-    }
-
-    /// An adapter that is not there, to plan for: a software adapter like Mesa's, or a typical GPU.
-    pub fn imagined(software: bool) -> Self {
-        AdapterReport {
-            name: if software {
-                "a software adapter"
-            } else {
-                "a GPU"
-            }
-            .into(),
-            backend: "Vulkan".into(),
-            pci_bus_id: None,
-            driver: "none".into(),
-            kind: if software { "software" } else { "discrete GPU" },
-            software,
-            subgroup_size: Some(if software { [8, 8] } else { [32, 32] }),
-            max_storage_binding_bytes: 128 << 20,
-            max_buffer_bytes: 1 << 30,
-            max_workgroup_storage_bytes: 32 << 10,
-            max_workgroup_invocations: 1024,
-            max_workgroups_per_dimension: 65_535,
-            storage_offset_alignment: 256,
-            timestamp_query: true,
-            shader_f16: false,
-        }
-    }
-
-    /// One line for people: name, backend, driver, software or hardware.
-    pub fn line(&self) -> String {
-        format!(
-            "{} ({}, {}, {})",
-            self.name,
-            self.backend,
-            self.driver,
-            if self.software {
-                "software"
-            } else {
-                "hardware"
-            }
-        )
-    }
-
-    /// Order of preference: discrete before integrated before virtual before software.
-    fn rank(&self) -> u8 {
-        match self.kind {
-            "discrete GPU" => 0,
-            "integrated GPU" => 1,
-            "virtual GPU" => 2,
-            "other" => 3,
-            _ => 4,
-        }
+/// Order of preference: discrete before integrated before virtual before software.
+fn rank(report: &AdapterReport) -> u8 {
+    match report.kind {
+        "discrete GPU" => 0,
+        "integrated GPU" => 1,
+        "virtual GPU" => 2,
+        "other" => 3,
+        _ => 4,
     }
 }
 
@@ -177,12 +112,12 @@ fn enumerate() -> Result<Vec<(wgpu::Adapter, AdapterReport)>> {
                 .contains(wgpu::DownlevelFlags::COMPUTE_SHADERS)
         })
         .map(|a| {
-            let report = AdapterReport::of(&a);
+            let report = report_of(&a);
             (a, report)
         })
         .collect();
     // A stable sort: among equals the order of the driver stays.
-    found.sort_by_key(|(_, report)| report.rank());
+    found.sort_by_key(|(_, report)| rank(report));
     Ok(found)
 }
 

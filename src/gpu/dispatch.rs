@@ -1,7 +1,8 @@
 //! Pipelines and dispatches: a kernel with its shapes baked in and its buffers bound.
 
 use super::{Buffer, Compiling, Gpu};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::kernels::{Argument, KernelSpec};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -29,14 +30,9 @@ impl Dispatch {
         &self.label
     }
 
-    /// The layer it works for, see [`Dispatch::set_layer`]; empty when it is none's in particular.
+    /// The layer it works for, empty when it is none's in particular.
     pub fn layer(&self) -> &str {
         &self.layer
-    }
-
-    /// Says which layer it works for, for those who measure.
-    pub fn set_layer(&mut self, layer: &str) {
-        self.layer = layer.into();
     }
 
     pub(super) fn ran(&self) -> bool {
@@ -63,18 +59,6 @@ impl Dispatch {
     }
 }
 
-/// What a kernel wrapper hands over to have a [`Dispatch`] made.
-pub struct Kernel<'a> {
-    /// Pipeline label, also the entry point's name.
-    pub entry_point: &'a str,
-    pub source: &'a str,
-    /// Values of the source's `override` declarations (shapes, mostly).
-    pub constants: &'a [(&'a str, f64)],
-    /// Exactly the bindings that the entry point uses, as (binding number, buffer).
-    pub bindings: &'a [(u32, &'a Buffer)],
-    pub groups: [u32; 3],
-}
-
 /// Workgroup counts `[x, y, 1]` with `x·y ≥ groups` and both within the 65,535 that every adapter
 /// allows. Kernels recover the linear group as `id.y * num_workgroups.x + id.x` and must guard
 /// against the surplus.
@@ -85,16 +69,35 @@ pub fn fold_groups(groups: usize) -> [u32; 3] {
 }
 
 impl Gpu {
-    /// Compiles (or finds) the pipeline of `kernel` and binds its buffers.
+    /// Compiles (or finds) the pipeline of `spec` and binds the buffers that `buffer` names for its
+    /// arguments.
     ///
     /// # Errors
     /// [`crate::Error::Gpu`] with the entry point as label when the source, the constants or the
     /// bindings do not fit.
-    pub fn dispatch(&self, kernel: &Kernel) -> Result<Dispatch> {
-        let pipeline = self.pipeline(kernel)?;
-        let bind_group = self.scoped(kernel.entry_point, || {
-            let entries: Vec<_> = kernel
-                .bindings
+    pub fn dispatch(
+        &self,
+        spec: &KernelSpec,
+        mut buffer: impl FnMut(&Argument) -> Buffer,
+    ) -> Result<Dispatch> {
+        let pipeline = self.pipeline(spec)?;
+        let mut bound = Vec::with_capacity(spec.arguments.len());
+        for argument in &spec.arguments {
+            let buffer = buffer(argument);
+            let (least, found) = (argument.view.dtype.words(argument.elements), buffer.len());
+            if found < least {
+                return Err(Error::Shape {
+                    operation: spec.entry,
+                    what: format!(
+                        "expected {} of at least {least} words, found {found}",
+                        argument.name
+                    ),
+                });
+            }
+            bound.push((argument.binding, buffer));
+        }
+        let bind_group = self.scoped(spec.entry, || {
+            let entries: Vec<_> = bound
                 .iter()
                 .map(|(binding, buffer)| wgpu::BindGroupEntry {
                     binding: *binding,
@@ -102,44 +105,62 @@ impl Gpu {
                 })
                 .collect();
             self.device().create_bind_group(&wgpu::BindGroupDescriptor {
-                label: Some(kernel.entry_point),
+                label: Some(spec.entry),
                 layout: &pipeline.inner.get_bind_group_layout(0),
                 entries: &entries,
             })
         })?;
         Ok(Dispatch {
-            label: kernel.entry_point.into(),
-            layer: String::new(),
+            label: spec.entry.into(),
+            layer: spec.layer.clone(),
             pipeline,
             bind_group,
-            groups: kernel.groups,
+            groups: fold_groups(spec.groups),
         })
     }
 
-    fn pipeline(&self, kernel: &Kernel) -> Result<Pipeline> {
-        let key = format!(
-            "{}\n{:?}\n{}",
-            kernel.entry_point, kernel.constants, kernel.source
-        );
+    /// The same where the views of `spec` count the tensors as `buffers` lists them.
+    ///
+    /// # Errors
+    /// As [`Gpu::dispatch`].
+    pub fn dispatch_on(&self, spec: &KernelSpec, buffers: &[&Buffer]) -> Result<Dispatch> {
+        self.dispatch(spec, |argument| {
+            let view = argument.view;
+            let words = view.dtype.words(view.len);
+            buffers[view.tensor].slice(view.start, words)
+        })
+    }
+
+    /// Compiles the pipeline of `spec`, which is then there when it is bound.
+    ///
+    /// # Errors
+    /// As [`Gpu::dispatch`].
+    pub fn compile(&self, spec: &KernelSpec) -> Result<()> {
+        self.pipeline(spec).map(|_| ())
+    }
+
+    fn pipeline(&self, spec: &KernelSpec) -> Result<Pipeline> {
+        let source = spec.source()?;
+        let key = format!("{}\n{:?}\n{source}", spec.entry, spec.constants);
         let mut pipelines = self.pipelines.lock().unwrap_or_else(|p| p.into_inner());
         if let Some(pipeline) = pipelines.get(&key) {
             return Ok(pipeline.clone());
         }
-        let inner = self.scoped(kernel.entry_point, || {
+        let inner = self.scoped(spec.entry, || {
             let module = self
                 .device()
                 .create_shader_module(wgpu::ShaderModuleDescriptor {
-                    label: Some(kernel.entry_point),
-                    source: wgpu::ShaderSource::Wgsl(kernel.source.into()),
+                    label: Some(spec.entry),
+                    source: wgpu::ShaderSource::Wgsl(source.as_ref().into()),
                 });
             self.device()
                 .create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-                    label: Some(kernel.entry_point),
+                    label: Some(spec.entry),
                     layout: None,
                     module: &module,
-                    entry_point: Some(kernel.entry_point),
+                    entry_point: Some(spec.entry),
                     compilation_options: wgpu::PipelineCompilationOptions {
-                        constants: kernel.constants,
+                        constants: &spec.constants,
                         // Every kernel writes its workgroup memory before it reads it.
                         zero_initialize_workgroup_memory: false,
                     },

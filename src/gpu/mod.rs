@@ -10,15 +10,14 @@ mod buffer;
 mod dispatch;
 mod fault;
 mod profile;
-mod step;
 
-pub use adapter::{AdapterReport, Choice, GPU_HINT, NO_ADAPTER_HINT, adapters, choose};
+pub use crate::kernels::AdapterReport;
+pub use adapter::{Choice, GPU_HINT, NO_ADAPTER_HINT, adapters, choose};
 pub use buffer::{Buffer, Readback};
-pub use dispatch::{Dispatch, Kernel, fold_groups};
+pub use dispatch::{Dispatch, fold_groups};
 #[doc(hidden)]
 pub use fault::Fault;
 pub use profile::Span;
-pub use step::{Metrics, Step};
 
 use crate::error::{Error, Result};
 use std::collections::HashMap;

@@ -1,8 +1,8 @@
 //! `shaders/conv2d.wgsl`: convolution and dense layers as implicit matrix products, in three
 //! passes and three families, and the choice of a tile.
 
+use super::{AdapterReport, Argument, KernelSpec, View, Work, read, write};
 use crate::error::{Error, Result};
-use crate::gpu::{AdapterReport, Buffer, Dispatch, Gpu, Kernel, fold_groups};
 use crate::model::{Conv2d, Pool2d};
 use minijinja::{Environment, context};
 use serde::{Deserialize, Serialize};
@@ -18,6 +18,8 @@ pub enum Family {
     Workgroup,
     /// One invocation per four outputs: for everything else.
     Plain,
+    /// No WGSL: a product of the processor's, in one piece.
+    Cpu,
 }
 
 impl Family {
@@ -33,6 +35,7 @@ impl Family {
                     && adapter.max_workgroup_invocations >= 256
             }
             Family::Plain => true,
+            Family::Cpu => false,
         }
     }
 
@@ -69,6 +72,7 @@ impl fmt::Display for Family {
             Family::Subgroup => "subgroup",
             Family::Workgroup => "workgroup",
             Family::Plain => "plain",
+            Family::Cpu => "cpu",
         })
     }
 }
@@ -132,6 +136,8 @@ pub enum Tile {
         block_k: usize,
     },
     Plain,
+    /// On the CPU: not cut up at all.
+    Whole,
 }
 
 impl Tile {
@@ -140,6 +146,7 @@ impl Tile {
             Tile::Subgroup { .. } => Family::Subgroup,
             Tile::Workgroup { .. } => Family::Workgroup,
             Tile::Plain => Family::Plain,
+            Tile::Whole => Family::Cpu,
         }
     }
 
@@ -156,6 +163,7 @@ impl Tile {
                 .unwrap_or_default(),
             Family::Workgroup => Product::workgroup_tiles().to_vec(),
             Family::Plain => vec![Tile::Plain],
+            Family::Cpu => vec![Tile::Whole],
         }
     }
 
@@ -171,6 +179,7 @@ impl Tile {
                 ..
             } => [threads_m * rows, threads_n * cols],
             Tile::Plain => [if pass == Pass::BackwardWeight { 4 } else { 1 }, 1],
+            Tile::Whole => [usize::MAX; 2],
         }
     }
 }
@@ -178,9 +187,10 @@ impl Tile {
 impl fmt::Display for Tile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [m, n4] = self.size(Pass::Forward);
+        let n = n4.saturating_mul(4);
         match self {
             Tile::Subgroup { rows, cols, .. } => {
-                write!(f, "subgroup {m}×{} ({rows}×{} a lane)", n4 * 4, cols * 4)
+                write!(f, "subgroup {m}×{} ({rows}×{} a lane)", n, cols * 4)
             }
             Tile::Workgroup {
                 rows,
@@ -190,10 +200,11 @@ impl fmt::Display for Tile {
             } => write!(
                 f,
                 "workgroup {m}×{}×{block_k} ({rows}×{} an invocation)",
-                n4 * 4,
+                n,
                 cols * 4
             ),
             Tile::Plain => f.write_str("plain"),
+            Tile::Whole => f.write_str("whole"),
         }
     }
 }
@@ -264,7 +275,7 @@ impl Product {
                 product.choose_subgroup_tile(lanes(adapter).unwrap_or(8), FEWEST_SUMS)
             }
             Family::Workgroup => product.choose_workgroup_tile(),
-            Family::Plain => {}
+            Family::Plain | Family::Cpu => {}
         }
         Ok(product)
     }
@@ -272,7 +283,7 @@ impl Product {
     /// Whether the forward pass of `geometry` can end in max-pooling by `pool`: windows side by side
     /// whose two or four rows fit into an invocation's, and four channels to a word of the index.
     pub fn can_pool(geometry: &Conv2d, pool: &Pool2d, family: Family) -> bool {
-        family != Family::Plain
+        !matches!(family, Family::Plain | Family::Cpu)
             && pool.input == geometry.output
             && pool.kernel == pool.stride
             && matches!(pool.kernel[0] * pool.kernel[1], 2 | 4)
@@ -299,7 +310,7 @@ impl Product {
     /// give a device enough to do (1 for the other passes). They decide the order of the additions,
     /// so they follow from the shape alone, never from the family, the tile or a measurement.
     pub fn splits(&self) -> usize {
-        if self.pass != Pass::BackwardWeight {
+        if self.pass != Pass::BackwardWeight || self.tile == Tile::Whole {
             return 1;
         }
         let [m, n, k] = self.dimensions();
@@ -346,26 +357,6 @@ impl Product {
     pub fn flops(&self) -> f64 {
         2.0 * (self.batch * self.geometry.positions()) as f64
             * self.geometry.weight_elements() as f64
-    }
-
-    /// Bytes that must cross between the processor and its memory at least: every operand and every
-    /// result once.
-    pub fn bytes(&self) -> f64 {
-        let (g, results) = (&self.geometry, self.result_elements());
-        let x = self.batch * g.input.elements();
-        let dy = self.batch * g.output.elements();
-        let elements = match self.pass {
-            Pass::Forward => {
-                let index = self.pool.map_or(0, |_| results.div_ceil(4));
-                x + g.weight_elements() + g.output.channels + results + index
-            }
-            Pass::BackwardWeight => x + dy + results,
-            Pass::BackwardInput => {
-                let mask = if self.relu { x } else { 0 };
-                dy + g.weight_elements() + results + mask
-            }
-        };
-        4.0 * elements as f64
     }
 
     /// Elements of the result: of all partial sums for the weight gradient.
@@ -564,7 +555,7 @@ impl Product {
                 threads_m, threads_n, rows, cols, block_k,
                 threads => threads_m * threads_n, block_m => tile_m, block_n => tile_n4 * 4,
             },
-            Tile::Plain => context! {},
+            Tile::Plain | Tile::Whole => context! {},
         };
         let render = || -> std::result::Result<String, minijinja::Error> {
             let mut environment = Environment::new();
@@ -592,14 +583,13 @@ impl Product {
         }
     }
 
-    fn dispatch(&self, gpu: &Gpu, bindings: &[(u32, &Buffer)]) -> Result<Dispatch> {
-        gpu.dispatch(&Kernel {
-            entry_point: self.pass.name(),
-            source: &self.source()?,
-            constants: &[],
-            bindings,
-            groups: fold_groups(self.workgroups()),
-        })
+    /// The kernel with its operands: binding 0 and 1 are read, what follows says its access itself.
+    fn spec(self, arguments: Vec<Argument>) -> KernelSpec {
+        let mut spec =
+            KernelSpec::new(self.pass.name(), "", Work::Product(self), &[], arguments, 0);
+        spec.groups = self.workgroups();
+        spec.cost.flops = self.flops();
+        spec
     }
 }
 
@@ -641,109 +631,60 @@ const TEMPLATES: [(&str, &str); 4] = [
     ),
 ];
 
-fn expect(what: &'static str, name: &str, buffer: &Buffer, len: usize) -> Result<()> {
-    if buffer.len() < len {
-        return Err(Error::Shape {
-            operation: what,
-            what: format!("expected {name} of {len} elements, found {}", buffer.len()),
-        });
-    }
-    Ok(())
-}
-
 /// `y[N,OH,OW,OC] = im2col(x[N,H,W,C]) · W + b`, then ReLU, then max-pooling if the product says so.
 /// `parameters` is the layer's `[KH·KW·C + 1, OC]` matrix, `index` receives the pooling's index (one
-/// byte per element of the pooled `y`). Writes `y` (and `index`).
-///
-/// # Errors
-/// [`Error::Shape`] for buffers that are too short or an index that is missing, [`Error::Gpu`] from
-/// the device.
+/// byte per element of the pooled `y`) and is there where it pools. Writes `y` (and `index`).
 pub fn conv2d_forward(
-    gpu: &Gpu,
-    product: &Product,
-    x: &Buffer,
-    parameters: &Buffer,
-    y: &Buffer,
-    index: Option<&Buffer>,
-) -> Result<Dispatch> {
-    let g = &product.geometry;
-    let name = product.pass.name();
-    expect(name, "x", x, product.batch * g.input.elements())?;
-    expect(
-        name,
-        "parameters",
-        parameters,
-        g.weight_elements() + g.output.channels,
-    )?;
-    expect(name, "y", y, product.result_elements())?;
-    let mut bindings = vec![(0, x), (1, parameters), (2, y)];
-    match (product.pool, index) {
-        (Some(_), Some(index)) => {
-            expect(name, "index", index, product.result_elements() / 4)?;
-            bindings.push((3, index));
-        }
-        (None, _) => {}
-        (Some(_), None) => {
-            return Err(Error::Shape {
-                operation: name,
-                what: "expected a buffer for the index of the fused max-pooling, found none".into(),
-            });
-        }
-    }
-    product.dispatch(gpu, &bindings)
+    product: Product,
+    x: View,
+    parameters: View,
+    y: View,
+    index: Option<View>,
+) -> KernelSpec {
+    let (g, results) = (product.geometry, product.result_elements());
+    assert_eq!(product.pool.is_some(), index.is_some());
+    let mut arguments = vec![
+        read(0, "x", x, product.batch * g.input.elements()),
+        read(
+            1,
+            "parameters",
+            parameters,
+            g.weight_elements() + g.output.channels,
+        ),
+        write(2, "y", y, results),
+    ];
+    arguments.extend(index.map(|index| write(3, "index", index, results)));
+    product.spec(arguments)
 }
 
 /// Partial sums `[splits, KH·KW·C + 1, OC]` of `im2col(x)ᵀ · dy` with the bias gradient as the last
 /// row; `reduce_splits` adds them up. Writes `partials`.
-///
-/// # Errors
-/// As [`conv2d_forward`].
-pub fn conv2d_backward_weight(
-    gpu: &Gpu,
-    product: &Product,
-    x: &Buffer,
-    dy: &Buffer,
-    partials: &Buffer,
-) -> Result<Dispatch> {
-    let g = &product.geometry;
-    let name = product.pass.name();
-    expect(name, "x", x, product.batch * g.input.elements())?;
-    expect(name, "dy", dy, product.batch * g.output.elements())?;
-    expect(name, "partials", partials, product.result_elements())?;
-    product.dispatch(gpu, &[(0, x), (1, dy), (2, partials)])
+pub fn conv2d_backward_weight(product: Product, x: View, dy: View, partials: View) -> KernelSpec {
+    let g = product.geometry;
+    product.spec(vec![
+        read(0, "x", x, product.batch * g.input.elements()),
+        read(1, "dy", dy, product.batch * g.output.elements()),
+        write(2, "partials", partials, product.result_elements()),
+    ])
 }
 
-/// `dx[N,H,W,C]` from `dy[N,OH,OW,OC]`: the transposed convolution; where the product has `relu`
-/// the gradient passes only where `activation` (this layer's input) is positive. Writes `dx`.
-///
-/// # Errors
-/// As [`conv2d_forward`]; also when `relu` is set without an activation.
+/// `dx[N,H,W,C]` from `dy[N,OH,OW,OC]`: the transposed convolution; with `activation` (this layer's
+/// input), which is there where the product has `relu`, the gradient passes only where that is
+/// positive. Writes `dx`.
 pub fn conv2d_backward_input(
-    gpu: &Gpu,
-    product: &Product,
-    dy: &Buffer,
-    parameters: &Buffer,
-    dx: &Buffer,
-    activation: Option<&Buffer>,
-) -> Result<Dispatch> {
-    let g = &product.geometry;
-    let name = product.pass.name();
-    expect(name, "dy", dy, product.batch * g.output.elements())?;
-    expect(name, "parameters", parameters, g.weight_elements())?;
-    expect(name, "dx", dx, product.result_elements())?;
-    let mut bindings = vec![(0, dy), (1, parameters), (2, dx)];
-    match (product.relu, activation) {
-        (true, Some(activation)) => {
-            expect(name, "activation", activation, product.result_elements())?;
-            bindings.push((3, activation));
-        }
-        (false, _) => {}
-        (true, None) => {
-            return Err(Error::Shape {
-                operation: name,
-                what: "expected the activation whose ReLU masks the gradient, found none".into(),
-            });
-        }
-    }
-    product.dispatch(gpu, &bindings)
+    product: Product,
+    dy: View,
+    parameters: View,
+    dx: View,
+    activation: Option<View>,
+) -> KernelSpec {
+    let (g, results) = (product.geometry, product.result_elements());
+    assert_eq!(product.relu, activation.is_some());
+    let mut arguments = vec![
+        read(0, "dy", dy, product.batch * g.output.elements()),
+        read(1, "parameters", parameters, g.weight_elements()),
+        write(2, "dx", dx, results),
+    ];
+    arguments.extend(activation.map(|activation| read(3, "activation", activation, results)));
+    product.spec(arguments)
 }

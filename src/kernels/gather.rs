@@ -1,8 +1,6 @@
 //! `shaders/gather.wgsl`: a batch out of the resident dataset.
 
-use super::{STEP_ELEMENTS, dispatch};
-use crate::error::Result;
-use crate::gpu::{Buffer, Dispatch, Gpu};
+use super::{KernelSpec, STEP_ELEMENTS, View, Work, read, write};
 use crate::model::Shape;
 
 const SOURCE: &str = include_str!("../../shaders/gather.wgsl");
@@ -11,43 +9,40 @@ const SOURCE: &str = include_str!("../../shaders/gather.wgsl");
 /// `first` and `count` are those of row `counter[0]` of the step table `steps`; a batch that is not
 /// full repeats its last sample. Writes `x` and `batch_labels` `[batch]`.
 ///
-/// `images` holds bytes `[samples,H,W,C]` packed four to a word without gaps, `labels` one class
-/// per sample, `normalization` the scales of all channels, then their shifts.
-///
-/// # Errors
-/// [`crate::Error::Shape`] for buffers that are too short, [`crate::Error::Gpu`] from the device.
+/// `images` holds bytes `[samples,H,W,C]` without gaps, `labels` one class per sample,
+/// `normalization` the scales of all channels, then their shifts.
 pub fn gather_batch(
-    gpu: &Gpu,
     shape: Shape,
     batch: usize,
-    images: &Buffer,
-    labels: &Buffer,
-    order: &Buffer,
-    steps: &Buffer,
-    counter: &Buffer,
-    normalization: &Buffer,
-    x: &Buffer,
-    batch_labels: &Buffer,
-) -> Result<Dispatch> {
+    images: View,
+    labels: View,
+    order: View,
+    steps: View,
+    counter: View,
+    normalization: View,
+    x: View,
+    batch_labels: View,
+) -> KernelSpec {
     let elements = shape.elements();
-    dispatch(
-        gpu,
+    KernelSpec::new(
         "gather_batch",
         SOURCE,
+        Work::GatherBatch(shape),
         &[
             ("BATCH", batch as f64),
             ("ELEMENTS", elements as f64),
             ("CHANNELS", shape.channels as f64),
         ],
-        &[
-            (0, "images", images, (labels.len() * elements).div_ceil(4)),
-            (1, "labels", labels, 1),
-            (2, "order", order, 1),
-            (3, "steps", steps, STEP_ELEMENTS),
-            (4, "counter", counter, 1),
-            (5, "normalization", normalization, 2 * shape.channels),
-            (6, "x", x, batch * elements),
-            (7, "batch_labels", batch_labels, batch),
+        vec![
+            // As many as a batch has: what is read of a larger set.
+            read(0, "images", images, batch * elements),
+            read(1, "labels", labels, batch),
+            read(2, "order", order, batch),
+            read(3, "steps", steps, STEP_ELEMENTS),
+            read(4, "counter", counter, 1),
+            read(5, "normalization", normalization, 2 * shape.channels),
+            write(6, "x", x, batch * elements),
+            write(7, "batch_labels", batch_labels, batch),
         ],
         batch * elements,
     )

@@ -1,8 +1,6 @@
 //! `shaders/im2col.wgsl`: the explicit im2col matrix and its transpose.
 
-use super::{dispatch, mask};
-use crate::error::Result;
-use crate::gpu::{Buffer, Dispatch, Gpu};
+use super::{KernelSpec, View, Work, mask, read, write};
 use crate::model::Conv2d;
 
 const SOURCE: &str = include_str!("../../shaders/im2col.wgsl");
@@ -27,25 +25,16 @@ fn constants(g: &Conv2d, batch: usize, mask: bool) -> [(&'static str, f64); 13] 
 
 /// `columns[N·OH·OW, KH·KW·C]` from `x[N,H,W,C]`, zeros where a window hangs over the edge. Writes
 /// `columns`.
-///
-/// # Errors
-/// [`crate::Error::Shape`] for buffers that are too short, [`crate::Error::Gpu`] from the device.
-pub fn im2col(
-    gpu: &Gpu,
-    geometry: &Conv2d,
-    batch: usize,
-    x: &Buffer,
-    columns: &Buffer,
-) -> Result<Dispatch> {
+pub fn im2col(geometry: &Conv2d, batch: usize, x: View, columns: View) -> KernelSpec {
     let n = batch * geometry.positions() * geometry.patch();
-    dispatch(
-        gpu,
+    KernelSpec::new(
         "im2col",
         SOURCE,
+        Work::Im2col(*geometry),
         &constants(geometry, batch, false),
-        &[
-            (0, "x", x, batch * geometry.input.elements()),
-            (1, "columns", columns, n),
+        vec![
+            read(0, "x", x, batch * geometry.input.elements()),
+            write(1, "columns", columns, n),
         ],
         n,
     )
@@ -54,28 +43,27 @@ pub fn im2col(
 /// `dx[N,H,W,C]` from `dcolumns[N·OH·OW, KH·KW·C]`: every element is the sum over its copies. With
 /// `activation` `[N,H,W,C]` (the layer's input) the gradient passes only where that is positive.
 /// Writes `dx`.
-///
-/// # Errors
-/// As [`im2col`].
 pub fn col2im(
-    gpu: &Gpu,
     geometry: &Conv2d,
     batch: usize,
-    dcolumns: &Buffer,
-    activation: Option<&Buffer>,
-    dx: &Buffer,
-) -> Result<Dispatch> {
+    dcolumns: View,
+    activation: Option<View>,
+    dx: View,
+) -> KernelSpec {
     let n = batch * geometry.input.elements();
     let columns = batch * geometry.positions() * geometry.patch();
-    dispatch(
-        gpu,
+    KernelSpec::new(
         "col2im",
         SOURCE,
+        Work::Col2im {
+            geometry: *geometry,
+            masked: activation.is_some(),
+        },
         &constants(geometry, batch, activation.is_some()),
-        &[
-            (2, "dcolumns", dcolumns, columns),
+        vec![
+            read(2, "dcolumns", dcolumns, columns),
             mask(3, activation, n, dcolumns),
-            (4, "dx", dx, n),
+            write(4, "dx", dx, n),
         ],
         n,
     )

@@ -1,122 +1,84 @@
 //! `shaders/loss.wgsl`: the two losses with their gradients and predictions, and a step's sums.
 
-use super::{STEP_ELEMENTS, WORKGROUP_SIZE, dispatch};
-use crate::error::Result;
-use crate::gpu::{Buffer, Dispatch, Gpu};
+use super::{KernelSpec, STEP_ELEMENTS, View, WORKGROUP_SIZE, Work, read, update, write};
+use crate::model::Loss;
 
 const SOURCE: &str = include_str!("../../shaders/loss.wgsl");
 
-fn loss_kernel(
-    gpu: &Gpu,
-    name: &'static str,
-    batch: usize,
-    classes: usize,
-    [logits, labels, steps, counter]: [&Buffer; 4],
-    [loss, gradient, prediction, predictions]: [&Buffer; 4],
-) -> Result<Dispatch> {
-    dispatch(
-        gpu,
-        name,
-        SOURCE,
-        &[("BATCH", batch as f64), ("CLASSES", classes as f64)],
-        &[
-            (0, "logits", logits, batch * classes),
-            (1, "labels", labels, batch),
-            (2, "steps", steps, STEP_ELEMENTS),
-            (3, "counter", counter, 1),
-            (4, "loss", loss, batch),
-            (5, "gradient", gradient, batch * classes),
-            (6, "prediction", prediction, batch),
-            (7, "predictions", predictions, 1),
-        ],
-        batch,
-    )
-}
-
-/// `loss[i] = −log softmax(logits[i])[labels[i]]` and the gradient of the mean loss,
-/// `gradient[i] = (softmax(logits[i]) − onehot) / count`, where `count` is that of row `counter[0]`
-/// of the step table `steps`. Samples from `count` on get loss 0 and gradient 0.
+/// The loss of every sample, the gradient of the mean loss, and the prediction.
+///
+/// Softmax cross-entropy: `loss[i] = −log softmax(logits[i])[labels[i]]`,
+/// `gradient[i] = (softmax(logits[i]) − onehot) / count`; squared error:
+/// `loss[i] = ½ Σ_k (logits[i,k] − onehot[k])²`, `gradient[i] = (logits[i] − onehot) / count`, where
+/// `count` is that of row `counter[0]` of the step table `steps`. Samples from `count` on get loss 0
+/// and gradient 0.
 ///
 /// `logits` and `gradient` are `[batch,classes]`, `labels`, `loss` and `prediction` (argmax, of
 /// equal logits the first) `[batch]`; the predictions that count go to
 /// `predictions[first..first + count]` as well. Writes the last four.
-///
-/// # Errors
-/// [`crate::Error::Shape`] for buffers that are too short, [`crate::Error::Gpu`] from the device;
-/// so for every wrapper here.
-pub fn softmax_cross_entropy(
-    gpu: &Gpu,
+pub fn loss(
+    function: Loss,
     batch: usize,
     classes: usize,
-    logits: &Buffer,
-    labels: &Buffer,
-    steps: &Buffer,
-    counter: &Buffer,
-    loss: &Buffer,
-    gradient: &Buffer,
-    prediction: &Buffer,
-    predictions: &Buffer,
-) -> Result<Dispatch> {
-    loss_kernel(
-        gpu,
-        "softmax_cross_entropy",
+    logits: View,
+    labels: View,
+    steps: View,
+    counter: View,
+    loss: View,
+    gradient: View,
+    prediction: View,
+    predictions: View,
+) -> KernelSpec {
+    let entry = match function {
+        Loss::SoftmaxCrossEntropy => "softmax_cross_entropy",
+        Loss::SquaredError => "squared_error",
+    };
+    KernelSpec::new(
+        entry,
+        SOURCE,
+        Work::Loss {
+            loss: function,
+            classes,
+        },
+        &[("BATCH", batch as f64), ("CLASSES", classes as f64)],
+        vec![
+            read(0, "logits", logits, batch * classes),
+            read(1, "labels", labels, batch),
+            read(2, "steps", steps, STEP_ELEMENTS),
+            read(3, "counter", counter, 1),
+            write(4, "loss", loss, batch),
+            write(5, "gradient", gradient, batch * classes),
+            write(6, "prediction", prediction, batch),
+            update(7, "predictions", predictions, 1),
+        ],
         batch,
-        classes,
-        [logits, labels, steps, counter],
-        [loss, gradient, prediction, predictions],
-    )
-}
-
-/// `loss[i] = ½ Σ_k (outputs[i,k] − onehot[k])²` and the gradient of the mean loss,
-/// `gradient[i] = (outputs[i] − onehot) / count`; otherwise as [`softmax_cross_entropy`].
-pub fn squared_error(
-    gpu: &Gpu,
-    batch: usize,
-    classes: usize,
-    outputs: &Buffer,
-    labels: &Buffer,
-    steps: &Buffer,
-    counter: &Buffer,
-    loss: &Buffer,
-    gradient: &Buffer,
-    prediction: &Buffer,
-    predictions: &Buffer,
-) -> Result<Dispatch> {
-    loss_kernel(
-        gpu,
-        "squared_error",
-        batch,
-        classes,
-        [outputs, labels, steps, counter],
-        [loss, gradient, prediction, predictions],
     )
 }
 
 /// `metrics[counter[0]]` = the sum of `loss` `[batch]` and the number of samples whose `prediction`
 /// equals their label, over the samples that count. Writes that one row.
 pub fn sum_metrics(
-    gpu: &Gpu,
     batch: usize,
-    loss: &Buffer,
-    prediction: &Buffer,
-    labels: &Buffer,
-    steps: &Buffer,
-    counter: &Buffer,
-    metrics: &Buffer,
-) -> Result<Dispatch> {
-    dispatch(
-        gpu,
+    loss: View,
+    prediction: View,
+    labels: View,
+    steps: View,
+    counter: View,
+    metrics: View,
+) -> KernelSpec {
+    KernelSpec::new(
         "sum_metrics",
         SOURCE,
+        Work::SumMetrics,
         // The class count is no concern of the sums, but every override wants a value.
         &[("BATCH", batch as f64), ("CLASSES", 1.0)],
-        &[
-            (8, "loss", loss, batch),
-            (9, "prediction", prediction, batch),
-            (1, "labels", labels, batch),
-            (2, "steps", steps, STEP_ELEMENTS),
-            (3, "counter", counter, 1),
-            (10, "metrics", metrics, 2),
+        vec![
+            read(8, "loss", loss, batch),
+            read(9, "prediction", prediction, batch),
+            read(1, "labels", labels, batch),
+            read(2, "steps", steps, STEP_ELEMENTS),
+            read(3, "counter", counter, 1),
+            update(10, "metrics", metrics, 2),
         ],
         WORKGROUP_SIZE,
     )

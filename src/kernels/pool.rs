@@ -1,14 +1,9 @@
 //! `shaders/pool.wgsl`: max- and mean-pooling.
 
-use super::{dispatch, mask};
-use crate::error::{Error, Result};
-use crate::gpu::{Buffer, Dispatch, Gpu};
+use super::{KernelSpec, View, Work, mask, read, write};
 use crate::model::Pool2d;
 
 const SOURCE: &str = include_str!("../../shaders/pool.wgsl");
-
-/// The place of a maximum inside its window is stored as a byte.
-const LARGEST_WINDOW: usize = 256;
 
 fn constants(pool: &Pool2d, batch: usize, masked: bool) -> [(&'static str, f64); 11] {
     [
@@ -27,142 +22,123 @@ fn constants(pool: &Pool2d, batch: usize, masked: bool) -> [(&'static str, f64);
 }
 
 /// `y[N,OH,OW,C]` = the maximum of each window of `x[N,H,W,C]`, and `index`: its place kh·KW + kw
-/// inside the window, one byte per element of `y`, four to a word; of equal values the first in
+/// inside the window (of at most 256), one byte per element of `y`; of equal values the first in
 /// row-major order, and a NaN before every number. Writes `y` and `index`.
 ///
-/// # Errors
-/// [`Error::Shape`] for buffers that are too short or a window of more than 256 positions,
-/// [`Error::Gpu`] from the device.
-pub fn maxpool2d_forward(
-    gpu: &Gpu,
-    pool: &Pool2d,
-    batch: usize,
-    x: &Buffer,
-    y: &Buffer,
-    index: &Buffer,
-) -> Result<Dispatch> {
-    let [kh, kw] = pool.kernel;
-    if kh * kw > LARGEST_WINDOW {
-        return Err(Error::Shape {
-            operation: "maxpool2d_forward",
-            what: format!(
-                "expected a window of at most {LARGEST_WINDOW} positions, found {kh}×{kw}; use a smaller one, or mean-pooling"
-            ),
-        });
-    }
+/// # Panics
+/// For a larger window; a model file that has one is refused where it is read.
+pub fn maxpool2d_forward(pool: &Pool2d, batch: usize, x: View, y: View, index: View) -> KernelSpec {
     let n = batch * pool.output.elements();
-    dispatch(
-        gpu,
+    assert!(pool.kernel[0] * pool.kernel[1] <= 256, "{pool:?}");
+    KernelSpec::new(
         "maxpool2d_forward",
         SOURCE,
+        Work::MaxPoolForward(*pool),
         &constants(pool, batch, false),
-        &[
-            (0, "x", x, batch * pool.input.elements()),
-            (1, "y", y, n),
-            (2, "index", index, n.div_ceil(4)),
+        vec![
+            read(0, "x", x, batch * pool.input.elements()),
+            write(1, "y", y, n),
+            write(2, "index", index, n),
         ],
         n.div_ceil(4),
     )
 }
 
 /// `dx[N,H,W,C]`: the gradient `dy[N,OH,OW,C]` of each window at the place that `index` recorded,
-/// 0 elsewhere, for windows that do not overlap. With `activation` `[N,OH,OW,C]` (the pooled output
-/// `y`) the gradient passes only where that is positive: the ReLU fused into the layer before.
-/// Writes every element of `dx`.
-///
-/// # Errors
-/// [`Error::Shape`] for buffers that are too short or windows that overlap, [`Error::Gpu`] from the
-/// device.
+/// 0 elsewhere; where windows overlap, a position gets the sum over all windows that it won. With
+/// `activation` the gradient passes only where that is positive, the ReLU before the pooling:
+/// `[N,OH,OW,C]`, the pooled output. Writes every element of `dx`.
 pub fn maxpool2d_backward(
-    gpu: &Gpu,
     pool: &Pool2d,
     batch: usize,
-    dy: &Buffer,
-    index: &Buffer,
-    activation: Option<&Buffer>,
-    dx: &Buffer,
-) -> Result<Dispatch> {
-    if pool.overlapping() {
-        return Err(Error::Shape {
-            operation: "maxpool2d_backward",
-            what: format!(
-                "expected a stride of at least the window {:?}, found {:?}; use maxpool2d_backward_overlapping",
-                pool.kernel, pool.stride
-            ),
-        });
-    }
-    let n = batch * pool.output.elements();
+    dy: View,
+    index: View,
+    activation: Option<View>,
+    dx: View,
+) -> KernelSpec {
+    let outputs = batch * pool.output.elements();
     // Four channels an invocation where they come in fours.
-    let (entry_point, [dy_at, activation_at, dx_at], invocations) =
-        if pool.output.channels.is_multiple_of(4) {
-            ("maxpool2d_backward4", [7, 8, 9], n / 4)
-        } else {
-            ("maxpool2d_backward", [3, 5, 6], n)
-        };
-    dispatch(
-        gpu,
-        entry_point,
+    let (entry, bindings, invocations) = if pool.overlapping() {
+        return maxpool2d_backward_overlapping(pool, batch, dy, index, activation, dx);
+    } else if pool.output.channels.is_multiple_of(4) {
+        ("maxpool2d_backward4", [7, 8, 9], outputs / 4)
+    } else {
+        ("maxpool2d_backward", [3, 5, 6], outputs)
+    };
+    let operands = [dy, index, dx];
+    maxpool_backward(
+        entry,
+        pool,
+        batch,
+        bindings,
+        operands,
+        activation,
+        invocations,
+    )
+}
+
+/// The same by an invocation for each element of `dx`, which looks at all windows that hold it.
+pub fn maxpool2d_backward_overlapping(
+    pool: &Pool2d,
+    batch: usize,
+    dy: View,
+    index: View,
+    activation: Option<View>,
+    dx: View,
+) -> KernelSpec {
+    let entry = "maxpool2d_backward_overlapping";
+    let inputs = batch * pool.input.elements();
+    maxpool_backward(
+        entry,
+        pool,
+        batch,
+        [3, 5, 6],
+        [dy, index, dx],
+        activation,
+        inputs,
+    )
+}
+
+fn maxpool_backward(
+    entry: &'static str,
+    pool: &Pool2d,
+    batch: usize,
+    [dy_at, activation_at, dx_at]: [u32; 3],
+    [dy, index, dx]: [View; 3],
+    activation: Option<View>,
+    invocations: usize,
+) -> KernelSpec {
+    let n = batch * pool.output.elements();
+    KernelSpec::new(
+        entry,
         SOURCE,
+        Work::MaxPoolBackward {
+            pool: *pool,
+            masked: activation.is_some(),
+        },
         &constants(pool, batch, activation.is_some()),
-        &[
-            (dy_at, "dy", dy, n),
-            (4, "index", index, n.div_ceil(4)),
+        vec![
+            read(dy_at, "dy", dy, n),
+            read(4, "index", index, n),
             mask(activation_at, activation, n, dy),
-            (dx_at, "dx", dx, batch * pool.input.elements()),
+            write(dx_at, "dx", dx, batch * pool.input.elements()),
         ],
         invocations,
     )
 }
 
-/// As [`maxpool2d_backward`] for any stride: where windows overlap, a position gets the sum of the
-/// gradients of all windows that it won. Writes every element of `dx`.
-///
-/// # Errors
-/// [`Error::Shape`] for buffers that are too short, [`Error::Gpu`] from the device.
-pub fn maxpool2d_backward_overlapping(
-    gpu: &Gpu,
-    pool: &Pool2d,
-    batch: usize,
-    dy: &Buffer,
-    index: &Buffer,
-    activation: Option<&Buffer>,
-    dx: &Buffer,
-) -> Result<Dispatch> {
-    let n = batch * pool.output.elements();
-    let inputs = batch * pool.input.elements();
-    dispatch(
-        gpu,
-        "maxpool2d_backward_overlapping",
-        SOURCE,
-        &constants(pool, batch, activation.is_some()),
-        &[
-            (3, "dy", dy, n),
-            (4, "index", index, n.div_ceil(4)),
-            mask(5, activation, n, dy),
-            (6, "dx", dx, inputs),
-        ],
-        inputs,
-    )
-}
-
 /// `y[N,OH,OW,C]` = the mean of each window of `x[N,H,W,C]`. Writes `y`.
-///
-/// # Errors
-/// As [`maxpool2d_backward_overlapping`].
-pub fn meanpool2d_forward(
-    gpu: &Gpu,
-    pool: &Pool2d,
-    batch: usize,
-    x: &Buffer,
-    y: &Buffer,
-) -> Result<Dispatch> {
+pub fn meanpool2d_forward(pool: &Pool2d, batch: usize, x: View, y: View) -> KernelSpec {
     let n = batch * pool.output.elements();
-    dispatch(
-        gpu,
+    KernelSpec::new(
         "meanpool2d_forward",
         SOURCE,
+        Work::MeanPoolForward(*pool),
         &constants(pool, batch, false),
-        &[(0, "x", x, batch * pool.input.elements()), (1, "y", y, n)],
+        vec![
+            read(0, "x", x, batch * pool.input.elements()),
+            write(1, "y", y, n),
+        ],
         n,
     )
 }
@@ -170,27 +146,26 @@ pub fn meanpool2d_forward(
 /// `dx[N,H,W,C]`: every position gets 1/(KH·KW) of the gradients `dy[N,OH,OW,C]` of all windows
 /// that contain it. With `activation` `[N,H,W,C]` (the layer's input `x`) the gradient passes only
 /// where that is positive. Writes every element of `dx`.
-///
-/// # Errors
-/// As [`maxpool2d_backward_overlapping`].
 pub fn meanpool2d_backward(
-    gpu: &Gpu,
     pool: &Pool2d,
     batch: usize,
-    dy: &Buffer,
-    activation: Option<&Buffer>,
-    dx: &Buffer,
-) -> Result<Dispatch> {
+    dy: View,
+    activation: Option<View>,
+    dx: View,
+) -> KernelSpec {
     let n = batch * pool.input.elements();
-    dispatch(
-        gpu,
+    KernelSpec::new(
         "meanpool2d_backward",
         SOURCE,
+        Work::MeanPoolBackward {
+            pool: *pool,
+            masked: activation.is_some(),
+        },
         &constants(pool, batch, activation.is_some()),
-        &[
-            (3, "dy", dy, batch * pool.output.elements()),
+        vec![
+            read(3, "dy", dy, batch * pool.output.elements()),
             mask(5, activation, n, dy),
-            (6, "dx", dx, n),
+            write(6, "dx", dx, n),
         ],
         n,
     )

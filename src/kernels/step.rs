@@ -1,22 +1,45 @@
-//! `shaders/step.wgsl`: the end of a step.
+//! `shaders/step.wgsl` and the step table: what changes from step to step, uploaded once per epoch.
+//!
+//! A training step is always the same list of kernels. What differs (which samples, how many, the
+//! learning rate) stands in a table on the device, and a counter there says which row is current; the
+//! step's last kernel advances it. So the host never has to come between two steps.
 
-use super::dispatch;
-use crate::error::Result;
-use crate::gpu::{Buffer, Dispatch, Gpu};
+use super::{KernelSpec, View, Work, update};
 
 const SOURCE: &str = include_str!("../../shaders/step.wgsl");
 
 /// Moves `counter[0]` on to the next row of the step table. Adds 1 to it.
-///
-/// # Errors
-/// [`crate::Error::Shape`] for an empty buffer, [`crate::Error::Gpu`] from the device.
-pub fn advance_step(gpu: &Gpu, counter: &Buffer) -> Result<Dispatch> {
-    dispatch(
-        gpu,
-        "advance_step",
-        SOURCE,
-        &[],
-        &[(0, "counter", counter, 1)],
-        1,
-    )
+pub fn advance_step(counter: View) -> KernelSpec {
+    let arguments = vec![update(0, "counter", counter, 1)];
+    KernelSpec::new("advance_step", SOURCE, Work::AdvanceStep, &[], arguments, 1)
+}
+
+/// 4-byte elements of one row of the step table.
+pub const STEP_ELEMENTS: usize = size_of::<Step>() / 4;
+
+/// One row of the step table, laid out like `struct Step` in the shaders.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct Step {
+    /// First sample of the batch, counted in the epoch's order.
+    pub first: u32,
+    /// Samples that count; the rest of the batch repeats the last one with weight zero.
+    pub count: u32,
+    pub lr: f32,
+    /// `1 − beta1^step`, `1 − beta2^step` (AdamW).
+    pub bias_correction1: f32,
+    pub bias_correction2: f32,
+    /// Keys of the random draws on the device; 0 where nothing draws.
+    pub seed: u32,
+    pub epoch: u32,
+    pub padding: u32,
+}
+
+/// Loss and correct count of one step, laid out like `struct Metrics` in the shaders.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct Metrics {
+    /// Sum of the per-sample losses over the samples that count.
+    pub loss_sum: f32,
+    pub correct: u32,
 }

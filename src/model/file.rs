@@ -30,7 +30,7 @@
 //! ```
 
 use super::recipe::{Optimizer, Recipe, Schedule};
-use super::{Conv2d, Loss, Model, Op, Pool2d, Shape};
+use super::{Activation, Conv2d, Loss, Model, Op, Pool2d, Shape};
 use crate::error::{Error, Result};
 use serde::Deserialize;
 use std::ops::Range;
@@ -216,10 +216,10 @@ impl Definition {
             &self.layers,
             |layer, shape| {
                 line = layer.line;
-                let op = layer.kind.op(shape, classes)?;
+                let (op, activation) = layer.kind.op(shape, classes)?;
                 match too_costly(&op, &mut total) {
                     Some(what) => Err(error(op.name(), what)),
-                    None => Ok(op),
+                    None => Ok((op, activation)),
                 }
             },
         )
@@ -235,21 +235,23 @@ impl Definition {
 }
 
 impl LayerKind {
-    fn op(&self, shape: Shape, classes: usize) -> Result<Op> {
-        Ok(match *self {
+    fn op(&self, shape: Shape, classes: usize) -> Result<(Op, Option<Activation>)> {
+        let mut activation = None;
+        let mut then = |relu: bool| activation = relu.then_some(Activation::Relu);
+        let op = match *self {
             LayerKind::Conv2d {
                 out_channels,
                 kernel,
                 stride,
                 padding,
                 relu,
-            } => Op::Conv2d {
-                geometry: Conv2d::new(shape, out_channels, kernel, stride, padding)?,
-                relu,
-            },
+            } => {
+                then(relu);
+                Op::Conv2d(Conv2d::new(shape, out_channels, kernel, stride, padding)?)
+            }
             LayerKind::Dense { units, relu } => {
-                let geometry = Conv2d::dense(shape.elements(), units.unwrap_or(classes));
-                Op::Dense { geometry, relu }
+                then(relu);
+                Op::Dense(Conv2d::dense(shape.elements(), units.unwrap_or(classes)))
             }
             LayerKind::MaxPool2d { kernel, stride } => {
                 Op::MaxPool2d(Pool2d::new(shape, kernel, stride)?)
@@ -257,16 +259,17 @@ impl LayerKind {
             LayerKind::MeanPool2d { kernel, stride } => {
                 Op::MeanPool2d(Pool2d::new(shape, kernel, stride)?)
             }
-            LayerKind::Relu => Op::Relu,
-            LayerKind::Sigmoid => Op::Sigmoid,
-        })
+            LayerKind::Relu => Op::Activation(Activation::Relu),
+            LayerKind::Sigmoid => Op::Activation(Activation::Sigmoid),
+        };
+        Ok((op, activation))
     }
 }
 
 /// What is out of bounds about a layer with weights: its tensors, its cost, or the length of the
 /// parameter vector (`total`, which it adds to). Other layers never grow what they are given.
 fn too_costly(op: &Op, total: &mut usize) -> Option<String> {
-    let (g, _) = op.product()?;
+    let g = op.product()?;
     let [height, width] = g.kernel;
     let output = [g.output.height, g.output.width, g.output.channels];
     let weight = [height, width, g.input.channels, g.output.channels];
@@ -467,7 +470,7 @@ struct LayerTable {
     kernel: Option<Spanned<Pair<1>>>,
     stride: Option<Spanned<Pair<1>>>,
     padding: Option<Spanned<Pair<0>>>,
-    activation: Option<Spanned<Activation>>,
+    activation: Option<Spanned<ActivationName>>,
 }
 
 #[derive(Clone, Copy, Deserialize)]
@@ -486,7 +489,7 @@ enum LayerType {
 /// What can be fused into a layer with weights.
 #[derive(Clone, Copy, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum Activation {
+enum ActivationName {
     Relu,
 }
 
@@ -699,15 +702,15 @@ units = "classes"
         let definition = Definition::parse(SMALL, "small.toml").unwrap();
         assert_eq!(definition.text, SMALL);
         let model = definition.resolve(definition.input, 3).unwrap();
-        let Op::Conv2d { geometry, relu } = model.layers[0].op else {
+        let Op::Conv2d(geometry) = model.layers[0].op else {
             panic!("{:?}", model.layers[0]);
         };
-        assert!(!relu);
+        assert_eq!(model.layers[0].activation, None);
         assert_eq!(geometry.kernel, [3, 2]);
         assert_eq!(geometry.stride, [2, 1]);
         assert_eq!(geometry.padding, [0, 1]);
         assert_eq!(geometry.output, Shape::new(4, 9, 5));
-        assert_eq!(model.layers[1].op, Op::Relu);
+        assert_eq!(model.layers[1].op, Op::Activation(Activation::Relu));
         assert_eq!(model.layers[2].output, Shape::new(3, 8, 5));
         assert_eq!(model.layers[3].parameter_count(), (3 * 8 * 5 + 1) * 3);
         assert_eq!(
@@ -745,7 +748,7 @@ units = "classes"
             .replace("\"classes\"", "3\nactivation = \"relu\"");
         let model = resolve(&text).unwrap();
         assert_eq!(model.layers[2].output, Shape::new(2, 4, 5));
-        assert!(matches!(model.layers[3].op, Op::Dense { relu: true, .. }));
+        assert_eq!(model.layers[3].activation, Some(Activation::Relu));
     }
 
     /// Each mistake: what to replace in [`SMALL`], by what, the line it is reported at, and words

@@ -1,6 +1,6 @@
 //! The parameters that training starts from.
 
-use super::Model;
+use super::{Init, Model, Parameter};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use sha2::{Digest, Sha256};
@@ -9,32 +9,46 @@ use sha2::{Digest, Sha256};
 /// one) draws the same numbers.
 const PURPOSE: &[u8] = b"wgrad initial parameters";
 
-/// The flat parameter vector of `model` ([`Model::parameter_elements`] long, each layer's
-/// `[KH][KW][C][OC]` weight and `[OC]` bias at [`super::Layer::parameters`], gaps zero) before the
+/// The flat parameter vector of `model` ([`Model::parameter_elements`] long, gaps zero) before the
 /// first step.
 ///
-/// Weight and bias are uniform in ±1/√fan_in with fan_in = KH·KW·C, which is what PyTorch's
-/// `Conv2d` and `Linear` start from (He et al., 2015, with a = √5). A parameter's values depend on
-/// the seed, its name (`conv2d1.weight`, as in the exported files) and its shape alone, so that a
-/// layer without parameters more or less changes none of them, and are the same bits on every
-/// machine.
+/// A parameter's values depend on the seed, its name (`conv2d1.weight`, as in the exported files), its
+/// shape and its [`Init`] alone, so that a layer more or less elsewhere changes none of them, and are
+/// the same bits on every machine.
 pub fn initial_parameters(model: &Model, seed: u64) -> Vec<f32> {
     let mut parameters = vec![0.0; model.parameter_elements];
-    for layer in &model.layers {
-        let (Some(start), Some((geometry, _))) = (layer.parameters, layer.op.product()) else {
-            continue;
-        };
-        let bound = (1.0 / (geometry.patch() as f64).sqrt()) as f32;
-        let values = &mut parameters[start..start + layer.parameter_count()];
-        let (weight, bias) = values.split_at_mut(geometry.weight_elements());
-        for (kind, values) in [("weight", weight), ("bias", bias)] {
-            let mut generator = generator(seed, &format!("{}.{kind}", layer.name));
-            for value in values {
-                *value = bound * signed_unit(generator.next_u32());
-            }
-        }
+    for parameter in model.layers.iter().flat_map(|layer| &layer.parameters) {
+        let values = &mut parameters[parameter.start..][..parameter.elements()];
+        fill(parameter, seed, values);
     }
     parameters
+}
+
+/// The running statistics of `model` ([`Model::running_elements`] long, gaps zero) before the first step.
+pub fn initial_running(model: &Model) -> Vec<f32> {
+    let mut running = vec![0.0; model.running_elements];
+    for parameter in model.layers.iter().flat_map(|layer| &layer.running) {
+        let values = &mut running[parameter.start..][..parameter.elements()];
+        fill(parameter, 0, values);
+    }
+    running
+}
+
+/// The initial values of one parameter. He et al. (2015) for Kaiming's, with the gain of ReLU √2, Glorot
+/// and Bengio (2010) for Xavier's.
+fn fill(parameter: &Parameter, seed: u64, values: &mut [f32]) {
+    let [fan_in, fan_out] = parameter.fans.map(|fan| fan as f64);
+    let bound = match parameter.init {
+        Init::Constant(value) => return values.fill(value),
+        Init::FanIn => (1.0 / fan_in.sqrt()) as f32,
+        Init::KaimingUniform => (6.0 / fan_in).sqrt() as f32,
+        Init::XavierUniform => (6.0 / (fan_in + fan_out)).sqrt() as f32,
+        other => unimplemented!("{other:?}"),
+    };
+    let mut generator = generator(seed, &parameter.name);
+    for value in values {
+        *value = bound * signed_unit(generator.next_u32());
+    }
 }
 
 /// The generator of one parameter's values. Keyed by hand, with the seed and the first 24 bytes of
@@ -90,12 +104,12 @@ mod tests {
         assert_eq!(parameters.len(), model.parameter_elements);
         let mut trained = vec![false; parameters.len()];
         for layer in &model.layers {
-            let Some(start) = layer.parameters else {
+            if layer.parameters.is_empty() {
                 continue;
-            };
-            let values = &parameters[start..start + layer.parameter_count()];
-            trained[start..start + values.len()].fill(true);
-            let patch = layer.op.product().unwrap().0.patch() as f64;
+            }
+            let values = &parameters[layer.range()];
+            trained[layer.range()].fill(true);
+            let patch = layer.op.product().unwrap().patch() as f64;
             let (mut largest, mut sum, mut squares) = (0f64, 0.0, 0.0);
             for &value in values {
                 let scaled = f64::from(value) * patch.sqrt();
@@ -127,15 +141,11 @@ mod tests {
             model("default", Shape::new(32, 32, 1)),
         );
         let (a, b) = (initial_parameters(&small, 1), initial_parameters(&large, 1));
-        let dense = small.layers[4].parameters.unwrap();
+        let dense = small.layers[4].range().start;
         assert_eq!(a[..dense], b[..dense]);
-        let last = |model: &Model, all: &[f32]| {
-            let layer = &model.layers[5];
-            let start = layer.parameters.unwrap();
-            all[start..start + layer.parameter_count()].to_vec()
-        };
+        let last = |model: &Model, all: &[f32]| all[model.layers[5].range()].to_vec();
         assert_eq!(last(&small, &a), last(&large, &b));
-        let second = small.layers[2].parameters.unwrap();
+        let second = small.layers[2].range().start;
         assert_ne!(a[0] * 5.0, a[second] * 600f32.sqrt());
         assert_ne!(a, initial_parameters(&small, 2));
     }
@@ -155,7 +165,7 @@ mod tests {
         let (standalone, _) = layers("[[layer]]\ntype = \"relu\"\n");
         assert_eq!(fused, standalone);
         let (pooled, model) = layers("[[layer]]\ntype = \"max_pool2d\"\nkernel = 2\n");
-        let dense = model.layers.last().unwrap().parameters.unwrap();
+        let dense = model.layers.last().unwrap().range().start;
         assert_eq!(fused[..dense], pooled[..dense]);
         assert!(dense > 64);
     }

@@ -7,11 +7,13 @@
 
 mod file;
 mod init;
+mod parameters;
 pub mod recipe;
 mod summary;
 
 pub use file::{Definition, MAX_ELEMENTS, SHIPPED, load};
-pub use init::initial_parameters;
+pub use init::{initial_parameters, initial_running};
+pub use parameters::{Init, Parameter, Role};
 pub use summary::summary;
 
 use crate::error::{Error, Result};
@@ -322,74 +324,217 @@ fn window_output(
 }
 
 /// What a layer computes, with its resolved geometry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Op {
-    /// Convolution with bias; with `relu` the layer's output is `max(0, ·)` of that.
-    Conv2d {
-        geometry: Conv2d,
-        relu: bool,
-    },
-    /// Dense layer with bias over the flattened (NHWC) input; `geometry` is the 1×1 case.
-    Dense {
-        geometry: Conv2d,
-        relu: bool,
-    },
+    /// Convolution; in groups where the geometry has more than one.
+    Conv2d(Conv2d),
+    /// Dense layer over the flattened (NHWC) input; the geometry is the 1×1 case.
+    Dense(Conv2d),
     MaxPool2d(Pool2d),
     MeanPool2d(Pool2d),
-    /// ReLU as a layer of its own.
+    /// An activation as a layer of its own.
+    Activation(Activation),
+    /// Batch normalisation per channel (Ioffe and Szegedy, 2015); `momentum` is the weight of the
+    /// new statistics in the running ones, as in PyTorch.
+    BatchNorm {
+        epsilon: f32,
+        momentum: f32,
+    },
+    /// Group normalisation (Wu and He, 2018): each sample's channels in `groups`, over all positions.
+    GroupNorm {
+        groups: usize,
+        epsilon: f32,
+    },
+    /// Layer normalisation (Ba, Kiros, Hinton, 2016) over the channels of each position.
+    LayerNorm {
+        epsilon: f32,
+    },
+    /// Zeros with this probability while training, the others divided by 1 − p (Srivastava et al., 2014).
+    Dropout {
+        probability: f32,
+    },
+    /// The sum of all inputs, which have one shape.
+    Add,
+    /// The inputs' channels one behind the other.
+    Concat,
+    /// A map times a vector that has a factor for every channel (Hu et al., 2018: squeeze and excite).
+    Scale,
+    /// One position that holds all elements in NHWC order.
+    Flatten,
+}
+
+/// An elementwise function.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Activation {
     Relu,
     Sigmoid,
+    LeakyRelu {
+        slope: f32,
+    },
+    /// x·Φ(x) (Hendrycks and Gimpel, 2016), by the error function.
+    Gelu,
+    /// The same by the authors' formula with tanh.
+    GeluTanh,
+    Silu,
+    Tanh,
+    HardSwish,
+}
+
+impl Activation {
+    /// Name as written in architecture files.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Activation::Relu => "relu",
+            Activation::Sigmoid => "sigmoid",
+            Activation::LeakyRelu { .. } => "leaky_relu",
+            Activation::Gelu => "gelu",
+            Activation::GeluTanh => "gelu_tanh",
+            Activation::Silu => "silu",
+            Activation::Tanh => "tanh",
+            Activation::HardSwish => "hard_swish",
+        }
+    }
+
+    /// Whether its derivative is computed from its output; from its input otherwise.
+    pub fn by_output(&self) -> bool {
+        use Activation::*;
+        matches!(self, Relu | Sigmoid | LeakyRelu { .. } | Tanh)
+    }
 }
 
 impl Op {
     /// Name as written in architecture files.
     pub fn name(&self) -> &'static str {
         match self {
-            Op::Conv2d { .. } => "conv2d",
-            Op::Dense { .. } => "dense",
+            Op::Conv2d(_) => "conv2d",
+            Op::Dense(_) => "dense",
             Op::MaxPool2d(_) => "max_pool2d",
             Op::MeanPool2d(_) => "mean_pool2d",
-            Op::Relu => "relu",
-            Op::Sigmoid => "sigmoid",
+            Op::Activation(activation) => activation.name(),
+            Op::BatchNorm { .. } => "batch_norm",
+            Op::GroupNorm { .. } => "group_norm",
+            Op::LayerNorm { .. } => "layer_norm",
+            Op::Dropout { .. } => "dropout",
+            Op::Add => "add",
+            Op::Concat => "concat",
+            Op::Scale => "scale",
+            Op::Flatten => "flatten",
         }
     }
 
-    /// Geometry and fused-ReLU flag of the layers that have weights.
-    pub fn product(&self) -> Option<(&Conv2d, bool)> {
+    /// Geometry of the layers that have weights.
+    pub fn product(&self) -> Option<&Conv2d> {
         match self {
-            Op::Conv2d { geometry, relu } | Op::Dense { geometry, relu } => Some((geometry, *relu)),
+            Op::Conv2d(geometry) | Op::Dense(geometry) => Some(geometry),
             _ => None,
+        }
+    }
+
+    /// The output's shape for inputs of these shapes, at least one.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when they do not go together.
+    pub fn output(&self, inputs: &[Shape]) -> Result<Shape> {
+        let input = inputs[0];
+        let fail = |what: String| {
+            let operation = self.name();
+            Err(Error::Shape { operation, what })
+        };
+        Ok(match self {
+            Op::Conv2d(g) | Op::Dense(g) => g.output,
+            Op::MaxPool2d(pool) | Op::MeanPool2d(pool) => pool.output,
+            Op::Flatten => Shape::new(1, 1, input.elements()),
+            Op::Add => {
+                if let Some(other) = inputs.iter().find(|other| **other != input) {
+                    return fail(format!(
+                        "expected inputs of one shape, found {input} and {other}; give the smaller one a conv2d with kernel = 1 and the stride and out_channels of the other"
+                    ));
+                }
+                input
+            }
+            Op::Concat => {
+                let place = |s: &Shape| (s.height, s.width);
+                if let Some(other) = inputs.iter().find(|other| place(other) != place(&input)) {
+                    return fail(format!(
+                        "expected inputs of one height and width, found {input} and {other}; pool or pad one of them"
+                    ));
+                }
+                let channels = inputs.iter().map(|s| s.channels).sum();
+                Shape::new(input.height, input.width, channels)
+            }
+            Op::Scale => match inputs {
+                [_, factors] if *factors == Shape::new(1, 1, input.channels) => input,
+                _ => {
+                    let found: Vec<_> = inputs.iter().map(Shape::to_string).collect();
+                    return fail(format!(
+                        "expected a map H×W×{0} and a vector 1×1×{0}, found {1}; end the branch of the factors in a dense layer of {0} units",
+                        input.channels,
+                        found.join(" and ")
+                    ));
+                }
+            },
+            Op::GroupNorm { groups, .. } if !input.channels.is_multiple_of(*groups) => {
+                return fail(format!(
+                    "expected groups that divide the {} channels, found {groups}",
+                    input.channels
+                ));
+            }
+            _ => input,
+        })
+    }
+
+    /// Inputs that it takes, at least and at most.
+    pub fn arity(&self) -> [usize; 2] {
+        match self {
+            Op::Add | Op::Concat => [2, usize::MAX],
+            Op::Scale => [2, 2],
+            _ => [1, 1],
         }
     }
 }
 
-/// One layer of a [`Model`].
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+/// One layer of a [`Model`]: a node of its graph.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Layer {
-    /// Unique within the model: the op's name and its count, `conv2d1`, `dense2`, …
+    /// Unique within the model: as the file says, or the op's name and its count, `conv2d1`, `dense2`, …
     pub name: String,
     pub op: Op,
+    /// Applied to what the op gives.
+    pub activation: Option<Activation>,
+    /// The values that it takes: 0 is the network's input, i + 1 the output of layer i.
+    pub inputs: Vec<usize>,
+    /// Shape of the first input.
     pub input: Shape,
     pub output: Shape,
-    /// Where the weight `[KH][KW][C][OC]` starts in the flat parameter vector, in elements; the
-    /// bias `[OC]` follows it at once, so that weight and bias are one `[KH·KW·C + 1, OC]` matrix.
-    pub parameters: Option<usize>,
+    /// What is trained, one tensor right behind the other in the flat parameter vector, so that
+    /// weight and bias of a product are one `[KH·KW·C + 1, OC]` matrix.
+    pub parameters: Vec<Parameter>,
+    /// What is kept without being trained: the running statistics, in a flat vector of their own.
+    pub running: Vec<Parameter>,
 }
 
 impl Layer {
     /// Number of trained parameters (weight and bias).
     pub fn parameter_count(&self) -> usize {
-        self.op
-            .product()
-            .map_or(0, |(g, _)| g.weight_elements() + g.output.channels)
+        self.parameters.iter().map(Parameter::elements).sum()
+    }
+
+    /// Where its parameters lie in the flat parameter vector; empty without any.
+    pub fn range(&self) -> Range<usize> {
+        let start = self.parameters.first().map_or(0, |p| p.start);
+        start..start + self.parameter_count()
+    }
+
+    /// Where its running statistics lie in their flat vector; empty without any.
+    pub fn running_range(&self) -> Range<usize> {
+        let start = self.running.first().map_or(0, |p| p.start);
+        start..start + self.running.iter().map(Parameter::elements).sum::<usize>()
     }
 
     /// Multiply-adds of one sample's forward pass (products only, as usual in the literature).
     pub fn multiply_adds(&self) -> u64 {
-        self.op
-            .product()
-            .map_or(0, |(g, _)| (g.weight_elements() * g.positions()) as u64)
+        let products = self.op.product();
+        products.map_or(0, |g| (g.weight_elements() * g.positions()) as u64)
     }
 }
 
@@ -403,8 +548,9 @@ pub enum Loss {
     SquaredError,
 }
 
-/// A network whose shapes are all known: a chain of layers ending in one value per class.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+/// A network whose shapes are all known: a graph of layers, each behind those that it takes its inputs
+/// from, ending in one value per class.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Model {
     pub name: String,
     pub input: Shape,
@@ -413,62 +559,115 @@ pub struct Model {
     pub layers: Vec<Layer>,
     /// Length of the flat parameter vector in elements, alignment gaps (always zero) included.
     pub parameter_elements: usize,
+    /// Length of the flat vector of running statistics, likewise.
+    pub running_elements: usize,
 }
 
 impl Model {
-    /// Chains `ops` from `input`: `build` turns each entry into an op for the input shape it meets.
+    /// A network without layers yet, see [`Model::push`] and [`Model::finish`].
+    pub fn new(name: &str, input: Shape, classes: usize, loss: Loss) -> Model {
+        Model {
+            name: name.into(),
+            input,
+            classes,
+            loss,
+            layers: Vec::new(),
+            parameter_elements: 0,
+            running_elements: 0,
+        }
+    }
+
+    /// Shape of a value: 0 is the network's input, i + 1 the output of layer i.
+    pub fn shape(&self, value: usize) -> Shape {
+        value
+            .checked_sub(1)
+            .map_or(self.input, |i| self.layers[i].output)
+    }
+
+    /// Adds a layer that takes the values `inputs` (see [`Layer::inputs`]) and says which value it
+    /// gives. Without a name it gets the op's and its count.
     ///
     /// # Errors
-    /// The first error of `build`, or [`Error::Shape`] when the last output is not one value per
-    /// class.
+    /// [`Error::Shape`] when the inputs do not go together.
+    pub fn push(
+        &mut self,
+        name: Option<String>,
+        op: Op,
+        activation: Option<Activation>,
+        init: Option<Init>,
+        inputs: &[usize],
+    ) -> Result<usize> {
+        let [least, most] = op.arity();
+        if !(least..=most).contains(&inputs.len()) {
+            return Err(Error::Shape {
+                operation: op.name(),
+                what: format!(
+                    "expected at least {least} and at most {most} inputs, found {}",
+                    inputs.len()
+                ),
+            });
+        }
+        let shapes: Vec<Shape> = inputs.iter().map(|value| self.shape(*value)).collect();
+        let output = op.output(&shapes)?;
+        let name = name.unwrap_or_else(|| {
+            let same = self.layers.iter().filter(|l| l.op.name() == op.name());
+            format!("{}{}", op.name(), same.count() + 1)
+        });
+        let parameters = parameters::trained(&op, &name, shapes[0], init, self.parameter_elements);
+        let running = parameters::running(&op, &name, shapes[0], self.running_elements);
+        self.parameter_elements = parameters::end(&parameters, self.parameter_elements);
+        self.running_elements = parameters::end(&running, self.running_elements);
+        self.layers.push(Layer {
+            name,
+            op,
+            activation,
+            inputs: inputs.to_vec(),
+            input: shapes[0],
+            output,
+            parameters,
+            running,
+        });
+        Ok(self.layers.len())
+    }
+
+    /// The network, if it ends in one value per class.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when it does not.
+    pub fn finish(self) -> Result<Model> {
+        let output = self.shape(self.layers.len());
+        if output.elements() != self.classes || self.layers.is_empty() {
+            return Err(Error::Shape {
+                operation: "model",
+                what: format!(
+                    "expected the last layer to give one value for each of {} classes, found output {output}; end the model with type = \"dense\", units = \"classes\"",
+                    self.classes
+                ),
+            });
+        }
+        Ok(self)
+    }
+
+    /// Chains layers from `input`: `build` turns each entry into an op, with its activation, for the
+    /// input shape that it meets.
+    ///
+    /// # Errors
+    /// The first error of `build`, or as [`Model::finish`].
     pub fn chain<T>(
         name: &str,
         input: Shape,
         classes: usize,
         loss: Loss,
         entries: &[T],
-        mut build: impl FnMut(&T, Shape) -> Result<Op>,
+        mut build: impl FnMut(&T, Shape) -> Result<(Op, Option<Activation>)>,
     ) -> Result<Model> {
-        let mut layers: Vec<Layer> = Vec::with_capacity(entries.len());
-        let (mut shape, mut offset) = (input, 0usize);
+        let mut model = Model::new(name, input, classes, loss);
+        let mut value = 0;
         for entry in entries {
-            let op = build(entry, shape)?;
-            let output = match &op {
-                Op::Conv2d { geometry, .. } | Op::Dense { geometry, .. } => geometry.output,
-                Op::MaxPool2d(pool) | Op::MeanPool2d(pool) => pool.output,
-                Op::Relu | Op::Sigmoid => shape,
-            };
-            let count = 1 + layers.iter().filter(|l| l.op.name() == op.name()).count();
-            let mut layer = Layer {
-                name: format!("{}{count}", op.name()),
-                op,
-                input: shape,
-                output,
-                parameters: None,
-            };
-            if layer.parameter_count() > 0 {
-                layer.parameters = Some(offset);
-                offset = (offset + layer.parameter_count()).next_multiple_of(PARAMETER_ALIGNMENT);
-            }
-            shape = output;
-            layers.push(layer);
+            let (op, activation) = build(entry, model.shape(value))?;
+            value = model.push(None, op, activation, None, &[value])?;
         }
-        if shape.elements() != classes || layers.is_empty() {
-            return Err(Error::Shape {
-                operation: "model",
-                what: format!(
-                    "expected the last layer to give one value for each of {classes} classes, found output {shape}; end the model with type = \"dense\", units = \"classes\""
-                ),
-            });
-        }
-        Ok(Model {
-            name: name.into(),
-            input,
-            classes,
-            loss,
-            layers,
-            parameter_elements: offset,
-        })
+        model.finish()
     }
 
     /// Number of trained parameters.
@@ -484,7 +683,7 @@ impl Model {
     /// Multiply-adds of one sample's training step: forward, weight gradient, and the input
     /// gradient of every layer but the first one with weights.
     pub fn training_multiply_adds(&self) -> u64 {
-        let first = self.layers.iter().find(|l| l.parameters.is_some());
+        let first = self.layers.iter().find(|l| !l.parameters.is_empty());
         3 * self.multiply_adds() - first.map_or(0, Layer::multiply_adds)
     }
 }

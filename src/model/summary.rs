@@ -60,8 +60,8 @@ fn what(layer: &Layer) -> String {
         [height, width] if height == width => height.to_string(),
         _ => pair(sizes),
     };
-    let (mut text, relu) = match &layer.op {
-        Op::Conv2d { geometry: g, relu } => {
+    let mut text = match &layer.op {
+        Op::Conv2d(g) => {
             let mut text = format!("{}, {}", pair(g.kernel), g.output.channels);
             if g.stride != [1, 1] {
                 text += &format!(", stride {}", size(g.stride));
@@ -69,20 +69,20 @@ fn what(layer: &Layer) -> String {
             if g.padding != [0, 0] {
                 text += &format!(", pad {}", size(g.padding));
             }
-            (text, *relu)
+            text
         }
-        Op::Dense { geometry, relu } => (geometry.output.channels.to_string(), *relu),
+        Op::Dense(g) => g.output.channels.to_string(),
         Op::MaxPool2d(pool) | Op::MeanPool2d(pool) => {
             let mut text = pair(pool.kernel);
             if pool.stride != pool.kernel {
                 text += &format!(", stride {}", size(pool.stride));
             }
-            (text, false)
+            text
         }
-        Op::Relu | Op::Sigmoid => (String::new(), false),
+        _ => String::new(),
     };
-    if relu {
-        text += " → relu";
+    if let Some(activation) = &layer.activation {
+        text += &format!(" → {}", activation.name());
     }
     text
 }

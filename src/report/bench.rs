@@ -9,16 +9,16 @@
 //! than 2²⁴ elements) it is the same kernel on a smaller batch, see [`KernelReport::checked_batch`].
 
 use super::profile::place;
+use crate::engine::{Engine, GpuEngine, Split};
 use crate::error::{Error, Result};
-use crate::gpu::{Dispatch, Gpu, Step};
-use crate::kernels::conv2d::{Pass, Product};
+use crate::gpu::{Dispatch, Gpu};
 use crate::kernels::peak::{self, MULTIPLY_ADDS_PER_ROUND};
-use crate::model::recipe::{Optimizer, Recipe};
-use crate::model::{Layer, Model, Op, initial_parameters};
-use crate::network::{Network, Options, Split};
-use crate::train::{CpuEngine, Engine};
+use crate::kernels::{Cost, Dtype, Step, View, Work};
+use crate::model::recipe::Recipe;
+use crate::model::{Model, initial_parameters};
+use crate::plan::Options;
+use crate::verify::Case;
 use crate::verify::cases::{self, PEAK_FACTORS};
-use crate::verify::{Case, product_case};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
@@ -87,8 +87,6 @@ pub struct KernelReport {
     pub percent_of_peak: f64,
     /// Which of the two that is.
     pub bound: Bound,
-    /// Batch size at which it was held against its CPU twin.
-    pub checked_batch: usize,
     /// The earlier median by this one, under `--compare`: above 1 is faster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ratio: Option<f64>,
@@ -163,18 +161,10 @@ pub fn run(
     }
     progress("first step");
     let start = Instant::now();
-    let network =
-        |gpu: &Arc<Gpu>| Network::new(gpu.clone(), model, batch, optimizer, settings.options);
-    let mut network = gpu.map(network).transpose()?;
+    let mut engine = Engine::new(gpu.cloned(), model, batch, optimizer, settings.options)?;
     let clock = gpu.filter(|gpu| gpu.report().timestamp_query);
     let clock = clock.map(Arc::as_ref);
-    let step = match &mut network {
-        Some(network) => steps(network, clock, model, recipe, start, progress)?,
-        None => {
-            let mut engine = CpuEngine::new(model, batch, optimizer);
-            steps(&mut engine, clock, model, recipe, start, progress)?
-        }
-    };
+    let step = steps(&mut engine, clock, model, recipe, start, progress)?;
     let mut report = Report {
         wgrad: env!("CARGO_PKG_VERSION").into(),
         adapter: adapter_name(gpu.map(Arc::as_ref)),
@@ -185,10 +175,10 @@ pub fn run(
         step,
         peak_rss_mb: peak_rss_mb(),
     };
-    if let (Some(gpu), Some(network), false) = (gpu, &network, settings.steps_only) {
+    if let (Some(gpu), Some(engine), false) = (gpu, engine.on_gpu(), settings.steps_only) {
         progress("peak of the adapter");
         let peak = measure_peak(gpu)?;
-        report.kernels = kernels(gpu, network, settings, &peak, progress)?;
+        report.kernels = kernels(gpu, engine, &peak, progress)?;
         report.peak = Some(peak);
     }
     Ok(report)
@@ -230,7 +220,7 @@ fn time(gpu: &Gpu, dispatch: &Dispatch) -> Result<Summary> {
 /// Time of a training step on random images, from `start` for the first one; and how busy `clock`,
 /// the GPU, is meanwhile.
 fn steps(
-    engine: &mut dyn Engine,
+    engine: &mut Engine,
     clock: Option<&Gpu>,
     model: &Model,
     recipe: &Recipe,
@@ -257,7 +247,9 @@ fn steps(
             lr: scalars.lr,
             bias_correction1: scalars.bias_correction1,
             bias_correction2: scalars.bias_correction2,
-            padding: [0; 3],
+            seed: 1,
+            epoch: 1,
+            padding: 0,
         })
         .collect();
     engine.set_parameters(&initial_parameters(model, 1))?;
@@ -311,7 +303,9 @@ pub fn measure_peak(gpu: &Gpu) -> Result<Peak> {
     check(gpu, "peak", &cases::multiply_add_case(256, rounds))?;
     let factors = gpu.upload("peak factors", &PEAK_FACTORS)?;
     let y = gpu.buffer("peak result", invocations)?;
-    let arithmetic = peak::peak_multiply_add(gpu, invocations, rounds, &factors, &y)?;
+    let view = |tensor, len| View::whole(tensor, Dtype::F32, len);
+    let arithmetic = peak::peak_multiply_add(invocations, rounds, view(0, 2), view(1, invocations));
+    let arithmetic = gpu.dispatch_on(&arithmetic, &[&factors, &y])?;
     let operations = 2.0 * (invocations * rounds * MULTIPLY_ADDS_PER_ROUND) as f64;
     let gflops = 1e-9 * operations / time(gpu, &arithmetic)?.min;
 
@@ -323,7 +317,8 @@ pub fn measure_peak(gpu: &Gpu) -> Result<Peak> {
     check(gpu, "peak", &cases::copy_case(1 << 16))?;
     let src = gpu.buffer("peak source", elements)?;
     let dst = gpu.buffer("peak destination", elements)?;
-    let copy = peak::peak_copy(gpu, &src, &dst)?;
+    let copy = peak::peak_copy(view(0, elements), view(1, elements));
+    let copy = gpu.dispatch_on(&copy, &[&src, &dst])?;
     let gb_per_second = 1e-9 * 8.0 * elements as f64 / time(gpu, &copy)?.min;
     Ok(Peak {
         gflops,
@@ -348,201 +343,43 @@ fn check(gpu: &Gpu, layer: &str, case: &Case) -> Result<()> {
 /// Every dispatch of a step, in order: later ones find the data that earlier ones left.
 fn kernels(
     gpu: &Gpu,
-    network: &Network,
-    settings: &Settings,
+    engine: &GpuEngine,
     peak: &Peak,
     progress: &mut dyn FnMut(&str),
 ) -> Result<Vec<KernelReport>> {
     let mut reports = Vec::new();
-    for dispatch in network.plan()? {
-        let (layer, kernel) = (place(dispatch.layer()), dispatch.label());
-        progress(&format!("{layer} {kernel}"));
-        let work = Work::of(dispatch, network, settings)?;
-        check(gpu, layer, &work.case)?;
+    for (dispatch, spec) in engine.dispatches()?.into_iter().zip(engine.plan().specs()) {
+        let layer = place(&spec.layer);
+        progress(&format!("{layer} {}", spec.entry));
         let seconds = time(gpu, dispatch)?;
-        let least = [
-            (Bound::Arithmetic, work.flops / (1e9 * peak.gflops)),
-            (Bound::Memory, work.bytes / (1e9 * peak.gb_per_second)),
-        ];
-        let [arithmetic, memory] = least;
+        let Cost { flops, bytes } = spec.cost;
+        let arithmetic = (Bound::Arithmetic, flops / (1e9 * peak.gflops));
+        let memory = (Bound::Memory, bytes / (1e9 * peak.gb_per_second));
         let (bound, least) = if arithmetic.1 > memory.1 {
             arithmetic
         } else {
             memory
         };
+        let variant = match &spec.work {
+            Work::Product(product) => match product.splits() {
+                1 => product.tile.to_string(),
+                splits => format!("{}, {splits} splits", product.tile),
+            },
+            _ => String::new(),
+        };
         reports.push(KernelReport {
             layer: layer.into(),
-            kernel: kernel.into(),
-            variant: work.variant,
+            kernel: spec.entry.into(),
+            variant,
             seconds,
-            gflops: (work.flops > 0.0).then(|| 1e-9 * work.flops / seconds.median),
-            gb_per_second: 1e-9 * work.bytes / seconds.median,
+            gflops: (flops > 0.0).then(|| 1e-9 * flops / seconds.median),
+            gb_per_second: 1e-9 * bytes / seconds.median,
             percent_of_peak: 100.0 * least / seconds.median,
             bound,
-            checked_batch: work.checked_batch,
             ratio: None,
         });
     }
     Ok(reports)
-}
-
-/// What a dispatch does, and how to check it.
-struct Work {
-    variant: String,
-    flops: f64,
-    bytes: f64,
-    case: Case,
-    checked_batch: usize,
-}
-
-impl Work {
-    /// # Errors
-    /// [`Error::Verify`] for a kernel that this list does not know.
-    fn of(dispatch: &Dispatch, network: &Network, settings: &Settings) -> Result<Work> {
-        let Settings { model, recipe, .. } = *settings;
-        let (batch, kernel) = (recipe.batch_size, dispatch.label());
-        let product = |kernel: &str| {
-            let mut all = network.products().iter();
-            all.find(|(layer, p)| layer == dispatch.layer() && p.pass.name() == kernel)
-                .map(|(_, product)| product)
-        };
-        if let Some(product) = product(kernel) {
-            return Ok(Work::of_product(product, batch));
-        }
-        let partials = product(Pass::BackwardWeight.name());
-        let at = model.layers.iter().position(|l| l.name == dispatch.layer());
-        let found = match at {
-            None => step_work(kernel, model, batch, &recipe.optimizer),
-            Some(at) => layer_work(kernel, &model.layers, at, batch, partials),
-        };
-        let (elements, checked_batch, case) = found.ok_or_else(|| {
-            Error::Verify(format!(
-                "{} {kernel}: expected a kernel with a case in `verify`, found none; leave the kernels out with --steps-only",
-                place(dispatch.layer())
-            ))
-        })?;
-        Ok(Work {
-            variant: String::new(),
-            flops: 0.0,
-            bytes: 4.0 * elements as f64,
-            case,
-            checked_batch,
-        })
-    }
-
-    fn of_product(product: &Product, batch: usize) -> Work {
-        let checked_batch = affordable(batch, product.flops() / 1e9);
-        let smaller = Product {
-            // More than `batch` where the columns are stored: their rows.
-            batch: product.batch / batch * checked_batch,
-            ..*product
-        };
-        let tile = product.tile.to_string();
-        let splits = match product.splits() {
-            1 => String::new(),
-            n => format!(", {n} splits"),
-        };
-        let pool = product.pool.map_or("", |_| ", max-pooling fused");
-        Work {
-            variant: tile + &splits + pool,
-            flops: product.flops(),
-            bytes: product.bytes(),
-            case: if checked_batch == batch {
-                product_case(*product)
-            } else {
-                product_case(smaller.with_tile(product.tile))
-            },
-            checked_batch,
-        }
-    }
-}
-
-/// The batch size at which a check of `cost` (1 is a lot) at `batch` costs no more than 1.
-fn affordable(batch: usize, cost: f64) -> usize {
-    ((batch as f64 / cost.max(1.0)) as usize).max(1)
-}
-
-/// Elements moved (every operand and result once), batch size of the check, and the check.
-type Found = Option<(usize, usize, Case)>;
-
-/// What belongs to no layer.
-fn step_work(kernel: &str, model: &Model, batch: usize, optimizer: &Optimizer) -> Found {
-    let (n, outputs) = (model.parameter_elements, batch * model.classes);
-    let images = batch * model.input.elements();
-    let (elements, case) = match kernel {
-        // Bytes in, floats out.
-        "gather_batch" => (
-            images / 4 + images + 3 * batch,
-            cases::gather_case(model.input, batch, batch),
-        ),
-        "softmax_cross_entropy" | "squared_error" => (
-            2 * outputs + 4 * batch,
-            cases::loss_case(model.loss, batch, batch, model.classes, 1.0),
-        ),
-        "sum_metrics" => (3 * batch, cases::metrics_case(batch, batch)),
-        // Gradients in, parameters and states in and out.
-        "sgd_update" | "adamw_update" => (
-            (3 + 2 * optimizer.state_vectors()) * n,
-            cases::update_case(n, *optimizer),
-        ),
-        "advance_step" => (2, cases::step_case()),
-        _ => return None,
-    };
-    Some((elements, batch, case))
-}
-
-/// What belongs to layer `at` and is no product; `partials` is its weight gradient.
-fn layer_work(
-    kernel: &str,
-    layers: &[Layer],
-    at: usize,
-    batch: usize,
-    partials: Option<&Product>,
-) -> Found {
-    let layer = &layers[at];
-    // The gradient handed on stops where the ReLU fused into the layer before did.
-    let masked = at > 0 && layers[at - 1].op.product().is_some_and(|(_, relu)| relu);
-    let (x, y) = (layer.input.elements(), layer.output.elements());
-    let columns = layer.op.product();
-    let columns = columns.map_or(0, |(g, _)| g.positions() * g.patch());
-    let if_masked = |elements: usize| if masked { elements } else { 0 };
-    let largest = x.max(y).max(columns);
-    let n = affordable(batch, (batch * largest) as f64 / f64::from(1 << 24));
-    let (per_image, case) = match (kernel, &layer.op) {
-        ("reduce_splits", _) => {
-            let product = partials?;
-            let splits = product.splits();
-            let elements = product.result_elements() / splits;
-            let case = cases::reduce_case(splits, elements);
-            return Some(((splits + 1) * elements, batch, case));
-        }
-        ("maxpool2d_forward", Op::MaxPool2d(p)) => {
-            (x + y + y / 4, cases::maxpool_forward_case(*p, n))
-        }
-        (
-            "maxpool2d_backward" | "maxpool2d_backward4" | "maxpool2d_backward_overlapping",
-            Op::MaxPool2d(p),
-        ) => (
-            x + y + y / 4 + if_masked(y),
-            cases::maxpool_backward_case(*p, n, masked, p.overlapping()),
-        ),
-        ("meanpool2d_forward", Op::MeanPool2d(p)) => (x + y, cases::meanpool_forward_case(*p, n)),
-        ("meanpool2d_backward", Op::MeanPool2d(p)) => (
-            x + y + if_masked(x),
-            cases::meanpool_backward_case(*p, n, masked),
-        ),
-        ("relu_forward", _) => (2 * y, cases::relu_forward_case(n * y)),
-        ("relu_backward", _) => (3 * y, cases::relu_backward_case(n * y)),
-        ("sigmoid_forward", _) => (2 * y, cases::sigmoid_forward_case(n * y, 1.0)),
-        ("sigmoid_backward", _) => (3 * y, cases::sigmoid_backward_case(n * y)),
-        ("im2col", Op::Conv2d { geometry, .. }) => (x + columns, cases::im2col_case(*geometry, n)),
-        ("col2im", Op::Conv2d { geometry, .. }) => (
-            x + columns + if_masked(x),
-            cases::col2im_case(*geometry, n, masked),
-        ),
-        _ => return None,
-    };
-    Some((batch * per_image, n, case))
 }
 
 impl Report {
@@ -637,21 +474,15 @@ mod tests {
     }
 
     #[test]
-    fn a_check_that_costs_too_much_takes_a_smaller_batch() {
-        for (batch, cost, expected) in
-            [(128, 0.5, 128), (128, 1.0, 128), (64, 5.0, 12), (3, 9.0, 1)]
-        {
-            assert_eq!(affordable(batch, cost), expected);
-        }
-    }
-
-    #[test]
     fn a_kernel_that_is_wrong_is_not_timed() {
         let gpu = Gpu::open(&crate::gpu::Choice::Best).expect("an adapter");
-        let wrong = Case::new("peak_copy", "against zeros", |b| {
+        let wrong = Case::new("peak_copy", "half of it", |b| {
             let src = b.values(8);
-            let dst = b.output("dst", &[0.0f32; 8], crate::verify::Tolerance::EXACT)?;
-            Ok(vec![peak::peak_copy(b.gpu, &b.input(&src)?, &dst)?])
+            let dst = b.output("dst", 8, crate::verify::Tolerance::EXACT);
+            let mut copy = peak::peak_copy(b.input(&src), dst);
+            // Half of it is left as it was.
+            copy.constants[2].1 = 1.0;
+            vec![copy]
         });
         let refusal = check(&gpu, "peak", &wrong).unwrap_err();
         assert_eq!(refusal.exit_code(), 1);
@@ -661,80 +492,5 @@ mod tests {
             "{line}"
         );
         check(&gpu, "peak", &cases::copy_case(8)).unwrap();
-    }
-
-    /// Layers that no shipped model has: windows that overlap, means, ReLU on its own.
-    const UNEVEN: &str = r#"name = "uneven"
-input = [13, 15, 3]
-classes = 5
-loss = "softmax_cross_entropy"
-[recipe]
-optimizer = "adamw"
-lr = 0.01
-schedule = "constant"
-epochs = 1
-batch_size = 3
-[[layer]]
-type = "conv2d"
-out_channels = 5
-kernel = 3
-[[layer]]
-type = "relu"
-[[layer]]
-type = "max_pool2d"
-kernel = 3
-stride = 2
-[[layer]]
-type = "conv2d"
-out_channels = 8
-kernel = 2
-activation = "relu"
-[[layer]]
-type = "mean_pool2d"
-kernel = 2
-[[layer]]
-type = "dense"
-units = "classes"
-"#;
-
-    #[test]
-    fn every_kernel_of_every_plan_has_a_check_and_passes_it() {
-        let gpu = Arc::new(Gpu::open(&crate::gpu::Choice::Best).expect("an adapter"));
-        let shipped = crate::model::SHIPPED.iter().map(|(_, text)| *text);
-        for text in shipped.chain([UNEVEN]) {
-            let definition = crate::model::Definition::parse(text, "a model").unwrap();
-            let model = definition
-                .resolve(definition.input, definition.classes)
-                .unwrap();
-            let recipe = Recipe {
-                batch_size: 3,
-                ..definition.recipe.clone()
-            };
-            for explicit_conv in [false, true] {
-                let options = Options {
-                    explicit_conv,
-                    ..Options::default()
-                };
-                let mut network =
-                    Network::new(gpu.clone(), &model, 3, &recipe.optimizer, &options).unwrap();
-                let images = vec![1; 3 * model.input.elements()];
-                let normalization = vec![1.0; 2 * model.input.channels];
-                network
-                    .upload_dataset(Split::Train, &images, &[0; 3], &normalization)
-                    .unwrap();
-                let settings = Settings {
-                    model: &model,
-                    recipe: &recipe,
-                    options: &options,
-                    steps_only: false,
-                };
-                for dispatch in network.plan().unwrap() {
-                    let work = Work::of(dispatch, &network, &settings).unwrap();
-                    assert_eq!(work.case.kernel, dispatch.label());
-                    assert!(work.bytes > 0.0 && work.checked_batch > 0);
-                    check(&gpu, dispatch.layer(), &work.case).unwrap();
-                }
-            }
-        }
     }
 }

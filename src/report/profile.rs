@@ -1,8 +1,8 @@
 //! Where the time of a training step goes: per layer and kernel, by timestamp queries.
 
+use crate::engine::GpuEngine;
 use crate::error::Result;
 use crate::gpu::Span;
-use crate::network::Network;
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -31,10 +31,10 @@ impl Profile {
     /// Runs [`STEPS`] training steps, which update the parameters, and one before to warm up.
     ///
     /// # Errors
-    /// As [`Network::profile_step`]: before the first epoch, and without timestamp queries.
-    pub fn of(network: &mut Network) -> Result<Profile> {
-        network.profile_step()?;
-        let runs: Result<Vec<_>> = (0..STEPS).map(|_| network.profile_step()).collect();
+    /// As [`GpuEngine::profile_step`]: before the first epoch, and without timestamp queries.
+    pub fn of(engine: &mut GpuEngine) -> Result<Profile> {
+        engine.profile_step()?;
+        let runs: Result<Vec<_>> = (0..STEPS).map(|_| engine.profile_step()).collect();
         Ok(Profile::median(&runs?))
     }
 

@@ -5,19 +5,17 @@
 //! gives the same bits, and so does a run that was interrupted and resumed in between.
 
 mod checkpoint;
-mod engine;
 mod run;
 
 pub use checkpoint::{Checkpoint, Partial, parameter_hash};
-pub use engine::{CpuEngine, Engine};
 pub use run::{Config, DataRecord, DeviceRecord, EpochRecord, FORMAT, ModelRecord, Restored, Run};
 
 use crate::data::Splits;
+use crate::engine::{Engine, Split};
 use crate::error::{Error, Result};
-use crate::gpu::Step;
+use crate::kernels::Step;
 use crate::model::initial_parameters;
 use crate::model::recipe::Recipe;
-use crate::network::Split;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use std::ops::ControlFlow;
@@ -28,13 +26,13 @@ use std::time::{Duration, Instant};
 /// Hears how training goes on. Epochs count from 1.
 pub trait Observer {
     /// An epoch begins, or goes on where it was interrupted.
-    fn epoch_started(&mut self, epoch: usize, engine: &dyn Engine) -> Result<()>;
+    fn epoch_started(&mut self, epoch: usize, engine: &Engine) -> Result<()>;
     /// So many training images of the epoch are done, with this mean loss so far.
     fn trained(&mut self, epoch: usize, images: usize, mean_loss: f64);
     /// So many test images of this epoch's evaluation are done.
     fn evaluated(&mut self, images: usize);
     /// The epoch is over, its checkpoint is on disk; `engine` is there to be asked.
-    fn epoch_finished(&mut self, record: &EpochRecord, engine: &dyn Engine) -> Result<()>;
+    fn epoch_finished(&mut self, record: &EpochRecord, engine: &Engine) -> Result<()>;
     /// Something that the user should know, in one line.
     fn note(&mut self, line: &str) -> Result<()>;
 }
@@ -123,7 +121,7 @@ pub enum Outcome {
 pub fn train(
     run: &mut Run,
     mut data: Splits,
-    engine: &mut dyn Engine,
+    engine: &mut Engine,
     control: &Control,
     observer: &mut dyn Observer,
 ) -> Result<Outcome> {
@@ -178,7 +176,7 @@ pub fn train(
 struct Epoch<'a> {
     run: &'a mut Run,
     data: &'a Splits,
-    engine: &'a mut dyn Engine,
+    engine: &'a mut Engine,
     control: &'a Control<'a>,
     observer: &'a mut dyn Observer,
     last_checkpoint: Instant,
@@ -190,7 +188,7 @@ impl Epoch<'_> {
         let config = self.run.config();
         let (recipe, seed) = (config.recipe.clone(), config.seed);
         let samples = self.data.train.len();
-        let steps = step_table(&recipe, samples, epoch);
+        let steps = step_table(&recipe, samples, seed, epoch);
         if at.step > steps.len() || at.images > samples {
             let what = format!(
                 "expected a checkpoint within the {} steps of an epoch, found one after {}; use a copy of it, or train again",
@@ -348,7 +346,7 @@ fn images_per_second(images: usize, seconds: f64) -> f64 {
 /// The steps of `epoch` (from 1): batches of consecutive samples of the epoch's order, the last one
 /// smaller where the batch size does not divide the samples, with the learning rate that the
 /// schedule has for each.
-fn step_table(recipe: &Recipe, samples: usize, epoch: usize) -> Vec<Step> {
+fn step_table(recipe: &Recipe, samples: usize, seed: u64, epoch: usize) -> Vec<Step> {
     let per_epoch = samples.div_ceil(recipe.batch_size);
     let total = (per_epoch * recipe.epochs) as u64;
     (0..per_epoch)
@@ -363,7 +361,9 @@ fn step_table(recipe: &Recipe, samples: usize, epoch: usize) -> Vec<Step> {
                 lr: scalars.lr,
                 bias_correction1: scalars.bias_correction1,
                 bias_correction2: scalars.bias_correction2,
-                padding: [0; 3],
+                seed: seed as u32 ^ (seed >> 32) as u32,
+                epoch: epoch as u32,
+                padding: 0,
             }
         })
         .collect()
@@ -476,7 +476,7 @@ mod tests {
             epochs: 2,
             batch_size: 4,
         };
-        let (first, second) = (step_table(&recipe, 10, 1), step_table(&recipe, 10, 2));
+        let (first, second) = (step_table(&recipe, 10, 7, 1), step_table(&recipe, 10, 7, 2));
         let spans: Vec<_> = first.iter().map(|s| (s.first, s.count)).collect();
         assert_eq!(spans, [(0, 4), (4, 4), (8, 2)]);
         assert_eq!(

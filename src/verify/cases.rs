@@ -3,13 +3,13 @@
 
 use super::parity::{Bench, Case, Tolerance};
 use crate::cpu;
-use crate::error::Result;
-use crate::gpu::{Buffer, Dispatch, Metrics, Step};
+use crate::kernels::activation::{activation_backward, activation_forward};
 use crate::kernels::{
-    WORKGROUP_SIZE, activation, gather, im2col, loss, optimizer, peak, pool, reduce, step,
+    KernelSpec, Metrics, Step, View, WORKGROUP_SIZE, gather, im2col, loss, optimizer, peak, pool,
+    reduce, step,
 };
-use crate::model::recipe::{Optimizer, StepScalars};
-use crate::model::{Conv2d, Loss, Pool2d, Shape};
+use crate::model::recipe::Optimizer;
+use crate::model::{Activation, Conv2d, Loss, Pool2d, Shape};
 
 /// Every case, kernel by kernel.
 pub fn cases() -> Vec<Case> {
@@ -31,33 +31,23 @@ pub fn cases() -> Vec<Case> {
 
 const VALID: &str = "the geometries of this list are valid";
 
-/// The numbers in f64, where the twin is then so much more exact than the kernel that only the
-/// kernel's error shows.
-fn wide(values: &[f32]) -> Vec<f64> {
-    values.iter().map(|v| f64::from(*v)).collect()
-}
-
-/// Bytes packed four to a word, lowest first.
-fn pack(bytes: &[u32]) -> Vec<u32> {
-    let word = |four: &[u32]| four.iter().rev().fold(0, |word, byte| word << 8 | byte);
-    bytes.chunks(4).map(word).collect()
-}
-
 /// A step table whose current row is `step`, between rows that are all different, and the counter
 /// that says so.
-fn step_table(bench: &mut Bench, step: Step) -> Result<[Buffer; 2]> {
+fn step_table(bench: &mut Bench, step: Step) -> [View; 2] {
     let other = Step {
         first: 1,
         count: 1,
         lr: 7.0,
         bias_correction1: 0.5,
         bias_correction2: 0.25,
-        padding: [0; 3],
+        seed: 3,
+        epoch: 5,
+        padding: 0,
     };
-    Ok([
-        bench.input(&[other, other, step, other])?,
-        bench.input(&[2u32])?,
-    ])
+    [
+        bench.input(&[other, other, step, other]),
+        bench.input(&[2u32]),
+    ]
 }
 
 /// A row that trains on `count` samples from `first` on.
@@ -68,43 +58,40 @@ fn samples(first: usize, count: usize) -> Step {
         lr: 0.0,
         bias_correction1: 1.0,
         bias_correction2: 1.0,
-        padding: [0; 3],
+        seed: 0,
+        epoch: 0,
+        padding: 0,
     }
 }
 
 pub(crate) fn gather_case(shape: Shape, batch: usize, count: usize) -> Case {
     let variant = format!("{shape}, {count} of batch {batch}");
     Case::new("gather_batch", variant, move |b| {
-        // Images of odd sizes start anywhere inside a word.
-        let (dataset, first) = (19, 4);
-        let images: Vec<u8> = b
-            .below(256, dataset * shape.elements())
-            .into_iter()
-            .map(|byte| byte as u8)
-            .collect();
+        // Images of odd sizes start anywhere inside a word, and the order ends with the batch.
+        let (dataset, first) = (19, 6);
+        let images = b.below(256, dataset * shape.elements());
+        let images: Vec<u8> = images.into_iter().map(|byte| byte as u8).collect();
         let labels = b.below(10, dataset);
         let order = b.below(dataset as u32, first + count);
         let (scale, shift) = (b.values(shape.channels), b.values(shape.channels));
         let scale: Vec<f32> = scale.iter().map(|s| s / 255.0).collect();
-        let chosen: Vec<u32> = (0..batch)
-            .map(|i| order[first + i.min(count - 1)])
-            .collect();
-        let (x, batch_labels) =
-            cpu::gather_batch::<f64>(&images, &labels, &chosen, shape, &scale, &shift);
-        let [steps, counter] = step_table(b, samples(first, count))?;
-        Ok(vec![gather::gather_batch(
-            b.gpu,
+        let (images, labels, order) = (b.input(&images), b.input(&labels), b.input(&order));
+        let [steps, counter] = step_table(b, samples(first, count));
+        let normalization = b.input(&[scale, shift].concat());
+        let x = b.output("x", batch * shape.elements(), Tolerance::sum(2));
+        let batch_labels = b.output_words("batch_labels", batch);
+        vec![gather::gather_batch(
             shape,
             batch,
-            &b.input(&images)?,
-            &b.input(&labels)?,
-            &b.input(&order)?,
-            &steps,
-            &counter,
-            &b.input(&[scale, shift].concat())?,
-            &b.output("x", &x, Tolerance::sum(2))?,
-            &b.words("batch_labels", &batch_labels)?,
-        )?])
+            images,
+            labels,
+            order,
+            steps,
+            counter,
+            normalization,
+            x,
+            batch_labels,
+        )]
     })
 }
 
@@ -128,9 +115,9 @@ fn window_text(g: &Conv2d, n: usize) -> String {
 pub(crate) fn im2col_case(g: Conv2d, n: usize) -> Case {
     Case::new("im2col", window_text(&g, n), move |b| {
         let x = b.values(n * g.input.elements());
-        let columns = cpu::im2col(&g, &x);
-        let columns = b.output("columns", &columns, Tolerance::EXACT)?;
-        Ok(vec![im2col::im2col(b.gpu, &g, n, &b.input(&x)?, &columns)?])
+        let x = b.input(&x);
+        let columns = b.output("columns", n * g.positions() * g.patch(), Tolerance::EXACT);
+        vec![im2col::im2col(&g, n, x, columns)]
     })
 }
 
@@ -138,23 +125,18 @@ pub(crate) fn col2im_case(g: Conv2d, n: usize, masked: bool) -> Case {
     let variant = mask_text(&window_text(&g, n), masked);
     Case::new("col2im", variant, move |b| {
         let columns = b.values(n * g.positions() * g.patch());
-        let mut dx = cpu::col2im(&g, &wide(&columns));
-        let x = b.ties(dx.len());
-        if masked {
-            dx = cpu::relu_backward(&wide(&x), &dx);
-        }
-        let mask = masked.then_some(b.input(&x)?);
-        let dx = b.output("dx", &dx, Tolerance::sum(g.kernel[0] * g.kernel[1]))?;
-        let columns = b.input(&columns)?;
-        Ok(vec![im2col::col2im(
-            b.gpu,
-            &g,
-            n,
-            &columns,
-            mask.as_ref(),
-            &dx,
-        )?])
+        let columns = b.input(&columns);
+        let mask = masked.then(|| activation(b, n * g.input.elements()));
+        let tolerance = Tolerance::sum(g.kernel[0] * g.kernel[1]);
+        let dx = b.output("dx", n * g.input.elements(), tolerance);
+        vec![im2col::col2im(&g, n, columns, mask, dx)]
     })
+}
+
+/// What a mask looks at.
+fn activation(b: &mut Bench, n: usize) -> View {
+    let x = b.ties(n);
+    b.input(&x)
 }
 
 fn im2col_cases() -> Vec<Case> {
@@ -188,17 +170,17 @@ fn mask_text(variant: &str, masked: bool) -> String {
 pub(crate) fn relu_forward_case(n: usize) -> Case {
     Case::new("relu_forward", elements_text(n), move |b| {
         let x = b.ties(n);
-        let y = b.output("y", &cpu::relu_forward(&x), Tolerance::EXACT)?;
-        Ok(vec![activation::relu_forward(b.gpu, &b.input(&x)?, &y)?])
+        let (x, y) = (b.input(&x), b.output("y", n, Tolerance::EXACT));
+        vec![activation_forward(Activation::Relu, x, y)]
     })
 }
 
 pub(crate) fn relu_backward_case(n: usize) -> Case {
     Case::new("relu_backward", elements_text(n), move |b| {
         let (y, dy) = (cpu::relu_forward(&b.ties(n)), b.values(n));
-        let dx = b.output("dx", &cpu::relu_backward(&y, &dy), Tolerance::EXACT)?;
-        let (y, dy) = (b.input(&y)?, b.input(&dy)?);
-        Ok(vec![activation::relu_backward(b.gpu, &y, &dy, &dx)?])
+        let (y, dy) = (b.input(&y), b.input(&dy));
+        let dx = b.output("dx", n, Tolerance::EXACT);
+        vec![activation_backward(Activation::Relu, y, dy, dx)]
     })
 }
 
@@ -207,19 +189,17 @@ pub(crate) fn sigmoid_forward_case(n: usize, factor: f32) -> Case {
     let variant = format!("{} up to ±{factor}", elements_text(n));
     Case::new("sigmoid_forward", variant, move |b| {
         let x: Vec<f32> = b.ties(n).iter().map(|x| x * factor).collect();
-        let y = cpu::sigmoid_forward(&wide(&x));
-        let y = b.output("y", &y, Tolerance::TRANSCENDENTAL)?;
-        Ok(vec![activation::sigmoid_forward(b.gpu, &b.input(&x)?, &y)?])
+        let (x, y) = (b.input(&x), b.output("y", n, Tolerance::TRANSCENDENTAL));
+        vec![activation_forward(Activation::Sigmoid, x, y)]
     })
 }
 
 pub(crate) fn sigmoid_backward_case(n: usize) -> Case {
     Case::new("sigmoid_backward", elements_text(n), move |b| {
         let (y, dy) = (cpu::sigmoid_forward(&b.values(n)), b.values(n));
-        let dx = cpu::sigmoid_backward(&wide(&y), &wide(&dy));
-        let dx = b.output("dx", &dx, Tolerance::sum(1))?;
-        let (y, dy) = (b.input(&y)?, b.input(&dy)?);
-        Ok(vec![activation::sigmoid_backward(b.gpu, &y, &dy, &dx)?])
+        let (y, dy) = (b.input(&y), b.input(&dy));
+        let dx = b.output("dx", n, Tolerance::sum(1));
+        vec![activation_backward(Activation::Sigmoid, y, dy, dx)]
     })
 }
 
@@ -268,12 +248,12 @@ fn pool_text(p: &Pool2d, n: usize) -> String {
     )
 }
 
-fn maxpool_forward(p: Pool2d, n: usize, x: Vec<f32>, b: &mut Bench) -> Result<Vec<Dispatch>> {
-    let (y, index) = cpu::maxpool2d_forward(&p, &x);
-    let y = b.output("y", &y, Tolerance::EXACT)?;
-    let index = b.words("index", &pack(&index))?;
-    let x = b.input(&x)?;
-    Ok(vec![pool::maxpool2d_forward(b.gpu, &p, n, &x, &y, &index)?])
+fn maxpool_forward(p: Pool2d, n: usize, x: Vec<f32>, b: &mut Bench) -> Vec<KernelSpec> {
+    let outputs = n * p.output.elements();
+    let x = b.input(&x);
+    let y = b.output("y", outputs, Tolerance::EXACT);
+    let index = b.output_bytes("index", outputs);
+    vec![pool::maxpool2d_forward(&p, n, x, y, index)]
 }
 
 pub(crate) fn maxpool_forward_case(p: Pool2d, n: usize) -> Case {
@@ -294,24 +274,17 @@ pub(crate) fn maxpool_backward_case(p: Pool2d, n: usize, masked: bool, gathered:
         let x = b.ties(n * p.input.elements());
         let (y, index) = cpu::maxpool2d_forward(&p, &x);
         let dy = b.values(y.len());
-        let mut passed = wide(&dy);
-        if masked {
-            passed = cpu::relu_backward(&wide(&y), &passed);
-        }
-        let dx = if gathered {
-            cpu::maxpool2d_backward_overlapping(&p, &passed, &index)
-        } else {
-            cpu::maxpool2d_backward(&p, &passed, &index)
-        };
-        let dx = b.output("dx", &dx, Tolerance::sum(p.kernel[0] * p.kernel[1]))?;
-        let mask = masked.then_some(b.input(&y)?);
-        let (dy, index) = (b.input(&dy)?, b.input(&pack(&index))?);
+        let index: Vec<u8> = index.into_iter().map(|i| i as u8).collect();
+        let (dy, index) = (b.input(&dy), b.input(&index));
+        let mask = masked.then(|| b.input(&y));
+        let tolerance = Tolerance::sum(p.kernel[0] * p.kernel[1]);
+        let dx = b.output("dx", x.len(), tolerance);
         let kernel = if gathered {
             pool::maxpool2d_backward_overlapping
         } else {
             pool::maxpool2d_backward
         };
-        Ok(vec![kernel(b.gpu, &p, n, &dy, &index, mask.as_ref(), &dx)?])
+        vec![kernel(&p, n, dy, index, mask, dx)]
     })
 }
 
@@ -343,33 +316,22 @@ fn maxpool_cases() -> Vec<Case> {
 pub(crate) fn meanpool_forward_case(p: Pool2d, n: usize) -> Case {
     Case::new("meanpool2d_forward", pool_text(&p, n), move |b| {
         let x = b.values(n * p.input.elements());
-        let y = cpu::meanpool2d_forward(&p, &wide(&x));
-        let y = b.output("y", &y, Tolerance::sum(p.kernel[0] * p.kernel[1]))?;
-        let x = b.input(&x)?;
-        Ok(vec![pool::meanpool2d_forward(b.gpu, &p, n, &x, &y)?])
+        let x = b.input(&x);
+        let tolerance = Tolerance::sum(p.kernel[0] * p.kernel[1]);
+        let y = b.output("y", n * p.output.elements(), tolerance);
+        vec![pool::meanpool2d_forward(&p, n, x, y)]
     })
 }
 
 pub(crate) fn meanpool_backward_case(p: Pool2d, n: usize, masked: bool) -> Case {
     let variant = mask_text(&pool_text(&p, n), masked);
     Case::new("meanpool2d_backward", variant, move |b| {
-        let x = b.ties(n * p.input.elements());
         let dy = b.values(n * p.output.elements());
-        let mut dx = cpu::meanpool2d_backward(&p, &wide(&dy));
-        if masked {
-            dx = cpu::relu_backward(&wide(&x), &dx);
-        }
-        let dx = b.output("dx", &dx, Tolerance::sum(p.kernel[0] * p.kernel[1]))?;
-        let mask = masked.then_some(b.input(&x)?);
-        let dy = b.input(&dy)?;
-        Ok(vec![pool::meanpool2d_backward(
-            b.gpu,
-            &p,
-            n,
-            &dy,
-            mask.as_ref(),
-            &dx,
-        )?])
+        let dy = b.input(&dy);
+        let mask = masked.then(|| activation(b, n * p.input.elements()));
+        let tolerance = Tolerance::sum(p.kernel[0] * p.kernel[1]);
+        let dx = b.output("dx", n * p.input.elements(), tolerance);
+        vec![pool::meanpool2d_backward(&p, n, dy, mask, dx)]
     })
 }
 
@@ -394,52 +356,36 @@ pub(crate) fn loss_case(
     classes: usize,
     factor: f32,
 ) -> Case {
-    let kernel = match kind {
-        Loss::SquaredError => "squared_error",
-        Loss::SoftmaxCrossEntropy => "softmax_cross_entropy",
+    let (kernel, tolerance) = match kind {
+        Loss::SquaredError => ("squared_error", Tolerance::sum(classes)),
+        Loss::SoftmaxCrossEntropy => ("softmax_cross_entropy", Tolerance::TRANSCENDENTAL),
     };
     let variant = format!("{count} of batch {batch}, {classes} classes, up to ±{factor}");
     Case::new(kernel, variant, move |b| {
         let first = 3;
         let logits: Vec<f32> = b.ties(batch * classes).iter().map(|z| z * factor).collect();
         let labels = b.below(classes as u32, batch);
-        let (z, counted) = (wide(&logits[..count * classes]), &labels[..count]);
-        let (mut reference, tolerance, kernel) = match kind {
-            Loss::SquaredError => (
-                cpu::squared_error(&z, counted, classes),
-                Tolerance::sum(classes),
-                loss::squared_error as fn(&_, _, _, &_, &_, &_, &_, &_, &_, &_, &_) -> _,
-            ),
-            Loss::SoftmaxCrossEntropy => (
-                cpu::softmax_cross_entropy(&z, counted, classes, 0.0),
-                Tolerance::TRANSCENDENTAL,
-                loss::softmax_cross_entropy as _,
-            ),
-        };
-        reference.loss.resize(batch, 0.0);
-        reference.gradient.resize(batch * classes, 0.0);
-        let prediction: Vec<u32> = logits
-            .chunks(classes)
-            .map(|z| cpu::argmax(z) as u32)
-            .collect();
         // What the step does not cover must stay as it was.
         let before = b.below(1000, first + batch + 5);
-        let mut after = before.clone();
-        after[first..first + count].copy_from_slice(&prediction[..count]);
-        let [steps, counter] = step_table(b, samples(first, count))?;
-        Ok(vec![kernel(
-            b.gpu,
+        let (logits, labels) = (b.input(&logits), b.input(&labels));
+        let [steps, counter] = step_table(b, samples(first, count));
+        let losses = b.output("loss", batch, tolerance);
+        let gradient = b.output("gradient", batch * classes, tolerance);
+        let prediction = b.output_words("prediction", batch);
+        let predictions = b.updated_words("predictions", &before);
+        vec![loss::loss(
+            kind,
             batch,
             classes,
-            &b.input(&logits)?,
-            &b.input(&labels)?,
-            &steps,
-            &counter,
-            &b.output("loss", &reference.loss, tolerance)?,
-            &b.output("gradient", &reference.gradient, tolerance)?,
-            &b.words("prediction", &prediction)?,
-            &b.updated_words("predictions", &before, &after)?,
-        )?])
+            logits,
+            labels,
+            steps,
+            counter,
+            losses,
+            gradient,
+            prediction,
+            predictions,
+        )]
     })
 }
 
@@ -461,42 +407,21 @@ pub(crate) fn metrics_case(batch: usize, count: usize) -> Case {
     let variant = format!("{count} of batch {batch}");
     Case::new("sum_metrics", variant, move |b| {
         // Multiples of 1/256, which any order of additions sums up exactly.
-        let mut loss: Vec<f32> = b
-            .below(1000, batch)
-            .iter()
-            .map(|l| *l as f32 / 256.0)
-            .collect();
-        b.spoil(&mut loss);
+        let losses = b.below(1000, batch);
+        let mut losses: Vec<f32> = losses.iter().map(|l| *l as f32 / 256.0).collect();
+        b.spoil(&mut losses);
         let (prediction, labels) = (b.below(3, batch), b.below(3, batch));
-        let correct: Vec<u32> = prediction[..count]
-            .iter()
-            .zip(&labels)
-            .map(|(p, l)| u32::from(p == l))
-            .collect();
-        let (loss_sum, correct) = cpu::sum_metrics(&loss[..count], &correct);
-        let before = [Metrics {
+        let before = Metrics {
             loss_sum: 0.5,
             correct: 9,
-        }; 4];
-        let mut after = before;
-        after[2] = Metrics { loss_sum, correct };
-        let [steps, counter] = step_table(b, samples(0, count))?;
-        Ok(vec![loss::sum_metrics(
-            b.gpu,
-            batch,
-            &b.input(&loss)?,
-            &b.input(&prediction)?,
-            &b.input(&labels)?,
-            &steps,
-            &counter,
-            // Counts are compared by their bits as well, but not the one NaN with the other.
-            &b.updated::<f32>(
-                "metrics",
-                bytemuck::cast_slice(&before),
-                bytemuck::cast_slice(&after),
-                Tolerance::EXACT,
-            )?,
-        )?])
+        };
+        let [steps, counter] = step_table(b, samples(0, count));
+        let (losses, prediction) = (b.input(&losses), b.input(&prediction));
+        let labels = b.input(&labels);
+        let metrics = b.updated_metrics("metrics", &[before; 4]);
+        vec![loss::sum_metrics(
+            batch, losses, prediction, labels, steps, counter, metrics,
+        )]
     })
 }
 
@@ -530,70 +455,27 @@ pub(crate) fn update_case(n: usize, rule: Optimizer) -> Case {
         ),
     };
     Case::new(kernel, variant, move |b| {
-        let scalars: StepScalars = rule.step_scalars(0.05, 3);
+        let scalars = rule.step_scalars(0.05, 3);
         let row = Step {
             lr: scalars.lr,
             bias_correction1: scalars.bias_correction1,
             bias_correction2: scalars.bias_correction2,
             ..samples(0, 1)
         };
-        let [steps, counter] = step_table(b, row)?;
+        let [steps, counter] = step_table(b, row);
         let tolerance = Tolerance::sum(8);
         // Gradients of 0 among them: alignment gaps must stay 0 and divide nothing by 0.
-        let (w, g, first) = (b.ties(n), b.ties(n), b.ties(n));
-        let second: Vec<f32> = first.iter().map(|m| 2.0 * m * m).collect();
-        let (mut w_after, mut first_after) = (wide(&w), wide(&first));
-        let mut second_after = wide(&second);
-        match rule {
-            Optimizer::Sgd {
-                momentum,
-                weight_decay,
-            } => {
-                cpu::sgd_update(
-                    &mut w_after,
-                    &wide(&g),
-                    &mut first_after,
-                    momentum,
-                    weight_decay,
-                    scalars,
-                );
-                Ok(vec![optimizer::sgd_update(
-                    b.gpu,
-                    &rule,
-                    &b.updated("parameters", &w, &w_after, tolerance)?,
-                    &b.input(&g)?,
-                    &b.updated("velocity", &first, &first_after, tolerance)?,
-                    &steps,
-                    &counter,
-                )?])
-            }
-            Optimizer::Adamw {
-                beta1,
-                beta2,
-                epsilon,
-                weight_decay,
-            } => {
-                cpu::adamw_update(
-                    &mut w_after,
-                    &wide(&g),
-                    [&mut first_after, &mut second_after],
-                    [beta1, beta2],
-                    epsilon,
-                    weight_decay,
-                    scalars,
-                );
-                Ok(vec![optimizer::adamw_update(
-                    b.gpu,
-                    &rule,
-                    &b.updated("parameters", &w, &w_after, tolerance)?,
-                    &b.input(&g)?,
-                    &b.updated("first moment", &first, &first_after, tolerance)?,
-                    &b.updated("second moment", &second, &second_after, tolerance)?,
-                    &steps,
-                    &counter,
-                )?])
-            }
+        let (w, gradients, first) = (b.ties(n), b.ties(n), b.ties(n));
+        let parameters = b.updated("parameters", &w, tolerance);
+        let gradients = b.input(&gradients);
+        let mut state = vec![b.updated("first moment", &first, tolerance)];
+        if let Optimizer::Adamw { .. } = rule {
+            let second: Vec<f32> = first.iter().map(|m| 2.0 * m * m).collect();
+            state.push(b.updated("second moment", &second, tolerance));
         }
+        vec![optimizer::update_parameters(
+            &rule, parameters, gradients, &state, steps, counter,
+        )]
     })
 }
 
@@ -621,12 +503,9 @@ fn optimizer_cases() -> Vec<Case> {
 pub(crate) fn reduce_case(splits: usize, n: usize) -> Case {
     Case::new("reduce_splits", format!("{splits}×{n}"), move |b| {
         let partials = b.values(splits * n);
-        let sum = cpu::reduce_splits(&wide(&partials), splits);
-        let result = b.output("result", &sum, Tolerance::sum(splits))?;
-        let partials = b.input(&partials)?;
-        Ok(vec![reduce::reduce_splits(
-            b.gpu, splits, &partials, &result,
-        )?])
+        let partials = b.input(&partials);
+        let result = b.output("result", n, Tolerance::sum(splits));
+        vec![reduce::reduce_splits(splits, partials, result)]
     })
 }
 
@@ -641,8 +520,7 @@ fn reduce_cases() -> Vec<Case> {
 
 pub(crate) fn step_case() -> Case {
     Case::new("advance_step", "from 41", |b| {
-        let counter = b.updated_words("counter", &[41], &[42])?;
-        Ok(vec![step::advance_step(b.gpu, &counter)?])
+        vec![step::advance_step(b.updated_words("counter", &[41]))]
     })
 }
 
@@ -661,17 +539,10 @@ pub(crate) fn multiply_add_case(invocations: usize, rounds: usize) -> Case {
     Case::new("peak_multiply_add", variant, move |b| {
         let mut factors = PEAK_FACTORS;
         b.spoil(&mut factors);
-        let y = cpu::peak_multiply_add::<f64>(invocations, rounds, factors);
+        let factors = b.input(&factors);
         // Rounding errors of up to half an ulp each, of which the scale lets none grow.
-        let y = b.output("y", &y, Tolerance::sum(16 * 8 * rounds))?;
-        let factors = b.input(&factors)?;
-        Ok(vec![peak::peak_multiply_add(
-            b.gpu,
-            invocations,
-            rounds,
-            &factors,
-            &y,
-        )?])
+        let y = b.output("y", invocations, Tolerance::sum(16 * 8 * rounds));
+        vec![peak::peak_multiply_add(invocations, rounds, factors, y)]
     })
 }
 
@@ -681,7 +552,7 @@ pub(crate) const PEAK_FACTORS: [f32; 2] = [1.0 - 1.0 / 1024.0, 1.0 / 1024.0];
 pub(crate) fn copy_case(n: usize) -> Case {
     Case::new("peak_copy", elements_text(n), move |b| {
         let src = b.values(n);
-        let dst = b.output("dst", &cpu::peak_copy(&src), Tolerance::EXACT)?;
-        Ok(vec![peak::peak_copy(b.gpu, &b.input(&src)?, &dst)?])
+        let (src, dst) = (b.input(&src), b.output("dst", n, Tolerance::EXACT));
+        vec![peak::peak_copy(src, dst)]
     })
 }

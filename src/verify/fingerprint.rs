@@ -8,6 +8,7 @@ use crate::cpu;
 use crate::error::Result;
 use crate::gpu::Gpu;
 use crate::kernels::fingerprint::{OPERATIONS, arithmetic};
+use crate::kernels::{Dtype, View};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
@@ -101,12 +102,14 @@ impl Fingerprint {
         let (a, b, c) = (upload(a)?, upload(b)?, upload(c)?);
         let n = a.len();
         let y = gpu.buffer("fingerprint", n * OPERATIONS)?;
+        let [va, vb, vc] = [0, 1, 2].map(|tensor| View::whole(tensor, Dtype::F32, n));
         // A row per operation, on a boundary that every adapter can bind.
-        let rows: Vec<_> = (0..OPERATIONS).map(|i| y.slice(i * n, n)).collect();
-        let dispatches = rows
-            .iter()
-            .enumerate()
-            .map(|(operation, row)| arithmetic(gpu, operation, &a, &b, &c, row))
+        let rows = View::whole(3, Dtype::F32, n * OPERATIONS);
+        let dispatches = (0..OPERATIONS)
+            .map(|i| {
+                let spec = arithmetic(i, va, vb, vc, rows.slice(i * n, n));
+                gpu.dispatch_on(&spec, &[&a, &b, &c, &y])
+            })
             .collect::<Result<Vec<_>>>()?;
         let dispatches: Vec<_> = dispatches.iter().collect();
         gpu.submit("fingerprint", &dispatches, 1)?;

@@ -9,7 +9,6 @@ mod nonfinite;
 mod parity;
 mod products;
 mod quick;
-mod training;
 
 pub use drawn::{DRAWS, drawn};
 pub use fingerprint::{Denormals, Fingerprint, Precision, Rounding};
@@ -20,7 +19,6 @@ pub use parity::{
 pub(crate) use products::product_case;
 pub use products::products;
 pub use quick::quick;
-pub use training::training;
 
 use crate::gpu::AdapterReport;
 
@@ -45,4 +43,12 @@ pub fn left_out(adapter: &AdapterReport) -> Vec<String> {
         )
     };
     families.into_iter().map(line).collect()
+}
+
+/// To come.
+pub fn training(
+    _: &std::sync::Arc<crate::gpu::Gpu>,
+    _: &mut dyn FnMut(&str),
+) -> crate::Result<Vec<Outcome>> {
+    Ok(Vec::new())
 }

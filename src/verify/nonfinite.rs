@@ -4,10 +4,9 @@
 //! 0 · NaN are NaN.
 
 use super::cases::*;
-use super::parity::{Bench, Case, Tolerance};
+use super::parity::{Case, Tolerance};
 use super::products::{Operand, build, product_text};
-use crate::error::Result;
-use crate::gpu::{AdapterReport, Dispatch};
+use crate::gpu::AdapterReport;
 use crate::kernels::conv2d::{self, Family, Pass, Product};
 use crate::model::recipe::Optimizer;
 use crate::model::{Conv2d, Loss, Pool2d, Shape};
@@ -161,22 +160,17 @@ fn product_case(product: Product, operand: Operand) -> Case {
 /// [1, NaN, 2, 3] under a filter of 1, pooled: NaN, and it stood at place 1.
 fn one_nan_case(product: Product) -> Case {
     let variant = format!("{}, [1, NaN, 2, 3]", product_text(&product));
-    Case::new(
-        product.pass.name(),
-        variant,
-        move |b: &mut Bench| -> Result<Vec<Dispatch>> {
-            let x = b.input(&[1.0, f32::NAN, 2.0, 3.0])?;
-            let parameters = b.input(&[1.0f32, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0])?;
-            let y = b.output("y", &[f32::NAN; 4], Tolerance::EXACT)?;
-            let index = b.words("index", &[0x0101_0101])?;
-            Ok(vec![conv2d::conv2d_forward(
-                b.gpu,
-                &product,
-                &x,
-                &parameters,
-                &y,
-                Some(&index),
-            )?])
-        },
-    )
+    Case::new(product.pass.name(), variant, move |b| {
+        let x = b.input(&[1.0, f32::NAN, 2.0, 3.0]);
+        let parameters = b.input(&[1.0f32, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]);
+        let y = b.output("y", 4, Tolerance::EXACT);
+        let index = b.output_bytes("index", 4);
+        vec![conv2d::conv2d_forward(
+            product,
+            x,
+            parameters,
+            y,
+            Some(index),
+        )]
+    })
 }

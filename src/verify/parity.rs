@@ -1,8 +1,10 @@
 //! The harness: runs a kernel on inputs that are guarded and outputs that are poisoned before and
 //! guarded after, and compares what it wrote with what its CPU twin computed.
 
+use crate::cpu::{self, Memory, Values};
 use crate::error::Result;
 use crate::gpu::{Buffer, Dispatch, Gpu};
+use crate::kernels::{Dtype, KernelSpec, Metrics, STEP_ELEMENTS, Step, View};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -207,7 +209,7 @@ pub struct Outcome {
     pub detail: Option<String>,
 }
 
-type Build = dyn Fn(&mut Bench) -> Result<Vec<Dispatch>> + Send + Sync;
+type Build = dyn Fn(&mut Bench) -> Vec<KernelSpec> + Send + Sync;
 
 /// One kernel on one set of inputs.
 pub struct Case {
@@ -220,13 +222,14 @@ pub struct Case {
 }
 
 impl Case {
-    /// A case whose `build` makes inputs, has the CPU twin compute the reference, registers the
-    /// outputs with it and returns the dispatches (more than one where a kernel needs another to
-    /// make a result that can be compared).
+    /// A case whose `build` draws the inputs, says which outputs there are and how exact they must be,
+    /// and returns the kernel (or several, where one needs another to make a result that can be
+    /// compared). What the outputs must become is what the twins make of the same inputs in f64,
+    /// which are then so much more exact than the kernel that only the kernel's error shows.
     pub fn new(
         kernel: impl Into<String>,
         variant: impl Into<String>,
-        build: impl Fn(&mut Bench) -> Result<Vec<Dispatch>> + Send + Sync + 'static,
+        build: impl Fn(&mut Bench) -> Vec<KernelSpec> + Send + Sync + 'static,
     ) -> Case {
         Case {
             kernel: kernel.into(),
@@ -243,11 +246,8 @@ impl Case {
         self
     }
 
-    /// Inputs, outputs and dispatches on the GPU, nothing run yet: what a benchmark times.
-    ///
-    /// # Errors
-    /// What the wrapper or the device reports.
-    pub fn prepare(&self, gpu: &Gpu) -> Result<Prepared> {
+    /// The kernels, and the tensors before and after the twins have run on them.
+    fn build(&self) -> (Vec<KernelSpec>, Vec<Tensor>, Memory<f64>) {
         // The seed follows from the case, so that one case can be run without the others.
         let seed = format!("{} {}", self.kernel, self.variant)
             .bytes()
@@ -255,18 +255,56 @@ impl Case {
                 (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
             });
         let mut bench = Bench {
-            gpu,
             rng: ChaCha8Rng::seed_from_u64(seed),
-            inputs: Vec::new(),
-            outputs: Vec::new(),
-            beyond: BEYOND as u8,
+            tensors: Vec::new(),
+            beyond: BEYOND,
             spoiled: self.nonfinite.then_some(0),
         };
-        let dispatches = (self.build)(&mut bench)?;
+        let kernels = (self.build)(&mut bench);
+        let tensors = bench.tensors;
+        let mut memory = Memory {
+            places: (0..tensors.len()).collect(),
+            values: tensors.iter().map(Tensor::values).collect(),
+        };
+        for kernel in &kernels {
+            cpu::run(kernel, &mut memory);
+        }
+        (kernels, tensors, memory)
+    }
+
+    /// Inputs, outputs and dispatches on the GPU, nothing run yet: what a benchmark times.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn prepare(&self, gpu: &Gpu) -> Result<Prepared> {
+        let (kernels, tensors, memory) = self.build();
+        let mut uploaded = Vec::with_capacity(tensors.len());
+        for (tensor, values) in tensors.into_iter().zip(&memory.values) {
+            let label = match tensor.role {
+                Role::Input => "verify input",
+                _ => "verify output",
+            };
+            uploaded.push(Uploaded {
+                buffer: gpu.upload(label, &tensor.initial)?,
+                expected: tensor.expected(values),
+                tensor,
+            });
+        }
+        let dispatches = kernels.iter().map(|kernel| {
+            gpu.dispatch(kernel, |argument| {
+                let view = argument.view;
+                let words = view.dtype.words(view.len);
+                let buffer = &uploaded[view.tensor].buffer;
+                match (view.start, uploaded[view.tensor].tensor.len == view.len) {
+                    // Bound with its guard.
+                    (0, true) => buffer.head(words),
+                    (start, _) => buffer.slice(start, words),
+                }
+            })
+        });
         Ok(Prepared {
-            dispatches,
-            inputs: bench.inputs,
-            outputs: bench.outputs,
+            dispatches: dispatches.collect::<Result<_>>()?,
+            tensors: uploaded,
         })
     }
 
@@ -275,7 +313,7 @@ impl Case {
     /// would have them.
     ///
     /// # Errors
-    /// What the wrapper or the device reports; a wrong result is an [`Outcome`], not an error.
+    /// What the device reports; a wrong result is an [`Outcome`], not an error.
     pub fn run(&self, gpu: &Gpu) -> Result<Outcome> {
         let prepared = self.prepare(gpu)?;
         let dispatches: Vec<&Dispatch> = prepared.dispatches.iter().collect();
@@ -283,8 +321,10 @@ impl Case {
         let mut worst = prepared.compare(gpu)?;
         let folded: Vec<_> = dispatches.iter().map(|d| d.folded()).collect();
         if folded.iter().any(Option::is_some) {
-            for output in &prepared.outputs {
-                gpu.write("verify output", &output.buffer, &output.initial)?;
+            for uploaded in &prepared.tensors {
+                if !matches!(uploaded.tensor.role, Role::Input) {
+                    gpu.write("verify output", &uploaded.buffer, &uploaded.tensor.initial)?;
+                }
             }
             let folded = folded.iter().zip(&dispatches);
             let folded: Vec<&Dispatch> = folded.map(|(f, d)| f.as_ref().unwrap_or(d)).collect();
@@ -313,29 +353,38 @@ impl Case {
 /// A case that is ready to run.
 pub struct Prepared {
     pub dispatches: Vec<Dispatch>,
-    inputs: Vec<Input>,
-    outputs: Vec<Output>,
+    tensors: Vec<Uploaded>,
 }
 
 impl Prepared {
     /// The worst of all outputs and inputs after a run; `None` where there is no output.
     fn compare(&self, gpu: &Gpu) -> Result<Option<Comparison>> {
         let mut worst: Option<Comparison> = None;
-        for output in &self.outputs {
-            let Some(expected) = &output.expected else {
+        for Uploaded {
+            buffer,
+            tensor,
+            expected,
+        } in &self.tensors
+        {
+            let Some(expected) = expected else {
                 continue;
             };
-            let found = gpu.read::<u32>("verify", &output.buffer)?;
-            let comparison = compare(output.name, &found, expected);
+            let found = gpu.read::<u32>("verify", buffer)?;
+            let comparison = compare(tensor.name, &found, expected);
             if worst.as_ref().is_none_or(|w| comparison.worse_than(w)) {
                 worst = Some(comparison);
             }
         }
-        for (i, input) in self.inputs.iter().enumerate() {
+        let inputs = self
+            .tensors
+            .iter()
+            .filter(|u| matches!(u.tensor.role, Role::Input));
+        for (i, input) in inputs.enumerate() {
             let found = gpu.read::<u32>("verify", &input.buffer)?;
-            let differs = found.iter().zip(&input.words).position(|(f, w)| f != w);
+            let initial = &input.tensor.initial;
+            let differs = found.iter().zip(initial).position(|(f, w)| f != w);
             if let (Some(at), Some(worst)) = (differs, &mut worst) {
-                let (i, was, is) = (i + 1, input.words[at], found[at]);
+                let (i, was, is) = (i + 1, initial[at], found[at]);
                 *worst = Comparison::failed(format!(
                     "input {i}: expected nothing to be written to it, found {is:#010x} at {at} in place of {was:#010x}"
                 ));
@@ -345,37 +394,115 @@ impl Prepared {
     }
 }
 
-struct Input {
-    /// The elements, then the guard.
+/// A tensor on the GPU, and what it must become; `None` for inputs and for what only passes from one
+/// kernel to the next.
+struct Uploaded {
     buffer: Buffer,
-    words: Vec<u32>,
-}
-
-struct Output {
-    name: &'static str,
-    /// The elements, then the guard.
-    buffer: Buffer,
-    initial: Vec<u32>,
-    /// `None` for what only passes from one kernel to the next.
+    tensor: Tensor,
     expected: Option<Expected>,
 }
 
+/// A tensor of a case.
+struct Tensor {
+    name: &'static str,
+    dtype: Dtype,
+    len: usize,
+    /// The elements' words, then the guard.
+    initial: Vec<u32>,
+    role: Role,
+}
+
+enum Role {
+    Input,
+    /// Floats that may differ so much from the reference.
+    Floats(Tolerance),
+    /// The very same words or bytes.
+    Exact,
+    /// Words that are compared as floats, so that any NaN is as good as another.
+    Metrics,
+    Scratch,
+}
+
+impl Tensor {
+    /// As the twins take it.
+    fn values(&self) -> Values<f64> {
+        let words = &self.initial[..self.dtype.words(self.len)];
+        match self.dtype {
+            Dtype::F32 => Values::Floats(words.iter().map(|w| float(*w)).collect()),
+            Dtype::U32 => Values::Words(words.to_vec()),
+            Dtype::U8 => Values::Bytes(bytemuck::cast_slice(words)[..self.len].to_vec()),
+        }
+    }
+
+    /// The reference, from what the twins made of it.
+    fn expected(&self, values: &Values<f64>) -> Option<Expected> {
+        match (&self.role, values) {
+            (Role::Input | Role::Scratch, _) => None,
+            (Role::Floats(tolerance), Values::Floats(values)) => {
+                Some(Expected::Floats(values.clone(), *tolerance))
+            }
+            (Role::Metrics, Values::Words(words)) => {
+                let floats = words.iter().map(|w| float(*w)).collect();
+                Some(Expected::Floats(floats, Tolerance::EXACT))
+            }
+            (_, Values::Bytes(bytes)) => {
+                let mut padded = bytes.clone();
+                padded.resize(bytes.len().next_multiple_of(4), 0);
+                Some(Expected::Words(bytemuck::pod_collect_to_vec(&padded)))
+            }
+            (_, Values::Words(words)) => Some(Expected::Words(words.clone())),
+            (_, Values::Floats(values)) => Some(Expected::Floats(values.clone(), Tolerance::EXACT)),
+        }
+    }
+}
+
+fn float(word: u32) -> f64 {
+    f64::from(f32::from_bits(word))
+}
+
+/// What a tensor of a case can be made of.
+pub trait Element: bytemuck::NoUninit {
+    const DTYPE: Dtype;
+    /// Elements of the dtype in one of these.
+    const COUNT: usize = 1;
+}
+
+impl Element for f32 {
+    const DTYPE: Dtype = Dtype::F32;
+}
+
+impl Element for u32 {
+    const DTYPE: Dtype = Dtype::U32;
+}
+
+impl Element for u8 {
+    const DTYPE: Dtype = Dtype::U8;
+}
+
+impl Element for Step {
+    const DTYPE: Dtype = Dtype::U32;
+    const COUNT: usize = STEP_ELEMENTS;
+}
+
+impl Element for Metrics {
+    const DTYPE: Dtype = Dtype::U32;
+    const COUNT: usize = 2;
+}
+
 /// Where a case makes its inputs and outputs.
-pub struct Bench<'a> {
-    pub gpu: &'a Gpu,
+pub struct Bench {
     rng: ChaCha8Rng,
-    inputs: Vec<Input>,
-    outputs: Vec<Output>,
-    /// The byte that all words behind an input are made of.
-    beyond: u8,
+    tensors: Vec<Tensor>,
+    /// The word that stands behind an input.
+    beyond: u32,
     /// How many slices were spoiled so far, in a case that has them spoiled.
     spoiled: Option<usize>,
 }
 
-impl Bench<'_> {
+impl Bench {
     /// From now on no NaN stands behind an input, see [`BEYOND_FINITE`].
     pub(super) fn finite_guards(&mut self) {
-        self.beyond = BEYOND_FINITE as u8;
+        self.beyond = BEYOND_FINITE;
     }
 
     /// `len` numbers between −1 and 1.5: signed, and with a mean that is not 0.
@@ -413,82 +540,77 @@ impl Bench<'_> {
         (0..len).map(|_| self.rng.random_range(0..limit)).collect()
     }
 
-    /// A read-only input. The buffer is as long as `data`, and kernels are bound to [`GUARD_WORDS`]
-    /// words more of [`BEYOND`], or [`BEYOND_FINITE`].
-    pub fn input<T: bytemuck::NoUninit>(&mut self, data: &[T]) -> Result<Buffer> {
+    /// A read-only input. Kernels are bound to [`GUARD_WORDS`] words more, of [`BEYOND`] or
+    /// [`BEYOND_FINITE`].
+    pub fn input<T: Element>(&mut self, data: &[T]) -> View {
         let mut bytes = bytemuck::cast_slice::<T, u8>(data).to_vec();
-        let len = bytes.len().div_ceil(4);
-        bytes.resize(4 * (len + GUARD_WORDS), self.beyond);
+        // What is left of the last word belongs to the guard.
+        bytes.resize(bytes.len().next_multiple_of(4), self.beyond as u8);
         let words = bytemuck::pod_collect_to_vec(&bytes);
-        let buffer = self.gpu.upload("verify input", &words)?;
-        self.inputs.push(Input {
-            buffer: buffer.clone(),
-            words,
-        });
-        Ok(buffer.head(len))
+        self.register("input", T::DTYPE, T::COUNT * data.len(), words, Role::Input)
     }
 
-    /// A float output that must become `expected`.
-    pub fn output<R: Copy + Into<f64>>(
-        &mut self,
-        name: &'static str,
-        expected: &[R],
-        tolerance: Tolerance,
-    ) -> Result<Buffer> {
-        let poison = vec![f32::from_bits(POISON); expected.len()];
-        self.updated(name, &poison, expected, tolerance)
+    /// A float output of `len` elements, every one of which must be written.
+    pub fn output(&mut self, name: &'static str, len: usize, tolerance: Tolerance) -> View {
+        let poison = vec![POISON; len];
+        self.register(name, Dtype::F32, len, poison, Role::Floats(tolerance))
     }
 
-    /// An output of words that must become `expected`.
-    pub fn words(&mut self, name: &'static str, expected: &[u32]) -> Result<Buffer> {
-        self.updated_words(name, &vec![WORD_POISON; expected.len()], expected)
+    /// An output of words.
+    pub fn output_words(&mut self, name: &'static str, len: usize) -> View {
+        self.register(name, Dtype::U32, len, vec![WORD_POISON; len], Role::Exact)
     }
 
-    /// A buffer of floats that starts as `initial` and must become `expected`.
-    pub fn updated<R: Copy + Into<f64>>(
-        &mut self,
-        name: &'static str,
-        initial: &[f32],
-        expected: &[R],
-        tolerance: Tolerance,
-    ) -> Result<Buffer> {
-        let expected = expected.iter().map(|r| (*r).into()).collect();
-        let initial = initial.iter().map(|v| v.to_bits()).collect();
-        let expected = Expected::Floats(expected, tolerance);
-        self.register(name, initial, Some(expected))
+    /// An output of bytes; what is left of the last word is written 0.
+    pub fn output_bytes(&mut self, name: &'static str, len: usize) -> View {
+        let words = vec![WORD_POISON; Dtype::U8.words(len)];
+        self.register(name, Dtype::U8, len, words, Role::Exact)
     }
 
-    /// A buffer of words that starts as `initial` and must become `expected`.
-    pub fn updated_words(
-        &mut self,
-        name: &'static str,
-        initial: &[u32],
-        expected: &[u32],
-    ) -> Result<Buffer> {
-        let expected = Expected::Words(expected.to_vec());
-        self.register(name, initial.to_vec(), Some(expected))
+    /// Floats that the kernel changes in place.
+    pub fn updated(&mut self, name: &'static str, initial: &[f32], tolerance: Tolerance) -> View {
+        let words = initial.iter().map(|v| v.to_bits()).collect();
+        let role = Role::Floats(tolerance);
+        self.register(name, Dtype::F32, initial.len(), words, role)
+    }
+
+    /// Words that the kernel changes in place.
+    pub fn updated_words(&mut self, name: &'static str, initial: &[u32]) -> View {
+        let len = initial.len();
+        self.register(name, Dtype::U32, len, initial.to_vec(), Role::Exact)
+    }
+
+    /// Rows of metrics of which the kernel changes one.
+    pub fn updated_metrics(&mut self, name: &'static str, initial: &[Metrics]) -> View {
+        let words: Vec<u32> = bytemuck::cast_slice(initial).to_vec();
+        self.register(name, Dtype::U32, words.len(), words, Role::Metrics)
     }
 
     /// `len` floats that one kernel writes and the next one reads.
-    pub fn scratch(&mut self, len: usize) -> Result<Buffer> {
-        let buffer = self.register("scratch", vec![POISON; len], None)?;
-        Ok(buffer.head(len))
+    pub fn scratch(&mut self, len: usize) -> View {
+        self.register("scratch", Dtype::F32, len, vec![POISON; len], Role::Scratch)
     }
 
     fn register(
         &mut self,
         name: &'static str,
+        dtype: Dtype,
+        len: usize,
         mut words: Vec<u32>,
-        expected: Option<Expected>,
-    ) -> Result<Buffer> {
-        words.resize(words.len() + GUARD_WORDS, GUARD);
-        let buffer = self.gpu.upload("verify output", &words)?;
-        self.outputs.push(Output {
+        role: Role,
+    ) -> View {
+        let guard = match role {
+            Role::Input => self.beyond,
+            _ => GUARD,
+        };
+        words.resize(words.len() + GUARD_WORDS, guard);
+        self.tensors.push(Tensor {
             name,
-            buffer: buffer.clone(),
+            dtype,
+            len,
             initial: words,
-            expected,
+            role,
         });
-        Ok(buffer)
+        View::whole(self.tensors.len() - 1, dtype, len)
     }
 }

@@ -3,10 +3,9 @@
 
 use super::parity::{Bench, Case, Tolerance};
 use crate::cpu;
-use crate::error::Result;
-use crate::gpu::{AdapterReport, Dispatch};
+use crate::gpu::AdapterReport;
 use crate::kernels::conv2d::{self, Family, Pass, Product, Tile};
-use crate::kernels::reduce;
+use crate::kernels::{KernelSpec, reduce};
 use crate::model::{Conv2d, Pool2d, Shape};
 
 const VALID: &str = "the geometries of this list are valid";
@@ -179,10 +178,6 @@ pub(super) fn product_text(product: &Product) -> String {
     variant
 }
 
-fn wide(values: &[f32]) -> Vec<f64> {
-    values.iter().map(|v| f64::from(*v)).collect()
-}
-
 /// Operands of a product.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Operand {
@@ -196,8 +191,8 @@ pub(super) fn build(
     product: &Product,
     bench: &mut Bench,
     change: impl Fn(Operand, &mut [f32]),
-) -> Result<Vec<Dispatch>> {
-    let (gpu, g) = (bench.gpu, product.geometry);
+) -> Vec<KernelSpec> {
+    let (product, g) = (*product, product.geometry);
     if product.redoes_nan() {
         bench.finite_guards();
     }
@@ -219,64 +214,34 @@ pub(super) fn build(
     change(Operand::Dy, &mut dy);
     let [_, _, terms] = product.dimensions();
     let tolerance = Tolerance::sum(terms);
-    let x_buffer = bench.input(&x)?;
-    let parameter_buffer = bench.input(&parameters)?;
-    let dy_buffer = bench.input(&dy)?;
-    Ok(match product.pass {
+    let results = product.result_elements();
+    match product.pass {
         Pass::Forward => {
-            let y = cpu::conv2d_forward(&g, product.relu, &wide(&x), &wide(&parameters));
-            let Some(pool) = product.pool else {
-                let y_buffer = bench.output("y", &y, tolerance)?;
-                let (x, p) = (&x_buffer, &parameter_buffer);
-                return Ok(vec![conv2d::conv2d_forward(
-                    gpu, product, x, p, &y_buffer, None,
-                )?]);
-            };
-            let (best, index) = cpu::maxpool2d_forward(&pool, &y);
-            let y_buffer = bench.output("y", &best, tolerance)?;
-            let packed: Vec<u32> = index
-                .chunks(4)
-                .map(|four| four.iter().rev().fold(0, |word, i| word << 8 | i))
-                .collect();
-            let index_buffer = bench.words("index", &packed)?;
-            vec![conv2d::conv2d_forward(
-                gpu,
-                product,
-                &x_buffer,
-                &parameter_buffer,
-                &y_buffer,
-                Some(&index_buffer),
-            )?]
+            let (x, parameters) = (bench.input(&x), bench.input(&parameters));
+            let y = bench.output("y", results, tolerance);
+            let index = product.pool.map(|_| bench.output_bytes("index", results));
+            vec![conv2d::conv2d_forward(product, x, parameters, y, index)]
         }
         Pass::BackwardWeight => {
-            let gradient = cpu::conv2d_backward_weight(&g, &wide(&x), &wide(&dy));
-            let result = bench.output("dW and db", &gradient, tolerance)?;
-            if product.splits() == 1 {
-                return Ok(vec![conv2d::conv2d_backward_weight(
-                    gpu, product, &x_buffer, &dy_buffer, &result,
-                )?]);
+            let (x, dy) = (bench.input(&x), bench.input(&dy));
+            let splits = product.splits();
+            let result = bench.output("dW and db", results / splits, tolerance);
+            if splits == 1 {
+                return vec![conv2d::conv2d_backward_weight(product, x, dy, result)];
             }
-            let partials = bench.scratch(product.result_elements())?;
+            let partials = bench.scratch(results);
             vec![
-                conv2d::conv2d_backward_weight(gpu, product, &x_buffer, &dy_buffer, &partials)?,
-                reduce::reduce_splits(gpu, product.splits(), &partials, &result)?,
+                conv2d::conv2d_backward_weight(product, x, dy, partials),
+                reduce::reduce_splits(splits, partials, result),
             ]
         }
         Pass::BackwardInput => {
-            let mut dx = cpu::conv2d_backward_input(&g, &wide(&dy), &wide(&parameters));
-            if product.relu {
-                dx = cpu::relu_backward(&wide(&x), &dx);
-            }
-            let result = bench.output("dx", &dx, tolerance)?;
-            let mask = product.relu.then_some(&x_buffer);
+            let (dy, parameters) = (bench.input(&dy), bench.input(&parameters));
+            let mask = product.relu.then(|| bench.input(&x));
+            let dx = bench.output("dx", results, tolerance);
             vec![conv2d::conv2d_backward_input(
-                gpu,
-                product,
-                &dy_buffer,
-                &parameter_buffer,
-                &result,
-                mask,
-            )?]
+                product, dy, parameters, dx, mask,
+            )]
         }
-    })
+    }
 }

@@ -1,0 +1,487 @@
+//! Carries out the kernels of a plan by calling their twins.
+
+use super::*;
+use crate::kernels::conv2d::{Pass, Product};
+use crate::kernels::{Dtype, KernelSpec, Metrics, Step, View, Work};
+use crate::model::recipe::{Optimizer, StepScalars};
+use crate::model::{Activation, Loss};
+use crate::plan::{Lifetime, Plan, Section};
+
+/// What a tensor holds.
+#[derive(Clone, Debug)]
+pub enum Values<T> {
+    Floats(Vec<T>),
+    Words(Vec<u32>),
+    Bytes(Vec<u8>),
+}
+
+impl<T: Float> Values<T> {
+    /// So many zeros.
+    pub fn zeros(dtype: Dtype, len: usize) -> Self {
+        match dtype {
+            Dtype::F32 => Values::Floats(vec![T::zero(); len]),
+            Dtype::U32 => Values::Words(vec![0; len]),
+            Dtype::U8 => Values::Bytes(vec![0; len]),
+        }
+    }
+
+    /// At least `len` elements, new ones 0.
+    pub fn grow(&mut self, len: usize) {
+        match self {
+            Values::Floats(values) => values.resize(len.max(values.len()), T::zero()),
+            Values::Words(values) => values.resize(len.max(values.len()), 0),
+            Values::Bytes(values) => values.resize(len.max(values.len()), 0),
+        }
+    }
+}
+
+/// The tensors of a plan; several that are never alive at the same time may share a place.
+#[derive(Clone, Debug, Default)]
+pub struct Memory<T> {
+    /// The place of each tensor.
+    pub places: Vec<usize>,
+    pub values: Vec<Values<T>>,
+}
+
+impl<T: Float> Memory<T> {
+    fn at(&self, view: View) -> &Values<T> {
+        &self.values[self.places[view.tensor]]
+    }
+
+    /// The floats that `view` shows; like the others a mistake in this program where they are none.
+    pub fn floats(&self, view: View) -> &[T] {
+        match self.at(view) {
+            Values::Floats(values) => &values[view.start..view.start + view.len],
+            other => panic!("expected floats, found {other:?}"),
+        }
+    }
+
+    pub fn words(&self, view: View) -> &[u32] {
+        match self.at(view) {
+            Values::Words(values) => &values[view.start..view.start + view.len],
+            other => panic!("expected words, found {other:?}"),
+        }
+    }
+
+    pub fn bytes(&self, view: View) -> &[u8] {
+        match self.at(view) {
+            Values::Bytes(values) => &values[view.start..view.start + view.len],
+            other => panic!("expected bytes, found {other:?}"),
+        }
+    }
+
+    /// Runs `change` on what `view` shows while it may look at all tensors in other places.
+    pub fn change(&mut self, view: View, change: impl FnOnce(&Self, &mut Values<T>)) {
+        let place = self.places[view.tensor];
+        let mut values = std::mem::replace(&mut self.values[place], Values::Words(Vec::new()));
+        change(self, &mut values);
+        self.values[place] = values;
+    }
+
+    /// The same on floats.
+    pub fn change_floats(&mut self, view: View, change: impl FnOnce(&Self, &mut [T])) {
+        self.change(view, |memory, values| match values {
+            Values::Floats(values) => {
+                change(memory, &mut values[view.start..view.start + view.len])
+            }
+            other => panic!("expected floats, found {other:?}"),
+        });
+    }
+
+    /// Runs `change` on floats and bytes that two views show.
+    pub fn change_both(
+        &mut self,
+        floats: View,
+        bytes: View,
+        change: impl FnOnce(&Self, &mut [T], &mut [u8]),
+    ) {
+        let place = self.places[bytes.tensor];
+        let mut taken = std::mem::replace(&mut self.values[place], Values::Words(Vec::new()));
+        self.change_floats(floats, |memory, floats| match &mut taken {
+            Values::Bytes(values) => {
+                change(
+                    memory,
+                    floats,
+                    &mut values[bytes.start..bytes.start + bytes.len],
+                );
+            }
+            other => panic!("expected bytes, found {other:?}"),
+        });
+        self.values[place] = taken;
+    }
+
+    /// Puts floats where `view` shows; those that it has more keep what they held.
+    pub fn put(&mut self, view: View, new: Vec<T>) {
+        self.change(view, |_, values| match values {
+            Values::Floats(values) if values.len() == new.len() => *values = new,
+            Values::Floats(values) => values[view.start..][..new.len()].copy_from_slice(&new),
+            other => panic!("expected floats, found {other:?}"),
+        });
+    }
+
+    pub fn put_words(&mut self, view: View, new: &[u32]) {
+        self.change(view, |_, values| match values {
+            Values::Words(values) => values[view.start..][..new.len()].copy_from_slice(new),
+            other => panic!("expected words, found {other:?}"),
+        });
+    }
+
+    pub fn put_bytes(&mut self, view: View, new: &[u8]) {
+        self.change(view, |_, values| match values {
+            Values::Bytes(values) => values[view.start..][..new.len()].copy_from_slice(new),
+            other => panic!("expected bytes, found {other:?}"),
+        });
+    }
+
+    /// The current row of the step table, and its number.
+    fn step(&self, spec: &KernelSpec) -> (Step, usize) {
+        let row = self.words(spec.view("counter"))[0] as usize;
+        let view = spec.view("steps");
+        // The table is as long as an epoch, whatever the plan takes it to be.
+        let table: &[Step] = match self.at(view) {
+            Values::Words(words) => bytemuck::cast_slice(words),
+            other => panic!("expected words, found {other:?}"),
+        };
+        (table[row], row)
+    }
+
+    /// All of the tensor that an argument belongs to: a dataset is longer than its plan knows.
+    fn all_words(&self, view: View) -> &[u32] {
+        match self.at(view) {
+            Values::Words(values) => values,
+            other => panic!("expected words, found {other:?}"),
+        }
+    }
+
+    fn all_bytes(&self, view: View) -> &[u8] {
+        match self.at(view) {
+            Values::Bytes(values) => values,
+            other => panic!("expected bytes, found {other:?}"),
+        }
+    }
+}
+
+/// Carries out one kernel by its twin.
+pub fn run<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
+    let view = |name| spec.view(name);
+    let floats = |name| memory.floats(view(name));
+    match &spec.work {
+        Work::GatherBatch(shape) => {
+            let (step, _) = memory.step(spec);
+            let (x, batch_labels) = (view("x"), view("batch_labels"));
+            let order = memory.all_words(view("order"));
+            let last = step.count as usize - 1;
+            let picked: Vec<u32> = (0..batch_labels.len)
+                .map(|i| order[step.first as usize + i.min(last)])
+                .collect();
+            let (images, labels) = (view("images"), view("labels"));
+            let normalization = memory.at(view("normalization"));
+            let Values::Floats(normalization) = normalization else {
+                panic!("expected floats, found {normalization:?}");
+            };
+            let (scale, shift) = normalization.split_at(shape.channels);
+            let (values, labels) = gather_batch(
+                memory.all_bytes(images),
+                memory.all_words(labels),
+                &picked,
+                *shape,
+                scale,
+                shift,
+            );
+            memory.put(x, values);
+            memory.put_words(batch_labels, &labels);
+        }
+        Work::Im2col(g) => {
+            let columns = im2col(g, floats("x"));
+            memory.put(view("columns"), columns);
+        }
+        Work::Col2im { geometry, masked } => {
+            let mut dx = col2im(geometry, floats("dcolumns"));
+            if *masked {
+                dx = relu_backward(floats("activation"), &dx);
+            }
+            memory.put(view("dx"), dx);
+        }
+        Work::Product(product) => run_product(spec, product, memory),
+        Work::ReduceSplits { splits } => {
+            let sums = reduce_splits(floats("partials"), *splits);
+            memory.put(view("result"), sums);
+        }
+        Work::MaxPoolForward(pool) => {
+            let (y, index) = maxpool2d_forward(pool, floats("x"));
+            memory.put(view("y"), y);
+            memory.put_bytes(view("index"), &narrow(&index));
+        }
+        Work::MaxPoolBackward { pool, masked } => {
+            let index: Vec<u32> = memory
+                .bytes(view("index"))
+                .iter()
+                .map(|i| (*i).into())
+                .collect();
+            let mut dy = floats("dy").to_vec();
+            if *masked {
+                dy = relu_backward(floats("activation"), &dy);
+            }
+            let dx = if pool.overlapping() {
+                maxpool2d_backward_overlapping(pool, &dy, &index)
+            } else {
+                maxpool2d_backward(pool, &dy, &index)
+            };
+            memory.put(view("dx"), dx);
+        }
+        Work::MeanPoolForward(pool) => {
+            let y = meanpool2d_forward(pool, floats("x"));
+            memory.put(view("y"), y);
+        }
+        Work::MeanPoolBackward { pool, masked } => {
+            let mut dx = meanpool2d_backward(pool, floats("dy"));
+            if *masked {
+                dx = relu_backward(floats("activation"), &dx);
+            }
+            memory.put(view("dx"), dx);
+        }
+        Work::ActivationForward(activation) => {
+            let forward = match activation {
+                Activation::Relu => relu_forward,
+                Activation::Sigmoid => sigmoid_forward,
+                other => unimplemented!("{other:?}"),
+            };
+            let y = forward(floats("x"));
+            memory.put(view("y"), y);
+        }
+        Work::ActivationBackward(activation) => {
+            let backward = match activation {
+                Activation::Relu => relu_backward,
+                Activation::Sigmoid => sigmoid_backward,
+                other => unimplemented!("{other:?}"),
+            };
+            let dx = backward(floats("saved"), floats("dy"));
+            memory.put(view("dx"), dx);
+        }
+        Work::Loss { loss, classes } => run_loss(spec, *loss, *classes, memory),
+        Work::SumMetrics => {
+            let (step, row) = memory.step(spec);
+            let count = step.count as usize;
+            let prediction = &memory.words(view("prediction"))[..count];
+            let labels = memory.words(view("labels"));
+            let hits = prediction.iter().zip(labels);
+            let correct: Vec<u32> = hits.map(|(p, l)| u32::from(p == l)).collect();
+            let (loss_sum, correct) = sum_metrics(&floats("loss")[..count], &correct);
+            let loss_sum: f64 = loss_sum.into();
+            let metrics = Metrics {
+                loss_sum: loss_sum as f32,
+                correct,
+            };
+            let all = view("metrics");
+            let at = View {
+                start: all.start + 2 * row,
+                len: 2,
+                ..all
+            };
+            memory.put_words(at, bytemuck::cast_slice(&[metrics]));
+        }
+        Work::Update(optimizer) => run_update(spec, optimizer, memory),
+        Work::AdvanceStep => {
+            let counter = view("counter");
+            let row = memory.words(counter)[0];
+            memory.put_words(counter, &[row + 1]);
+        }
+        Work::PeakMultiplyAdd { rounds } => {
+            let factors = floats("factors");
+            let y = view("y");
+            let values = peak_multiply_add(y.len, *rounds, [factors[0], factors[1]]);
+            memory.put(y, values);
+        }
+        Work::PeakCopy => {
+            let values = peak_copy(floats("src"));
+            memory.put(view("dst"), values);
+        }
+        Work::Arithmetic { operation } => {
+            let y = arithmetic(*operation, floats("a"), floats("b"), floats("c"));
+            memory.put(view("y"), y);
+        }
+    }
+}
+
+fn narrow(index: &[u32]) -> Vec<u8> {
+    index.iter().map(|i| *i as u8).collect()
+}
+
+fn run_product<T: Float>(spec: &KernelSpec, product: &Product, memory: &mut Memory<T>) {
+    let view = |name| spec.view(name);
+    let floats = |name| memory.floats(view(name));
+    let g = &product.geometry;
+    match product.pass {
+        Pass::Forward => {
+            let y = conv2d_forward(g, product.relu, floats("x"), floats("parameters"));
+            match &product.pool {
+                None => memory.put(view("y"), y),
+                Some(pool) => {
+                    let (y, index) = maxpool2d_forward(pool, &y);
+                    memory.put(view("y"), y);
+                    memory.put_bytes(view("index"), &narrow(&index));
+                }
+            }
+        }
+        Pass::BackwardWeight => {
+            // Where the sums are cut, all of them stand in the first part: who compares adds the parts up.
+            let gradient = conv2d_backward_weight(g, floats("x"), floats("dy"));
+            let partials = view("partials");
+            let mut all = vec![T::zero(); partials.len];
+            all[..gradient.len()].copy_from_slice(&gradient);
+            memory.put(partials, all);
+        }
+        Pass::BackwardInput => {
+            let mut dx = conv2d_backward_input(g, floats("dy"), floats("parameters"));
+            if product.relu {
+                dx = relu_backward(floats("activation"), &dx);
+            }
+            memory.put(view("dx"), dx);
+        }
+    }
+}
+
+fn run_loss<T: Float>(spec: &KernelSpec, loss: Loss, classes: usize, memory: &mut Memory<T>) {
+    let view = |name| spec.view(name);
+    let (step, _) = memory.step(spec);
+    let (first, count) = (step.first as usize, step.count as usize);
+    let logits = memory.floats(view("logits"));
+    let labels = &memory.words(view("labels"))[..count];
+    let function = match loss {
+        Loss::SoftmaxCrossEntropy => softmax_cross_entropy,
+        Loss::SquaredError => squared_error,
+    };
+    let mut output = function(&logits[..count * classes], labels, classes);
+    output.loss.resize(view("loss").len, T::zero());
+    output.gradient.resize(view("gradient").len, T::zero());
+    let samples = logits.chunks_exact(classes);
+    let prediction: Vec<u32> = samples.map(|logits| argmax(logits) as u32).collect();
+    memory.put(view("loss"), output.loss);
+    memory.put(view("gradient"), output.gradient);
+    memory.put_words(view("prediction"), &prediction);
+    let all = view("predictions");
+    let at = View {
+        start: all.start + first,
+        len: count,
+        ..all
+    };
+    memory.put_words(at, &prediction[..count]);
+}
+
+fn run_update<T: Float>(spec: &KernelSpec, optimizer: &Optimizer, memory: &mut Memory<T>) {
+    let (step, _) = memory.step(spec);
+    let scalars = StepScalars {
+        lr: step.lr,
+        bias_correction1: step.bias_correction1,
+        bias_correction2: step.bias_correction2,
+    };
+    let view = |name| spec.view(name);
+    let mut take = |name| {
+        let values = &mut memory.values[memory.places[spec.view(name).tensor]];
+        std::mem::replace(values, Values::Words(Vec::new()))
+    };
+    let (mut parameters, mut first) = (take("parameters"), take("state1"));
+    let mut second = match optimizer {
+        Optimizer::Sgd { .. } => Values::Floats(Vec::new()),
+        Optimizer::Adamw { .. } => take("state2"),
+    };
+    let gradients = memory.floats(view("gradients"));
+    let (Values::Floats(w), Values::Floats(m), Values::Floats(v)) =
+        (&mut parameters, &mut first, &mut second)
+    else {
+        panic!("expected parameters and state of floats");
+    };
+    match *optimizer {
+        Optimizer::Sgd {
+            momentum,
+            weight_decay,
+        } => sgd_update(w, gradients, m, momentum, weight_decay, scalars),
+        Optimizer::Adamw {
+            beta1,
+            beta2,
+            epsilon,
+            weight_decay,
+        } => adamw_update(
+            w,
+            gradients,
+            [m, v],
+            [beta1, beta2],
+            epsilon,
+            weight_decay,
+            scalars,
+        ),
+    }
+    let mut give = |name, values| memory.values[memory.places[spec.view(name).tensor]] = values;
+    give("parameters", parameters);
+    give("state1", first);
+    if let Optimizer::Adamw { .. } = optimizer {
+        give("state2", second);
+    }
+}
+
+/// A plan that the twins carry out, with memory of its own.
+#[derive(Clone, Debug)]
+pub struct Twins<T> {
+    pub plan: Plan,
+    pub memory: Memory<T>,
+}
+
+impl<T: Float> Twins<T> {
+    /// All zeros, with room for `samples` samples of a dataset and as many steps.
+    pub fn new(plan: Plan, samples: usize) -> Twins<T> {
+        let mut values: Vec<_> = plan
+            .slots
+            .iter()
+            .map(|slot| Values::zeros(slot.dtype, slot.elements))
+            .collect();
+        let mut places = Vec::with_capacity(plan.tensors.len());
+        for tensor in &plan.tensors {
+            let each = tensor.elements();
+            let len = match (tensor.lifetime, tensor.per_sample, tensor.name.as_str()) {
+                (Lifetime::Data, true, _) => each / plan.batch * samples.max(plan.batch),
+                (Lifetime::Data, _, "steps" | "metrics") => each * samples,
+                _ => each,
+            };
+            places.push(tensor.slot.unwrap_or_else(|| {
+                values.push(Values::zeros(tensor.dtype, len));
+                values.len() - 1
+            }));
+        }
+        Twins {
+            plan,
+            memory: Memory { places, values },
+        }
+    }
+
+    /// The tensor of that name, as far as it reaches; a name that there is not is a mistake in this program.
+    pub fn values(&mut self, name: &str) -> &mut Values<T> {
+        let tensor = self.plan.tensor(name);
+        let tensor = tensor.unwrap_or_else(|| panic!("the plan has no tensor '{name}'"));
+        &mut self.memory.values[self.memory.places[tensor]]
+    }
+
+    /// The same where it is of floats.
+    pub fn floats(&mut self, name: &str) -> &mut Vec<T> {
+        match self.values(name) {
+            Values::Floats(values) => values,
+            other => panic!("expected floats, found {other:?}"),
+        }
+    }
+
+    /// The same where it is of words.
+    pub fn words(&mut self, name: &str) -> &mut Vec<u32> {
+        match self.values(name) {
+            Values::Words(values) => values,
+            other => panic!("expected words, found {other:?}"),
+        }
+    }
+
+    /// Carries out the kernels of some sections.
+    pub fn run(&mut self, sections: &[Section]) {
+        for (section, spec) in &self.plan.kernels {
+            if sections.contains(section) {
+                run(spec, &mut self.memory);
+            }
+        }
+    }
+}

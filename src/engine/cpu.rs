@@ -1,0 +1,301 @@
+//! Steps on the CPU: what trains where there is no GPU.
+
+use super::{
+    Evaluation, Split, StepProgress, evaluation_steps, expect_dataset, expect_epoch, expect_len,
+    uploaded,
+};
+use crate::cpu::{Memory, Values, fast};
+use crate::error::Result;
+use crate::kernels::{Dtype, Metrics, Step};
+use crate::model::recipe::Optimizer;
+use crate::model::{Model, initial_running};
+use crate::plan::{Lifetime, Mode, Options, Plan, Target};
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+
+/// A network on the CPU.
+///
+/// A batch that is not full has a plan of its own, for as many samples as it has.
+pub struct CpuEngine {
+    model: Model,
+    batch: usize,
+    optimizer: Optimizer,
+    options: Options,
+    plans: Vec<(Key, Planned)>,
+    /// The tensors of all plans; those that are kept, and the memory of the steps, are the same ones.
+    memory: Memory<f32>,
+    /// Where in the memory the tensors of these names are.
+    places: HashMap<String, usize>,
+    scratch: fast::Scratch,
+    train: Option<Samples>,
+    test: Option<Samples>,
+}
+
+/// Whether a plan trains, and its batch.
+type Key = (bool, usize);
+
+struct Planned {
+    plan: Plan,
+    /// Of its tensors in the memory.
+    places: Vec<usize>,
+}
+
+/// A split of the dataset: how many samples, and its tensors.
+struct Samples {
+    len: usize,
+    tensors: HashMap<&'static str, usize>,
+}
+
+impl CpuEngine {
+    /// An engine for `model` with all parameters zero.
+    ///
+    /// # Errors
+    /// As [`Plan::new`].
+    pub fn new(
+        model: &Model,
+        batch: usize,
+        optimizer: &Optimizer,
+        options: &Options,
+    ) -> Result<CpuEngine> {
+        let mut engine = CpuEngine {
+            model: model.clone(),
+            batch,
+            optimizer: *optimizer,
+            options: options.clone(),
+            plans: Vec::new(),
+            memory: Memory::default(),
+            places: HashMap::new(),
+            scratch: fast::Scratch::default(),
+            train: None,
+            test: None,
+        };
+        engine.plan((true, batch))?;
+        engine.set_kept("running", &initial_running(model))?;
+        Ok(engine)
+    }
+
+    /// The CPU in one line, for people.
+    pub fn device() -> String {
+        let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+        format!("CPU ({threads} threads)")
+    }
+
+    pub(super) fn state_vectors(&self) -> usize {
+        self.optimizer.state_vectors()
+    }
+
+    pub(super) fn kept(&self, name: &'static str) -> Vec<f32> {
+        match self
+            .places
+            .get(name)
+            .map(|place| &self.memory.values[*place])
+        {
+            Some(Values::Floats(values)) => values.clone(),
+            _ => Vec::new(),
+        }
+    }
+
+    pub(super) fn set_kept(&mut self, name: &'static str, values: &[f32]) -> Result<()> {
+        let place = self.places.get(name).copied();
+        let Some(Values::Floats(kept)) = place.map(|place| &mut self.memory.values[place]) else {
+            return expect_len(name, "values", 0, values.len());
+        };
+        expect_len(name, "values", kept.len(), values.len())?;
+        kept.copy_from_slice(values);
+        Ok(())
+    }
+
+    /// Where the plan stands in the list of plans.
+    fn plan(&mut self, key: Key) -> Result<usize> {
+        if let Some(at) = self.plans.iter().position(|(other, _)| *other == key) {
+            return Ok(at);
+        }
+        let (trains, batch) = key;
+        let mode = match trains {
+            true => Mode::Train(self.optimizer),
+            false => Mode::Evaluate,
+        };
+        let plan = Plan::new(&self.model, batch, mode, &self.options, Target::Cpu)?;
+        let mut places = Vec::with_capacity(plan.tensors.len());
+        for tensor in &plan.tensors {
+            let len = tensor.elements();
+            places.push(match (tensor.lifetime, tensor.slot) {
+                // The split that is at hand is put in its place.
+                (Lifetime::Data, _) | (Lifetime::Step, None) => usize::MAX,
+                (Lifetime::Kept, _) => self.place(tensor.name.clone(), tensor.dtype, len),
+                (Lifetime::Step, Some(slot)) => {
+                    let like = plan.slots[..slot]
+                        .iter()
+                        .filter(|s| s.dtype == tensor.dtype);
+                    let name = format!("{:?} slot {}", tensor.dtype, like.count());
+                    self.place(name, tensor.dtype, plan.slots[slot].elements)
+                }
+            });
+        }
+        self.plans.push((key, Planned { plan, places }));
+        Ok(self.plans.len() - 1)
+    }
+
+    /// The place of that name, of at least `len` elements.
+    fn place(&mut self, name: String, dtype: Dtype, len: usize) -> usize {
+        let values = &mut self.memory.values;
+        let place = *self.places.entry(name).or_insert_with(|| {
+            values.push(Values::zeros(dtype, 0));
+            values.len() - 1
+        });
+        values[place].grow(len);
+        place
+    }
+
+    pub(super) fn upload_dataset(
+        &mut self,
+        split: Split,
+        images: Vec<u8>,
+        labels: &[u32],
+        normalization: &[f32],
+    ) -> Result<()> {
+        expect_dataset(&self.model, &images, labels, normalization)?;
+        let len = labels.len();
+        let steps = len.div_ceil(self.batch);
+        let old = match split {
+            Split::Train => &mut self.train,
+            Split::Test => &mut self.test,
+        };
+        // Another split takes the place of one that was there.
+        let old = old
+            .take()
+            .map(|samples| samples.tensors)
+            .unwrap_or_default();
+        let mut put = |name: &'static str, values: Values<f32>| match old.get(name) {
+            Some(place) => {
+                self.memory.values[*place] = values;
+                (name, *place)
+            }
+            None => {
+                self.memory.values.push(values);
+                (name, self.memory.values.len() - 1)
+            }
+        };
+        let words = |len: usize| Values::Words(vec![0; len]);
+        let tensors = [
+            put("images", Values::Bytes(images)),
+            put("labels", Values::Words(labels.to_vec())),
+            put("normalization", Values::Floats(normalization.to_vec())),
+            put("order", Values::Words((0..len as u32).collect())),
+            put("steps", words(0)),
+            put("counter", words(1)),
+            put("metrics", words(2 * steps)),
+            put("predictions", words(len)),
+        ];
+        let samples = Some(Samples {
+            len,
+            tensors: tensors.into_iter().collect(),
+        });
+        match split {
+            Split::Train => self.train = samples,
+            Split::Test => self.test = samples,
+        }
+        Ok(())
+    }
+
+    pub(super) fn train_epoch(
+        &mut self,
+        order: &[u32],
+        steps: &[Step],
+        progress: StepProgress,
+    ) -> Result<Vec<Metrics>> {
+        let samples = uploaded(&self.train)?;
+        expect_epoch(samples.len, self.batch, order, steps)?;
+        let place = samples.tensors["order"];
+        self.memory.values[place] = Values::Words(order.to_vec());
+        self.run(Split::Train, steps, progress)
+    }
+
+    pub(super) fn evaluate(
+        &mut self,
+        progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
+    ) -> Result<Evaluation> {
+        let len = uploaded(&self.test)?.len;
+        let steps = evaluation_steps(len, self.batch);
+        let (batch, mut done, mut loss_sum) = (self.batch, 0, 0.0);
+        self.run(Split::Test, &steps, &mut |new| {
+            for metrics in new {
+                done += steps[done / batch].count as usize;
+                loss_sum += f64::from(metrics.loss_sum);
+            }
+            Ok(progress(done))
+        })?;
+        let mut predictions = self.words(Split::Test, "predictions").to_vec();
+        predictions.truncate(done);
+        Ok(Evaluation {
+            loss_sum,
+            predictions,
+        })
+    }
+
+    /// Carries out `steps` on a split.
+    fn run(
+        &mut self,
+        split: Split,
+        steps: &[Step],
+        progress: StepProgress,
+    ) -> Result<Vec<Metrics>> {
+        let samples = match split {
+            Split::Train => &self.train,
+            Split::Test => &self.test,
+        };
+        let tensors = uploaded(samples)?.tensors.clone();
+        self.memory.values[tensors["steps"]] = Values::Words(bytemuck::cast_slice(steps).to_vec());
+        self.memory.values[tensors["counter"]] = Values::Words(vec![0]);
+        let mut all = Vec::with_capacity(steps.len());
+        for (i, step) in steps.iter().enumerate() {
+            let at = self.plan((split == Split::Train, step.count as usize))?;
+            let (_, planned) = &self.plans[at];
+            self.memory.places.clone_from(&planned.places);
+            for (tensor, place) in planned.plan.tensors.iter().zip(&mut self.memory.places) {
+                if let Some(data) = tensors.get(tensor.name.as_str()) {
+                    *place = *data;
+                }
+            }
+            for spec in planned.plan.specs() {
+                fast::run(spec, &mut self.memory, &self.scratch);
+            }
+            let metrics = &self.words(split, "metrics")[2 * i..2 * i + 2];
+            let metrics: Metrics = bytemuck::cast_slice(metrics)[0];
+            all.push(metrics);
+            if progress(&[metrics])?.is_break() {
+                break;
+            }
+        }
+        Ok(all)
+    }
+
+    /// A tensor of words of a split that was uploaded.
+    fn words(&self, split: Split, name: &'static str) -> &[u32] {
+        let samples = match split {
+            Split::Train => &self.train,
+            Split::Test => &self.test,
+        };
+        let place = samples.as_ref().map(|samples| samples.tensors[name]);
+        match place.map(|place| &self.memory.values[place]) {
+            Some(Values::Words(words)) => words,
+            _ => &[],
+        }
+    }
+
+    /// Bytes that training `model` on the CPU takes at most, the dataset aside: the plan's memory, what
+    /// its faster functions take for themselves, and the copies that a checkpoint is written from.
+    ///
+    /// # Errors
+    /// As [`Plan::new`].
+    pub fn memory(model: &Model, batch: usize, optimizer: &Optimizer) -> Result<u64> {
+        let mode = Mode::Train(*optimizer);
+        let plan = Plan::new(model, batch, mode, &Options::default(), Target::Cpu)?;
+        let held: u64 = plan.memory().iter().map(|(_, bytes)| bytes).sum();
+        let scratch = plan.specs().map(fast::scratch_bytes).max().unwrap_or(0);
+        let kept = 1 + optimizer.state_vectors() as u64;
+        let parameters = 4 * model.parameter_elements as u64;
+        // Of a checkpoint: a copy of what is kept, and its bytes as they are written.
+        Ok(held + scratch + 3 * kept * parameters)
+    }
+}

@@ -1,0 +1,326 @@
+//! What carries out a plan step after step: a GPU, or the CPU. Both keep the dataset, the parameters and
+//! all that lives from step to step; the host says how many steps to run.
+
+mod cpu;
+mod gpu;
+
+pub use cpu::CpuEngine;
+pub use gpu::{GpuEngine, memory};
+
+use crate::error::{Error, Result};
+use crate::gpu::Gpu;
+use crate::kernels::conv2d::Product;
+use crate::kernels::optimizer::STATE_NAMES;
+use crate::kernels::{Metrics, Step};
+use crate::model::Model;
+use crate::model::recipe::Optimizer;
+use crate::plan::Options;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+/// Which part of a dataset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Split {
+    Train,
+    Test,
+}
+
+/// Result of running a split through the network.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Evaluation {
+    /// Sum of the per-sample losses.
+    pub loss_sum: f64,
+    /// Predicted class of every sample that was done, in the split's order.
+    pub predictions: Vec<u32>,
+}
+
+/// A network on a device, with the data that it learns from. Vectors of parameters, running statistics
+/// and optimiser state are flat, see [`crate::model::Layer::parameters`].
+pub enum Engine {
+    Gpu(Box<GpuEngine>),
+    Cpu(Box<CpuEngine>),
+}
+
+/// Hears the metrics of newly finished steps and says whether to go on.
+pub type StepProgress<'a> = &'a mut dyn FnMut(&[Metrics]) -> Result<ControlFlow<()>>;
+
+impl Engine {
+    /// Plans steps of `model` on batches of `batch` samples for the GPU, or without one for the CPU.
+    /// Parameters start at zero; see [`Engine::set_parameters`].
+    ///
+    /// # Errors
+    /// As [`crate::plan::Plan::new`]; on a GPU also [`Error::OutOfMemory`] (with the batch size that fits)
+    /// and [`Error::Gpu`] with the label of what was being made.
+    pub fn new(
+        gpu: Option<Arc<Gpu>>,
+        model: &Model,
+        batch: usize,
+        optimizer: &Optimizer,
+        options: &Options,
+    ) -> Result<Engine> {
+        Ok(match gpu {
+            Some(gpu) => {
+                let engine = GpuEngine::new(gpu, model, batch, optimizer, options)?;
+                Engine::Gpu(Box::new(engine))
+            }
+            None => Engine::Cpu(Box::new(CpuEngine::new(model, batch, optimizer, options)?)),
+        })
+    }
+
+    /// Takes a split: `images` as N×H×W×C bytes (its own from now on, so that nobody holds them
+    /// twice), a label each, and `normalization` as scale per channel, then shift per channel.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when the lengths do not fit the model; on a GPU [`Error::Usage`] when the images
+    /// exceed what the adapter binds at once or 4 GiB, [`Error::OutOfMemory`].
+    pub fn upload_dataset(
+        &mut self,
+        split: Split,
+        images: Vec<u8>,
+        labels: &[u32],
+        normalization: &[f32],
+    ) -> Result<()> {
+        match self {
+            Engine::Gpu(e) => e.upload_dataset(split, &images, labels, normalization),
+            Engine::Cpu(e) => e.upload_dataset(split, images, labels, normalization),
+        }
+    }
+
+    /// Trains on the samples of the training split in the given `order`, one step per row of
+    /// `steps`. `progress` gets the metrics of newly finished steps (maybe of none), in order, now
+    /// and then. When it says break, no further step is begun; the metrics of all that were carried
+    /// out still go through it, and are what is returned. An error of its own ends the epoch.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when order or table do not fit the split, or what the device reports.
+    pub fn train_epoch(
+        &mut self,
+        order: &[u32],
+        steps: &[Step],
+        progress: StepProgress,
+    ) -> Result<Vec<Metrics>> {
+        match self {
+            Engine::Gpu(e) => e.train_epoch(order, steps, progress),
+            Engine::Cpu(e) => e.train_epoch(order, steps, progress),
+        }
+    }
+
+    /// Runs the whole test split forward. `progress` gets the number of samples done; when it says break,
+    /// the evaluation ends early and has fewer predictions than the split has samples.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for the training split, [`Error::Shape`] when nothing was uploaded, or what the
+    /// device reports.
+    pub fn evaluate(
+        &mut self,
+        split: Split,
+        progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
+    ) -> Result<Evaluation> {
+        if split == Split::Train {
+            return Err(Error::Usage(
+                "expected the test split: the training split's steps also update the parameters; upload the images as a test split to evaluate them".into(),
+            ));
+        }
+        match self {
+            Engine::Gpu(e) => e.evaluate(progress),
+            Engine::Cpu(e) => e.evaluate(progress),
+        }
+    }
+
+    /// The flat parameter vector.
+    pub fn parameters(&self) -> Result<Vec<f32>> {
+        self.kept("parameters")
+    }
+
+    /// # Errors
+    /// [`Error::Shape`] when the length is not the model's.
+    pub fn set_parameters(&mut self, parameters: &[f32]) -> Result<()> {
+        self.set_kept("parameters", parameters)
+    }
+
+    /// Gradients of the last training step, laid out like the parameters.
+    pub fn gradients(&self) -> Result<Vec<f32>> {
+        self.kept("gradients")
+    }
+
+    /// The running statistics, see [`crate::model::Layer::running`].
+    pub fn running(&self) -> Result<Vec<f32>> {
+        self.kept("running")
+    }
+
+    /// # Errors
+    /// [`Error::Shape`] when the length is not the model's.
+    pub fn set_running(&mut self, running: &[f32]) -> Result<()> {
+        self.set_kept("running", running)
+    }
+
+    /// The optimiser's state vectors (velocity, or first and second moment), zero before the first step.
+    pub fn optimizer_state(&self) -> Result<Vec<Vec<f32>>> {
+        let names = &STATE_NAMES[..self.state_vectors()];
+        names.iter().map(|name| self.kept(name)).collect()
+    }
+
+    /// # Errors
+    /// [`Error::Shape`] when the number or length of the vectors is not the optimiser's.
+    pub fn set_optimizer_state(&mut self, state: &[Vec<f32>]) -> Result<()> {
+        expect_len(
+            "set_optimizer_state",
+            "vectors",
+            self.state_vectors(),
+            state.len(),
+        )?;
+        let named = STATE_NAMES.iter().zip(state);
+        named
+            .into_iter()
+            .try_for_each(|(name, values)| self.set_kept(name, values))
+    }
+
+    fn state_vectors(&self) -> usize {
+        match self {
+            Engine::Gpu(e) => e.state_vectors(),
+            Engine::Cpu(e) => e.state_vectors(),
+        }
+    }
+
+    fn kept(&self, name: &'static str) -> Result<Vec<f32>> {
+        match self {
+            Engine::Gpu(e) => e.kept(name),
+            Engine::Cpu(e) => Ok(e.kept(name)),
+        }
+    }
+
+    fn set_kept(&mut self, name: &'static str, values: &[f32]) -> Result<()> {
+        match self {
+            Engine::Gpu(e) => e.set_kept(name, values),
+            Engine::Cpu(e) => e.set_kept(name, values),
+        }
+    }
+
+    /// The device in one line, for people.
+    pub fn description(&self) -> String {
+        match self {
+            Engine::Gpu(e) => e.gpu().report().line(),
+            Engine::Cpu(_) => CpuEngine::device(),
+        }
+    }
+
+    /// The matrix products of a step with the name of their layer, as chosen; none on the CPU, which has
+    /// nothing to choose.
+    pub fn products(&self) -> Vec<(String, Product)> {
+        match self {
+            Engine::Gpu(e) => e.plan().products(),
+            Engine::Cpu(_) => Vec::new(),
+        }
+    }
+
+    /// The GPU's engine, if it is one, for those who measure.
+    pub fn on_gpu(&mut self) -> Option<&mut GpuEngine> {
+        match self {
+            Engine::Gpu(e) => Some(e),
+            Engine::Cpu(_) => None,
+        }
+    }
+
+    /// The GPU behind the engine, if it is one.
+    pub fn gpu(&self) -> Option<&Gpu> {
+        match self {
+            Engine::Gpu(e) => Some(e.gpu()),
+            Engine::Cpu(_) => None,
+        }
+    }
+}
+
+fn expect_len(operation: &'static str, what: &str, expected: usize, found: usize) -> Result<()> {
+    if expected == found {
+        return Ok(());
+    }
+    Err(Error::Shape {
+        operation,
+        what: format!("expected {expected} {what}, found {found}"),
+    })
+}
+
+/// Refuses a split whose parts do not fit each other or the model.
+fn expect_dataset(
+    model: &Model,
+    images: &[u8],
+    labels: &[u32],
+    normalization: &[f32],
+) -> Result<()> {
+    let operation = "upload_dataset";
+    let (len, elements) = (labels.len(), model.input.elements());
+    if images.len() != len * elements || len == 0 {
+        return Err(Error::Shape {
+            operation,
+            what: format!(
+                "expected {len} images of {} ({} bytes), found {} bytes",
+                model.input,
+                len * elements,
+                images.len()
+            ),
+        });
+    }
+    if let Some(label) = labels.iter().find(|l| **l as usize >= model.classes) {
+        return Err(Error::Shape {
+            operation,
+            what: format!("expected labels below {}, found {label}", model.classes),
+        });
+    }
+    if normalization.len() != 2 * model.input.channels {
+        return Err(Error::Shape {
+            operation,
+            what: format!(
+                "expected a scale and a shift for each of {} channels, found {} numbers",
+                model.input.channels,
+                normalization.len()
+            ),
+        });
+    }
+    Ok(())
+}
+
+/// Refuses an epoch whose order or steps reach beyond the `len` samples of the split.
+fn expect_epoch(len: usize, batch: usize, order: &[u32], steps: &[Step]) -> Result<()> {
+    let fits = order.len() == len
+        && order.iter().all(|i| (*i as usize) < len)
+        && steps.len() <= len.div_ceil(batch)
+        && steps.iter().all(|s| {
+            s.count as usize <= batch && s.count > 0 && s.first as usize + s.count as usize <= len
+        });
+    if fits {
+        return Ok(());
+    }
+    Err(Error::Shape {
+        operation: "train_epoch",
+        what: format!(
+            "expected an order of {len} samples and steps of 1 to {batch} of them, found {} samples and {} steps that reach elsewhere",
+            order.len(),
+            steps.len()
+        ),
+    })
+}
+
+/// The steps of an evaluation: the split in its order.
+fn evaluation_steps(len: usize, batch: usize) -> Vec<Step> {
+    (0..len.div_ceil(batch))
+        .map(|i| Step {
+            first: (i * batch) as u32,
+            count: batch.min(len - i * batch) as u32,
+            lr: 0.0,
+            bias_correction1: 1.0,
+            bias_correction2: 1.0,
+            seed: 0,
+            epoch: 0,
+            padding: 0,
+        })
+        .collect()
+}
+
+/// # Errors
+/// [`Error::Shape`] where nothing was uploaded.
+fn uploaded<T>(split: &Option<T>) -> Result<&T> {
+    split.as_ref().ok_or(Error::Shape {
+        operation: "network",
+        what: "expected a dataset, found none; call upload_dataset first".into(),
+    })
+}

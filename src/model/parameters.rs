@@ -1,0 +1,138 @@
+//! Parameters and running statistics: names, shapes, and where they lie in their flat vectors.
+
+use super::{Conv2d, Op, PARAMETER_ALIGNMENT, Shape};
+
+/// One named tensor of a flat vector.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Parameter {
+    /// `conv2d1.weight`, as in exported files.
+    pub name: String,
+    pub role: Role,
+    /// In this program's layout, `[KH, KW, C, OC]` or `[C]`.
+    pub shape: Vec<usize>,
+    /// Of its first element in the flat vector.
+    pub start: usize,
+    pub init: Init,
+    /// Inputs that an output is a sum over, and outputs that an input has a share in; what the
+    /// initialisations are scaled by.
+    pub fans: [usize; 2],
+}
+
+impl Parameter {
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+/// What a parameter is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    Weight,
+    Bias,
+    RunningMean,
+    RunningVariance,
+}
+
+/// What a parameter is before the first step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Init {
+    /// Uniform in ±1/√fan_in, as PyTorch's `Conv2d` and `Linear` start.
+    FanIn,
+    KaimingUniform,
+    KaimingNormal,
+    XavierUniform,
+    XavierNormal,
+    /// A convolution that hands its input on.
+    Dirac,
+    Constant(f32),
+}
+
+/// The trained parameters of a layer called `name`, from `start` on in the flat vector. `init` is that
+/// of its weight.
+pub(super) fn trained(
+    op: &Op,
+    name: &str,
+    input: Shape,
+    init: Option<Init>,
+    start: usize,
+) -> Vec<Parameter> {
+    let layout = match op {
+        Op::Conv2d(g) | Op::Dense(g) => {
+            let mut layout = vec![(Role::Weight, weight_shape(g), init.unwrap_or(Init::FanIn))];
+            layout.push((Role::Bias, vec![g.output.channels], Init::FanIn));
+            layout
+        }
+        Op::BatchNorm { .. } | Op::GroupNorm { .. } | Op::LayerNorm { .. } => vec![
+            (
+                Role::Weight,
+                vec![input.channels],
+                init.unwrap_or(Init::Constant(1.0)),
+            ),
+            (Role::Bias, vec![input.channels], Init::Constant(0.0)),
+        ],
+        _ => Vec::new(),
+    };
+    let fans = op.product().map_or([1, 1], |g| {
+        let taps = g.kernel[0] * g.kernel[1];
+        [g.patch(), taps * g.output.channels]
+    });
+    lay_out(name, &layout, fans, start)
+}
+
+/// The running statistics of a layer called `name`, from `start` on in their flat vector.
+pub(super) fn running(op: &Op, name: &str, input: Shape, start: usize) -> Vec<Parameter> {
+    let layout = match op {
+        Op::BatchNorm { .. } => vec![
+            (Role::RunningMean, vec![input.channels], Init::Constant(0.0)),
+            (
+                Role::RunningVariance,
+                vec![input.channels],
+                Init::Constant(1.0),
+            ),
+        ],
+        _ => Vec::new(),
+    };
+    lay_out(name, &layout, [1, 1], start)
+}
+
+fn weight_shape(g: &Conv2d) -> Vec<usize> {
+    vec![
+        g.kernel[0],
+        g.kernel[1],
+        g.input.channels,
+        g.output.channels,
+    ]
+}
+
+fn lay_out(
+    name: &str,
+    layout: &[(Role, Vec<usize>, Init)],
+    fans: [usize; 2],
+    mut start: usize,
+) -> Vec<Parameter> {
+    let place = |(role, shape, init): &(Role, Vec<usize>, Init)| {
+        let what = match role {
+            Role::Weight => "weight",
+            Role::Bias => "bias",
+            Role::RunningMean => "running_mean",
+            Role::RunningVariance => "running_var",
+        };
+        let parameter = Parameter {
+            name: format!("{name}.{what}"),
+            role: *role,
+            shape: shape.clone(),
+            start,
+            init: *init,
+            fans,
+        };
+        start += parameter.elements();
+        parameter
+    };
+    layout.iter().map(place).collect()
+}
+
+/// Where the next layer's begin, behind these that begin at `start` at the earliest.
+pub(super) fn end(parameters: &[Parameter], start: usize) -> usize {
+    let end = parameters.last().map(|p| p.start + p.elements());
+    end.map_or(start, |end| end.next_multiple_of(PARAMETER_ALIGNMENT))
+}

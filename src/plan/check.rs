@@ -1,0 +1,217 @@
+//! What a plan must keep: found without a device, and before one is asked.
+
+use super::{Lifetime, Mode, Options, Plan, Target};
+use crate::error::{Error, Result};
+use crate::host::fitting_batch;
+use crate::kernels::{Access, AdapterReport, View};
+use crate::model::{MAX_ELEMENTS, Model};
+use indicatif::BinaryBytes;
+
+/// Storage buffers that a kernel may be bound to on every adapter, by WebGPU's default limits.
+const MOST_BINDINGS: usize = 8;
+
+/// Words that the start of a binding is a multiple of, enough for every adapter.
+const ALIGNMENT: usize = crate::model::PARAMETER_ALIGNMENT;
+
+/// Refuses a batch that is empty or has more elements in a tensor than the kernels can index.
+///
+/// # Errors
+/// [`Error::Usage`] with the largest batch size.
+pub fn expect_batch(model: &Model, batch: usize, options: &Options) -> Result<()> {
+    // What one sample takes is what a batch takes, as often as it has samples.
+    let one = Options {
+        unfused: true,
+        ..options.clone()
+    };
+    let one = Plan::unchecked(model, 1, Mode::Evaluate, &one, Target::Cpu)?;
+    let tensors = one.tensors.iter().filter(|t| t.per_sample);
+    // Of equal ones the first.
+    let largest = tensors.rev().max_by_key(|t| t.elements());
+    let (name, elements) = largest.map_or(("", 1), |t| (t.name.as_str(), t.elements()));
+    let most = MAX_ELEMENTS / elements as u128;
+    if (1..=most).contains(&(batch as u128)) {
+        return Ok(());
+    }
+    Err(Error::Usage(match most {
+        0 => format!(
+            "expected at most {MAX_ELEMENTS} elements in a tensor, found {elements} an image in {name}; leave --conv explicit out"
+        ),
+        _ => format!(
+            "expected --batch-size from 1 to {most} ({name} has {elements} elements an image, and a tensor holds {MAX_ELEMENTS} at most), found {batch}; use --batch-size {most} or smaller"
+        ),
+    }))
+}
+
+impl Plan {
+    /// Refuses a plan with a tensor that `adapter` does not bind, with the flag that helps. `smaller`
+    /// makes the same plan for another batch.
+    pub(super) fn expect_bindings(
+        &self,
+        adapter: &AdapterReport,
+        smaller: impl Fn(usize) -> Result<Plan>,
+    ) -> Result<()> {
+        let limit = adapter.binding_limit();
+        let bytes = |elements: usize| 4 * elements as u64;
+        let largest = |plan: &Plan, lifetime: Lifetime| {
+            let tensors = plan.tensors.iter().filter(|t| t.lifetime == lifetime);
+            // What is computed along is in no memory.
+            let held = tensors.filter(|t| t.lifetime == Lifetime::Kept || t.slot.is_some());
+            let sizes = held.map(|t| (t.name.clone(), 4 * t.dtype.words(t.elements()) as u64));
+            sizes.max_by_key(|(_, bytes)| *bytes).unwrap_or_default()
+        };
+        let (_, size) = largest(self, Lifetime::Kept);
+        if size > limit {
+            let by_layer = self.specs().filter_map(|spec| {
+                let parameters = spec.arguments.iter().find(|a| a.name == "parameters")?;
+                Some((spec.layer.clone(), bytes(parameters.view.len)))
+                    .filter(|(l, _)| !l.is_empty())
+            });
+            let largest = by_layer.max_by_key(|(_, bytes)| *bytes);
+            let largest = largest.map_or(String::new(), |(l, _)| format!(" (most of them in {l})"));
+            return Err(Error::Usage(format!(
+                "expected parameters of at most {} on {}, which binds no more in one buffer, found {}{largest}; make the layer smaller, or choose another --device: cpu has no such limit",
+                BinaryBytes(limit),
+                adapter.name,
+                BinaryBytes(size)
+            )));
+        }
+        let (name, size) = largest(self, Lifetime::Step);
+        if size <= limit {
+            return Ok(());
+        }
+        let fits = |batch| Ok(largest(&smaller(batch)?, Lifetime::Step).1 <= limit);
+        let advice = match fitting_batch(self.batch, fits)? {
+            Some(batch) => format!("use --batch-size {batch} or smaller"),
+            None => "even one image is too large; use a smaller model or smaller images, or another --device: cpu has no such limit".into(),
+        };
+        Err(Error::Usage(format!(
+            "expected tensors of at most {} on {}, which binds no more in one buffer, found {} for '{name}' at batch size {}; {advice}",
+            BinaryBytes(limit),
+            adapter.name,
+            BinaryBytes(size),
+            self.batch
+        )))
+    }
+
+    /// What is wrong with the plan, a line each; nothing, unless this program has a mistake: every read
+    /// has a writer before it, every write is to memory that nobody else needs any more, no kernel has
+    /// more bindings than every adapter allows, is bound to less than it touches, or reads and writes
+    /// one piece of memory.
+    pub fn flaws(&self) -> Vec<String> {
+        let mut flaws = Vec::new();
+        // What of each tensor was written so far, and which tensor each slot holds.
+        let mut written: Vec<Vec<[usize; 2]>> = vec![Vec::new(); self.tensors.len()];
+        let mut holds: Vec<Option<usize>> = vec![None; self.slots.len()];
+        for (number, (_, spec)) in self.kernels.iter().enumerate() {
+            let mut flaw = |what: String| {
+                flaws.push(format!(
+                    "kernel {number}, {} of '{}': {what}",
+                    spec.entry, spec.layer
+                ));
+            };
+            if spec.arguments.len() > MOST_BINDINGS {
+                flaw(format!("{} bindings", spec.arguments.len()));
+            }
+            for argument in &spec.arguments {
+                let View {
+                    tensor, start, len, ..
+                } = argument.view;
+                let name = argument.name;
+                let Some(held) = self.tensors.get(tensor) else {
+                    flaw(format!("{name} is no tensor of the plan"));
+                    continue;
+                };
+                if start + len > held.elements() || argument.elements > len {
+                    let (of, elements) = (held.elements(), argument.elements);
+                    flaw(format!(
+                        "{name} is {start}+{len} of {of} and needs {elements}"
+                    ));
+                }
+                if argument.view.dtype != held.dtype {
+                    flaw(format!(
+                        "{name} is {:?} of {:?}",
+                        argument.view.dtype, held.dtype
+                    ));
+                }
+                if !start.is_multiple_of(ALIGNMENT) {
+                    flaw(format!("{name} starts at {start}"));
+                }
+                let shared = |other: &&crate::kernels::Argument| {
+                    let other_place = self.tensors.get(other.view.tensor).and_then(|t| t.slot);
+                    other.view.tensor == tensor || held.slot.is_some() && other_place == held.slot
+                };
+                let others = spec
+                    .arguments
+                    .iter()
+                    .filter(|a| a.binding != argument.binding);
+                if argument.access != Access::Read && others.clone().any(|a| shared(&a)) {
+                    flaw(format!("{name} shares its memory with another argument"));
+                }
+                let fresh = argument.access == Access::Write;
+                if let (Some(slot), Lifetime::Step) = (held.slot, held.lifetime) {
+                    if fresh {
+                        if holds[slot] != Some(tensor) {
+                            written[tensor].clear();
+                        }
+                    } else if argument.elements > 0 {
+                        if holds[slot] != Some(tensor) {
+                            flaw(format!("{name} ('{}') was overwritten", held.name));
+                        }
+                        if !covers(&written[tensor], [start, start + argument.elements]) {
+                            flaw(format!("{name} ('{}') has no writer before it", held.name));
+                        }
+                    }
+                } else if held.lifetime == Lifetime::Step {
+                    flaw(format!("{name} ('{}') has no memory", held.name));
+                }
+            }
+            for argument in spec.arguments.iter().filter(|a| a.access != Access::Read) {
+                let View {
+                    tensor, start, len, ..
+                } = argument.view;
+                if let Some(slot) = self.tensors[tensor].slot {
+                    holds[slot] = Some(tensor);
+                }
+                if argument.access == Access::Write && argument.elements < len {
+                    flaws.push(format!(
+                        "kernel {number}, {}: {} is not written whole",
+                        spec.entry, argument.name
+                    ));
+                }
+                written[tensor].push([start, start + argument.elements]);
+            }
+        }
+        // Every gradient is written before the update reads it, in every step.
+        for (_, spec) in &self.kernels {
+            let Some(parameters) = spec.arguments.iter().find(|a| a.name == "parameters") else {
+                continue;
+            };
+            let Some(gradients) = self.tensor("gradients").filter(|_| !spec.layer.is_empty())
+            else {
+                continue;
+            };
+            let View { start, len, .. } = parameters.view;
+            if !covers(&written[gradients], [start, start + len]) {
+                flaws.push(format!(
+                    "no kernel writes the gradients of '{}'",
+                    spec.layer
+                ));
+            }
+        }
+        flaws
+    }
+}
+
+/// Whether the ranges cover all of `range`.
+fn covers(ranges: &[[usize; 2]], [mut start, end]: [usize; 2]) -> bool {
+    while start < end {
+        let Some([_, to]) = ranges
+            .iter()
+            .find(|[from, to]| *from <= start && start < *to)
+        else {
+            return false;
+        };
+        start = *to;
+    }
+    true
+}

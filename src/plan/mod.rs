@@ -1,0 +1,477 @@
+//! What a step does, as data: named tensors and a list of kernels. Nothing here needs a device, so that a
+//! plan can be printed, counted, checked and tested on any machine.
+//!
+//! ```text
+//! model ──► gather, forward, loss, backward, update ──► fused ──► tiles ──► memory ──► checked
+//!           (forward.rs, backward.rs)                   (fuse.rs)           (memory.rs)  (check.rs)
+//! ```
+
+mod backward;
+mod check;
+mod forward;
+mod fuse;
+mod memory;
+mod print;
+
+pub use check::expect_batch;
+pub use memory::Slot;
+
+use crate::error::Result;
+use crate::kernels::conv2d::{Family, Pass, Product, Tile};
+use crate::kernels::{
+    Access, AdapterReport, Dtype, KernelSpec, STEP_ELEMENTS, View, Work, gather, loss, optimizer,
+    step,
+};
+use crate::model::recipe::Optimizer;
+use crate::model::{Layer, Model, Shape};
+use std::collections::HashMap;
+
+/// What a plan is for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Mode {
+    /// A training step by this rule.
+    Train(Optimizer),
+    /// Loss and predictions; needs neither gradients nor optimiser state.
+    Evaluate,
+}
+
+/// What a plan is made for.
+#[derive(Clone, Copy, Debug)]
+pub enum Target<'a> {
+    Gpu(&'a AdapterReport),
+    Cpu,
+}
+
+/// How a plan is made.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Kernel family to use instead of the one that suits the adapter.
+    pub family: Option<Family>,
+    /// Store the im2col matrix instead of computing its index in the product.
+    pub explicit_conv: bool,
+    /// Every kernel by itself, none computed along by the one before it.
+    pub unfused: bool,
+    /// Choices of tile that were made before (by an earlier run or by measurement); used for the
+    /// products they fit, in place of the built-in choice. The result's bits do not depend on them.
+    pub choices: Vec<Product>,
+    /// Whether an evaluation takes larger batches than a training step, as many samples as fit into
+    /// the step's memory. Chosen by the adapter unless given: a GPU is better filled that way, a
+    /// software adapter gains nothing and would have to compile the forward pass twice.
+    pub large_evaluation: Option<bool>,
+}
+
+/// How long a tensor's values are needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lifetime {
+    /// From step to step: parameters, gradients, running statistics, optimiser state. Plans of one
+    /// model share those of the same name.
+    Kept,
+    /// As long as a split of the dataset. As long as the split, too: the plan knows what a step needs.
+    Data,
+    /// Within a step, in memory that it shares with others, see [`Tensor::slot`].
+    Step,
+}
+
+/// A tensor of a plan.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tensor {
+    pub name: String,
+    pub shape: Vec<usize>,
+    pub dtype: Dtype,
+    pub lifetime: Lifetime,
+    /// Whether it has a share for each sample of the batch.
+    pub per_sample: bool,
+    /// Its place in [`Plan::slots`]; `None` for what is not of a step.
+    pub slot: Option<usize>,
+}
+
+impl Tensor {
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+/// The parts of a step, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Section {
+    /// The batch out of the dataset.
+    Gather,
+    /// From the batch to the logits.
+    Forward,
+    /// Losses, predictions and the gradient by the logits.
+    Loss,
+    /// From there to the gradients by the parameters.
+    Backward,
+    /// The optimiser, and on to the next step.
+    Update,
+}
+
+/// A step as data.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub batch: usize,
+    pub tensors: Vec<Tensor>,
+    /// In order, with the part of the step that each belongs to.
+    pub kernels: Vec<(Section, KernelSpec)>,
+    /// The memory of the step: tensors that are never alive at the same time share one.
+    pub slots: Vec<Slot>,
+}
+
+impl Plan {
+    /// Plans a step of `model` on batches of `batch` samples.
+    ///
+    /// # Errors
+    /// [`crate::Error::Usage`] for a batch that is empty or too large for the kernels' indices, a family that
+    /// the adapter cannot run, or tensors that it cannot bind, each with the flag that helps.
+    pub fn new(
+        model: &Model,
+        batch: usize,
+        mode: Mode,
+        options: &Options,
+        target: Target,
+    ) -> Result<Plan> {
+        expect_batch(model, batch, options)?;
+        let plan = Plan::unchecked(model, batch, mode, options, target)?;
+        if let Target::Gpu(adapter) = target {
+            plan.expect_bindings(adapter, |batch| {
+                Plan::unchecked(model, batch, mode, options, target)
+            })?;
+        }
+        debug_assert_eq!(plan.flaws(), Vec::<String>::new());
+        Ok(plan)
+    }
+
+    fn unchecked(
+        model: &Model,
+        batch: usize,
+        mode: Mode,
+        options: &Options,
+        target: Target,
+    ) -> Result<Plan> {
+        let family = match target {
+            Target::Gpu(adapter) => Family::select(adapter, options.family)?,
+            Target::Cpu => Family::Cpu,
+        };
+        let mut builder = Builder::new(model, batch, mode, options.explicit_conv, family);
+        builder.gather();
+        builder.forward();
+        let gradient = builder.loss();
+        if let Mode::Train(optimizer) = mode {
+            builder.backward(gradient);
+            builder.update(&optimizer);
+        }
+        builder.section = Section::Update;
+        builder.emit(step::advance_step(builder.data.counter));
+        let mut plan = Plan {
+            batch,
+            tensors: builder.tensors,
+            kernels: builder.kernels,
+            slots: Vec::new(),
+        };
+        if !options.unfused {
+            plan.fuse(family);
+        }
+        if let Target::Gpu(adapter) = target {
+            plan.choose_tiles(family, adapter, model, &options.choices)?;
+        }
+        plan.share_memory();
+        Ok(plan)
+    }
+
+    /// The kernels without their sections.
+    pub fn specs(&self) -> impl Iterator<Item = &KernelSpec> {
+        self.kernels.iter().map(|(_, spec)| spec)
+    }
+
+    /// The matrix products of the step with the name of their layer: what can be tuned.
+    pub fn products(&self) -> Vec<(String, Product)> {
+        let product = |spec: &KernelSpec| match &spec.work {
+            Work::Product(product) => Some((spec.layer.clone(), *product)),
+            _ => None,
+        };
+        self.specs().filter_map(product).collect()
+    }
+
+    /// The tensor of that name.
+    pub fn tensor(&self, name: &str) -> Option<usize> {
+        self.tensors.iter().position(|t| t.name == name)
+    }
+
+    /// Gives every product its tile: the one that was chosen before, where one is, else the built-in
+    /// choice.
+    fn choose_tiles(
+        &mut self,
+        family: Family,
+        adapter: &AdapterReport,
+        model: &Model,
+        choices: &[Product],
+    ) -> Result<()> {
+        let layers = model.layers.iter().filter(|l| l.op.product().is_some());
+        let most = Pass::ALL.len() * layers.count();
+        for (_, spec) in &mut self.kernels {
+            let Work::Product(p) = &spec.work else {
+                continue;
+            };
+            let built_in =
+                Product::new(p.geometry, p.batch, p.pass, p.relu, p.pool, family, adapter)?
+                    .in_model_of(most);
+            let chosen = choices.iter().find(|c| built_in.takes(c, adapter));
+            let tile = chosen.unwrap_or(&built_in).tile;
+            spec.set_product(built_in.with_tile(tile));
+        }
+        Ok(())
+    }
+
+    /// How often a tensor is read.
+    fn readers(&self, tensor: usize) -> usize {
+        let arguments = self.specs().flat_map(|spec| &spec.arguments);
+        let reads = arguments.filter(|a| a.view.tensor == tensor && a.access != Access::Write);
+        reads.filter(|a| a.elements > 0).count()
+    }
+}
+
+/// The tensors of the dataset.
+struct Data {
+    images: View,
+    labels: View,
+    order: View,
+    steps: View,
+    counter: View,
+    normalization: View,
+    metrics: View,
+    predictions: View,
+}
+
+/// A plan in the making.
+pub(crate) struct Builder<'a> {
+    model: &'a Model,
+    pub(crate) batch: usize,
+    mode: Mode,
+    explicit_conv: bool,
+    /// Of the products, before each gets its own.
+    tile: Tile,
+    tensors: Vec<Tensor>,
+    kernels: Vec<(Section, KernelSpec)>,
+    section: Section,
+    /// The layer that is at hand.
+    layer: String,
+    data: Data,
+    parameters: View,
+    gradients: Option<View>,
+    running: View,
+    /// The network's input and the output of every layer.
+    values: Vec<View>,
+    labels: View,
+    losses: View,
+    prediction: View,
+    /// What a layer's forward pass keeps for its way back, by the layer's number and a name.
+    saved: HashMap<(usize, &'static str), View>,
+}
+
+impl<'a> Builder<'a> {
+    fn new(
+        model: &'a Model,
+        batch: usize,
+        mode: Mode,
+        explicit_conv: bool,
+        family: Family,
+    ) -> Builder<'a> {
+        let mut tensors = Vec::new();
+        let mut add = |name: &str, shape: &[usize], dtype, lifetime, per_sample| {
+            tensors.push(Tensor {
+                name: name.into(),
+                shape: shape.to_vec(),
+                dtype,
+                lifetime,
+                per_sample,
+                slot: None,
+            });
+            View::whole(tensors.len() - 1, dtype, shape.iter().product())
+        };
+        let (f32, u32) = (Dtype::F32, Dtype::U32);
+        let (data, kept, step) = (Lifetime::Data, Lifetime::Kept, Lifetime::Step);
+        let image = model.input;
+        let dims = [batch, image.height, image.width, image.channels];
+        Builder {
+            data: Data {
+                images: add("images", &dims, Dtype::U8, data, true),
+                labels: add("labels", &[batch], u32, data, true),
+                order: add("order", &[batch], u32, data, true),
+                steps: add("steps", &[1, STEP_ELEMENTS], u32, data, false),
+                counter: add("counter", &[1], u32, data, false),
+                normalization: add("normalization", &[2, image.channels], f32, data, false),
+                metrics: add("metrics", &[1, 2], u32, data, false),
+                predictions: add("predictions", &[batch], u32, data, true),
+            },
+            parameters: add("parameters", &[model.parameter_elements], f32, kept, false),
+            running: add("running", &[model.running_elements], f32, kept, false),
+            gradients: match mode {
+                Mode::Train(_) => Some(add(
+                    "gradients",
+                    &[model.parameter_elements],
+                    f32,
+                    kept,
+                    false,
+                )),
+                Mode::Evaluate => None,
+            },
+            values: vec![add("input", &dims, f32, step, true)],
+            labels: add("batch_labels", &[batch], u32, step, true),
+            losses: add("losses", &[batch], f32, step, true),
+            prediction: add("prediction", &[batch], u32, step, true),
+            model,
+            batch,
+            mode,
+            explicit_conv,
+            tile: match family {
+                Family::Cpu => Tile::Whole,
+                _ => Tile::Plain,
+            },
+            tensors,
+            kernels: Vec::new(),
+            section: Section::Gather,
+            layer: String::new(),
+            saved: HashMap::new(),
+        }
+    }
+
+    /// A tensor of the step.
+    pub(crate) fn tensor(&mut self, name: &str, shape: &[usize], dtype: Dtype) -> View {
+        let name = match self.layer.as_str() {
+            "" => name.to_string(),
+            layer => format!("{layer}.{name}"),
+        };
+        self.tensors.push(Tensor {
+            name,
+            shape: shape.to_vec(),
+            dtype,
+            lifetime: Lifetime::Step,
+            per_sample: false,
+            slot: None,
+        });
+        View::whole(self.tensors.len() - 1, dtype, shape.iter().product())
+    }
+
+    /// A tensor of the step that holds a map of `shape` for every sample.
+    pub(crate) fn maps(&mut self, name: &str, shape: Shape, dtype: Dtype) -> View {
+        let dims = [self.batch, shape.height, shape.width, shape.channels];
+        let view = self.tensor(name, &dims, dtype);
+        self.tensors[view.tensor].per_sample = true;
+        view
+    }
+
+    /// The next kernel, for the layer at hand.
+    pub(crate) fn emit(&mut self, spec: KernelSpec) {
+        let spec = spec.of_layer(&self.layer);
+        self.kernels.push((self.section, spec));
+    }
+
+    /// The layer's part of the flat parameter vector.
+    pub(crate) fn parameters_of(&self, layer: &Layer) -> View {
+        let range = layer.range();
+        self.parameters.slice(range.start, range.len())
+    }
+
+    /// The layer's part of the gradients.
+    pub(crate) fn gradients_of(&self, layer: &Layer) -> View {
+        let range = layer.range();
+        let gradients = self.gradients.expect("a training plan has gradients");
+        gradients.slice(range.start, range.len())
+    }
+
+    /// The layer's running statistics.
+    pub(crate) fn running_of(&self, layer: &Layer) -> View {
+        let range = layer.running_range();
+        self.running.slice(range.start, range.len())
+    }
+
+    /// Table and counter of the steps, for kernels that ask how many samples count.
+    pub(crate) fn step(&self) -> [View; 2] {
+        [self.data.steps, self.data.counter]
+    }
+
+    /// The samples' numbers in the dataset, for kernels that draw.
+    pub(crate) fn order(&self) -> View {
+        self.data.order
+    }
+
+    pub(crate) fn trains(&self) -> bool {
+        matches!(self.mode, Mode::Train(_))
+    }
+
+    fn gather(&mut self) {
+        let data = &self.data;
+        let spec = gather::gather_batch(
+            self.model.input,
+            self.batch,
+            data.images,
+            data.labels,
+            data.order,
+            data.steps,
+            data.counter,
+            data.normalization,
+            self.values[0],
+            self.labels,
+        );
+        self.emit(spec);
+    }
+
+    /// Loss, predictions and metrics; gives the gradient by the network's output.
+    fn loss(&mut self) -> View {
+        self.section = Section::Loss;
+        let logits = self.values[self.values.len() - 1];
+        let classes = self.model.classes;
+        let gradient = self.maps("logits.gradient", Shape::new(1, 1, classes), Dtype::F32);
+        let data = &self.data;
+        let (steps, counter, predictions) = (data.steps, data.counter, data.predictions);
+        let metrics = data.metrics;
+        self.emit(loss::loss(
+            self.model.loss,
+            self.batch,
+            classes,
+            logits,
+            self.labels,
+            steps,
+            counter,
+            self.losses,
+            gradient,
+            self.prediction,
+            predictions,
+        ));
+        self.emit(loss::sum_metrics(
+            self.batch,
+            self.losses,
+            self.prediction,
+            self.labels,
+            steps,
+            counter,
+            metrics,
+        ));
+        gradient
+    }
+
+    fn update(&mut self, rule: &Optimizer) {
+        self.section = Section::Update;
+        let state: Vec<View> = (0..rule.state_vectors())
+            .map(|i| {
+                let view = self.tensor(
+                    optimizer::STATE_NAMES[i],
+                    &[self.parameters.len],
+                    Dtype::F32,
+                );
+                self.tensors[view.tensor].lifetime = Lifetime::Kept;
+                view
+            })
+            .collect();
+        let gradients = self.gradients.expect("a training plan has gradients");
+        let [steps, counter] = self.step();
+        self.emit(optimizer::update_parameters(
+            rule,
+            self.parameters,
+            gradients,
+            &state,
+            steps,
+            counter,
+        ));
+    }
+}
