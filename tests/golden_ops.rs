@@ -47,7 +47,7 @@ struct PoolCase {
     x: Numbers,
     y: Numbers,
     #[serde(default)]
-    index: Vec<u32>,
+    index: Vec<u8>,
     dy: Numbers,
     dx: Numbers,
 }

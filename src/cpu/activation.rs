@@ -2,6 +2,7 @@
 //! part of the product's epilogue).
 
 use super::{Float, add, reduce_splits};
+use crate::model::Activation;
 use rayon::prelude::*;
 use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 
@@ -10,6 +11,34 @@ const ELEMENTS_PER_TASK: usize = 4096;
 
 /// Rows that make up one partial sum of [`bias_backward`].
 const ROWS_PER_SUM: usize = 512;
+
+/// `y = f(x)` by the function of the activation's name. Any shape.
+pub fn activation_forward<T: Float>(activation: Activation, x: &[T]) -> Vec<T> {
+    match activation {
+        Activation::Relu => relu_forward(x),
+        Activation::Sigmoid => sigmoid_forward(x),
+        Activation::LeakyRelu { slope } => leaky_relu_forward(slope, x),
+        Activation::Gelu => gelu_forward(x),
+        Activation::GeluTanh => gelu_tanh_forward(x),
+        Activation::Silu => silu_forward(x),
+        Activation::Tanh => tanh_forward(x),
+        Activation::HardSwish => hard_swish_forward(x),
+    }
+}
+
+/// `dx = dy · f'`; what was saved is y or x, see [`Activation::by_output`].
+pub fn activation_backward<T: Float>(activation: Activation, saved: &[T], dy: &[T]) -> Vec<T> {
+    match activation {
+        Activation::Relu => relu_backward(saved, dy),
+        Activation::Sigmoid => sigmoid_backward(saved, dy),
+        Activation::LeakyRelu { slope } => leaky_relu_backward(slope, saved, dy),
+        Activation::Gelu => gelu_backward(saved, dy),
+        Activation::GeluTanh => gelu_tanh_backward(saved, dy),
+        Activation::Silu => silu_backward(saved, dy),
+        Activation::Tanh => tanh_backward(saved, dy),
+        Activation::HardSwish => hard_swish_backward(saved, dy),
+    }
+}
 
 /// `y = max(0, x)`; NaN stays NaN. Any shape.
 pub fn relu_forward<T: Float>(x: &[T]) -> Vec<T> {

@@ -2,6 +2,7 @@
 
 use super::Float;
 use super::random::pcg4d;
+use crate::kernels::dropout::threshold;
 use rayon::prelude::*;
 
 /// `y = x · mask`, where the mask is 0 with `probability` and else 1 / (1 − probability), so that the
@@ -18,7 +19,7 @@ pub fn dropout<T: Float>(
 ) -> Vec<T> {
     assert!(x.len().is_multiple_of(samples.len()));
     let elements = x.len() / samples.len();
-    let (dropped, scale) = constants(probability);
+    let (dropped, scale) = threshold(probability);
     let factors: [T; 2] = [T::zero(), scale.into()];
     let mut y = x.to_vec();
     y.par_chunks_mut(elements)
@@ -33,14 +34,6 @@ pub fn dropout<T: Float>(
             }
         });
     y
-}
-
-/// Below which random word an element is dropped, and what the others are multiplied by; for a
-/// probability of at least 0 and less than 1.
-pub fn constants(probability: f32) -> (u32, f32) {
-    let probability = f64::from(probability);
-    let dropped = (probability * 2f64.powi(32)) as u32;
-    (dropped, (1.0 / (1.0 - probability)) as f32)
 }
 
 #[cfg(test)]

@@ -31,10 +31,10 @@ mod reduce;
 mod run;
 
 pub use activation::{
-    bias_backward, bias_forward, gelu_backward, gelu_forward, gelu_tanh_backward,
-    gelu_tanh_forward, hard_swish_backward, hard_swish_forward, leaky_relu_backward,
-    leaky_relu_forward, relu_backward, relu_forward, sigmoid_backward, sigmoid_forward,
-    silu_backward, silu_forward, tanh_backward, tanh_forward,
+    activation_backward, activation_forward, bias_backward, bias_forward, gelu_backward,
+    gelu_forward, gelu_tanh_backward, gelu_tanh_forward, hard_swish_backward, hard_swish_forward,
+    leaky_relu_backward, leaky_relu_forward, relu_backward, relu_forward, sigmoid_backward,
+    sigmoid_forward, silu_backward, silu_forward, tanh_backward, tanh_forward,
 };
 pub use check::{FiniteDifference, finite_difference_checks};
 pub use conv2d::{

@@ -29,11 +29,11 @@ fn pixel(p: &Pool2d, position: usize, tap: usize) -> usize {
 }
 
 /// `y[n,oh,ow,c] = max_(kh,kw) x[n, oh·SH + kh − PH, ow·SW + kw − PW, c]` over the places on the image,
-/// and the place `kh·KW + kw` where the maximum stands. Of equal values the first in row-major order wins; a NaN beats every number,
+/// and the place `kh·KW + kw`, below 256, where the maximum stands. Of equal values the first in row-major order wins; a NaN beats every number,
 /// and of several NaNs the last wins. Both are PyTorch's rules (`max_pool2d`).
 ///
 /// x `[N,H,W,C]`, returns y and index, both `[N,OH,OW,C]`.
-pub fn maxpool2d_forward<T: Float>(p: &Pool2d, x: &[T]) -> (Vec<T>, Vec<u32>) {
+pub fn maxpool2d_forward<T: Float>(p: &Pool2d, x: &[T]) -> (Vec<T>, Vec<u8>) {
     let (c, outputs) = (p.input.channels, p.output.elements());
     let elements = batch(x.len(), p.input) * outputs;
     let (mut y, mut index) = (vec![T::zero(); elements], vec![0; elements]);
@@ -49,7 +49,7 @@ pub fn maxpool2d_forward<T: Float>(p: &Pool2d, x: &[T]) -> (Vec<T>, Vec<u32>) {
                 let index = index[position * c..][..c].iter_mut();
                 for ((best, index), &x) in best.zip(index).zip(&x[pixel * c..][..c]) {
                     if first || x > *best || x.is_nan() {
-                        (*best, *index) = (x, tap as u32);
+                        (*best, *index) = (x, tap as u8);
                     }
                 }
             });
@@ -61,7 +61,7 @@ pub fn maxpool2d_forward<T: Float>(p: &Pool2d, x: &[T]) -> (Vec<T>, Vec<u32>) {
 /// winner. For windows that do not overlap.
 ///
 /// dy and index `[N,OH,OW,C]`, returns `[N,H,W,C]`.
-pub fn maxpool2d_backward<T: Float>(p: &Pool2d, dy: &[T], index: &[u32]) -> Vec<T> {
+pub fn maxpool2d_backward<T: Float>(p: &Pool2d, dy: &[T], index: &[u8]) -> Vec<T> {
     assert!(
         !p.overlapping(),
         "expected windows that do not overlap: {p:?}"
@@ -84,7 +84,7 @@ pub fn maxpool2d_backward<T: Float>(p: &Pool2d, dy: &[T], index: &[u32]) -> Vec<
 /// two threads ever add to the same place.
 ///
 /// dy and index `[N,OH,OW,C]`, returns `[N,H,W,C]`.
-pub fn maxpool2d_backward_overlapping<T: Float>(p: &Pool2d, dy: &[T], index: &[u32]) -> Vec<T> {
+pub fn maxpool2d_backward_overlapping<T: Float>(p: &Pool2d, dy: &[T], index: &[u8]) -> Vec<T> {
     assert_eq!(dy.len(), index.len());
     let (c, outputs) = (p.input.channels, p.output.elements());
     // The windows along one axis that contain the place `at` of the padded image.
@@ -171,7 +171,7 @@ mod tests {
     use crate::model::Shape;
 
     /// The gradient of max-pooling as one would write it first: `+=` at each recorded place.
-    fn scatter(p: &Pool2d, dy: &[f64], index: &[u32]) -> Vec<f64> {
+    fn scatter(p: &Pool2d, dy: &[f64], index: &[u8]) -> Vec<f64> {
         let mut dx = vec![0.0; batch(dy.len(), p.output) * p.input.elements()];
         for (i, (&dy, &index)) in dy.iter().zip(index).enumerate() {
             let (n, output) = (i / p.output.elements(), i % p.output.elements());

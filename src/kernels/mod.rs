@@ -11,9 +11,11 @@
 pub mod activation;
 mod adapter;
 pub mod conv2d;
+pub mod dropout;
 pub mod fingerprint;
 pub mod gather;
 pub mod im2col;
+pub mod join;
 pub mod loss;
 pub mod optimizer;
 pub mod peak;

@@ -4,6 +4,7 @@
 
 pub(crate) mod cases;
 mod drawn;
+mod elementwise;
 mod fingerprint;
 mod nonfinite;
 mod parity;
@@ -27,6 +28,8 @@ pub fn cases(adapter: &AdapterReport) -> Vec<Case> {
     let mut cases = cases::cases();
     cases.extend(products::cases(adapter));
     cases.extend(nonfinite::cases(adapter));
+    cases.extend(elementwise::cases());
+    cases.extend(elementwise::nonfinite_cases());
     cases
 }
 
