@@ -233,28 +233,154 @@ impl Conv2d {
     }
 }
 
-/// Geometry of a 2-D pooling window without padding; positions that no window covers are dropped
-/// (floor mode, as in PyTorch).
+/// Geometry of a 2-D pooling window. What of it lies beyond the image takes no part; positions that no
+/// window covers are dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Pool2d {
     pub input: Shape,
     pub output: Shape,
-    /// `[height, width]`, like stride.
+    /// `[height, width]`, like all that follows.
     pub kernel: [usize; 2],
     pub stride: [usize; 2],
+    /// Rows above and columns left of the image, where the first windows begin.
+    #[serde(default)]
+    pub padding: [usize; 2],
+    /// Rows below and columns right of it. The last windows may reach beyond these in ceil mode.
+    #[serde(default)]
+    pub padding_after: [usize; 2],
+    /// Whether a mean is divided by the padding's places too, as in PyTorch unless told otherwise. What
+    /// lies beyond the padding never counts.
+    #[serde(default)]
+    pub count_include_pad: bool,
 }
 
 impl Pool2d {
     /// # Errors
     /// [`Error::Shape`] when a size is zero or the window exceeds the input.
     pub fn new(input: Shape, kernel: [usize; 2], stride: [usize; 2]) -> Result<Self> {
-        let output = window_output("pool2d", input, kernel, stride, [[0, 0]; 2], [1, 1])?;
+        Pool2d::padded(input, kernel, stride, [[0; 2]; 2], false, false)
+    }
+
+    /// With `padding` `[[above, below], [left, right]]`; with `ceil` the output's size is rounded up
+    /// instead of down, where the window that this adds begins on the image or above or left of it.
+    /// All as PyTorch's `MaxPool2d` and `AvgPool2d` have it.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when a size is zero, the window exceeds the padded input, or a padding is not
+    /// smaller than the window.
+    pub fn padded(
+        input: Shape,
+        kernel: [usize; 2],
+        stride: [usize; 2],
+        padding: [[usize; 2]; 2],
+        ceil: bool,
+        count_include_pad: bool,
+    ) -> Result<Self> {
+        let before = padding.map(|[before, _]| before);
+        let after = padding.map(|[_, after]| after);
+        let mut output = [0; 2];
+        for (axis, size) in [input.height, input.width].into_iter().enumerate() {
+            let name = ["height", "width"][axis];
+            let (window, step) = (kernel[axis], stride[axis]);
+            let fail = |what| {
+                let operation = "pool2d";
+                Err(Error::Shape { operation, what })
+            };
+            if window == 0 || step == 0 {
+                return fail(format!(
+                    "expected kernel and stride of at least 1 along the {name}, found kernel {window} and stride {step}"
+                ));
+            }
+            // A padding as large as the window adds outputs that see nothing.
+            let most = before[axis].max(after[axis]);
+            if most >= window {
+                return fail(format!(
+                    "expected padding smaller than the kernel ({window}) along the {name}, found {most}"
+                ));
+            }
+            let padded = before[axis] + size + after[axis];
+            if window > padded {
+                let padding = match padding[axis] {
+                    [before, after] if before == after => before.to_string(),
+                    [before, after] => format!("{before} and {after}"),
+                };
+                return fail(format!(
+                    "expected a kernel no larger than the padded input, found kernel {window} over input {name} {size} with padding {padding}; use a smaller kernel or fewer pooling layers"
+                ));
+            }
+            let rest = padded - window;
+            output[axis] = rest / step + 1;
+            let next = output[axis] * step;
+            if ceil && !rest.is_multiple_of(step) && next < before[axis] + size {
+                output[axis] += 1;
+            }
+        }
         Ok(Pool2d {
             input,
             output: Shape::new(output[0], output[1], input.channels),
             kernel,
             stride,
+            padding: before,
+            padding_after: after,
+            count_include_pad,
         })
+    }
+
+    /// The places along `axis` of the window at output position `at` that lie on the image: never none.
+    pub fn taps(&self, axis: usize, at: usize) -> Range<usize> {
+        let first = self.padding[axis];
+        self.places(axis, at, first..first + self.size(axis))
+    }
+
+    /// What the mean of the window at output position `[oh, ow]` is divided by.
+    pub fn divisor(&self, at: [usize; 2]) -> usize {
+        let places = |axis| self.places(axis, at[axis], self.counted(axis)).len();
+        places(0) * places(1)
+    }
+
+    /// The same for all windows, if it is.
+    pub fn common_divisor(&self) -> Option<usize> {
+        let ends = |axis| {
+            let first = self.places(axis, 0, self.counted(axis)).len();
+            let last = self.places(axis, self.outputs(axis) - 1, self.counted(axis));
+            first == self.kernel[axis] && last.len() == self.kernel[axis]
+        };
+        (ends(0) && ends(1)).then_some(self.kernel[0] * self.kernel[1])
+    }
+
+    /// The places along `axis` that a mean is divided by, counted from the first of the padding.
+    pub fn counted(&self, axis: usize) -> Range<usize> {
+        let (first, size) = (self.padding[axis], self.size(axis));
+        if self.count_include_pad {
+            0..first + size + self.padding_after[axis]
+        } else {
+            first..first + size
+        }
+    }
+
+    /// Whether no window reaches beyond the image.
+    pub fn inside(&self) -> bool {
+        let inside = |axis| {
+            let end = (self.outputs(axis) - 1) * self.stride[axis] + self.kernel[axis];
+            self.padding[axis] == 0 && end <= self.size(axis)
+        };
+        inside(0) && inside(1)
+    }
+
+    fn size(&self, axis: usize) -> usize {
+        [self.input.height, self.input.width][axis]
+    }
+
+    fn outputs(&self, axis: usize) -> usize {
+        [self.output.height, self.output.width][axis]
+    }
+
+    /// The places of the window at `at` that are among `those`, which are counted from the first of
+    /// the padding.
+    fn places(&self, axis: usize, at: usize, those: Range<usize>) -> Range<usize> {
+        let start = at * self.stride[axis];
+        let end = (start + self.kernel[axis]).min(those.end);
+        start.max(those.start) - start..end - start
     }
 
     /// Whether two windows can share an input position (stride < kernel on an axis).
