@@ -62,12 +62,12 @@ pub fn run(spec: &KernelSpec, memory: &mut Memory<f32>, scratch: &Scratch) {
                 grouped::grouped_backward_input(geometry, dy, parameters, activation, dx, scratch);
             });
         }
-        Work::MaxPoolForward(pool) => {
+        Work::MaxPoolForward(pool) if pool.inside() => {
             memory.change_both(view("y"), view("index"), |memory, y, index| {
                 maxpool2d_forward(pool, memory.floats(view("x")), y, index);
             });
         }
-        Work::MaxPoolBackward { pool, masked } if !pool.overlapping() => {
+        Work::MaxPoolBackward { pool, masked } if pool.inside() && !pool.overlapping() => {
             memory.change_floats(view("dx"), |memory, dx| {
                 let (dy, index) = (memory.floats(view("dy")), memory.bytes(view("index")));
                 let y = masked.then(|| memory.floats(view("activation")));

@@ -430,6 +430,7 @@ impl<'a> Builder<'a> {
         let metrics = data.metrics;
         self.emit(loss::loss(
             self.model.loss,
+            0.0,
             self.batch,
             classes,
             logits,

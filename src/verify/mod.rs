@@ -4,6 +4,7 @@
 
 pub(crate) mod cases;
 mod drawn;
+mod elementwise;
 mod fingerprint;
 mod grouped;
 mod nonfinite;
@@ -32,6 +33,8 @@ pub fn cases(adapter: &AdapterReport) -> Vec<Case> {
     cases.extend(products::cases(adapter));
     cases.extend(grouped::cases());
     cases.extend(nonfinite::cases(adapter));
+    cases.extend(elementwise::cases());
+    cases.extend(elementwise::nonfinite_cases());
     cases
 }
 
