@@ -5,16 +5,20 @@
 //! input and output shape and where its parameters lie in the flat parameter vector. This module
 //! knows nothing of wgpu; the GPU path and the CPU oracle both build on it.
 
+mod block;
 mod file;
 mod init;
+mod keys;
+mod op;
 mod parameters;
 pub mod recipe;
 mod summary;
 
 pub use file::{Definition, MAX_ELEMENTS, SHIPPED, load};
 pub use init::{initial_parameters, initial_running};
+pub use op::Op;
 pub use parameters::{Init, Parameter, Role};
-pub use summary::summary;
+pub use summary::{dot, summary};
 
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -474,46 +478,6 @@ pub fn same_padding(
     })
 }
 
-/// What a layer computes, with its resolved geometry.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Op {
-    /// Convolution; in groups where the geometry has more than one.
-    Conv2d(Conv2d),
-    /// Dense layer over the flattened (NHWC) input; the geometry is the 1×1 case.
-    Dense(Conv2d),
-    MaxPool2d(Pool2d),
-    MeanPool2d(Pool2d),
-    /// An activation as a layer of its own.
-    Activation(Activation),
-    /// Batch normalisation per channel (Ioffe and Szegedy, 2015); `momentum` is the weight of the
-    /// new statistics in the running ones, as in PyTorch.
-    BatchNorm {
-        epsilon: f32,
-        momentum: f32,
-    },
-    /// Group normalisation (Wu and He, 2018): each sample's channels in `groups`, over all positions.
-    GroupNorm {
-        groups: usize,
-        epsilon: f32,
-    },
-    /// Layer normalisation (Ba, Kiros, Hinton, 2016) over the channels of each position.
-    LayerNorm {
-        epsilon: f32,
-    },
-    /// Zeros with this probability while training, the others divided by 1 − p (Srivastava et al., 2014).
-    Dropout {
-        probability: f32,
-    },
-    /// The sum of all inputs, which have one shape.
-    Add,
-    /// The inputs' channels one behind the other.
-    Concat,
-    /// A map times a vector that has a factor for every channel (Hu et al., 2018: squeeze and excite).
-    Scale,
-    /// One position that holds all elements in NHWC order.
-    Flatten,
-}
-
 /// An elementwise function.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Activation {
@@ -550,97 +514,6 @@ impl Activation {
     pub fn by_output(&self) -> bool {
         use Activation::*;
         matches!(self, Relu | Sigmoid | LeakyRelu { .. } | Tanh)
-    }
-}
-
-impl Op {
-    /// Name as written in architecture files.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Op::Conv2d(_) => "conv2d",
-            Op::Dense(_) => "dense",
-            Op::MaxPool2d(_) => "max_pool2d",
-            Op::MeanPool2d(_) => "mean_pool2d",
-            Op::Activation(activation) => activation.name(),
-            Op::BatchNorm { .. } => "batch_norm",
-            Op::GroupNorm { .. } => "group_norm",
-            Op::LayerNorm { .. } => "layer_norm",
-            Op::Dropout { .. } => "dropout",
-            Op::Add => "add",
-            Op::Concat => "concat",
-            Op::Scale => "scale",
-            Op::Flatten => "flatten",
-        }
-    }
-
-    /// Geometry of the layers that have weights.
-    pub fn product(&self) -> Option<&Conv2d> {
-        match self {
-            Op::Conv2d(geometry) | Op::Dense(geometry) => Some(geometry),
-            _ => None,
-        }
-    }
-
-    /// The output's shape for inputs of these shapes, at least one.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] when they do not go together.
-    pub fn output(&self, inputs: &[Shape]) -> Result<Shape> {
-        let input = inputs[0];
-        let fail = |what: String| {
-            let operation = self.name();
-            Err(Error::Shape { operation, what })
-        };
-        Ok(match self {
-            Op::Conv2d(g) | Op::Dense(g) => g.output,
-            Op::MaxPool2d(pool) | Op::MeanPool2d(pool) => pool.output,
-            Op::Flatten => Shape::new(1, 1, input.elements()),
-            Op::Add => {
-                if let Some(other) = inputs.iter().find(|other| **other != input) {
-                    return fail(format!(
-                        "expected inputs of one shape, found {input} and {other}; give the smaller one a conv2d with kernel = 1 and the stride and out_channels of the other"
-                    ));
-                }
-                input
-            }
-            Op::Concat => {
-                let place = |s: &Shape| (s.height, s.width);
-                if let Some(other) = inputs.iter().find(|other| place(other) != place(&input)) {
-                    return fail(format!(
-                        "expected inputs of one height and width, found {input} and {other}; pool or pad one of them"
-                    ));
-                }
-                let channels = inputs.iter().map(|s| s.channels).sum();
-                Shape::new(input.height, input.width, channels)
-            }
-            Op::Scale => match inputs {
-                [_, factors] if *factors == Shape::new(1, 1, input.channels) => input,
-                _ => {
-                    let found: Vec<_> = inputs.iter().map(Shape::to_string).collect();
-                    return fail(format!(
-                        "expected a map H×W×{0} and a vector 1×1×{0}, found {1}; end the branch of the factors in a dense layer of {0} units",
-                        input.channels,
-                        found.join(" and ")
-                    ));
-                }
-            },
-            Op::GroupNorm { groups, .. } if !input.channels.is_multiple_of(*groups) => {
-                return fail(format!(
-                    "expected groups that divide the {} channels, found {groups}",
-                    input.channels
-                ));
-            }
-            _ => input,
-        })
-    }
-
-    /// Inputs that it takes, at least and at most.
-    pub fn arity(&self) -> [usize; 2] {
-        match self {
-            Op::Add | Op::Concat => [2, usize::MAX],
-            Op::Scale => [2, 2],
-            _ => [1, 1],
-        }
     }
 }
 
@@ -684,8 +557,7 @@ impl Layer {
 
     /// Multiply-adds of one sample's forward pass (products only, as usual in the literature).
     pub fn multiply_adds(&self) -> u64 {
-        let products = self.op.product();
-        products.map_or(0, |g| (g.weight_elements() * g.positions()) as u64)
+        self.op.multiply_adds()
     }
 }
 
@@ -697,6 +569,16 @@ pub enum Loss {
     SoftmaxCrossEntropy,
     /// `½ Σ_k (output_k − onehot_k)²`.
     SquaredError,
+}
+
+impl Loss {
+    /// Name as written in architecture files.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Loss::SoftmaxCrossEntropy => "softmax_cross_entropy",
+            Loss::SquaredError => "squared_error",
+        }
+    }
 }
 
 /// A network whose shapes are all known: a graph of layers, each behind those that it takes its inputs
@@ -752,10 +634,14 @@ impl Model {
         if !(least..=most).contains(&inputs.len()) {
             return Err(Error::Shape {
                 operation: op.name(),
-                what: format!(
-                    "expected at least {least} and at most {most} inputs, found {}",
-                    inputs.len()
-                ),
+                what: match (least, most) {
+                    (1, 1) => format!("expected one input, found {}", inputs.len()),
+                    (least, most) => format!(
+                        "expected {}{least} inputs, found {}; name them: inputs = [\"a\", \"b\"]",
+                        if least == most { "" } else { "at least " },
+                        inputs.len()
+                    ),
+                },
             });
         }
         let shapes: Vec<Shape> = inputs.iter().map(|value| self.shape(*value)).collect();

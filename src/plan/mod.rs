@@ -22,8 +22,8 @@ pub use memory::Slot;
 use crate::error::Result;
 use crate::kernels::conv2d::{Family, Pass, Product, Tile};
 use crate::kernels::{
-    Access, AdapterReport, Argument, Dtype, KernelSpec, STEP_ELEMENTS, View, Work, gather, loss,
-    optimizer, step,
+    Access, AdapterReport, Dtype, KernelSpec, STEP_ELEMENTS, View, Work, gather, loss, optimizer,
+    step,
 };
 use crate::model::recipe::Optimizer;
 use crate::model::{Layer, Model, Shape};
