@@ -45,6 +45,11 @@ impl Shape {
         }
     }
 
+    /// Places of one channel.
+    pub const fn positions(&self) -> usize {
+        self.height * self.width
+    }
+
     /// Elements of one sample.
     pub const fn elements(&self) -> usize {
         self.height * self.width * self.channels

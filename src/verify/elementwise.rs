@@ -86,7 +86,7 @@ const VALID: &str = "the geometries of this list are valid";
 
 /// Those that [`super::cases`] has no cases for.
 const ACTIVATIONS: [Activation; 6] = [
-    Activation::LeakyRelu { slope: 0.125 },
+    Activation::LeakyRelu { slope: 0.1 },
     Activation::Gelu,
     Activation::GeluTanh,
     Activation::Silu,
