@@ -23,6 +23,7 @@ pub fn cases() -> Vec<Case> {
         metrics_cases(),
         optimizer_cases(),
         reduce_cases(),
+        super::norm::cases(),
         vec![step_case()],
         peak_cases(),
     ];
@@ -33,7 +34,7 @@ const VALID: &str = "the geometries of this list are valid";
 
 /// A step table whose current row is `step`, between rows that are all different, and the counter
 /// that says so.
-fn step_table(bench: &mut Bench, step: Step) -> [View; 2] {
+pub(super) fn step_table(bench: &mut Bench, step: Step) -> [View; 2] {
     let other = Step {
         first: 1,
         count: 1,
@@ -51,7 +52,7 @@ fn step_table(bench: &mut Bench, step: Step) -> [View; 2] {
 }
 
 /// A row that trains on `count` samples from `first` on.
-fn samples(first: usize, count: usize) -> Step {
+pub(super) fn samples(first: usize, count: usize) -> Step {
     Step {
         first: first as u32,
         count: count as u32,

@@ -6,6 +6,7 @@ pub(crate) mod cases;
 mod drawn;
 mod fingerprint;
 mod nonfinite;
+mod norm;
 mod parity;
 mod products;
 mod quick;
