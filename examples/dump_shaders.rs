@@ -1,7 +1,7 @@
-//! Writes every shader module as WGSL, HLSL, MSL and SPIR-V, for compilers other than naga:
+//! Writes every kernel that `verify` runs as WGSL, HLSL, MSL and SPIR-V, for compilers other than naga:
 //! `cargo run --release --example dump_shaders FOLDER`.
 //!
-//! FOLDER/index.jsonl has a line per entry point and setting of its switches: `file` (the WGSL module),
+//! FOLDER/index.jsonl has a line per pipeline: `file` (the WGSL module),
 //! `entry`, `constants` (a value for every override), `subgroups` (whether the module uses them) and
 //! `output`, the name of its translations in hlsl60/, hlsl51/ (not with subgroups), msl/ and spv/.
 //! The HLSL names its entry point in its first line.
@@ -9,9 +9,9 @@
 use naga::back::pipeline_constants::process_overrides;
 use naga::back::{PipelineConstants, hlsl, msl, spv};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
-use naga::{Module, ShaderStage, TypeInner};
+use naga::{Module, ShaderStage};
 use serde_json::json;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashMap};
 use std::error::Error;
 use std::fs;
 use std::path::Path;
@@ -27,99 +27,81 @@ fn main() -> Result<()> {
     for part in ["wgsl", "hlsl60", "hlsl51", "msl", "spv"] {
         fs::create_dir_all(folder.join(part))?;
     }
-    let sources = sources()?;
+    // Every size of a subgroup that real adapters have; most of what does not depend on it is equal.
+    let mut kernels = Vec::new();
+    for (software, lanes) in [(true, 4), (true, 8), (true, 16), (false, 32)] {
+        kernels.extend(wgrad::verify::kernels(&AdapterReport {
+            subgroup_size: Some([lanes; 2]),
+            ..AdapterReport::imagined(software)
+        })?);
+    }
+    let mut modules: Vec<Dumped> = Vec::new();
+    let mut places = HashMap::new();
+    for kernel in &kernels {
+        let text = kernel.source()?.into_owned();
+        let place = *places.entry(text.clone()).or_insert(modules.len());
+        if place == modules.len() {
+            modules.push(Dumped::new(folder, place, kernel.entry, &text)?);
+        }
+        let pipeline = (kernel.entry, kernel.constants.clone());
+        if !modules[place].pipelines.contains(&pipeline) {
+            modules[place].pipelines.push(pipeline);
+        }
+    }
     let mut index = String::new();
-    for (name, text) in &sources {
+    for dumped in &modules {
+        for (i, (entry, constants)) in dumped.pipelines.iter().enumerate() {
+            let output = format!("{}.{i}.{entry}", dumped.name);
+            let named = constants
+                .iter()
+                .map(|(name, value)| (name.to_string(), *value));
+            translate(folder, &output, dumped, entry, &named.collect())
+                .map_err(|e| format!("{output}: {e}"))?;
+            let line = json!({
+                "file": dumped.name,
+                "entry": entry,
+                "constants": constants.iter().copied().collect::<BTreeMap<_, _>>(),
+                "subgroups": dumped.subgroups,
+                "output": output,
+            });
+            index += &format!("{line}\n");
+        }
+    }
+    fs::write(folder.join("index.jsonl"), &index)?;
+    println!(
+        "{} modules, {} pipelines",
+        modules.len(),
+        index.lines().count()
+    );
+    Ok(())
+}
+
+/// A module that was written, with its pipelines: entry points and values of all overrides.
+struct Dumped {
+    name: String,
+    module: Module,
+    info: ModuleInfo,
+    subgroups: bool,
+    pipelines: Vec<(&'static str, Vec<(&'static str, f64)>)>,
+}
+
+impl Dumped {
+    fn new(folder: &Path, number: usize, entry: &str, text: &str) -> Result<Dumped> {
+        let name = format!("{number:04}-{entry}");
         fs::write(folder.join(format!("wgsl/{name}.wgsl")), text)?;
         let module = naga::front::wgsl::parse_str(text)
             .map_err(|e| format!("{name}: {}", e.emit_to_string(text)))?;
         let info = Validator::new(ValidationFlags::all(), Capabilities::SUBGROUP)
             .validate(&module)
             .map_err(|e| format!("{name}: {}", e.emit_to_string(text)))?;
-        for entry in &module.entry_points {
-            for switches in switch_settings(&module) {
-                let suffix = if *switches { ".on" } else { "" };
-                let output = format!("{name}.{}{suffix}", entry.name);
-                let constants = constants(&module, *switches);
-                let subgroups = uses_subgroups(&module);
-                translate(
-                    folder,
-                    &output,
-                    (&module, &info),
-                    &entry.name,
-                    &constants,
-                    subgroups,
-                )
-                .map_err(|e| format!("{output}: {e}"))?;
-                let line = json!({
-                    "file": name,
-                    "entry": entry.name,
-                    "constants": constants.iter().collect::<std::collections::BTreeMap<_, _>>(),
-                    "subgroups": subgroups,
-                    "output": output,
-                });
-                index += &format!("{line}\n");
-            }
-        }
+        Ok(Dumped {
+            name,
+            subgroups: uses_subgroups(&module),
+            module,
+            info,
+            pipelines: Vec::new(),
+        })
     }
-    fs::write(folder.join("index.jsonl"), &index)?;
-    println!(
-        "{} modules, {} pipelines",
-        sources.len(),
-        index.lines().count()
-    );
-    Ok(())
-}
-
-/// Name and text of every WGSL source: the files as they are, and what the templates give.
-fn sources() -> Result<Vec<(String, String)>> {
-    let mut sources = Vec::new();
-    for entry in fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders"))? {
-        let path = entry?.path();
-        let text = fs::read_to_string(&path)?;
-        if !text.contains("{%") && !text.contains("{{") {
-            let name = path.file_stem().unwrap_or_default().to_string_lossy();
-            sources.push((name.into_owned(), text));
-        }
-    }
-    // Every size of a subgroup that real adapters have; most of the other families' modules are equal.
-    let mut seen = HashSet::new();
-    for (software, lanes) in [(true, 4), (true, 8), (true, 16), (false, 32)] {
-        let adapter = AdapterReport {
-            subgroup_size: Some([lanes; 2]),
-            ..AdapterReport::imagined(software)
-        };
-        for (i, product) in wgrad::verify::products(&adapter).into_iter().enumerate() {
-            let text = product.source()?;
-            if seen.insert(text.clone()) {
-                let family = product.tile.family();
-                let name = format!("{lanes:02}-{i:04}-{}-{family}", product.pass.name());
-                sources.push((name, text));
-            }
-        }
-    }
-    sources.sort();
-    Ok(sources)
-}
-
-/// The settings of a module's switches that are worth compiling: all off and, where it has any, all on.
-fn switch_settings(module: &Module) -> &'static [bool] {
-    let is_switch = |o: &naga::Override| matches!(module.types[o.ty].inner, TypeInner::Scalar(s) if s.kind == naga::ScalarKind::Bool);
-    match module.overrides.iter().any(|(_, o)| is_switch(o)) {
-        true => &[false, true],
-        false => &[false],
-    }
-}
-
-/// A value for every override.
-fn constants(module: &Module, switches: bool) -> PipelineConstants {
-    let value = |o: &naga::Override| match module.types[o.ty].inner {
-        TypeInner::Scalar(s) if s.kind == naga::ScalarKind::Bool => f64::from(switches),
-        TypeInner::Scalar(s) if s.kind == naga::ScalarKind::Float => 0.5,
-        _ => 4.0,
-    };
-    let named = |o: &naga::Override| (o.name.clone().unwrap_or_default(), value(o));
-    module.overrides.iter().map(|(_, o)| named(o)).collect()
 }
 
 /// Whether any function of the module has a subgroup operation.
@@ -132,13 +114,12 @@ fn uses_subgroups(module: &Module) -> bool {
 fn translate(
     folder: &Path,
     output: &str,
-    (module, info): (&Module, &ModuleInfo),
+    dumped: &Dumped,
     entry: &str,
     constants: &PipelineConstants,
-    subgroups: bool,
 ) -> Result<()> {
     let point = (ShaderStage::Compute, entry);
-    let (module, info) = process_overrides(module, info, Some(point), constants)?;
+    let (module, info) = process_overrides(&dumped.module, &dumped.info, Some(point), constants)?;
     let point = Some((ShaderStage::Compute, entry.to_string()));
 
     // DXC gets 6.0, FXC at most 5.1, which has no subgroup operations.
@@ -147,7 +128,7 @@ fn translate(
         ("hlsl51", hlsl::ShaderModel::V5_1),
     ];
     for (part, shader_model) in models {
-        if subgroups && shader_model < hlsl::ShaderModel::V6_0 {
+        if dumped.subgroups && shader_model < hlsl::ShaderModel::V6_0 {
             continue;
         }
         let options = hlsl::Options {

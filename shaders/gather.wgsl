@@ -22,7 +22,9 @@ struct Step {
     lr: f32,
     bias_correction1: f32,
     bias_correction2: f32,
-    padding: array<u32, 3>,
+    seed: u32,
+    epoch: u32,
+    padding: u32,
 }
 
 @group(0) @binding(0) var<storage, read> images: array<u32>;

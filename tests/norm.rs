@@ -177,6 +177,11 @@ fn normalised() -> Model {
         let geometry = Conv2d::new(input, channels, [3, 2], [1, 1], [1, 0]);
         Op::Conv2d(geometry.unwrap())
     };
+    // A bias and the normalisation's own shift are one too many, and depthwise is the other kernel.
+    let depthwise = |input: Shape| {
+        let geometry = Conv2d::new(input, input.channels, [3, 3], [1, 1], [1, 1]).unwrap();
+        Op::Conv2d(geometry.without_bias().grouped(input.channels).unwrap())
+    };
     let dense = |input: Shape, units| Op::Dense(Conv2d::dense(input.elements(), units));
     let batch_norm = Op::BatchNorm { epsilon, momentum };
     let mut push = |build: &dyn Fn(Shape) -> Op, activation| {
@@ -187,6 +192,8 @@ fn normalised() -> Model {
     push(&|_| batch_norm, None);
     push(&|input| conv(input, 4), None);
     push(&|_| batch_norm, Some(Activation::Relu));
+    push(&depthwise, None);
+    push(&|_| batch_norm, None);
     push(&|input| conv(input, 6), None);
     push(&|_| Op::GroupNorm { groups: 3, epsilon }, None);
     push(&|input| dense(input, 5), None);
@@ -242,7 +249,8 @@ fn an_evaluated_batch_norm_is_folded_into_the_convolution_before_it() {
     let found: Vec<&str> = unfused.iter().map(String::as_str).collect();
     assert_eq!(
         found,
-        ["batch_norm1", "batch_norm2", "batch_norm3"].map(|l| format!("{l} batch_norm_evaluate"))
+        ["batch_norm1", "batch_norm2", "batch_norm3", "batch_norm4"]
+            .map(|l| format!("{l} batch_norm_evaluate"))
     );
     // The first has no convolution before it, the last a normalisation.
     assert_eq!(
@@ -250,7 +258,8 @@ fn an_evaluated_batch_norm_is_folded_into_the_convolution_before_it() {
         [
             "batch_norm1 batch_norm_evaluate",
             "conv2d1 batch_norm_fold",
-            "batch_norm3 batch_norm_evaluate"
+            "conv2d2 batch_norm_fold",
+            "batch_norm4 batch_norm_evaluate"
         ]
     );
 }

@@ -4,50 +4,42 @@
 use naga::back::pipeline_constants::process_overrides;
 use naga::back::{PipelineConstants, hlsl, msl, spv};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
-use naga::{AddressSpace, Module, ShaderStage, TypeInner};
-use std::collections::HashSet;
+use naga::{AddressSpace, Module, ScalarKind, ShaderStage, StorageAccess, TypeInner};
+use std::collections::{HashMap, HashSet};
 use std::mem::offset_of;
 use std::path::Path;
+use std::sync::LazyLock;
 use wgrad::gpu::AdapterReport;
-use wgrad::kernels::{Metrics, Step, WORKGROUP_SIZE};
+use wgrad::kernels::{Access, Dtype, KernelSpec, Metrics, Step, WORKGROUP_SIZE};
+
+/// The kernels of every case, with every size of a subgroup that the family takes.
+static KERNELS: LazyLock<Vec<KernelSpec>> = LazyLock::new(|| {
+    let mut seen = HashSet::new();
+    let kernels = [4, 8, 16, 32].into_iter().flat_map(|lanes| {
+        let adapter = AdapterReport {
+            subgroup_size: Some([lanes; 2]),
+            ..AdapterReport::imagined(true)
+        };
+        wgrad::verify::kernels(&adapter).expect("the templates render")
+    });
+    // What does not depend on it is there once.
+    kernels
+        .filter(|k| seen.insert(format!("{} {:?} {:?}", k.entry, k.constants, k.work)))
+        .collect()
+});
 
 /// Name and text of every WGSL source: the files as they are, and what the templates give.
 fn sources() -> Vec<(String, String)> {
     let mut sources = shader_files();
     sources.retain(|(_, text)| !is_template(text));
-    let lanes = sources
-        .iter()
-        .filter(|(_, text)| text.contains("alias Lanes"));
-    let single: Vec<_> = lanes
-        .map(|(name, text)| {
-            let text = wgrad::kernels::lanes::with_lanes(text.clone().leak(), 1);
-            (format!("{name}, one lane"), text.into())
-        })
-        .collect();
-    assert!(!single.is_empty());
-    sources.extend(single);
-    sources.extend(rendered_products());
+    let mut seen: HashSet<String> = sources.iter().map(|(_, text)| text.clone()).collect();
+    for (i, kernel) in KERNELS.iter().enumerate() {
+        let text = kernel.source().unwrap().into_owned();
+        if seen.insert(text.clone()) {
+            sources.push((format!("{i}: {}", kernel.entry), text));
+        }
+    }
     sources
-}
-
-/// The matrix products, rendered for shapes and tiles of every kind.
-fn rendered_products() -> Vec<(String, String)> {
-    // Every size of a subgroup that the family takes. The other families do not depend on it.
-    let mut seen = HashSet::new();
-    let products = [4, 8, 16, 32].into_iter().flat_map(|lanes| {
-        wgrad::verify::products(&AdapterReport {
-            subgroup_size: Some([lanes; 2]),
-            ..AdapterReport::imagined(true)
-        })
-    });
-    products
-        .filter(|product| seen.insert(*product))
-        .enumerate()
-        .map(|(i, product)| {
-            let name = format!("{i}: {} {}", product.pass.name(), product.tile);
-            (name, product.source().expect("the template renders"))
-        })
-        .collect()
 }
 
 /// The files in `shaders/` by name.
@@ -96,27 +88,15 @@ fn check_sources(check: impl Fn(&str, &Module, &ModuleInfo) -> Vec<String>) {
     assert!(complaints.is_empty(), "{}", complaints.join("\n"));
 }
 
-/// A value for every override, with every switch off or on.
-fn sample_constants(module: &Module, switches: bool) -> PipelineConstants {
-    module
-        .overrides
-        .iter()
-        .map(|(_, o)| {
-            let value = match module.types[o.ty].inner {
-                TypeInner::Scalar(s) if s.kind == naga::ScalarKind::Bool => f64::from(switches),
-                TypeInner::Scalar(s) if s.kind == naga::ScalarKind::Float => 0.5,
-                _ => 4.0,
-            };
-            (o.name.clone().expect("overrides are named"), value)
-        })
-        .collect()
-}
-
 /// Translates one entry point with every back end, the way wgpu does.
-fn translate(module: &Module, info: &ModuleInfo, name: &str, switches: bool) -> Vec<String> {
+fn translate(
+    module: &Module,
+    info: &ModuleInfo,
+    name: &str,
+    constants: &PipelineConstants,
+) -> Vec<String> {
     let entry = (ShaderStage::Compute, name);
-    let constants = sample_constants(module, switches);
-    let (module, info) = match process_overrides(module, info, Some(entry), &constants) {
+    let (module, info) = match process_overrides(module, info, Some(entry), constants) {
         Ok((module, info)) => (module.into_owned(), info.into_owned()),
         Err(e) => return vec![format!("{name}: overrides: {e}")],
     };
@@ -168,27 +148,110 @@ fn translate(module: &Module, info: &ModuleInfo, name: &str, switches: bool) -> 
     complaints
 }
 
-#[test]
-fn every_source_is_valid_and_translates_to_spirv_msl_and_hlsl() {
-    check_sources(|_, module, info| {
-        if module.entry_points.is_empty() {
-            return vec!["no entry point".into()];
-        }
-        module
-            .entry_points
+/// What `kernel` says of itself and its shader says otherwise, and what cannot be translated.
+fn check_kernel(kernel: &KernelSpec, module: &Module, info: &ModuleInfo) -> Vec<String> {
+    let mut entries = module.entry_points.iter();
+    let Some(at) = entries.position(|entry| entry.name == kernel.entry) else {
+        return vec!["no entry point of that name".into()];
+    };
+    let used = info.get_entry_point(at);
+    let mut complaints = Vec::new();
+
+    let mut bindings: Vec<_> = kernel.arguments.iter().map(|a| a.binding).collect();
+    for (handle, variable) in module.global_variables.iter() {
+        let Some(binding) = variable.binding.filter(|_| !used[handle].is_empty()) else {
+            continue;
+        };
+        let name = variable.name.as_deref().unwrap_or_default();
+        let Some(argument) = kernel
+            .arguments
             .iter()
-            .flat_map(|entry| {
-                let switches = module.overrides.iter().any(|(_, o)| {
-                    matches!(module.types[o.ty].inner, TypeInner::Scalar(s) if s.kind == naga::ScalarKind::Bool)
-                });
-                let settings = if switches { &[false, true][..] } else { &[false] };
-                settings
-                    .iter()
-                    .flat_map(|on| translate(module, info, &entry.name, *on))
-                    .collect::<Vec<_>>()
-            })
-            .collect()
-    });
+            .find(|a| a.binding == binding.binding)
+        else {
+            complaints.push(format!("nothing is bound to {name}"));
+            continue;
+        };
+        bindings.retain(|bound| *bound != argument.binding);
+        let AddressSpace::Storage { access } = variable.space else {
+            complaints.push(format!("{name} is no storage buffer"));
+            continue;
+        };
+        if access.contains(StorageAccess::STORE) != (argument.access != Access::Read) {
+            complaints.push(format!("{name} is {access:?}, {argument:?}"));
+        }
+        let element = match module.types[variable.ty].inner {
+            TypeInner::Array { base, .. } => &module.types[base].inner,
+            ref other => other,
+        };
+        let floats = element.scalar_kind() == Some(ScalarKind::Float);
+        if floats != (argument.view.dtype == Dtype::F32) {
+            complaints.push(format!("{name} holds {element:?}, {argument:?}"));
+        }
+    }
+    if !bindings.is_empty() {
+        complaints.push(format!("bindings {bindings:?} are not used"));
+    }
+    // Every adapter binds so many.
+    if kernel.arguments.len() > 8 {
+        complaints.push(format!("{} bindings", kernel.arguments.len()));
+    }
+
+    let mut constants = PipelineConstants::default();
+    for (name, value) in &kernel.constants {
+        let mut overrides = module.overrides.iter();
+        if !overrides.any(|(_, o)| o.name.as_deref() == Some(name)) {
+            complaints.push(format!("no override {name}"));
+        }
+        constants.insert((*name).into(), *value);
+    }
+    complaints.extend(translate(module, info, kernel.entry, &constants));
+    complaints
+}
+
+#[test]
+fn every_kernel_fits_its_shader_and_translates_to_spirv_msl_and_hlsl() {
+    let mut modules = HashMap::new();
+    let mut complaints = Vec::new();
+    for kernel in KERNELS.iter() {
+        let source = kernel.source().unwrap().into_owned();
+        let parsed = modules
+            .entry(source)
+            .or_insert_with_key(|source| parse(source));
+        let found = match parsed {
+            Ok((module, info)) => check_kernel(kernel, module, info),
+            Err(e) => vec![e.clone()],
+        };
+        let what = |what| format!("{}, {:?}: {what}", kernel.entry, kernel.work);
+        complaints.extend(found.into_iter().map(what));
+    }
+    assert!(complaints.is_empty(), "{}", complaints.join("\n"));
+}
+
+#[test]
+fn a_kernel_that_does_not_fit_its_shader_is_noticed() {
+    let kernel = KERNELS.iter().find(|k| k.entry == "col2im").unwrap();
+    let (module, info) = parse(&kernel.source().unwrap()).unwrap();
+    let complaints = |change: &dyn Fn(&mut KernelSpec)| {
+        let mut kernel = kernel.clone();
+        change(&mut kernel);
+        check_kernel(&kernel, &module, &info).join("\n")
+    };
+    assert_eq!(complaints(&|_| ()), "");
+    let found = complaints(&|k| k.entry = "col2img");
+    assert!(found.contains("no entry point"), "{found}");
+    let found = complaints(&|k| k.arguments.truncate(2));
+    assert!(found.contains("nothing is bound to"), "{found}");
+    let found = complaints(&|k| k.arguments[0].binding = 7);
+    assert!(found.contains("[7] are not used"), "{found}");
+    let found = complaints(&|k| k.arguments[2].access = Access::Read);
+    assert!(found.contains("access: Read"), "{found}");
+    let found = complaints(&|k| k.arguments[0].view.dtype = Dtype::U8);
+    assert!(found.contains("dtype: U8"), "{found}");
+    let found = complaints(&|k| k.constants[0].0 = "NN");
+    assert!(
+        found.contains("no override NN") && found.contains("overrides:"),
+        "{found}"
+    );
 }
 
 #[test]
@@ -197,8 +260,9 @@ fn a_broken_source_is_noticed() {
         @group(0) @binding(0) var<storage, read_write> y: array<u32>;
         @compute @workgroup_size(64) fn main() { y[0] = N; }";
     let (module, info) = parse(fine).unwrap();
-    assert!(translate(&module, &info, "main", false).is_empty());
-    assert!(!translate(&module, &info, "other", false).is_empty());
+    let constants = PipelineConstants::from_iter([("N".to_string(), 4.0)]);
+    assert!(translate(&module, &info, "main", &constants).is_empty());
+    assert!(!translate(&module, &info, "other", &constants).is_empty());
     assert!(parse(&fine.replace("= N", "= M")).is_err());
     assert!(parse(&fine.replace("= N", "= 1.0")).is_err());
 }
@@ -328,6 +392,8 @@ fn structs_are_laid_out_as_on_the_host() {
             ("lr", offset_of!(Step, lr)),
             ("bias_correction1", offset_of!(Step, bias_correction1)),
             ("bias_correction2", offset_of!(Step, bias_correction2)),
+            ("seed", offset_of!(Step, seed)),
+            ("epoch", offset_of!(Step, epoch)),
             ("padding", offset_of!(Step, padding)),
         ],
     );
@@ -393,13 +459,13 @@ fn workgroup_sizes_are_the_hosts() {
     }
 }
 
-/// Entry point, wrapper and CPU twin share one name, and a shader's wrappers are in the module
-/// named like it. A kernel that ends in 4 is another one at four channels a time: it shares them.
+/// A shader's constructors are in the module named like it, its entry points have twins of their names (one
+/// that ends in 4 is another at four channels a time: it shares them), and none goes without a case.
 #[test]
-fn entry_points_wrappers_and_twins_share_their_names() {
+fn entry_points_have_constructors_twins_and_cases() {
     /// Kernels so simple that a twin would say nothing.
     const WITHOUT_TWIN: [&str; 1] = ["advance_step"];
-    let wrappers = read_folder("src/kernels", "rs");
+    let constructors = read_folder("src/kernels", "rs");
     let twins = read_folder("src/cpu", "rs");
     let mut complaints = Vec::new();
     for (name, source) in shader_files() {
@@ -408,20 +474,30 @@ fn entry_points_wrappers_and_twins_share_their_names() {
         }
         let (module, _) = parse(&source).unwrap_or_else(|e| panic!("{name}: {e}"));
         let file = name.replace(".wgsl", ".rs");
-        let defines = |(_, text): &(String, String), entry: &str| {
-            text.contains(&format!("pub fn {entry}(")) || text.contains(&format!("pub fn {entry}<"))
-        };
+        let mut constructors = constructors.iter().filter(|c| c.0 == file);
+        let constructors = constructors.next().map_or("", |c| &c.1);
         for entry in &module.entry_points {
-            let entry = entry.name.trim_end_matches('4');
-            if !wrappers.iter().any(|w| w.0 == file && defines(w, entry)) {
-                complaints.push(format!("{name}: no wrapper {entry} in src/kernels/{file}"));
+            let name = &entry.name;
+            if !KERNELS
+                .iter()
+                .any(|k| k.entry == name && k.source().unwrap() == source)
+            {
+                complaints.push(format!("{name}: no case"));
             }
-            if !WITHOUT_TWIN.contains(&entry) && !twins.iter().any(|t| defines(t, entry)) {
-                complaints.push(format!("{name}: no twin {entry} in src/cpu"));
+            if !constructors.contains(&format!("\"{name}\"")) {
+                complaints.push(format!("{name}: no constructor in src/kernels/{file}"));
             }
-            if !source.contains("CPU twin") {
-                complaints.push(format!("{name}: the header does not name the CPU twin"));
+            let twin = name.trim_end_matches('4');
+            let defines = |text: &str| {
+                text.contains(&format!("pub fn {twin}("))
+                    || text.contains(&format!("pub fn {twin}<"))
+            };
+            if !WITHOUT_TWIN.contains(&twin) && !twins.iter().any(|t| defines(&t.1)) {
+                complaints.push(format!("{name}: no twin {twin} in src/cpu"));
             }
+        }
+        if !source.contains("CPU twin") {
+            complaints.push(format!("{name}: the header does not name the CPU twin"));
         }
     }
     assert!(complaints.is_empty(), "{}", complaints.join("\n"));

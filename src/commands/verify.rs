@@ -6,8 +6,10 @@ use super::{say, say_json, say_wrapped, table, width};
 use crate::cli::VerifyArgs;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
+use std::collections::HashSet;
 use std::path::Path;
 use wgrad::gpu::{AdapterReport, GPU_HINT};
+use wgrad::kernels::Work;
 use wgrad::verify::{Fingerprint, Outcome};
 use wgrad::{Error, Result, cpu, verify};
 
@@ -161,13 +163,23 @@ fn repeat(args: &VerifyArgs, index: usize) -> String {
     format!("wgrad verify{device} --seed {} --only {index}", args.seed)
 }
 
-/// Writes the rendered source of every product that `verify` runs.
+/// Writes the source of every kernel that `verify` runs.
 fn dump(folder: &Path, adapter: &AdapterReport) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
-    for (i, product) in verify::products(adapter).iter().enumerate() {
-        let family = product.tile.family();
-        let file = folder.join(format!("{i:03}-{}-{family}.wgsl", product.pass.name()));
-        std::fs::write(&file, product.source()?).map_err(|e| Error::io("write", &file, e))?;
+    let mut sources = HashSet::new();
+    for kernel in verify::kernels(adapter)? {
+        let source = kernel.source()?.into_owned();
+        if sources.contains(&source) {
+            continue;
+        }
+        let family = match &kernel.work {
+            Work::Product(product) => format!("-{}", product.tile.family()),
+            _ => String::new(),
+        };
+        let file = format!("{:03}-{}{family}.wgsl", sources.len(), kernel.entry);
+        let file = folder.join(file);
+        std::fs::write(&file, &source).map_err(|e| Error::io("write", &file, e))?;
+        sources.insert(source);
     }
     Ok(())
 }

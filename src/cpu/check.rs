@@ -156,8 +156,8 @@ pub fn finite_difference_checks() -> Vec<FiniteDifference> {
         "softmax_cross_entropy",
         worst_error(
             &output,
-            &softmax_cross_entropy(&output, &labels, 5).gradient,
-            |output| mean(softmax_cross_entropy(output, &labels, 5)),
+            &softmax_cross_entropy(&output, &labels, 5, 0.0).gradient,
+            |output| mean(softmax_cross_entropy(output, &labels, 5, 0.0)),
         ),
     );
     check(
@@ -168,6 +168,8 @@ pub fn finite_difference_checks() -> Vec<FiniteDifference> {
             |output| mean(squared_error(output, &labels, 5)),
         ),
     );
+
+    elementwise_checks(&mut check);
 
     check(
         "network, softmax_cross_entropy",
@@ -242,6 +244,118 @@ fn normalisation_checks(check: &mut impl FnMut(&'static str, f64)) {
         "group_norm_backward_input",
         worst_error(&x, &dx, |x| dot(&r, &forward(x, &affine))),
     );
+}
+
+/// The activations, what joins two values, pooling beyond the image, and the loss with smoothing and
+/// weights.
+fn elementwise_checks(check: &mut impl FnMut(&'static str, f64)) {
+    type Function = fn(&[f64]) -> Vec<f64>;
+    type Gradient = fn(&[f64], &[f64]) -> Vec<f64>;
+    let from_input: [(&str, Function, Gradient); 4] = [
+        ("gelu_backward", gelu_forward, gelu_backward),
+        ("gelu_tanh_backward", gelu_tanh_forward, gelu_tanh_backward),
+        ("silu_backward", silu_forward, silu_backward),
+        (
+            "hard_swish_backward",
+            hard_swish_forward,
+            hard_swish_backward,
+        ),
+    ];
+    let from_output: [(&str, Function, Gradient); 2] = [
+        ("tanh_backward", tanh_forward, tanh_backward),
+        (
+            "leaky_relu_backward",
+            |x| leaky_relu_forward(0.125, x),
+            |y, dy| leaky_relu_backward(0.125, y, dy),
+        ),
+    ];
+    let r = noise(21, 60);
+    // Up to ±6, beyond the kinks of hard_swish and close to none.
+    let x: Vec<f64> = apart(20, 60).iter().map(|x| 10.0 * x).collect();
+    for (name, forward, backward) in from_input {
+        check(
+            name,
+            worst_error(&x, &backward(&x, &r), |x| dot(&r, &forward(x))),
+        );
+    }
+    for (name, forward, backward) in from_output {
+        let y = forward(&x);
+        check(
+            name,
+            worst_error(&x, &backward(&y, &r), |x| dot(&r, &forward(x))),
+        );
+    }
+
+    // Three samples of five positions and four channels.
+    let (map, factors) = (noise(22, 60), noise(23, 12));
+    let by_map = join::scale_forward(4, &r, &factors);
+    check(
+        "scale_forward",
+        worst_error(&map, &by_map, |map| {
+            dot(&r, &join::scale_forward(4, map, &factors))
+        }),
+    );
+    let by_factors = join::scale_backward_factors(5, 4, &map, &r);
+    check(
+        "scale_backward_factors",
+        worst_error(&factors, &by_factors, |factors| {
+            dot(&r, &join::scale_forward(4, &map, factors))
+        }),
+    );
+    let (a, b) = (noise(24, 24), noise(25, 36));
+    let by_b = join::slice_channels(12, 2, 3, &r);
+    check(
+        "slice_channels",
+        worst_error(&b, &by_b, |b| dot(&r, &join::concat(12, &a, b))),
+    );
+    let draw = |x: &[f64]| dropout::dropout(0.3, 7, [1, 2], &[4, 0, 9], x);
+    check("dropout", worst_error(&x, &draw(&r), |x| dot(&r, &draw(x))));
+
+    // Padding all around, more of it behind, a last window beyond that, and divisors that differ.
+    let image = Shape::new(6, 5, 3);
+    for (padding, counted) in [([[1, 1], [1, 1]], true), ([[0, 2], [1, 0]], false)] {
+        let pool = |stride| Pool2d::padded(image, [3, 3], stride, padding, true, counted);
+        let (apart_from, side_by_side) = (pool([2, 2]).expect(VALID), pool([4, 3]).expect(VALID));
+        let x = apart(26, 2 * image.elements());
+        for pool in [apart_from, side_by_side] {
+            let r = noise(27, 2 * pool.output.elements());
+            let (_, index) = maxpool2d_forward(&pool, &x);
+            let dx = if pool.overlapping() {
+                maxpool2d_backward_overlapping(&pool, &r, &index)
+            } else {
+                maxpool2d_backward(&pool, &r, &index)
+            };
+            check(
+                "maxpool2d_backward, padded",
+                worst_error(&x, &dx, |x| dot(&r, &maxpool2d_forward(&pool, x).0)),
+            );
+            check(
+                "meanpool2d_backward, padded",
+                worst_error(&x, &meanpool2d_backward(&pool, &r), |x| {
+                    dot(&r, &meanpool2d_forward(&pool, x))
+                }),
+            );
+        }
+    }
+
+    let (logits, labels, weights) = (noise(28, 4 * 5), [4, 0, 2, 2], [0.5, 3.0, 1.0, 2.0, 0.25]);
+    let smoothed = |z: &[f64]| softmax_cross_entropy(z, &labels, 5, 0.1);
+    check(
+        "softmax_cross_entropy, smoothed",
+        worst_error(&logits, &smoothed(&logits).gradient, |z| {
+            smoothed(z).loss.iter().sum::<f64>() / 4.0
+        }),
+    );
+    for smoothing in [0.0, 0.1] {
+        let weighted = |z: &[f64]| weighted_softmax_cross_entropy(z, &labels, &weights, smoothing);
+        check(
+            "weighted_softmax_cross_entropy",
+            worst_error(&logits, &weighted(&logits).gradient, |z| {
+                // The weights of the labels.
+                weighted(z).loss.iter().sum::<f64>() / (0.25 + 0.5 + 1.0 + 1.0)
+            }),
+        );
+    }
 }
 
 /// Two convolutions, a pool and two dense layers over images of 9×7×2, in two ways: fused ReLU,
@@ -405,7 +519,7 @@ mod tests {
     #[test]
     fn every_gradient_agrees_with_finite_differences() {
         let checks = finite_difference_checks();
-        assert_eq!(checks.len(), 20);
+        assert_eq!(checks.len(), 37);
         for check in checks {
             println!("{check:?}");
             assert!(check.passes(), "{check:?}");

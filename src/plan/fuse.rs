@@ -3,8 +3,8 @@
 
 use super::{Lifetime, Plan, Tensor};
 use crate::kernels::conv2d::{self, Family, Pass, Product};
-use crate::kernels::{Dtype, KernelSpec, View, Work, batch_norm, im2col, pool};
-use crate::model::Activation;
+use crate::kernels::{Dtype, KernelSpec, View, Work, batch_norm, grouped, im2col, pool};
+use crate::model::{Activation, Conv2d};
 
 impl Plan {
     /// Fuses what can be fused: an evaluated batch-norm and then a ReLU into the product before it, its mask into whatever makes the
@@ -12,7 +12,7 @@ impl Plan {
     /// into the product.
     pub(super) fn fuse(&mut self, family: Family) {
         self.fold_batch_norms();
-        self.rewrite(|_, first, second| relu_into_product(first, second));
+        self.rewrite(|plan, first, second| relu_into_product(plan.batch, first, second));
         self.rewrite(mask_into_gradient);
         self.rewrite(|_, first, second| pool_into_product(first, second, family));
     }
@@ -40,35 +40,42 @@ impl Plan {
             return None;
         };
         let x = norm.view("x");
-        let mut before = self.kernels[..at].iter();
-        let first = before.rposition(|(_, spec)| match &spec.work {
-            Work::Product(p) => p.pass == Pass::Forward && spec.view("y") == x,
-            _ => false,
-        })?;
-        let convolution = &self.kernels[first].1;
-        let Work::Product(product) = convolution.work else {
-            return None;
+        let convolution = |spec: &KernelSpec| match spec.work {
+            Work::Product(p) if p.pass == Pass::Forward && !p.relu && p.pool.is_none() => {
+                Some(p.geometry)
+            }
+            Work::GroupedForward {
+                geometry,
+                relu: false,
+            } => Some(geometry),
+            _ => None,
         };
-        let plain = !product.relu && product.pool.is_none() && self.readers(x.tensor) == 1;
-        plain.then_some(())?;
-        let (layer, g) = (convolution.layer.clone(), product.geometry);
-        let (parameters, c) = (convolution.view("parameters"), g.output.channels);
-        let (running, affine) = (norm.view("running"), norm.view("affine"));
-        let (image, y) = (convolution.view("x"), norm.view("y"));
-        let folded = self.add_tensor(&format!("{layer}.folded"), &[g.patch() + 1, c]);
-        let bias = parameters.len > g.weight_elements();
-        let fold = batch_norm::batch_norm_fold(
-            g.patch(),
-            c,
-            bias,
-            epsilon,
-            parameters,
-            running,
-            affine,
-            folded,
-        );
-        let product = conv2d::conv2d_forward(product, image, folded, y, None);
-        Some((first, [fold, product].map(|spec| spec.of_layer(&layer))))
+        let (first, g) = (0..at).find_map(|i| {
+            let spec = &self.kernels[i].1;
+            let geometry = convolution(spec)?;
+            (spec.view("y") == x).then_some((i, geometry))
+        })?;
+        (self.readers(x.tensor) == 1).then_some(())?;
+        let spec = self.kernels[first].1.clone();
+        let (running, affine, y) = (norm.view("running"), norm.view("affine"), norm.view("y"));
+        let (m, c) = (g.patch(), g.output.channels);
+        let folded = self.add_tensor(&format!("{}.folded", spec.layer), &[m + 1, c]);
+        let (parameters, image) = (spec.view("parameters"), spec.view("x"));
+        let fold =
+            batch_norm::batch_norm_fold(m, c, g.bias, epsilon, parameters, running, affine, folded);
+        let biased = Conv2d { bias: true, ..g };
+        let convolution = match spec.work {
+            Work::Product(p) => {
+                let product = Product {
+                    geometry: biased,
+                    ..p
+                };
+                conv2d::conv2d_forward(product, image, folded, y, None)
+            }
+            _ => grouped::grouped_forward(&biased, self.batch, false, image, folded, y),
+        };
+        let both = [fold, convolution].map(|new| new.of_layer(&spec.layer));
+        Some((first, both))
     }
 
     /// A tensor of the step, of floats that no sample has a share in.
@@ -114,9 +121,11 @@ fn passed_on(writer: &KernelSpec, reader: &KernelSpec) -> Option<View> {
     let made = match &writer.work {
         Work::Product(p) if p.pass == Pass::Forward => writer.view("y"),
         Work::Product(p) if p.pass == Pass::BackwardInput => writer.view("dx"),
-        Work::Col2im { .. } | Work::MaxPoolBackward { .. } | Work::MeanPoolBackward { .. } => {
-            writer.view("dx")
-        }
+        Work::GroupedForward { .. } => writer.view("y"),
+        Work::GroupedBackwardInput { .. }
+        | Work::Col2im { .. }
+        | Work::MaxPoolBackward { .. }
+        | Work::MeanPoolBackward { .. } => writer.view("dx"),
         _ => return None,
     };
     let taken = match &reader.work {
@@ -128,7 +137,7 @@ fn passed_on(writer: &KernelSpec, reader: &KernelSpec) -> Option<View> {
 }
 
 /// `y = max(0, x·W + b)` in one.
-fn relu_into_product(first: &KernelSpec, second: &KernelSpec) -> Option<KernelSpec> {
+fn relu_into_product(batch: usize, first: &KernelSpec, second: &KernelSpec) -> Option<KernelSpec> {
     match (&first.work, &second.work) {
         (Work::Product(p), Work::ActivationForward(Activation::Relu)) if p.pool.is_none() => {
             let product = Product { relu: true, ..*p };
@@ -139,6 +148,19 @@ fn relu_into_product(first: &KernelSpec, second: &KernelSpec) -> Option<KernelSp
                 parameters,
                 second.view("y"),
                 None,
+            ))
+        }
+        (
+            Work::GroupedForward {
+                geometry,
+                relu: false,
+            },
+            Work::ActivationForward(Activation::Relu),
+        ) => {
+            let (x, parameters) = (first.view("x"), first.view("parameters"));
+            let y = second.view("y");
+            Some(grouped::grouped_forward(
+                geometry, batch, true, x, parameters, y,
             ))
         }
         _ => None,
@@ -156,6 +178,13 @@ fn mask_into_gradient(plan: &Plan, first: &KernelSpec, second: &KernelSpec) -> O
             let product = Product { relu: true, ..*p };
             let (dy, parameters) = (first.view("dy"), first.view("parameters"));
             conv2d::conv2d_backward_input(product, dy, parameters, dx, mask)
+        }
+        Work::GroupedBackwardInput {
+            geometry,
+            masked: false,
+        } => {
+            let (dy, parameters) = (first.view("dy"), first.view("parameters"));
+            grouped::grouped_backward_input(geometry, plan.batch, dy, parameters, mask, dx)
         }
         Work::Col2im {
             geometry,

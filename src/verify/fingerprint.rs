@@ -8,7 +8,7 @@ use crate::cpu;
 use crate::error::Result;
 use crate::gpu::Gpu;
 use crate::kernels::fingerprint::{OPERATIONS, arithmetic};
-use crate::kernels::{Dtype, View};
+use crate::kernels::{Dtype, KernelSpec, View};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
@@ -102,14 +102,9 @@ impl Fingerprint {
         let (a, b, c) = (upload(a)?, upload(b)?, upload(c)?);
         let n = a.len();
         let y = gpu.buffer("fingerprint", n * OPERATIONS)?;
-        let [va, vb, vc] = [0, 1, 2].map(|tensor| View::whole(tensor, Dtype::F32, n));
-        // A row per operation, on a boundary that every adapter can bind.
-        let rows = View::whole(3, Dtype::F32, n * OPERATIONS);
-        let dispatches = (0..OPERATIONS)
-            .map(|i| {
-                let spec = arithmetic(i, va, vb, vc, rows.slice(i * n, n));
-                gpu.dispatch_on(&spec, &[&a, &b, &c, &y])
-            })
+        let dispatches = kernels(n)
+            .iter()
+            .map(|kernel| gpu.dispatch_on(kernel, &[&a, &b, &c, &y]))
             .collect::<Result<Vec<_>>>()?;
         let dispatches: Vec<_> = dispatches.iter().collect();
         gpu.submit("fingerprint", &dispatches, 1)?;
@@ -225,6 +220,15 @@ impl Fingerprint {
             sha256: digest.iter().map(|byte| format!("{byte:02x}")).collect(),
         }
     }
+}
+
+/// A kernel for each operation on `n` triples, whose columns and whose results are the tensors.
+pub(super) fn kernels(n: usize) -> Vec<KernelSpec> {
+    let [a, b, c] = [0, 1, 2].map(|tensor| View::whole(tensor, Dtype::F32, n));
+    // A row per operation, on a boundary that every adapter can bind.
+    let rows = View::whole(3, Dtype::F32, n * OPERATIONS);
+    let kernel = |i| arithmetic(i, a, b, c, rows.slice(i * n, n));
+    (0..OPERATIONS).map(kernel).collect()
 }
 
 /// The inputs, the same for ever: their bits come from integers alone.

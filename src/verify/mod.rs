@@ -4,7 +4,9 @@
 
 pub(crate) mod cases;
 mod drawn;
+mod elementwise;
 mod fingerprint;
+mod grouped;
 mod nonfinite;
 mod norm;
 mod parity;
@@ -21,14 +23,39 @@ pub(crate) use products::product_case;
 pub use products::products;
 pub use quick::quick;
 
+use crate::error::Result;
 use crate::gpu::AdapterReport;
+use crate::kernels::KernelSpec;
+use std::collections::HashSet;
 
 /// Every case that `adapter` can run.
 pub fn cases(adapter: &AdapterReport) -> Vec<Case> {
     let mut cases = cases::cases();
     cases.extend(products::cases(adapter));
+    cases.extend(grouped::cases());
     cases.extend(nonfinite::cases(adapter));
+    cases.extend(elementwise::cases());
+    cases.extend(elementwise::nonfinite_cases());
     cases
+}
+
+/// The kernels of [`cases`] and of the fingerprint, those that would share a pipeline once: what
+/// compilers and translators are shown that need no device.
+///
+/// # Errors
+/// [`crate::Error::Gpu`] when a template cannot be rendered.
+pub fn kernels(adapter: &AdapterReport) -> Result<Vec<KernelSpec>> {
+    let mut seen = HashSet::new();
+    let mut kernels = Vec::new();
+    let cases = cases(adapter);
+    let all = cases.iter().flat_map(Case::kernels);
+    for kernel in all.chain(fingerprint::kernels(64)) {
+        let source = kernel.source()?;
+        if seen.insert(format!("{} {:?}\n{source}", kernel.entry, kernel.constants)) {
+            kernels.push(kernel);
+        }
+    }
+    Ok(kernels)
 }
 
 /// What `adapter` cannot run and [`cases`] therefore leaves out, a line each, with the reason.

@@ -246,8 +246,13 @@ impl Case {
         self
     }
 
-    /// The kernels, and the tensors before and after the twins have run on them.
-    fn build(&self) -> (Vec<KernelSpec>, Vec<Tensor>, Memory<f64>) {
+    /// Its kernels, as they are on any device.
+    pub fn kernels(&self) -> Vec<KernelSpec> {
+        self.build().0
+    }
+
+    /// The kernels and the tensors before they run.
+    fn build(&self) -> (Vec<KernelSpec>, Vec<Tensor>) {
         // The seed follows from the case, so that one case can be run without the others.
         let seed = format!("{} {}", self.kernel, self.variant)
             .bytes()
@@ -261,15 +266,7 @@ impl Case {
             spoiled: self.nonfinite.then_some(0),
         };
         let kernels = (self.build)(&mut bench);
-        let tensors = bench.tensors;
-        let mut memory = Memory {
-            places: (0..tensors.len()).collect(),
-            values: tensors.iter().map(Tensor::values).collect(),
-        };
-        for kernel in &kernels {
-            cpu::run(kernel, &mut memory);
-        }
-        (kernels, tensors, memory)
+        (kernels, bench.tensors)
     }
 
     /// Inputs, outputs and dispatches on the GPU, nothing run yet: what a benchmark times.
@@ -277,7 +274,14 @@ impl Case {
     /// # Errors
     /// What the device reports.
     pub fn prepare(&self, gpu: &Gpu) -> Result<Prepared> {
-        let (kernels, tensors, memory) = self.build();
+        let (kernels, tensors) = self.build();
+        let mut memory = Memory {
+            places: (0..tensors.len()).collect(),
+            values: tensors.iter().map(Tensor::values).collect(),
+        };
+        for kernel in &kernels {
+            cpu::run(kernel, &mut memory);
+        }
         let mut uploaded = Vec::with_capacity(tensors.len());
         for (tensor, values) in tensors.into_iter().zip(&memory.values) {
             let label = match tensor.role {
