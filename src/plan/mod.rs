@@ -26,7 +26,7 @@ use crate::kernels::{
     step,
 };
 use crate::model::recipe::Optimizer;
-use crate::model::{Layer, Model, Shape};
+use crate::model::{Layer, Loss, Model, Shape};
 use std::collections::HashMap;
 
 /// What a plan is for.
@@ -437,7 +437,8 @@ impl<'a> Builder<'a> {
             Mode::Train(_) => options.label_smoothing,
             Mode::Evaluate => 0.0,
         };
-        if options.class_weights.is_some() && self.trains() {
+        let weighted = options.class_weights.is_some() && self.trains();
+        if weighted && self.model.loss == Loss::SoftmaxCrossEntropy {
             let weights = self.tensor("class_weights", &[classes], Dtype::F32);
             self.tensors[weights.tensor].lifetime = Lifetime::Kept;
             self.emit(loss::weighted_softmax_cross_entropy(
