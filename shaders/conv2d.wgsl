@@ -22,8 +22,13 @@
 // CPU twins: conv2d_forward, conv2d_backward_weight, conv2d_backward_input in src/cpu/conv2d.rs.
 // Maths: Chellapilla, Puri, Simard (2006), "High Performance Convolutional Neural Networks for
 // Document Processing"; Dumoulin & Visin (2016), "A guide to convolution arithmetic".
+{% if not bias -%}
+// This layer has no bias: neither the last row of the matrix nor the column of ones is there.
+{% endif -%}
 {% set weight_pass = pass == "conv2d_backward_weight" %}
 {%- set input_pass = pass == "conv2d_backward_input" %}
+{#- The row of the weight gradient behind those of the weight is the bias's, where there is one. -#}
+{%- set taps = "(M - 1u)" if bias else "M" %}
 {% if family == "subgroup" -%}
 // A workgroup is one subgroup here, so what subgroupAny() gives is the same in all of it and the
 // broadcasts after it are uniform; but that is no part of WGSL's uniformity analysis.
@@ -34,6 +39,9 @@ const OH = {{ oh }}u; const OW = {{ ow }}u; const OC = {{ oc }}u;
 const KH = {{ kh }}u; const KW = {{ kw }}u;
 const SH = {{ sh }}u; const SW = {{ sw }}u;
 const PH = {{ ph }}u; const PW = {{ pw }}u;
+{% if dilated -%}
+const DH = {{ dh }}u; const DW = {{ dw }}u;  // from one tap to the next
+{% endif -%}
 // The product: M rows, K terms per sum, COLUMNS columns.
 {% if pool -%}
 const POOL_H = {{ pool_h }}u; const POOL_W = {{ pool_w }}u; const WINDOWS_H = {{ windows_h }}u; const WINDOWS_W = {{ windows_w }}u;
@@ -46,8 +54,8 @@ const CHUNKS = {{ chunks }}u;
 {% set scalar = "f32" -%}
 {% set vector = "vec4<f32>" -%}
 @group(0) @binding(0) var<storage, read> a_source: array<{{ vector if a4 else scalar }}>;  // {{ "dy" if input_pass else "x" }}
-@group(0) @binding(1) var<storage, read> b_source: array<{{ vector if b4 else scalar }}>;  // {{ "dy" if weight_pass else "W and b" }}
-@group(0) @binding(2) var<storage, read_write> result: array<{{ vector if o4 else scalar }}>;  // {{ "the gradient by x" if input_pass else ("partial dW and db" if weight_pass else "y") }}
+@group(0) @binding(1) var<storage, read> b_source: array<{{ vector if b4 else scalar }}>;  // {{ "dy" if weight_pass else ("W and b" if bias else "W") }}
+@group(0) @binding(2) var<storage, read_write> result: array<{{ vector if o4 else scalar }}>;  // {{ "the gradient by x" if input_pass else (("partial dW and db" if bias else "partial dW") if weight_pass else "y") }}
 {% if input_pass and relu -%}
 @group(0) @binding(3) var<storage, read> activation: array<{{ vector if o4 else scalar }}>;  // x, whose layer ended in ReLU
 {% endif -%}
@@ -95,13 +103,13 @@ fn row(m: u32) -> Row {
 
 fn chunk(q: u32) -> Chunk {
 {%- if a4 %}
-    let k = min(q, {{ "K" if not weight_pass else "(M - 1u)" }} / 4u - 1u) * 4u;
+    let k = min(q, {{ taps if weight_pass else "K" }} / 4u - 1u) * 4u;
 {%- else %}
     let k = vec4<u32>(q * 4u, q * 4u + 1u, q * 4u + 2u, q * 4u + 3u);
 {%- endif %}
     let tap = k / {{ a_channels }};
-    let y = tap / KW;
-    let x = tap % KW;
+    let y = tap / KW{% if dilated %} * DH{% endif %};
+    let x = tap % KW{% if dilated %} * DW{% endif %};
 {%- if input_pass and not unit_stride %}
     let offset = (k % OC) {{ per }};
 {%- elif input_pass %}
@@ -109,7 +117,7 @@ fn chunk(q: u32) -> Chunk {
 {%- else %}
     let offset = (y * W + x) * (C {{ per }}) + (k % C) {{ per }};
 {%- endif %}
-    return Chunk(offset, y, x{% if guard_chunk %}, {% if a4 %}q < {{ "K" if not weight_pass else "(M - 1u)" }} / 4u{% else %}k < vec4<u32>({{ "K" if not weight_pass else "M - 1u" }}){% endif %}{% endif %});
+    return Chunk(offset, y, x{% if guard_chunk %}, {% if a4 %}q < {{ taps if weight_pass else "K" }} / 4u{% else %}k < vec4<u32>({{ "K" if not weight_pass else ("M - 1u" if bias else "M") }}){% endif %}{% endif %});
 }
 
 {%- set one = "" if a4 else "vec4<u32>" %}
@@ -158,7 +166,7 @@ fn is_nan(v: vec4<f32>) -> vec4<bool> {
     return (bitcast<vec4<u32>>(v) & vec4<u32>(0x7fffffffu)) > vec4<u32>(0x7f800000u);
 }
 
-{% if weight_pass %}
+{% if weight_pass and bias %}
 // The element of the column of ones that makes the bias gradient: row KH·KW·C of the result.
 fn bias_row(q: u32) -> vec4<f32> {
     return select(vec4<f32>(0.0), vec4<f32>(1.0), vec4<u32>(q * 4u) + vec4<u32>(0u, 1u, 2u, 3u) == vec4<u32>(M - 1u));
@@ -195,9 +203,9 @@ fn load_b_terms(q: u32, column: u32) -> vec4<f32> {
 }
 
   {% else %}
-// Four columns of one term: zeros past the last, where the row of the bias lies.
+// Four columns of one term: zeros past the last{{ ", where the row of the bias lies" if bias }}.
 fn load_b_term(k: u32, column4: u32) -> vec4<f32> {
-    return {% if tail %}select(vec4<f32>(0.0), load_b(min(k, K), column4), k < K){% else %}load_b(k, column4){% endif %};
+    return {% if tail %}select(vec4<f32>(0.0), load_b(min(k, K{{ "" if bias else " - 1u" }}), column4), k < K){% else %}load_b(k, column4){% endif %};
 }
 
   {% endif -%}
@@ -221,7 +229,7 @@ fn load_b_block(q: u32, column4: u32) -> mat4x4<f32> {
 {% endif %}
 {% if pass == "conv2d_forward" %}
 fn finish(value: vec4<f32>, column4: u32) -> vec4<f32> {
-    let v = value + load_b(K, column4);  // the bias
+    let v = value{% if bias %} + load_b(K, column4);  // the bias{% else %};{% endif %}
   {%- if relu %}
     // Unlike max(), keeps NaN: the bits of the numbers below 0, from the first behind −0 to −∞.
     let below = (bitcast<vec4<u32>>(v) - vec4<u32>(0x80000001u)) < vec4<u32>(0x7f800000u);
@@ -290,7 +298,9 @@ fn store(m: u32, column4: u32, value: vec4<f32>{% if weight_pass %}, split: u32{
 // Four rows of the result, from 4·q on, at four columns.
 fn sums(q: u32, column4: u32, split: u32) -> mat4x4<f32> {
     let t = chunk(q);
+{%- if bias %}
     let ones = bias_row(q);
+{%- endif %}
     var c0 = vec4<f32>(0.0);
     var c1 = vec4<f32>(0.0);
     var c2 = vec4<f32>(0.0);
@@ -298,10 +308,10 @@ fn sums(q: u32, column4: u32, split: u32) -> mat4x4<f32> {
     for (var p = split * {{ split_length }}u; p < min((split + 1u) * {{ split_length }}u, K); p++) {
         let r = row(p);
         let i = inside(r, t);
-        let a = {% if a4 %}select(load_a(r, t, i), ones, q >= (M - 1u) / 4u){% else %}load_a(r, t, i) + ones{% endif %};
+        let a = {% if not bias %}load_a(r, t, i){% elif a4 %}select(load_a(r, t, i), ones, q >= (M - 1u) / 4u){% else %}load_a(r, t, i) + ones{% endif %};
         let b = load_b(p, column4);
     {%- if partial %}
-        let counts = {% if a4 %}vec4<bool>(i || q >= (M - 1u) / 4u){% else %}i | (ones > vec4<f32>(0.0)){% endif %};
+        let counts = {% if not bias %}vec4<bool>(i){% elif a4 %}vec4<bool>(i || q >= (M - 1u) / 4u){% else %}i | (ones > vec4<f32>(0.0)){% endif %};
       {%- for e in range(4) %}
         c{{ e }} += select(vec4<f32>(0.0), a[{{ e }}] * b, counts[{{ e }}]);
       {%- endfor %}

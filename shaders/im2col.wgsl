@@ -1,6 +1,6 @@
 // The explicit im2col matrix of a convolution and its transpose, col2im.
 //
-//   im2col:  columns[(n,oh,ow),(kh,kw,c)] = x[n, oh·SH + kh − PH, ow·SW + kw − PW, c]   (0 outside)
+//   im2col:  columns[(n,oh,ow),(kh,kw,c)] = x[n, oh·SH + kh·DH − PH, ow·SW + kw·DW − PW, c]   (0 outside)
 //   col2im:  dx[n,h,w,c] = Σ dcolumns[(n,oh,ow),(kh,kw,c)]  over the (kh,kw) whose window reaches it
 //
 // With them a convolution is `y[N·OH·OW, OC] = columns[N·OH·OW, KH·KW·C] · W`, and the gradient of
@@ -28,6 +28,8 @@ override SH: u32;
 override SW: u32;
 override PH: u32;
 override PW: u32;
+override DH: u32;
+override DW: u32;
 override MASK: bool = false;
 
 const WORKGROUP_SIZE = 64u;
@@ -59,8 +61,8 @@ fn im2col(
     let position = t / (C * KW * KH);
     let n = position / (OH * OW);
     // Unsigned arithmetic wraps: coordinates left of or above the image become huge.
-    let h = (position / OW) % OH * SH + kh - PH;
-    let w = position % OW * SW + kw - PW;
+    let h = (position / OW) % OH * SH + kh * DH - PH;
+    let w = position % OW * SW + kw * DW - PW;
     var value = 0.0;
     if h < H && w < W {
         value = x[((n * H + h) * W + w) * C + c];
@@ -84,12 +86,12 @@ fn col2im(
     let n = t / (C * W * H);
     var sum = 0.0;
     for (var kh = 0u; kh < KH; kh++) {
-        let down = h + PH - kh;
+        let down = h + PH - kh * DH;
         if down % SH != 0u || down / SH >= OH {
             continue;
         }
         for (var kw = 0u; kw < KW; kw++) {
-            let across = w + PW - kw;
+            let across = w + PW - kw * DW;
             if across % SW != 0u || across / SW >= OW {
                 continue;
             }

@@ -32,7 +32,9 @@ fn {{ pass }}(
   {%- for g in range(rows // 4) %}
     let q{{ g }} = first_m / 4u + {{ g }}u;
     let t{{ g }} = chunk(q{{ g }});
+    {%- if bias %}
     let ones{{ g }} = bias_row(q{{ g }});
+    {%- endif %}
   {%- endfor %}
     let split = tile / (TILES_M * TILES_N);
     let end = min((split + 1u) * {{ split_length }}u, K);
@@ -47,7 +49,7 @@ fn {{ pass }}(
   {%- for g in range(rows // 4) %}
         let x{{ g }} = transpose(mat4x4<f32>(
     {%- for u in range(4) %}
-            {{ "select(vec4<f32>(0.0), " if k % 4 != 0 }}{% if a4 %}select(load_a(r{{ u }}, t{{ g }}, inside(r{{ u }}, t{{ g }})), ones{{ g }}, q{{ g }} >= (M - 1u) / 4u){% else %}load_a(r{{ u }}, t{{ g }}, inside(r{{ u }}, t{{ g }})) + ones{{ g }}{% endif %}{% if k % 4 != 0 %}, p + {{ u }}u < end){% endif %}{{ "," if not loop.last }}
+            {{ "select(vec4<f32>(0.0), " if k % 4 != 0 }}{% if not bias %}load_a(r{{ u }}, t{{ g }}, inside(r{{ u }}, t{{ g }})){% elif a4 %}select(load_a(r{{ u }}, t{{ g }}, inside(r{{ u }}, t{{ g }})), ones{{ g }}, q{{ g }} >= (M - 1u) / 4u){% else %}load_a(r{{ u }}, t{{ g }}, inside(r{{ u }}, t{{ g }})) + ones{{ g }}{% endif %}{% if k % 4 != 0 %}, p + {{ u }}u < end){% endif %}{{ "," if not loop.last }}
     {%- endfor %}
         ));
     {%- for e in range(4) %}

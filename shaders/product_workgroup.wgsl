@@ -49,7 +49,7 @@ fn {{ pass }}(
         for (var i = local; i < BLOCK_M4 * BLOCK_K; i += THREADS) {
             let q = first_m4 + i % BLOCK_M4;
             let p = k0 + i / BLOCK_M4;
-            let v = {% if a4 %}select(load_tap(p, q), bias_row(q), q >= (M - 1u) / 4u){% else %}load_tap(p, q) + bias_row(q){% endif %};
+            let v = {% if not bias %}load_tap(p, q){% elif a4 %}select(load_tap(p, q), bias_row(q), q >= (M - 1u) / 4u){% else %}load_tap(p, q) + bias_row(q){% endif %};
             tile_a[i] = select(vec4<f32>(0.0), v, p < end);
         }
         for (var i = local; i < BLOCK_N4 * BLOCK_K; i += THREADS) {

@@ -10,10 +10,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use wgrad::gpu::{Choice, Gpu, NO_ADAPTER_HINT, Step};
+use wgrad::engine::{Engine, Split};
+use wgrad::gpu::{Choice, Gpu, NO_ADAPTER_HINT};
 use wgrad::kernels::peak::peak_copy;
+use wgrad::kernels::{Dtype, Step, View};
 use wgrad::model::{Definition, initial_parameters};
-use wgrad::network::{Network, Options, Split};
+use wgrad::plan::Options;
 use wgrad::report::bench::measure_peak;
 use wgrad::report::profile::Profile;
 
@@ -181,15 +183,15 @@ fn a_profile_names_every_dispatch_and_its_trace_is_in_order() {
         .unwrap();
     let optimizer = &definition.recipe.optimizer;
     let batch = 6;
-    let mut network =
-        Network::new(gpu.clone(), &model, batch, optimizer, &Options::default()).unwrap();
+    let options = Options::default();
+    let mut network = Engine::new(Some(gpu.clone()), &model, batch, optimizer, &options).unwrap();
     network
         .set_parameters(&initial_parameters(&model, 1))
         .unwrap();
     let images: Vec<u8> = (0..batch * 48).map(|i| (i * 37 % 251) as u8).collect();
     let labels = [0, 1, 2, 3, 0, 1];
     network
-        .upload_dataset(Split::Train, &images, &labels, &[0.01, -1.0])
+        .upload_dataset(Split::Train, images, &labels, &[0.01, -1.0])
         .unwrap();
     let step = Step {
         first: 0,
@@ -197,14 +199,16 @@ fn a_profile_names_every_dispatch_and_its_trace_is_in_order() {
         lr: 1e-3,
         bias_correction1: 0.5,
         bias_correction2: 0.5,
-        padding: [0; 3],
+        seed: 0,
+        epoch: 0,
+        padding: 0,
     };
     network
         .train_epoch(&[0, 1, 2, 3, 4, 5], &[step], &mut |_| {
             Ok(ControlFlow::Continue(()))
         })
         .unwrap();
-    let profile = Profile::of(&mut network);
+    let profile = Profile::of(network.on_gpu().unwrap());
     if !gpu.report().timestamp_query {
         let refusal = profile.unwrap_err();
         assert!(refusal.to_string().contains("timestamp queries"));
@@ -262,7 +266,9 @@ fn a_host_that_keeps_the_gpu_waiting_shows_in_the_busy_share() {
     }
     let src = gpu.upload("source", &vec![1.0f32; 1 << 16]).unwrap();
     let dst = gpu.buffer("destination", 1 << 16).unwrap();
-    let copy = peak_copy(&gpu, &src, &dst).unwrap();
+    let view = |tensor| View::whole(tensor, Dtype::F32, 1 << 16);
+    let copy = peak_copy(view(0), view(1));
+    let copy = gpu.dispatch_on(&copy, &[&src, &dst]).unwrap();
     let share = |pause: Duration| {
         gpu.start_clock().unwrap();
         for _ in 0..4 {

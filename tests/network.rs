@@ -3,10 +3,12 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use wgrad::gpu::{AdapterReport, Choice, Gpu, NO_ADAPTER_HINT, Step};
-use wgrad::kernels::conv2d::Tile;
-use wgrad::model;
-use wgrad::network::{Family, Network, Options, Split, memory, products};
+use wgrad::engine::{Engine, Split, memory};
+use wgrad::gpu::{AdapterReport, Choice, Gpu, NO_ADAPTER_HINT};
+use wgrad::kernels::Step;
+use wgrad::kernels::conv2d::{Family, Product, Tile};
+use wgrad::model::{self, Model};
+use wgrad::plan::{Mode, Options, Plan, Target};
 
 fn gpu() -> Arc<Gpu> {
     let gpu = Gpu::open(&Choice::Best);
@@ -36,8 +38,14 @@ fn a_network_takes_the_memory_that_was_predicted() {
                 .map(|(_, bytes)| bytes)
                 .sum();
             let before = gpu.allocated_bytes();
-            let network =
-                Network::new(gpu.clone(), &model, batch, &recipe.optimizer, &options).unwrap();
+            let network = Engine::new(
+                Some(gpu.clone()),
+                &model,
+                batch,
+                &recipe.optimizer,
+                &options,
+            )
+            .unwrap();
             let taken = gpu.allocated_bytes() - before;
             let error = taken as f64 / predicted as f64 - 1.0;
             assert!(
@@ -69,10 +77,11 @@ fn a_larger_evaluation_batch_changes_nothing_but_the_order_of_a_sum() {
                 ..Options::default()
             };
             let optimizer = &definition.recipe.optimizer;
-            let mut network = Network::new(gpu.clone(), &model, 8, optimizer, &options).unwrap();
+            let mut network =
+                Engine::new(Some(gpu.clone()), &model, 8, optimizer, &options).unwrap();
             for split in [Split::Train, Split::Test] {
                 network
-                    .upload_dataset(split, &images, &labels, &normalization)
+                    .upload_dataset(split, images.clone(), &labels, &normalization)
                     .unwrap();
             }
             network
@@ -89,7 +98,9 @@ fn a_larger_evaluation_batch_changes_nothing_but_the_order_of_a_sum() {
                 lr: 1e-3,
                 bias_correction1: 0.3,
                 bias_correction2: 0.1,
-                padding: [0; 3],
+                seed: 0,
+                epoch: 0,
+                padding: 0,
             };
             network
                 .train_epoch(&order, &[step], &mut |_| Ok(ControlFlow::Continue(())))
@@ -118,6 +129,17 @@ fn a_larger_evaluation_batch_changes_nothing_but_the_order_of_a_sum() {
     }
 }
 
+fn products(
+    model: &Model,
+    batch: usize,
+    options: &Options,
+    adapter: &AdapterReport,
+) -> Vec<Product> {
+    let mode = Mode::Train(model::load("default").unwrap().recipe.optimizer);
+    let plan = Plan::new(model, batch, mode, options, Target::Gpu(adapter)).unwrap();
+    plan.products().into_iter().map(|(_, p)| p).collect()
+}
+
 /// A sum costs compile time, so the more products a model has, the smaller are their tiles.
 #[test]
 fn the_products_of_a_model_share_its_sums() {
@@ -127,8 +149,8 @@ fn the_products_of_a_model_share_its_sums() {
             .resolve(definition.input, definition.classes)
             .unwrap();
         let adapter = AdapterReport::imagined(true);
-        let products = products(&model, 64, &Options::default(), &adapter).unwrap();
-        let sums = products.iter().map(|(_, product)| match product.tile {
+        let products = products(&model, 64, &Options::default(), &adapter);
+        let sums = products.iter().map(|product| match product.tile {
             Tile::Subgroup { rows, cols, .. } => rows * cols,
             tile => panic!("{name}: {tile}"),
         });
@@ -153,8 +175,8 @@ fn the_parts_of_a_sum_follow_from_the_shape() {
             };
             let adapter = AdapterReport::imagined(software);
             let batch = definition.recipe.batch_size;
-            let products = products(&model, batch, &options, &adapter).unwrap();
-            products.iter().map(|(_, p)| p.splits()).collect()
+            let products = products(&model, batch, &options, &adapter);
+            products.iter().map(Product::splits).collect()
         };
         let expected = splits(Family::Plain, true);
         for family in Family::ALL {

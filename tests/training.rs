@@ -8,13 +8,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use wgrad::data::{self, Normalization};
+use wgrad::engine::{Engine, Split};
 use wgrad::gpu::{Choice, Gpu};
 use wgrad::model::Definition;
 use wgrad::model::recipe::Schedule;
-use wgrad::network::{Network, Options, Split};
+use wgrad::plan::Options;
 use wgrad::train::{
-    CheckpointEvery, Config, Control, CpuEngine, DataRecord, DeviceRecord, Engine, EpochRecord,
-    FORMAT, ModelRecord, Observer, Outcome, Run, train,
+    CheckpointEvery, Config, Control, DataRecord, DeviceRecord, EpochRecord, FORMAT, ModelRecord,
+    Observer, Outcome, Run, train,
 };
 use wgrad::{Error, Result};
 
@@ -38,15 +39,14 @@ impl Device {
         ))
     }
 
-    fn engine(&self, run: &Run) -> Box<dyn Engine> {
+    fn engine(&self, run: &Run) -> Engine {
         let (model, recipe) = (run.model(), &run.config().recipe);
         let (batch, optimizer) = (recipe.batch_size, &recipe.optimizer);
-        match self {
-            Device::Cpu => Box::new(CpuEngine::new(model, batch, optimizer)),
-            Device::Gpu(gpu) => Box::new(
-                Network::new(gpu.clone(), model, batch, optimizer, &Options::default()).unwrap(),
-            ),
-        }
+        let gpu = match self {
+            Device::Cpu => None,
+            Device::Gpu(gpu) => Some(gpu.clone()),
+        };
+        Engine::new(gpu, model, batch, optimizer, &Options::default()).unwrap()
     }
 }
 
@@ -73,7 +73,7 @@ impl StopAfter<'_> {
 }
 
 impl Observer for StopAfter<'_> {
-    fn epoch_started(&mut self, _epoch: usize, _engine: &dyn Engine) -> Result<()> {
+    fn epoch_started(&mut self, _epoch: usize, _engine: &Engine) -> Result<()> {
         Ok(())
     }
 
@@ -95,7 +95,7 @@ impl Observer for StopAfter<'_> {
         }
     }
 
-    fn epoch_finished(&mut self, record: &EpochRecord, _engine: &dyn Engine) -> Result<()> {
+    fn epoch_finished(&mut self, record: &EpochRecord, _engine: &Engine) -> Result<()> {
         self.epochs.push(record.clone());
         if record.epoch == self.stop {
             return Err(Error::Usage("stopped".into()));
@@ -176,7 +176,7 @@ impl Bench {
         observer: &mut StopAfter,
     ) -> Result<Outcome> {
         let mut engine = self.device.engine(run);
-        train(run, self.data.clone(), engine.as_mut(), control, observer)
+        train(run, self.data.clone(), &mut engine, control, observer)
     }
 
     /// A whole training; the trained run.
@@ -622,13 +622,15 @@ fn a_break_ends_an_epoch_between_two_steps() {
                 .unwrap();
         }
         let order: Vec<u32> = (0..TRAIN_IMAGES as u32).collect();
-        let step = wgrad::gpu::Step {
+        let step = wgrad::kernels::Step {
             first: 0,
             count: 20,
             lr: 0.01,
             bias_correction1: 1.0,
             bias_correction2: 1.0,
-            padding: [0; 3],
+            seed: 0,
+            epoch: 0,
+            padding: 0,
         };
         let mut seen = Vec::new();
         let metrics = engine
@@ -733,7 +735,9 @@ fn runs_of_older_versions_open_evaluate_and_go_on() {
         // Read only, nothing is changed.
         assert!(contents(&folder) == contents(&runs.join(name)));
         let mut engine = bench.device.engine(&run);
-        engine.set_parameters(&run.weights().unwrap()).unwrap();
+        let [parameters, running] = run.weights().unwrap();
+        engine.set_parameters(&parameters).unwrap();
+        engine.set_running(&running).unwrap();
         let test = &bench.data.test;
         engine
             .upload_dataset(

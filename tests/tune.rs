@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 use std::time::Duration;
-use wgrad::gpu::{Choice, Gpu, NO_ADAPTER_HINT, Step};
+use wgrad::engine::{Engine, Split};
+use wgrad::gpu::{Choice, Gpu, NO_ADAPTER_HINT};
+use wgrad::kernels::Step;
 use wgrad::kernels::conv2d::{Family, Pass, Product, Tile};
 use wgrad::model::Model;
-use wgrad::network::{self, Network, Options, Split};
+use wgrad::plan::{Mode, Options, Plan, Target};
 use wgrad::{model, tune};
 
 fn gpu() -> Gpu {
@@ -31,9 +33,17 @@ fn options(family: Family, choices: &[Product]) -> Options {
 }
 
 fn products_of(gpu: &Gpu, family: Family) -> Vec<Product> {
-    let options = options(family, &[]);
-    let products = network::products(&lenet5(), BATCH, &options, gpu.report()).unwrap();
-    products.into_iter().map(|(_, product)| product).collect()
+    planned(gpu, &options(family, &[]))
+}
+
+/// The products of a step of `lenet5`.
+fn planned(gpu: &Gpu, options: &Options) -> Vec<Product> {
+    let mode = Mode::Train(model::load("lenet5").unwrap().recipe.optimizer);
+    let plan = Plan::new(&lenet5(), BATCH, mode, options, Target::Gpu(gpu.report())).unwrap();
+    plan.products()
+        .into_iter()
+        .map(|(_, product)| product)
+        .collect()
 }
 
 fn products(gpu: &Gpu) -> Vec<Product> {
@@ -126,7 +136,7 @@ fn trained(gpu: &Arc<Gpu>, family: Family, choices: &[Product]) -> Vec<u32> {
     let model = lenet5();
     let optimizer = model::load("lenet5").unwrap().recipe.optimizer;
     let options = options(family, choices);
-    let mut network = Network::new(gpu.clone(), &model, BATCH, &optimizer, &options).unwrap();
+    let mut network = Engine::new(Some(gpu.clone()), &model, BATCH, &optimizer, &options).unwrap();
     for (choice, (_, product)) in choices.iter().zip(network.products()) {
         assert_eq!(choice.tile, product.tile, "the choice is not used");
     }
@@ -143,12 +153,14 @@ fn trained(gpu: &Arc<Gpu>, family: Family, choices: &[Product]) -> Vec<u32> {
             lr: 1e-2,
             bias_correction1: 0.5,
             bias_correction2: 0.5,
-            padding: [0; 3],
+            seed: 0,
+            epoch: 0,
+            padding: 0,
         })
         .collect();
     let normalization = [1.0 / 128.0, -1.0];
     network
-        .upload_dataset(Split::Train, &images, &labels, &normalization)
+        .upload_dataset(Split::Train, images, &labels, &normalization)
         .unwrap();
     let before = model::initial_parameters(&model, 5);
     network.set_parameters(&before).unwrap();
@@ -189,13 +201,7 @@ fn a_stored_choice_decides_the_tile_and_nothing_else() {
             .unwrap();
     stored["splits"] = (weight.splits() + 3).into();
     let stored: Product = serde_json::from_value(stored).unwrap();
-    let planned = network::products(
-        &lenet5(),
-        BATCH,
-        &options(Family::Workgroup, &[stored]),
-        gpu.report(),
-    );
-    let planned: Vec<Product> = planned.unwrap().into_iter().map(|(_, p)| p).collect();
+    let planned = planned(&gpu, &options(Family::Workgroup, &[stored]));
     for (planned, built_in) in planned.iter().zip(&products) {
         let tile = if built_in == weight {
             stored.tile

@@ -7,6 +7,8 @@
 
 use super::*;
 use crate::error::Result;
+use crate::kernels::batch_norm::BatchNorm;
+use crate::kernels::group_norm::GroupNorm;
 use crate::kernels::{AdapterReport, Step};
 use crate::model::recipe::Optimizer;
 use crate::model::{Activation, Conv2d, Loss, Model, Op, Pool2d};
@@ -146,14 +148,16 @@ pub fn finite_difference_checks() -> Vec<FiniteDifference> {
         }),
     );
 
+    normalisation_checks(&mut check);
+
     let (output, labels) = (noise(14, 4 * 5), [4, 0, 2, 2]);
     let mean = |loss: LossOutput<f64>| loss.loss.iter().sum::<f64>() / 4.0;
     check(
         "softmax_cross_entropy",
         worst_error(
             &output,
-            &softmax_cross_entropy(&output, &labels, 5).gradient,
-            |output| mean(softmax_cross_entropy(output, &labels, 5)),
+            &softmax_cross_entropy(&output, &labels, 5, 0.0).gradient,
+            |output| mean(softmax_cross_entropy(output, &labels, 5, 0.0)),
         ),
     );
     check(
@@ -165,6 +169,8 @@ pub fn finite_difference_checks() -> Vec<FiniteDifference> {
         ),
     );
 
+    elementwise_checks(&mut check);
+
     check(
         "network, softmax_cross_entropy",
         network_error(&small_network(Loss::SoftmaxCrossEntropy, true)),
@@ -174,6 +180,178 @@ pub fn finite_difference_checks() -> Vec<FiniteDifference> {
         network_error(&small_network(Loss::SquaredError, false)),
     );
     checks
+}
+
+/// Batch- and group-norm, through their mean and variance, over more rows and positions than a chunk
+/// has. Of the batch's samples the last does not count.
+fn normalisation_checks(check: &mut impl FnMut(&'static str, f64)) {
+    let epsilon = 1e-3;
+    let (batch, positions, channels) = (4, 15, 3);
+    let g = BatchNorm {
+        batch,
+        positions,
+        channels,
+    };
+    let count = batch - 1;
+    let x = noise(20, g.rows() * channels);
+    let mut r = noise(21, x.len());
+    r[count * positions * channels..].fill(0.0);
+    let affine = noise(22, 2 * channels);
+    let statistics = |x: &[f64]| {
+        let partials = batch_norm_moments(&g, x, count);
+        let mut running = vec![0.0; 2 * channels];
+        batch_norm_statistics(&g, [0.1, epsilon], x, &partials, count, &mut running)
+    };
+    let forward = |x: &[f64], affine: &[f64]| batch_norm_forward(x, &statistics(x), affine);
+    let of = statistics(&x);
+    let partials = batch_norm_backward_sums(&g, &x, &r, &of, count);
+    let gradient = reduce_chunks(&partials, g.chunks().count());
+    check(
+        "batch_norm_backward_sums",
+        worst_error(&affine, &gradient, |affine| dot(&r, &forward(&x, affine))),
+    );
+    let dx = batch_norm_backward_input(&g, &x, &r, &of, &affine, &gradient, count);
+    check(
+        "batch_norm_backward_input",
+        worst_error(&x, &dx, |x| dot(&r, &forward(x, &affine))),
+    );
+
+    let g = GroupNorm {
+        batch: 2,
+        positions: 130,
+        channels: 6,
+        groups: 3,
+    };
+    let x = noise(23, g.rows() * g.channels);
+    let (r, affine) = (noise(24, x.len()), noise(25, 2 * g.channels));
+    let statistics = |x: &[f64]| group_norm_statistics(&g, epsilon, x, &group_norm_moments(&g, x));
+    let forward = |x: &[f64], affine: &[f64]| group_norm_forward(&g, x, &statistics(x), affine);
+    let of = statistics(&x);
+    let partials = group_norm_backward_affine(&g, &x, &r, &of);
+    let gradient = reduce_chunks(&partials, g.row_chunks().count());
+    check(
+        "group_norm_backward_affine",
+        worst_error(&affine, &gradient, |affine| dot(&r, &forward(&x, affine))),
+    );
+    let partials = group_norm_backward_sums(&g, &x, &r, &of, &affine);
+    let sums = reduce_splits(&partials, g.chunks().count());
+    let dx = group_norm_backward_input(&g, &x, &r, &of, &affine, &sums);
+    check(
+        "group_norm_backward_input",
+        worst_error(&x, &dx, |x| dot(&r, &forward(x, &affine))),
+    );
+}
+
+/// The activations, what joins two values, pooling beyond the image, and the loss with smoothing and
+/// weights.
+fn elementwise_checks(check: &mut impl FnMut(&'static str, f64)) {
+    type Function = fn(&[f64]) -> Vec<f64>;
+    type Gradient = fn(&[f64], &[f64]) -> Vec<f64>;
+    let from_input: [(&str, Function, Gradient); 4] = [
+        ("gelu_backward", gelu_forward, gelu_backward),
+        ("gelu_tanh_backward", gelu_tanh_forward, gelu_tanh_backward),
+        ("silu_backward", silu_forward, silu_backward),
+        (
+            "hard_swish_backward",
+            hard_swish_forward,
+            hard_swish_backward,
+        ),
+    ];
+    let from_output: [(&str, Function, Gradient); 2] = [
+        ("tanh_backward", tanh_forward, tanh_backward),
+        (
+            "leaky_relu_backward",
+            |x| leaky_relu_forward(0.125, x),
+            |y, dy| leaky_relu_backward(0.125, y, dy),
+        ),
+    ];
+    let r = noise(21, 60);
+    // Up to ±6, beyond the kinks of hard_swish and close to none.
+    let x: Vec<f64> = apart(20, 60).iter().map(|x| 10.0 * x).collect();
+    for (name, forward, backward) in from_input {
+        check(
+            name,
+            worst_error(&x, &backward(&x, &r), |x| dot(&r, &forward(x))),
+        );
+    }
+    for (name, forward, backward) in from_output {
+        let y = forward(&x);
+        check(
+            name,
+            worst_error(&x, &backward(&y, &r), |x| dot(&r, &forward(x))),
+        );
+    }
+
+    // Three samples of five positions and four channels.
+    let (map, factors) = (noise(22, 60), noise(23, 12));
+    let by_map = join::scale_forward(4, &r, &factors);
+    check(
+        "scale_forward",
+        worst_error(&map, &by_map, |map| {
+            dot(&r, &join::scale_forward(4, map, &factors))
+        }),
+    );
+    let by_factors = join::scale_backward_factors(5, 4, &map, &r);
+    check(
+        "scale_backward_factors",
+        worst_error(&factors, &by_factors, |factors| {
+            dot(&r, &join::scale_forward(4, &map, factors))
+        }),
+    );
+    let (a, b) = (noise(24, 24), noise(25, 36));
+    let by_b = join::slice_channels(12, 2, 3, &r);
+    check(
+        "slice_channels",
+        worst_error(&b, &by_b, |b| dot(&r, &join::concat(12, &a, b))),
+    );
+    let draw = |x: &[f64]| dropout::dropout(0.3, 7, [1, 2], &[4, 0, 9], x);
+    check("dropout", worst_error(&x, &draw(&r), |x| dot(&r, &draw(x))));
+
+    // Padding all around, more of it behind, a last window beyond that, and divisors that differ.
+    let image = Shape::new(6, 5, 3);
+    for (padding, counted) in [([[1, 1], [1, 1]], true), ([[0, 2], [1, 0]], false)] {
+        let pool = |stride| Pool2d::padded(image, [3, 3], stride, padding, true, counted);
+        let (apart_from, side_by_side) = (pool([2, 2]).expect(VALID), pool([4, 3]).expect(VALID));
+        let x = apart(26, 2 * image.elements());
+        for pool in [apart_from, side_by_side] {
+            let r = noise(27, 2 * pool.output.elements());
+            let (_, index) = maxpool2d_forward(&pool, &x);
+            let dx = if pool.overlapping() {
+                maxpool2d_backward_overlapping(&pool, &r, &index)
+            } else {
+                maxpool2d_backward(&pool, &r, &index)
+            };
+            check(
+                "maxpool2d_backward, padded",
+                worst_error(&x, &dx, |x| dot(&r, &maxpool2d_forward(&pool, x).0)),
+            );
+            check(
+                "meanpool2d_backward, padded",
+                worst_error(&x, &meanpool2d_backward(&pool, &r), |x| {
+                    dot(&r, &meanpool2d_forward(&pool, x))
+                }),
+            );
+        }
+    }
+
+    let (logits, labels, weights) = (noise(28, 4 * 5), [4, 0, 2, 2], [0.5, 3.0, 1.0, 2.0, 0.25]);
+    let smoothed = |z: &[f64]| softmax_cross_entropy(z, &labels, 5, 0.1);
+    check(
+        "softmax_cross_entropy, smoothed",
+        worst_error(&logits, &smoothed(&logits).gradient, |z| {
+            smoothed(z).loss.iter().sum::<f64>() / 4.0
+        }),
+    );
+    for smoothing in [0.0, 0.1] {
+        let weighted = |z: &[f64]| weighted_softmax_cross_entropy(z, &labels, &weights, smoothing);
+        check(
+            "weighted_softmax_cross_entropy",
+            worst_error(&logits, &weighted(&logits).gradient, |z| {
+                // The weights of the labels.
+                weighted(z).loss.iter().sum::<f64>() / (0.25 + 0.5 + 1.0 + 1.0)
+            }),
+        );
+    }
 }
 
 /// Two convolutions, a pool and two dense layers over images of 9×7×2, in two ways: fused ReLU,
@@ -301,7 +479,7 @@ mod tests {
     #[test]
     fn every_gradient_agrees_with_finite_differences() {
         let checks = finite_difference_checks();
-        assert_eq!(checks.len(), 15);
+        assert_eq!(checks.len(), 36);
         for check in checks {
             println!("{check:?}");
             assert!(check.passes(), "{check:?}");

@@ -16,10 +16,11 @@ use rayon::prelude::*;
 /// while the reduction runs over them.
 const ROWS_PER_TASK: usize = 32;
 
-/// `y[n,oh,ow,oc] = b[oc] + Σ_(kh,kw,c) x[n, oh·SH + kh − PH, ow·SW + kw − PW, c] · W[kh,kw,c,oc]`,
+/// `y[n,oh,ow,oc] = b[oc] + Σ_(kh,kw,c) x[n, oh·SH + kh·DH − PH, ow·SW + kw·DW − PW, c] · W[kh,kw,c,oc]`,
 /// and with `relu` the larger of that and 0.
 ///
-/// x `[N,H,W,C]`, parameters `[KH·KW·C + 1, OC]`, returns `[N,OH,OW,OC]`.
+/// x `[N,H,W,C]`, parameters `[KH·KW·C + 1, OC]` (without the last row where there is no bias),
+/// returns `[N,OH,OW,OC]`.
 pub fn conv2d_forward<T: Float>(g: &Conv2d, relu: bool, x: &[T], parameters: &[T]) -> Vec<T> {
     let (c, oc) = (g.input.channels, g.output.channels);
     let (weight, bias) = split(g, parameters);
@@ -36,12 +37,12 @@ pub fn conv2d_forward<T: Float>(g: &Conv2d, relu: bool, x: &[T], parameters: &[T
                 });
             }
         });
-    let y = bias_forward(&y, bias);
+    let y = if g.bias { bias_forward(&y, bias) } else { y };
     if relu { relu_forward(&y) } else { y }
 }
 
-/// `dW[kh,kw,c,oc] = Σ_(n,oh,ow) x[n, oh·SH + kh − PH, ow·SW + kw − PW, c] · dy[n,oh,ow,oc]`, and
-/// as the last row `db[oc] = Σ_(n,oh,ow) dy[n,oh,ow,oc]`: a weight used at many positions collects
+/// `dW[kh,kw,c,oc] = Σ_(n,oh,ow) x[n, oh·SH + kh·DH − PH, ow·SW + kw·DW − PW, c] · dy[n,oh,ow,oc]`, and
+/// as the last row, where there is a bias, `db[oc] = Σ_(n,oh,ow) dy[n,oh,ow,oc]`: a weight used at many positions collects
 /// the gradient of them all.
 ///
 /// x `[N,H,W,C]`, dy `[N,OH,OW,OC]` (of the values before a fused ReLU), returns
@@ -75,12 +76,14 @@ pub fn conv2d_backward_weight<T: Float>(g: &Conv2d, x: &[T], dy: &[T]) -> Vec<T>
                     }
                 });
         });
-    gradient.extend(bias_backward(oc, dy));
+    if g.bias {
+        gradient.extend(bias_backward(oc, dy));
+    }
     gradient
 }
 
 /// `dx[n,h,w,c] = Σ dy[n,oh,ow,oc] · W[kh,kw,c,oc]` over all (oh,ow), (kh,kw), oc with
-/// `h = oh·SH + kh − PH` and `w = ow·SW + kw − PW`: the transposed convolution of dy.
+/// `h = oh·SH + kh·DH − PH` and `w = ow·SW + kw·DW − PW`: the transposed convolution of dy.
 ///
 /// dy `[N,OH,OW,OC]` (of the values before a fused ReLU), parameters `[KH·KW·C + 1, OC]` (the bias
 /// plays no part), returns `[N,H,W,C]`.
@@ -150,11 +153,11 @@ pub fn matmul_nt<T: Float>(m: usize, n: usize, k: usize, a: &[T], b: &[T]) -> Ve
     matmul_nn(m, n, k, a, &transpose(n, k, b))
 }
 
-/// Weight `[KH·KW·C, OC]` and bias `[OC]` of a layer's parameters.
-fn split<'a, T>(g: &Conv2d, parameters: &'a [T]) -> (&'a [T], &'a [T]) {
+/// Weight `[KH·KW·C/groups, OC]` and bias `[OC]` of a layer's parameters; empty where it has no bias.
+pub(super) fn split<'a, T>(g: &Conv2d, parameters: &'a [T]) -> (&'a [T], &'a [T]) {
     assert_eq!(
         parameters.len(),
-        g.weight_elements() + g.output.channels,
+        g.parameter_elements(),
         "expected weight and bias of {g:?}"
     );
     parameters.split_at(g.weight_elements())
@@ -177,22 +180,26 @@ mod tests {
     /// Geometry, x, parameters and dy.
     type Case = (Conv2d, Vec<f64>, Vec<f64>, Vec<f64>);
 
-    /// Three samples each: uneven stride and padding, many channels (several tasks per tap), and a
-    /// dense layer.
+    /// Three samples each: uneven stride and padding, many channels (several tasks per tap), taps apart
+    /// with padding on some sides and no bias, and a dense layer.
     fn cases() -> Vec<Case> {
         let wide = Shape::new(4, 6, 70);
+        let apart = |kernel, stride, padding, dilation| {
+            Conv2d::dilated(Shape::new(6, 8, 3), 4, kernel, stride, padding, dilation).unwrap()
+        };
         [
             Conv2d::new(Shape::new(7, 5, 3), 4, [3, 2], [2, 1], [1, 0]).unwrap(),
             Conv2d::new(Shape::new(5, 9, 1), 6, [5, 4], [1, 3], [3, 3]).unwrap(),
             Conv2d::new(wide, 5, [3, 3], [1, 1], [1, 1]).unwrap(),
+            apart([3, 2], [1, 2], [[0, 3], [2, 0]], [2, 3]).without_bias(),
+            apart([3, 3], [2, 2], [[0, 1], [0, 1]], [1, 1]),
             Conv2d::dense(80, 11),
         ]
         .map(|g| {
-            let parameters = g.weight_elements() + g.output.channels;
             (
                 g,
                 noise(1, 3 * g.input.elements()),
-                noise(2, parameters),
+                noise(2, g.parameter_elements()),
                 noise(3, 3 * g.output.elements()),
             )
         })
@@ -214,7 +221,9 @@ mod tests {
             let (weight, bias) = split(&g, &parameters);
             let (m, n, k) = (3 * g.positions(), g.output.channels, g.patch());
             let mut y = matmul_nn(m, n, k, &im2col(&g, &x), weight);
-            y.chunks_exact_mut(n).for_each(|row| add(row, bias));
+            if g.bias {
+                y.chunks_exact_mut(n).for_each(|row| add(row, bias));
+            }
             assert_close(&conv2d_forward(&g, false, &x, &parameters), &y);
         }
     }
@@ -222,10 +231,10 @@ mod tests {
     #[test]
     fn weight_gradient_is_im2col_with_a_column_of_ones_transposed_times_dy() {
         for (g, x, _, dy) in cases() {
-            let (m, n, k) = (g.patch() + 1, g.output.channels, 3 * g.positions());
+            let (m, n, k) = (g.parameter_rows(), g.output.channels, 3 * g.positions());
             let columns: Vec<f64> = im2col(&g, &x)
                 .chunks_exact(g.patch())
-                .flat_map(|row| row.iter().copied().chain([1.0]))
+                .flat_map(|row| row.iter().copied().chain(g.bias.then_some(1.0)))
                 .collect();
             let expected = matmul_tn(m, n, k, &columns, &dy);
             assert_close(&conv2d_backward_weight(&g, &x, &dy), &expected);

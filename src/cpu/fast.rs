@@ -2,13 +2,15 @@
 //! carried out by their twins, and these are held against theirs.
 //!
 //! A layer with weights is im2col and a product of the `matrixmultiply` crate: with a column of ones
-//! behind it, `columns` times the parameters `[KH·KW·C + 1, OC]` has the bias in it, and `columnsᵀ·dy`
-//! is the gradient of weight and bias at once. The zeros of the padding make a NaN of an infinite or
+//! behind it (where the layer has a bias), `columns` times the parameters `[KH·KW·C + 1, OC]` has the
+//! bias in it, and `columnsᵀ·dy` is the gradient of weight and bias at once. The zeros of the padding make a NaN of an infinite or
 //! NaN factor that they meet, where a term should contribute nothing: what comes out NaN is redone
 //! term by term. Max-pooling without overlap is written for vector instructions.
 //!
 //! The batch is cut by its size and the layer's geometry alone, never by the number of threads, and
 //! partial sums are joined in order, so the bits do not depend on how many threads there are.
+
+mod grouped;
 
 use super::im2col::pixel;
 use super::{Memory, add, batch};
@@ -38,12 +40,34 @@ pub fn run(spec: &KernelSpec, memory: &mut Memory<f32>, scratch: &Scratch) {
     let view = |name| spec.view(name);
     match &spec.work {
         Work::Product(product) => run_product(spec, product, memory, scratch),
-        Work::MaxPoolForward(pool) => {
+        Work::GroupedForward { geometry, relu } => {
+            memory.change_floats(view("y"), |memory, y| {
+                let (x, parameters) = (memory.floats(view("x")), memory.floats(view("parameters")));
+                grouped::grouped_forward(geometry, *relu, x, parameters, y, scratch);
+            });
+        }
+        // All sums in one piece, as a plan for the CPU has them.
+        Work::GroupedBackwardWeight {
+            geometry,
+            chunks: 1,
+        } => memory.change_floats(view("partials"), |memory, gradient| {
+            let (x, dy) = (memory.floats(view("x")), memory.floats(view("dy")));
+            grouped::grouped_backward_weight(geometry, x, dy, gradient, scratch);
+        }),
+        Work::GroupedBackwardInput { geometry, masked } => {
+            memory.change_floats(view("dx"), |memory, dx| {
+                let (dy, parameters) =
+                    (memory.floats(view("dy")), memory.floats(view("parameters")));
+                let activation = masked.then(|| memory.floats(view("activation")));
+                grouped::grouped_backward_input(geometry, dy, parameters, activation, dx, scratch);
+            });
+        }
+        Work::MaxPoolForward(pool) if pool.inside() => {
             memory.change_both(view("y"), view("index"), |memory, y, index| {
                 maxpool2d_forward(pool, memory.floats(view("x")), y, index);
             });
         }
-        Work::MaxPoolBackward { pool, masked } if !pool.overlapping() => {
+        Work::MaxPoolBackward { pool, masked } if pool.inside() && !pool.overlapping() => {
             memory.change_floats(view("dx"), |memory, dx| {
                 let (dy, index) = (memory.floats(view("dy")), memory.bytes(view("index")));
                 let y = masked.then(|| memory.floats(view("activation")));
@@ -104,6 +128,16 @@ pub fn scratch_bytes(spec: &KernelSpec) -> u64 {
             let tasks = p.batch.div_ceil(Cut::new(&p.geometry, p.batch).task.max(1));
             4 * (tasks * p.result_elements()) as u64
         }
+        Work::GroupedForward { geometry, .. } => {
+            grouped::copied_bytes(geometry, spec.view("y").len)
+        }
+        Work::GroupedBackwardInput { geometry, .. } => {
+            grouped::copied_bytes(geometry, spec.view("dy").len)
+        }
+        Work::GroupedBackwardWeight {
+            geometry,
+            chunks: 1,
+        } => grouped::weight_bytes(geometry, spec.view("dy").len),
         _ => 0,
     }
 }
@@ -156,8 +190,8 @@ fn conv2d_forward(
                     .zip(x.chunks(cut.block * input))
                 {
                     im2col_with_ones(g, x, columns);
-                    product(Matrix::new(columns, g.patch() + 1), parameters, 0.0, y);
-                    if g.padding != [0, 0] {
+                    product(Matrix::new(columns, g.parameter_rows()), parameters, 0.0, y);
+                    if g.padded() {
                         redo_nan(y, 0, |i| forward_element(g, x, parameters.values, i));
                     }
                     if relu {
@@ -195,7 +229,7 @@ fn conv2d_backward_weight(
                         .zip(dy.chunks(cut.block * output));
                     for (block, (x, dy)) in blocks.enumerate() {
                         im2col_with_ones(g, x, columns);
-                        let columns = Matrix::new(columns, g.patch() + 1).transposed();
+                        let columns = Matrix::new(columns, g.parameter_rows()).transposed();
                         let keep = if block == 0 { 0.0 } else { 1.0 };
                         product(columns, Matrix::new(dy, g.output.channels), keep, partial);
                     }
@@ -209,7 +243,7 @@ fn conv2d_backward_weight(
                 for partial in partials.chunks_exact(elements) {
                     add(sum, &partial[chunk * ELEMENTS_PER_SUM..]);
                 }
-                if g.padding != [0, 0] {
+                if g.padded() {
                     redo_nan(sum, chunk * ELEMENTS_PER_SUM, |i| {
                         weight_element(g, x, dy, i)
                     });
@@ -241,7 +275,10 @@ fn forward_element(g: &Conv2d, x: &[f32], parameters: &[f32], i: usize) -> f32 {
     let (c, oc) = (g.input.channels, g.output.channels);
     let x = &x[i / g.output.elements() * g.input.elements()..];
     let position = i % g.output.elements() / oc;
-    let mut sum = parameters[g.weight_elements() + i % oc];
+    let mut sum = match g.bias {
+        true => parameters[g.weight_elements() + i % oc],
+        false => 0.0,
+    };
     for tap in 0..g.kernel[0] * g.kernel[1] {
         let Some(pixel) = pixel(g, position, tap) else {
             continue;
@@ -317,64 +354,74 @@ fn conv2d_backward_input(
         });
 }
 
-/// [`im2col`](super::im2col) with a column of ones behind it: x `[N,H,W,C]` to columns
-/// `[N·OH·OW, KH·KW·C + 1]`.
+/// [`im2col`](super::im2col) with a column of ones behind it where there is a bias: x `[N,H,W,C]` to
+/// columns `[N·OH·OW, KH·KW·C + 1]`.
 fn im2col_with_ones(g: &Conv2d, x: &[f32], columns: &mut Vec<f32>) {
-    let (patch, run) = (g.patch(), g.kernel[1] * g.input.channels);
-    let sample = g.positions() * (patch + 1);
+    let rows = g.parameter_rows();
+    let sample = g.positions() * rows;
     columns.resize(batch(x.len(), g.input) * sample, 0.0);
     for (columns, x) in columns
         .chunks_exact_mut(sample)
         .zip(x.chunks_exact(g.input.elements()))
     {
-        for_each_run(g, |position, kh, skipped, pixels| {
-            let columns = &mut columns[position * (patch + 1) + kh * run..][..run];
+        for_each_run(g, |position, run, skipped, pixels| {
+            let columns = &mut columns[position * rows..][run];
             let last = skipped + pixels.len();
             columns[..skipped].fill(0.0);
             columns[skipped..last].copy_from_slice(&x[pixels]);
             columns[last..].fill(0.0);
         });
-        for row in columns.chunks_exact_mut(patch + 1) {
-            row[patch] = 1.0;
+        if g.bias {
+            for row in columns.chunks_exact_mut(rows) {
+                row[rows - 1] = 1.0;
+            }
         }
     }
 }
 
 /// [`col2im`](super::col2im) into dx.
 fn col2im(g: &Conv2d, columns: &[f32], dx: &mut [f32]) {
-    let (patch, run) = (g.patch(), g.kernel[1] * g.input.channels);
+    let patch = g.patch();
     dx.fill(0.0);
     for (columns, dx) in columns
         .chunks_exact(g.positions() * patch)
         .zip(dx.chunks_exact_mut(g.input.elements()))
     {
-        for_each_run(g, |position, kh, skipped, pixels| {
-            let columns = &columns[position * patch + kh * run..][..run];
+        for_each_run(g, |position, run, skipped, pixels| {
+            let columns = &columns[position * patch..][run];
             add(&mut dx[pixels], &columns[skipped..]);
         });
     }
 }
 
-/// Calls `visit(position, kh, skipped, pixels)` for every row kh of every window: its KW·C elements
-/// lie side by side in the image, at `pixels`, but for the first `skipped` and those beyond, which
-/// are padding.
+/// Calls `visit(position, run, skipped, pixels)` for every run of a window: elements of its row of the
+/// im2col matrix that lie side by side in the image too, at `pixels`, but for the first `skipped` and
+/// those beyond, which are padding. A row kh of the window is one run, or KW where it is dilated.
 #[inline(always)]
-fn for_each_run(g: &Conv2d, mut visit: impl FnMut(usize, usize, usize, Range<usize>)) {
+fn for_each_run(g: &Conv2d, mut visit: impl FnMut(usize, Range<usize>, usize, Range<usize>)) {
     let c = g.input.channels;
+    let taps = if g.dilation[1] == 1 { g.kernel[1] } else { 1 };
     for oh in 0..g.output.height {
         for ow in 0..g.output.width {
-            let left = ow * g.stride[1];
-            let first = g.padding[1].saturating_sub(left);
-            let last = g.kernel[1].min(g.input.width + g.padding[1] - left);
-            for kh in 0..g.kernel[0] {
-                let h = (oh * g.stride[0] + kh).wrapping_sub(g.padding[0]);
-                let pixels = if h < g.input.height {
-                    let start = h * g.input.width + left + first - g.padding[1];
-                    start * c..(start + last - first) * c
-                } else {
-                    0..0
-                };
-                visit(oh * g.output.width + ow, kh, first * c, pixels);
+            for kw in (0..g.kernel[1]).step_by(taps) {
+                // Columns of the image with its padding, and those of the run's taps that lie in it.
+                let left = ow * g.stride[1] + kw * g.dilation[1];
+                let first = g.padding[1].saturating_sub(left).min(taps);
+                let last = (g.input.width + g.padding[1])
+                    .saturating_sub(left)
+                    .clamp(first, taps);
+                for kh in 0..g.kernel[0] {
+                    let h = (oh * g.stride[0] + kh * g.dilation[0]).wrapping_sub(g.padding[0]);
+                    let pixels = if h < g.input.height && first < last {
+                        let start = h * g.input.width + left + first - g.padding[1];
+                        start * c..(start + last - first) * c
+                    } else {
+                        0..0
+                    };
+                    let run = (kh * g.kernel[1] + kw) * c;
+                    let run = run..run + taps * c;
+                    visit(oh * g.output.width + ow, run, first * c, pixels);
+                }
             }
         }
     }
@@ -529,5 +576,274 @@ impl Buffers {
         let mut buffer = buffers().pop().unwrap_or_default();
         work(&mut buffer);
         buffers().push(buffer);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::check::{noise, small_network};
+    use crate::cpu::{self, Float, Twins, Values, relu_backward};
+    use crate::kernels::{Access, Dtype, Step};
+    use crate::model::recipe::Optimizer;
+    use crate::model::{Loss, Model, Shape};
+    use crate::plan::{Mode, Options, Plan, Target};
+
+    /// Largest error of f32 sums, relative to the largest value of the same kind.
+    const TOLERANCE: f64 = 3e-6;
+
+    /// Every kind of layer between them.
+    fn models() -> [Model; 2] {
+        [
+            small_network(Loss::SoftmaxCrossEntropy, true),
+            small_network(Loss::SquaredError, false),
+        ]
+    }
+
+    const RULES: [Optimizer; 2] = [
+        Optimizer::Sgd {
+            momentum: 0.9,
+            weight_decay: 0.01,
+        },
+        Optimizer::Adamw {
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            weight_decay: 0.01,
+        },
+    ];
+
+    fn noise_f32(seed: u64, len: usize) -> Vec<f32> {
+        noise(seed, len).into_iter().map(|v| v as f32).collect()
+    }
+
+    fn wide(values: &[f32]) -> Vec<f64> {
+        values.iter().copied().map(f64::from).collect()
+    }
+
+    #[track_caller]
+    fn assert_close(found: &[f32], expected: &[f64]) {
+        assert_eq!(found.len(), expected.len());
+        let scale = expected.iter().fold(0.0, |m: f64, e| m.max(e.abs()));
+        for (i, (&found, expected)) in found.iter().zip(expected).enumerate() {
+            let good = (f64::from(found) - expected).abs() <= TOLERANCE * scale;
+            assert!(good, "element {i}: {found} is not {expected}");
+        }
+    }
+
+    /// A training step on `count` samples, ready to run.
+    fn step<T: Float>(model: &Model, rule: Optimizer, count: usize) -> Twins<T> {
+        let options = Options::default();
+        let plan = Plan::new(model, count, Mode::Train(rule), &options, Target::Cpu).unwrap();
+        let mut step = Twins::<T>::new(plan, count);
+        let scalars = rule.step_scalars(0.01, 1);
+        *step.words("steps") = bytemuck::cast_slice(&[Step {
+            count: count as u32,
+            lr: scalars.lr,
+            bias_correction1: scalars.bias_correction1,
+            bias_correction2: scalars.bias_correction2,
+            ..bytemuck::Zeroable::zeroed()
+        }])
+        .to_vec();
+        let images = noise(1, count * model.input.elements());
+        let images = images.iter().map(|v| (127.0 * v + 127.0) as u8).collect();
+        *step.values("images") = Values::Bytes(images);
+        *step.words("labels") = (0..count as u32).map(|i| i * i % 3).collect();
+        *step.words("order") = (0..count as u32).rev().collect();
+        let channels = model.input.channels;
+        let normalization = [vec![1.0 / 64.0; channels], vec![-2.0; channels]].concat();
+        *step.floats("normalization") = normalization.into_iter().map(Into::into).collect();
+        let parameters = noise_f32(2, model.parameter_elements);
+        *step.floats("parameters") = parameters.into_iter().map(Into::into).collect();
+        step
+    }
+
+    #[test]
+    fn every_kernel_of_a_step_agrees_with_its_twin_in_f64() {
+        // 300 samples: tasks of several blocks, the last of each cut short; 1: less than a block.
+        for (model, rule) in models().iter().zip(RULES) {
+            for count in [300, 1] {
+                let (mut fast, scratch) = (step::<f32>(model, rule, count), Scratch::default());
+                let mut twins = step::<f64>(model, rule, count);
+                let plan = fast.plan.clone();
+                for spec in plan.specs() {
+                    run(spec, &mut fast.memory, &scratch);
+                    cpu::run(spec, &mut twins.memory);
+                    for written in spec.arguments.iter().filter(|a| a.access != Access::Read) {
+                        let view = written.view;
+                        match view.dtype {
+                            Dtype::F32 => {
+                                let found = fast.memory.floats(view).to_vec();
+                                assert_close(&found, twins.memory.floats(view));
+                                // Each kernel is judged on its own.
+                                twins.memory.put(view, wide(&found));
+                            }
+                            Dtype::U32 if written.name != "metrics" => {
+                                assert_eq!(fast.memory.words(view), twins.memory.words(view));
+                            }
+                            Dtype::U32 => {}
+                            Dtype::U8 => {
+                                assert_eq!(fast.memory.bytes(view), twins.memory.bytes(view));
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn convolutions_of_any_geometry_agree_with_the_oracle_in_f64() {
+        let (scratch, count) = (Scratch::default(), 70);
+        for g in [
+            Conv2d::new(Shape::new(7, 5, 3), 4, [3, 2], [2, 1], [1, 0]).unwrap(),
+            Conv2d::new(Shape::new(5, 9, 1), 6, [5, 4], [1, 3], [3, 3]).unwrap(),
+            Conv2d::new(Shape::new(30, 21, 2), 5, [3, 3], [1, 1], [1, 1]).unwrap(),
+            Conv2d::new(Shape::new(2, 1, 2), 3, [4, 5], [1, 1], [3, 4]).unwrap(),
+            Conv2d::new(Shape::new(9, 8, 2), 3, [2, 1], [3, 4], [0, 0]).unwrap(),
+            Conv2d::dense(80, 11),
+        ] {
+            let x = noise_f32(1, count * g.input.elements());
+            let parameters = noise_f32(2, g.weight_elements() + g.output.channels);
+            let dy = noise_f32(3, count * g.output.elements());
+            let (wide_x, wide_parameters, wide_dy) = (wide(&x), wide(&parameters), wide(&dy));
+            // What a buffer held before must not matter.
+            let mut y = vec![f32::NAN; dy.len()];
+            for relu in [false, true] {
+                conv2d_forward(&g, relu, &x, &parameters, &mut y, &scratch);
+                let expected = cpu::conv2d_forward(&g, relu, &wide_x, &wide_parameters);
+                assert_close(&y, &expected);
+            }
+            let mut gradient = vec![f32::NAN; parameters.len()];
+            conv2d_backward_weight(&g, &x, &dy, &mut gradient, &scratch);
+            let expected = cpu::conv2d_backward_weight(&g, &wide_x, &wide_dy);
+            assert_close(&gradient, &expected);
+            let mut dx = vec![f32::NAN; x.len()];
+            for masked in [false, true] {
+                let mask = masked.then_some(x.as_slice());
+                conv2d_backward_input(&g, &dy, &parameters, mask, &mut dx, &scratch);
+                let mut expected = cpu::conv2d_backward_input(&g, &wide_dy, &wide_parameters);
+                if masked {
+                    expected = relu_backward(&wide_x, &expected);
+                }
+                assert_close(&dx, &expected);
+            }
+        }
+    }
+
+    /// NaN where NaN is, the same infinities, and elsewhere close.
+    #[track_caller]
+    fn assert_like(found: &[f32], expected: &[f64]) {
+        assert_eq!(found.len(), expected.len());
+        for (i, (&found, &expected)) in found.iter().zip(expected).enumerate() {
+            let found = f64::from(found);
+            let good = match (found.is_nan(), expected.is_nan()) {
+                (false, false) => found == expected || (found - expected).abs() <= 1e-4,
+                (found, expected) => found && expected,
+            };
+            assert!(good, "element {i}: {found} is not {expected}");
+        }
+    }
+
+    #[test]
+    fn nan_and_infinity_spread_as_far_as_in_the_oracle() {
+        let (scratch, count) = (Scratch::default(), 5);
+        for g in [
+            Conv2d::new(Shape::new(7, 6, 3), 4, [3, 5], [1, 1], [1, 2]).unwrap(),
+            Conv2d::new(Shape::new(5, 9, 1), 6, [5, 4], [1, 3], [3, 3]).unwrap(),
+            Conv2d::new(Shape::new(9, 8, 2), 3, [2, 1], [3, 4], [0, 0]).unwrap(),
+            Conv2d::dense(20, 11),
+        ] {
+            let x = noise_f32(1, count * g.input.elements());
+            let parameters = noise_f32(2, g.weight_elements() + g.output.channels);
+            let dy = noise_f32(3, count * g.output.elements());
+            let bias = g.weight_elements() + 1;
+            for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let with = |values: &[f32], at: usize| {
+                    let mut values = values.to_vec();
+                    values[at] = bad;
+                    values
+                };
+                for (x, parameters) in [
+                    (with(&x, 1), parameters.clone()),
+                    (x.clone(), with(&parameters, 0)),
+                    (x.clone(), with(&parameters, bias)),
+                ] {
+                    for relu in [false, true] {
+                        let mut y = vec![0.0; dy.len()];
+                        conv2d_forward(&g, relu, &x, &parameters, &mut y, &scratch);
+                        let expected = cpu::conv2d_forward(&g, relu, &wide(&x), &wide(&parameters));
+                        assert_like(&y, &expected);
+                    }
+                    let mut dx = vec![0.0; x.len()];
+                    conv2d_backward_input(&g, &dy, &parameters, None, &mut dx, &scratch);
+                    let expected = cpu::conv2d_backward_input(&g, &wide(&dy), &wide(&parameters));
+                    assert_like(&dx, &expected);
+                }
+                let last = x.len() - 1;
+                for (x, dy) in [(with(&x, last), dy.clone()), (x.clone(), with(&dy, 0))] {
+                    let mut gradient = vec![0.0; parameters.len()];
+                    conv2d_backward_weight(&g, &x, &dy, &mut gradient, &scratch);
+                    assert_like(
+                        &gradient,
+                        &cpu::conv2d_backward_weight(&g, &wide(&x), &wide(&dy)),
+                    );
+                    let mut dx = vec![0.0; x.len()];
+                    conv2d_backward_input(&g, &dy, &parameters, None, &mut dx, &scratch);
+                    let expected = cpu::conv2d_backward_input(&g, &wide(&dy), &wide(&parameters));
+                    assert_like(&dx, &expected);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn pooling_and_the_mask_give_the_bits_of_the_oracle() {
+        for (kernel, stride) in [([2, 2], [2, 2]), ([3, 2], [3, 4]), ([1, 3], [2, 3])] {
+            let p = Pool2d::new(Shape::new(9, 7, 5), kernel, stride).unwrap();
+            // Rounded, so that there are ties; and some windows with one NaN or several.
+            let mut x: Vec<f32> = noise_f32(1, 3 * p.input.elements());
+            x.iter_mut().for_each(|x| *x = (3.0 * *x).round());
+            x.iter_mut().step_by(11).for_each(|x| *x = f32::NAN);
+            let dy = noise_f32(2, 3 * p.output.elements());
+            let (mut y, mut index) = (vec![f32::NAN; dy.len()], vec![9; dy.len()]);
+            maxpool2d_forward(&p, &x, &mut y, &mut index);
+            let (expected, expected_index) = cpu::maxpool2d_forward(&p, &x);
+            let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&y), bits(&expected));
+            assert_eq!(index, expected_index);
+            let mut dx = vec![f32::NAN; x.len()];
+            maxpool2d_backward(&p, &dy, &index, None, &mut dx);
+            assert_eq!(dx, cpu::maxpool2d_backward(&p, &dy, &index));
+            let masked = relu_backward(&y, &dy);
+            maxpool2d_backward(&p, &dy, &index, Some(&y), &mut dx);
+            assert_eq!(dx, cpu::maxpool2d_backward(&p, &masked, &index));
+            let passed = masked.iter().zip(&y).filter(|(_, y)| y.is_nan());
+            assert!(passed.clone().count() > 0 && passed.clone().all(|(dy, _)| *dy != 0.0));
+        }
+    }
+
+    /// Everything that a step leaves behind, as bits.
+    fn bits(model: &Model, rule: Optimizer) -> Vec<u32> {
+        let (mut fast, scratch) = (step::<f32>(model, rule, 300), Scratch::default());
+        let plan = fast.plan.clone();
+        plan.specs()
+            .for_each(|spec| run(spec, &mut fast.memory, &scratch));
+        let floats = fast.memory.values.iter().filter_map(|values| match values {
+            Values::Floats(values) => Some(values),
+            _ => None,
+        });
+        floats.flatten().map(|v| v.to_bits()).collect()
+    }
+
+    #[test]
+    fn the_bits_do_not_depend_on_the_number_of_threads() {
+        for (model, rule) in models().iter().zip(RULES) {
+            let with_threads = |threads| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+                pool.build().unwrap().install(|| bits(model, rule))
+            };
+            assert_eq!(with_threads(1), with_threads(3));
+        }
     }
 }

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 /// Calls `visit(position, pixel)` for every output position `oh·OW + ow` whose tap
 /// `kh·KW + kw` meets the image and not its padding; `pixel = h·W + w` is what it meets.
 ///
-/// This is the index arithmetic of convolution: `h = oh·SH + kh − PH`, `w = ow·SW + kw − PW`.
+/// This is the index arithmetic of convolution: `h = oh·SH + kh·DH − PH`, and along the width likewise.
 #[inline(always)]
 pub(super) fn for_each_position(g: &Conv2d, tap: usize, mut visit: impl FnMut(usize, usize)) {
     for oh in 0..g.output.height {
@@ -29,15 +29,15 @@ pub(super) fn pixel(g: &Conv2d, position: usize, tap: usize) -> Option<usize> {
     Some(h * g.input.width + w)
 }
 
-/// `o·S + k − P` along one axis, where that lies in the image.
+/// `o·S + k·D − P` along one axis, where that lies in the image.
 #[inline(always)]
 fn met(g: &Conv2d, axis: usize, o: usize, k: usize) -> Option<usize> {
-    (o * g.stride[axis] + k)
+    (o * g.stride[axis] + k * g.dilation[axis])
         .checked_sub(g.padding[axis])
         .filter(|&i| i < [g.input.height, g.input.width][axis])
 }
 
-/// `columns[(n,oh,ow), (kh,kw,c)] = x[n, oh·SH + kh − PH, ow·SW + kw − PW, c]`, 0 in the padding.
+/// `columns[(n,oh,ow), (kh,kw,c)] = x[n, oh·SH + kh·DH − PH, ow·SW + kw·DW − PW, c]`, 0 in the padding.
 ///
 /// x `[N,H,W,C]`, returns `[N·OH·OW, KH·KW·C]`. Source: Chellapilla, Puri, Simard (2006),
 /// "High Performance Convolutional Neural Networks for Document Processing".

@@ -3,7 +3,7 @@
 //!
 //! Everything is generic over f32 and f64: the GPU is compared with f32, finite differences
 //! ([`finite_difference_checks`]) need f64. Activations are NHWC; the parameters of a layer are one
-//! `[KH·KW·C + 1, OC]` matrix, the weight `[KH][KW][C][OC]` with the bias as its last row. Slices
+//! `[KH·KW·C + 1, OC]` matrix, the weight `[KH][KW][C][OC]` with the bias, if any, as its last row. Slices
 //! come in, vectors go out; the batch size N follows from a slice's length, and lengths that do not
 //! fit the geometry are a bug of the caller and panic.
 //!
@@ -14,21 +14,34 @@
 //! every sum has one fixed order, so the bits do not depend on the number of threads.
 
 mod activation;
+mod batch_norm;
 mod check;
 mod conv2d;
+pub mod dropout;
 pub mod fast;
 mod fingerprint;
 mod gather;
+mod group_norm;
+mod grouped;
 mod im2col;
+pub mod join;
 mod loss;
 mod optimizer;
 mod peak;
 mod pool;
+pub mod random;
 mod reduce;
 mod run;
 
 pub use activation::{
-    bias_backward, bias_forward, relu_backward, relu_forward, sigmoid_backward, sigmoid_forward,
+    activation_backward, activation_forward, bias_backward, bias_forward, gelu_backward,
+    gelu_forward, gelu_tanh_backward, gelu_tanh_forward, hard_swish_backward, hard_swish_forward,
+    leaky_relu_backward, leaky_relu_forward, relu_backward, relu_forward, sigmoid_backward,
+    sigmoid_forward, silu_backward, silu_forward, tanh_backward, tanh_forward,
+};
+pub use batch_norm::{
+    batch_norm_backward_input, batch_norm_backward_sums, batch_norm_evaluate, batch_norm_fold,
+    batch_norm_forward, batch_norm_moments, batch_norm_statistics,
 };
 pub use check::{FiniteDifference, finite_difference_checks};
 pub use conv2d::{
@@ -36,15 +49,23 @@ pub use conv2d::{
 };
 pub use fingerprint::arithmetic;
 pub use gather::gather_batch;
+pub use group_norm::{
+    group_norm_backward_affine, group_norm_backward_input, group_norm_backward_sums,
+    group_norm_forward, group_norm_moments, group_norm_statistics,
+};
+pub use grouped::{grouped_backward_input, grouped_backward_weight, grouped_forward};
 pub use im2col::{col2im, im2col};
-pub use loss::{LossOutput, argmax, softmax_cross_entropy, squared_error, sum_metrics};
+pub use loss::{
+    LossOutput, argmax, softmax_cross_entropy, squared_error, sum_metrics,
+    weighted_softmax_cross_entropy,
+};
 pub use optimizer::{adamw_update, sgd_update};
 pub use peak::{peak_copy, peak_multiply_add};
 pub use pool::{
     maxpool2d_backward, maxpool2d_backward_overlapping, maxpool2d_forward, meanpool2d_backward,
     meanpool2d_forward,
 };
-pub use reduce::reduce_splits;
+pub use reduce::{reduce_chunks, reduce_splits};
 pub use run::{Memory, Twins, Values, run};
 
 use crate::model::Shape;

@@ -13,6 +13,12 @@ pub fn reduce_splits<T: Float>(partials: &[T], splits: usize) -> Vec<T> {
     sum
 }
 
+/// `sum[i] = Σ_s partials[s,i]` over many chunks s, in the order of s: partials `[chunks, elements]`,
+/// returns `[elements]`.
+pub fn reduce_chunks<T: Float>(partials: &[T], chunks: usize) -> Vec<T> {
+    reduce_splits(partials, chunks)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

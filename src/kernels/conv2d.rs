@@ -285,6 +285,7 @@ impl Product {
     pub fn can_pool(geometry: &Conv2d, pool: &Pool2d, family: Family) -> bool {
         !matches!(family, Family::Plain | Family::Cpu)
             && pool.input == geometry.output
+            && pool.inside()
             && pool.kernel == pool.stride
             && matches!(pool.kernel[0] * pool.kernel[1], 2 | 4)
             && geometry.output.channels.is_multiple_of(4)
@@ -331,7 +332,7 @@ impl Product {
                 });
                 [rows, g.output.channels, g.patch()]
             }
-            Pass::BackwardWeight => [g.patch() + 1, g.output.channels, positions],
+            Pass::BackwardWeight => [g.parameter_rows(), g.output.channels, positions],
             Pass::BackwardInput => [
                 self.batch * g.input.height * g.input.width,
                 g.input.channels,
@@ -489,8 +490,8 @@ impl Product {
     fn partial(&self) -> bool {
         let g = &self.geometry;
         match self.pass {
-            Pass::BackwardInput => [g.kernel, g.stride] != [[1, 1]; 2] || g.padding != [0, 0],
-            _ => g.padding != [0, 0],
+            Pass::BackwardInput => [g.kernel, g.stride] != [[1, 1]; 2] || g.padded(),
+            _ => g.padded(),
         }
     }
 
@@ -527,6 +528,8 @@ impl Product {
             kh => g.kernel[0], kw => g.kernel[1],
             sh => g.stride[0], sw => g.stride[1],
             ph => g.padding[0], pw => g.padding[1],
+            dh => g.dilation[0], dw => g.dilation[1],
+            dilated => g.dilation != [1, 1], bias => g.bias,
             m, k, columns => n, columns4 => n.div_ceil(4), chunks,
             a4 => align.a, b4 => align.b, o4 => align.o,
             relu => self.relu,
@@ -534,7 +537,7 @@ impl Product {
             pool_h => self.pool.map(|p| p.kernel[0]), pool_w => self.pool.map(|p| p.kernel[1]),
             windows_h => self.pool.map(|p| p.output.height),
             windows_w => self.pool.map(|p| p.output.width),
-            padded => g.padding != [0, 0],
+            padded => g.padded(),
             unit_stride => g.stride == [1, 1],
             guard_chunk => !align.a || overrun,
             tail => !weight_pass && (!k.is_multiple_of(4) || overrun),
@@ -632,8 +635,9 @@ const TEMPLATES: [(&str, &str); 4] = [
 ];
 
 /// `y[N,OH,OW,OC] = im2col(x[N,H,W,C]) · W + b`, then ReLU, then max-pooling if the product says so.
-/// `parameters` is the layer's `[KH·KW·C + 1, OC]` matrix, `index` receives the pooling's index (one
-/// byte per element of the pooled `y`) and is there where it pools. Writes `y` (and `index`).
+/// `parameters` is the layer's `[KH·KW·C + 1, OC]` matrix, without the last row where it has no bias;
+/// `index` receives the pooling's index (one byte per element of the pooled `y`) and is there where it
+/// pools. Writes `y` (and `index`).
 pub fn conv2d_forward(
     product: Product,
     x: View,
@@ -645,20 +649,15 @@ pub fn conv2d_forward(
     assert_eq!(product.pool.is_some(), index.is_some());
     let mut arguments = vec![
         read(0, "x", x, product.batch * g.input.elements()),
-        read(
-            1,
-            "parameters",
-            parameters,
-            g.weight_elements() + g.output.channels,
-        ),
+        read(1, "parameters", parameters, g.parameter_elements()),
         write(2, "y", y, results),
     ];
     arguments.extend(index.map(|index| write(3, "index", index, results)));
     product.spec(arguments)
 }
 
-/// Partial sums `[splits, KH·KW·C + 1, OC]` of `im2col(x)ᵀ · dy` with the bias gradient as the last
-/// row; `reduce_splits` adds them up. Writes `partials`.
+/// Partial sums `[splits, KH·KW·C + 1, OC]` of `im2col(x)ᵀ · dy` with the bias gradient, if there
+/// is a bias, as the last row; `reduce_splits` adds them up. Writes `partials`.
 pub fn conv2d_backward_weight(product: Product, x: View, dy: View, partials: View) -> KernelSpec {
     let g = product.geometry;
     product.spec(vec![

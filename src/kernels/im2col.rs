@@ -5,7 +5,7 @@ use crate::model::Conv2d;
 
 const SOURCE: &str = include_str!("../../shaders/im2col.wgsl");
 
-fn constants(g: &Conv2d, batch: usize, mask: bool) -> [(&'static str, f64); 13] {
+fn constants(g: &Conv2d, batch: usize, mask: bool) -> [(&'static str, f64); 15] {
     [
         ("N", batch as f64),
         ("H", g.input.height as f64),
@@ -19,6 +19,8 @@ fn constants(g: &Conv2d, batch: usize, mask: bool) -> [(&'static str, f64); 13] 
         ("SW", g.stride[1] as f64),
         ("PH", g.padding[0] as f64),
         ("PW", g.padding[1] as f64),
+        ("DH", g.dilation[0] as f64),
+        ("DW", g.dilation[1] as f64),
         ("MASK", f64::from(mask)),
     ]
 }

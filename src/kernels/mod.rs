@@ -10,10 +10,16 @@
 
 pub mod activation;
 mod adapter;
+pub mod batch_norm;
 pub mod conv2d;
+pub mod dropout;
 pub mod fingerprint;
 pub mod gather;
+pub mod group_norm;
+pub mod grouped;
 pub mod im2col;
+pub mod join;
+pub mod lanes;
 pub mod loss;
 pub mod optimizer;
 pub mod peak;

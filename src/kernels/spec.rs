@@ -2,7 +2,9 @@
 //! writes. It knows nothing of a device: the GPU compiles it, the CPU calls the twin of its name.
 
 use super::WORKGROUP_SIZE;
+use super::batch_norm::BatchNorm;
 use super::conv2d::Product;
+use super::group_norm::GroupNorm;
 use crate::error::Result;
 use crate::model::recipe::Optimizer;
 use crate::model::{Activation, Conv2d, Loss, Pool2d, Shape};
@@ -99,8 +101,23 @@ pub enum Work {
         masked: bool,
     },
     Product(Product),
+    GroupedForward {
+        geometry: Conv2d,
+        relu: bool,
+    },
+    GroupedBackwardWeight {
+        geometry: Conv2d,
+        chunks: usize,
+    },
+    GroupedBackwardInput {
+        geometry: Conv2d,
+        masked: bool,
+    },
     ReduceSplits {
         splits: usize,
+    },
+    ReduceChunks {
+        chunks: usize,
     },
     MaxPoolForward(Pool2d),
     MaxPoolBackward {
@@ -114,8 +131,62 @@ pub enum Work {
     },
     ActivationForward(Activation),
     ActivationBackward(Activation),
+    BatchNormMoments(BatchNorm),
+    BatchNormStatistics {
+        geometry: BatchNorm,
+        momentum: f32,
+        epsilon: f32,
+    },
+    BatchNormForward(BatchNorm),
+    BatchNormBackwardSums(BatchNorm),
+    BatchNormBackwardInput(BatchNorm),
+    BatchNormEvaluate {
+        geometry: BatchNorm,
+        epsilon: f32,
+    },
+    BatchNormFold {
+        bias: bool,
+        epsilon: f32,
+    },
+    GroupNormMoments(GroupNorm),
+    GroupNormStatistics {
+        geometry: GroupNorm,
+        epsilon: f32,
+    },
+    GroupNormForward(GroupNorm),
+    GroupNormBackwardSums(GroupNorm),
+    GroupNormBackwardInput(GroupNorm),
+    GroupNormBackwardAffine(GroupNorm),
+    Add,
+    Concat {
+        rows: usize,
+    },
+    SliceChannels {
+        rows: usize,
+        first: usize,
+        count: usize,
+    },
+    Scale {
+        channels: usize,
+    },
+    ScaleFactors {
+        positions: usize,
+        channels: usize,
+    },
+    Dropout {
+        probability: f32,
+        key: u32,
+        batch: usize,
+    },
     Loss {
         loss: Loss,
+        classes: usize,
+        smoothing: f32,
+    },
+    WeightedLoss {
+        smoothing: f32,
+    },
+    Predict {
         classes: usize,
     },
     SumMetrics,

@@ -34,20 +34,61 @@ pub fn initial_running(model: &Model) -> Vec<f32> {
     running
 }
 
-/// The initial values of one parameter. He et al. (2015) for Kaiming's, with the gain of ReLU √2, Glorot
-/// and Bengio (2010) for Xavier's.
+/// The initial values of one parameter, scaled as in PyTorch's `torch.nn.init`: He et al. (2015) for
+/// Kaiming's, by the inputs and with the gain √2 of ReLU, Glorot and Bengio (2010) for Xavier's.
 fn fill(parameter: &Parameter, seed: u64, values: &mut [f32]) {
-    let [fan_in, fan_out] = parameter.fans.map(|fan| fan as f64);
-    let bound = match parameter.init {
-        Init::Constant(value) => return values.fill(value),
-        Init::FanIn => (1.0 / fan_in.sqrt()) as f32,
-        Init::KaimingUniform => (6.0 / fan_in).sqrt() as f32,
-        Init::XavierUniform => (6.0 / (fan_in + fan_out)).sqrt() as f32,
-        other => unimplemented!("{other:?}"),
-    };
+    let [inputs, outputs] = parameter.fans.map(|fan| fan as f64);
     let mut generator = generator(seed, &parameter.name);
+    match parameter.init {
+        Init::Constant(value) => values.fill(value),
+        Init::Dirac => dirac(parameter, values),
+        Init::FanIn => uniform(&mut generator, (1.0 / inputs.sqrt()) as f32, values),
+        Init::KaimingUniform => uniform(&mut generator, (6.0 / inputs).sqrt() as f32, values),
+        Init::KaimingNormal => normal(&mut generator, (2.0 / inputs).sqrt(), values),
+        Init::XavierUniform => {
+            uniform(
+                &mut generator,
+                (6.0 / (inputs + outputs)).sqrt() as f32,
+                values,
+            );
+        }
+        Init::XavierNormal => normal(&mut generator, (2.0 / (inputs + outputs)).sqrt(), values),
+    }
+}
+
+/// In ±`bound`.
+fn uniform(generator: &mut ChaCha8Rng, bound: f32, values: &mut [f32]) {
     for value in values {
         *value = bound * signed_unit(generator.next_u32());
+    }
+}
+
+/// Of mean 0 and this standard deviation (Box and Muller, 1958), two at a time. Logarithm, sine and
+/// cosine are those of the crate `libm`, because every system's own differ in their last bits.
+fn normal(generator: &mut ChaCha8Rng, deviation: f64, values: &mut [f32]) {
+    let mut unit = || (f64::from(generator.next_u32()) + 1.0) / (1u64 << 32) as f64;
+    for pair in values.chunks_mut(2) {
+        let radius = deviation * (-2.0 * libm::log(unit())).sqrt();
+        let (sine, cosine) = libm::sincos(2.0 * std::f64::consts::PI * unit());
+        for (value, coordinate) in pair.iter_mut().zip([cosine, sine]) {
+            *value = (radius * coordinate) as f32;
+        }
+    }
+}
+
+/// A 1 in the middle of the kernel from each of a group's inputs to its output of the same number, as
+/// far as there are both; 0 elsewhere. So the convolution hands its input on.
+fn dirac(parameter: &Parameter, values: &mut [f32]) {
+    values.fill(0.0);
+    let &[height, width, channels, outputs] = &parameter.shape[..] else {
+        return;
+    };
+    let middle = height / 2 * width + width / 2;
+    let per_group = outputs / parameter.groups;
+    for group in 0..parameter.groups {
+        for c in 0..channels.min(per_group) {
+            values[(middle * channels + c) * outputs + group * per_group + c] = 1.0;
+        }
     }
 }
 

@@ -5,16 +5,20 @@
 //! input and output shape and where its parameters lie in the flat parameter vector. This module
 //! knows nothing of wgpu; the GPU path and the CPU oracle both build on it.
 
+mod block;
 mod file;
 mod init;
+mod keys;
+mod op;
 mod parameters;
 pub mod recipe;
 mod summary;
 
 pub use file::{Definition, MAX_ELEMENTS, SHIPPED, load};
 pub use init::{initial_parameters, initial_running};
+pub use op::Op;
 pub use parameters::{Init, Parameter, Role};
-pub use summary::summary;
+pub use summary::{dot, summary};
 
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -41,6 +45,11 @@ impl Shape {
         }
     }
 
+    /// Places of one channel.
+    pub const fn positions(&self) -> usize {
+        self.height * self.width
+    }
+
     /// Elements of one sample.
     pub const fn elements(&self) -> usize {
         self.height * self.width * self.channels
@@ -54,24 +63,50 @@ impl std::fmt::Display for Shape {
 }
 
 /// Geometry of a 2-D convolution (cross-correlation, as in every deep-learning library):
-/// `output = (input + 2·padding − kernel) / stride + 1` per axis, rounded down, zero padding.
+/// `output = (input + padding before and behind − dilation·(kernel − 1) − 1) / stride + 1` per axis,
+/// rounded down, zero padding.
 ///
 /// A dense layer is the case of a 1×1 image under a 1×1 kernel, see [`Conv2d::dense`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Conv2d {
     pub input: Shape,
     pub output: Shape,
-    /// `[height, width]`, like stride and padding.
+    /// `[height, width]`, like stride, padding and dilation.
     pub kernel: [usize; 2],
     pub stride: [usize; 2],
+    /// What lies before the first row and the first column; what lies behind the last ones follows
+    /// from the output's size.
     pub padding: [usize; 2],
+    /// From one tap of the kernel to the next; 1 where they lie side by side.
+    #[serde(default = "undilated")]
+    pub dilation: [usize; 2],
+    /// The channels in and out fall into so many groups, and an output sees its own group alone.
+    #[serde(default = "ungrouped")]
+    pub groups: usize,
+    /// Whether a number for each output channel is added.
+    #[serde(default = "biased")]
+    pub bias: bool,
+}
+
+// What a geometry has that was written down before there was a choice.
+
+const fn undilated() -> [usize; 2] {
+    [1, 1]
+}
+
+const fn ungrouped() -> usize {
+    1
+}
+
+const fn biased() -> bool {
+    true
 }
 
 impl Conv2d {
-    /// Geometry for `out_channels` filters over `input`.
+    /// Geometry for `out_channels` filters over `input`, with the same padding on both sides.
     ///
     /// # Errors
-    /// [`Error::Shape`] when a size is zero or the kernel exceeds the padded input.
+    /// As [`Conv2d::dilated`].
     pub fn new(
         input: Shape,
         out_channels: usize,
@@ -79,7 +114,24 @@ impl Conv2d {
         stride: [usize; 2],
         padding: [usize; 2],
     ) -> Result<Self> {
-        let output = window_output("conv2d", input, kernel, stride, padding)?;
+        let padding = padding.map(|p| [p, p]);
+        Conv2d::dilated(input, out_channels, kernel, stride, padding, [1, 1])
+    }
+
+    /// Geometry for `out_channels` filters over `input` with `padding` `[[top, bottom], [left,
+    /// right]]`, whose taps lie `dilation` apart.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when a size is zero or the dilated kernel exceeds the padded input.
+    pub fn dilated(
+        input: Shape,
+        out_channels: usize,
+        kernel: [usize; 2],
+        stride: [usize; 2],
+        padding: [[usize; 2]; 2],
+        dilation: [usize; 2],
+    ) -> Result<Self> {
+        let output = window_output("conv2d", input, kernel, stride, padding, dilation)?;
         if out_channels == 0 {
             return Err(Error::Shape {
                 operation: "conv2d",
@@ -91,8 +143,37 @@ impl Conv2d {
             output: Shape::new(output[0], output[1], out_channels),
             kernel,
             stride,
-            padding,
+            padding: padding.map(|[before, _]| before),
+            dilation,
+            groups: 1,
+            bias: true,
         })
+    }
+
+    /// The same in `groups`: as many as channels for a depthwise convolution.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when they do not divide the channels in and out.
+    pub fn grouped(self, groups: usize) -> Result<Self> {
+        let (c, oc) = (self.input.channels, self.output.channels);
+        // (Nothing but 0 is a multiple of 0.)
+        if !c.is_multiple_of(groups) || !oc.is_multiple_of(groups) {
+            return Err(Error::Shape {
+                operation: "conv2d",
+                what: format!(
+                    "expected groups that divide the {c} channels in and the {oc} channels out, found {groups}; change groups or out_channels"
+                ),
+            });
+        }
+        Ok(Conv2d { groups, ..self })
+    }
+
+    /// The same without a bias, as in front of a normalisation that has its own.
+    pub const fn without_bias(self) -> Self {
+        Conv2d {
+            bias: false,
+            ..self
+        }
     }
 
     /// The dense layer `y[units] = x[inputs] · W[inputs, units] + b` as a 1×1 convolution over a
@@ -104,17 +185,55 @@ impl Conv2d {
             kernel: [1, 1],
             stride: [1, 1],
             padding: [0, 0],
+            dilation: [1, 1],
+            groups: 1,
+            bias: true,
         }
     }
 
-    /// Rows of the weight matrix: KH·KW·C, one column of the im2col matrix each.
-    pub const fn patch(&self) -> usize {
-        self.kernel[0] * self.kernel[1] * self.input.channels
+    /// Channels that an output sees, and output channels that see the same: C/groups, OC/groups.
+    pub const fn group_channels(&self) -> [usize; 2] {
+        [
+            self.input.channels / self.groups,
+            self.output.channels / self.groups,
+        ]
     }
 
-    /// Elements of the weight, layout `[KH][KW][C][OC]`.
+    /// Rows of the weight matrix: KH·KW·C/groups, one column of the im2col matrix each.
+    pub const fn patch(&self) -> usize {
+        self.kernel[0] * self.kernel[1] * self.group_channels()[0]
+    }
+
+    /// Elements of the weight, layout `[KH][KW][C/groups][OC]`.
     pub const fn weight_elements(&self) -> usize {
         self.patch() * self.output.channels
+    }
+
+    /// Rows of the matrix that weight and bias are, `[KH·KW·C/groups + 1, OC]`, without the last one
+    /// where there is no bias.
+    pub const fn parameter_rows(&self) -> usize {
+        self.patch() + self.bias as usize
+    }
+
+    /// Elements of the weight and of the bias behind it, where there is one.
+    pub const fn parameter_elements(&self) -> usize {
+        self.parameter_rows() * self.output.channels
+    }
+
+    /// Whether some taps lie in the padding.
+    pub const fn padded(&self) -> bool {
+        self.padding[0] > 0
+            || self.padding[1] > 0
+            || self.reach(0) > self.input.height
+            || self.reach(1) > self.input.width
+    }
+
+    /// Rows (axis 0) or columns (axis 1) of the image up to the last that a tap reaches; more than there
+    /// are where it lies in the padding.
+    const fn reach(&self, axis: usize) -> usize {
+        let last = [self.output.height, self.output.width][axis] - 1;
+        last * self.stride[axis] + self.dilation[axis] * (self.kernel[axis] - 1) + 1
+            - self.padding[axis]
     }
 
     /// Output positions of one sample: OH·OW.
@@ -123,28 +242,154 @@ impl Conv2d {
     }
 }
 
-/// Geometry of a 2-D pooling window without padding; positions that no window covers are dropped
-/// (floor mode, as in PyTorch).
+/// Geometry of a 2-D pooling window. What of it lies beyond the image takes no part; positions that no
+/// window covers are dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Pool2d {
     pub input: Shape,
     pub output: Shape,
-    /// `[height, width]`, like stride.
+    /// `[height, width]`, like all that follows.
     pub kernel: [usize; 2],
     pub stride: [usize; 2],
+    /// Rows above and columns left of the image, where the first windows begin.
+    #[serde(default)]
+    pub padding: [usize; 2],
+    /// Rows below and columns right of it. The last windows may reach beyond these in ceil mode.
+    #[serde(default)]
+    pub padding_after: [usize; 2],
+    /// Whether a mean is divided by the padding's places too, as in PyTorch unless told otherwise. What
+    /// lies beyond the padding never counts.
+    #[serde(default)]
+    pub count_include_pad: bool,
 }
 
 impl Pool2d {
     /// # Errors
     /// [`Error::Shape`] when a size is zero or the window exceeds the input.
     pub fn new(input: Shape, kernel: [usize; 2], stride: [usize; 2]) -> Result<Self> {
-        let output = window_output("pool2d", input, kernel, stride, [0, 0])?;
+        Pool2d::padded(input, kernel, stride, [[0; 2]; 2], false, false)
+    }
+
+    /// With `padding` `[[above, below], [left, right]]`; with `ceil` the output's size is rounded up
+    /// instead of down, where the window that this adds begins on the image or above or left of it.
+    /// All as PyTorch's `MaxPool2d` and `AvgPool2d` have it.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when a size is zero, the window exceeds the padded input, or a padding is not
+    /// smaller than the window.
+    pub fn padded(
+        input: Shape,
+        kernel: [usize; 2],
+        stride: [usize; 2],
+        padding: [[usize; 2]; 2],
+        ceil: bool,
+        count_include_pad: bool,
+    ) -> Result<Self> {
+        let before = padding.map(|[before, _]| before);
+        let after = padding.map(|[_, after]| after);
+        let mut output = [0; 2];
+        for (axis, size) in [input.height, input.width].into_iter().enumerate() {
+            let name = ["height", "width"][axis];
+            let (window, step) = (kernel[axis], stride[axis]);
+            let fail = |what| {
+                let operation = "pool2d";
+                Err(Error::Shape { operation, what })
+            };
+            if window == 0 || step == 0 {
+                return fail(format!(
+                    "expected kernel and stride of at least 1 along the {name}, found kernel {window} and stride {step}"
+                ));
+            }
+            // A padding as large as the window adds outputs that see nothing.
+            let most = before[axis].max(after[axis]);
+            if most >= window {
+                return fail(format!(
+                    "expected padding smaller than the kernel ({window}) along the {name}, found {most}"
+                ));
+            }
+            let padded = before[axis] + size + after[axis];
+            if window > padded {
+                let padding = match padding[axis] {
+                    [before, after] if before == after => before.to_string(),
+                    [before, after] => format!("{before} and {after}"),
+                };
+                return fail(format!(
+                    "expected a kernel no larger than the padded input, found kernel {window} over input {name} {size} with padding {padding}; use a smaller kernel or fewer pooling layers"
+                ));
+            }
+            let rest = padded - window;
+            output[axis] = rest / step + 1;
+            let next = output[axis] * step;
+            if ceil && !rest.is_multiple_of(step) && next < before[axis] + size {
+                output[axis] += 1;
+            }
+        }
         Ok(Pool2d {
             input,
             output: Shape::new(output[0], output[1], input.channels),
             kernel,
             stride,
+            padding: before,
+            padding_after: after,
+            count_include_pad,
         })
+    }
+
+    /// The places along `axis` of the window at output position `at` that lie on the image: never none.
+    pub fn taps(&self, axis: usize, at: usize) -> Range<usize> {
+        let first = self.padding[axis];
+        self.places(axis, at, first..first + self.size(axis))
+    }
+
+    /// What the mean of the window at output position `[oh, ow]` is divided by.
+    pub fn divisor(&self, at: [usize; 2]) -> usize {
+        let places = |axis| self.places(axis, at[axis], self.counted(axis)).len();
+        places(0) * places(1)
+    }
+
+    /// The same for all windows, if it is.
+    pub fn common_divisor(&self) -> Option<usize> {
+        let ends = |axis| {
+            let first = self.places(axis, 0, self.counted(axis)).len();
+            let last = self.places(axis, self.outputs(axis) - 1, self.counted(axis));
+            first == self.kernel[axis] && last.len() == self.kernel[axis]
+        };
+        (ends(0) && ends(1)).then_some(self.kernel[0] * self.kernel[1])
+    }
+
+    /// The places along `axis` that a mean is divided by, counted from the first of the padding.
+    pub fn counted(&self, axis: usize) -> Range<usize> {
+        let (first, size) = (self.padding[axis], self.size(axis));
+        if self.count_include_pad {
+            0..first + size + self.padding_after[axis]
+        } else {
+            first..first + size
+        }
+    }
+
+    /// Whether no window reaches beyond the image.
+    pub fn inside(&self) -> bool {
+        let inside = |axis| {
+            let end = (self.outputs(axis) - 1) * self.stride[axis] + self.kernel[axis];
+            self.padding[axis] == 0 && end <= self.size(axis)
+        };
+        inside(0) && inside(1)
+    }
+
+    fn size(&self, axis: usize) -> usize {
+        [self.input.height, self.input.width][axis]
+    }
+
+    fn outputs(&self, axis: usize) -> usize {
+        [self.output.height, self.output.width][axis]
+    }
+
+    /// The places of the window at `at` that are among `those`, which are counted from the first of
+    /// the padding.
+    fn places(&self, axis: usize, at: usize, those: Range<usize>) -> Range<usize> {
+        let start = at * self.stride[axis];
+        let end = (start + self.kernel[axis]).min(those.end);
+        start.max(those.start) - start..end - start
     }
 
     /// Whether two windows can share an input position (stride < kernel on an axis).
@@ -153,88 +398,84 @@ impl Pool2d {
     }
 }
 
+/// Height and width of what windows see of `input`, with `padding` `[[top, bottom], [left, right]]`.
 fn window_output(
     operation: &'static str,
     input: Shape,
     kernel: [usize; 2],
     stride: [usize; 2],
-    padding: [usize; 2],
+    padding: [[usize; 2]; 2],
+    dilation: [usize; 2],
 ) -> Result<[usize; 2]> {
     let mut output = [0; 2];
     for (axis, size) in [input.height, input.width].into_iter().enumerate() {
         let name = ["height", "width"][axis];
+        let fail = |what| Err(Error::Shape { operation, what });
         if kernel[axis] == 0 || stride[axis] == 0 {
-            return Err(Error::Shape {
-                operation,
-                what: format!(
-                    "expected kernel and stride of at least 1 along the {name}, found kernel {} and stride {}",
-                    kernel[axis], stride[axis]
-                ),
-            });
+            return fail(format!(
+                "expected kernel and stride of at least 1 along the {name}, found kernel {} and stride {}",
+                kernel[axis], stride[axis]
+            ));
         }
+        if dilation[axis] == 0 {
+            return fail(format!(
+                "expected a dilation of at least 1 along the {name}, found 0; 1 leaves no gaps"
+            ));
+        }
+        let reach = dilation[axis]
+            .checked_mul(kernel[axis] - 1)
+            .and_then(|gaps| gaps.checked_add(1));
+        let kernel = match dilation[axis] {
+            1 => kernel[axis].to_string(),
+            dilation => format!("{} dilated by {dilation}", kernel[axis]),
+        };
+        let Some(reach) = reach else {
+            return fail(format!(
+                "expected a kernel no larger than the padded input, found kernel {kernel} over input {name} {size}; use a smaller dilation"
+            ));
+        };
         // A padding as large as the kernel adds outputs that see nothing but zeros: a mistake.
-        if padding[axis] >= kernel[axis] {
-            return Err(Error::Shape {
-                operation,
-                what: format!(
-                    "expected padding smaller than the kernel ({}) along the {name}, found {}",
-                    kernel[axis], padding[axis]
-                ),
-            });
+        let [before, behind] = padding[axis];
+        let most = before.max(behind);
+        if most >= reach {
+            return fail(format!(
+                "expected padding smaller than the kernel ({kernel}) along the {name}, found {most}"
+            ));
         }
-        let padded = size + 2 * padding[axis];
-        if kernel[axis] > padded {
-            return Err(Error::Shape {
-                operation,
-                what: format!(
-                    "expected a kernel no larger than the padded input, found kernel {} over input {name} {size} with padding {}; use a smaller kernel or fewer pooling layers",
-                    kernel[axis], padding[axis]
-                ),
-            });
+        let padded = size.saturating_add(before).saturating_add(behind);
+        if reach > padded {
+            let padding = match before == behind {
+                true => before.to_string(),
+                false => format!("[{before}, {behind}]"),
+            };
+            return fail(format!(
+                "expected a kernel no larger than the padded input, found kernel {kernel} over input {name} {size} with padding {padding}; use a smaller kernel or fewer pooling layers"
+            ));
         }
-        output[axis] = (padded - kernel[axis]) / stride[axis] + 1;
+        output[axis] = (padded - reach) / stride[axis] + 1;
     }
     Ok(output)
 }
 
-/// What a layer computes, with its resolved geometry.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Op {
-    /// Convolution; in groups where the geometry has more than one.
-    Conv2d(Conv2d),
-    /// Dense layer over the flattened (NHWC) input; the geometry is the 1×1 case.
-    Dense(Conv2d),
-    MaxPool2d(Pool2d),
-    MeanPool2d(Pool2d),
-    /// An activation as a layer of its own.
-    Activation(Activation),
-    /// Batch normalisation per channel (Ioffe and Szegedy, 2015); `momentum` is the weight of the
-    /// new statistics in the running ones, as in PyTorch.
-    BatchNorm {
-        epsilon: f32,
-        momentum: f32,
-    },
-    /// Group normalisation (Wu and He, 2018): each sample's channels in `groups`, over all positions.
-    GroupNorm {
-        groups: usize,
-        epsilon: f32,
-    },
-    /// Layer normalisation (Ba, Kiros, Hinton, 2016) over the channels of each position.
-    LayerNorm {
-        epsilon: f32,
-    },
-    /// Zeros with this probability while training, the others divided by 1 − p (Srivastava et al., 2014).
-    Dropout {
-        probability: f32,
-    },
-    /// The sum of all inputs, which have one shape.
-    Add,
-    /// The inputs' channels one behind the other.
-    Concat,
-    /// A map times a vector that has a factor for every channel (Hu et al., 2018: squeeze and excite).
-    Scale,
-    /// One position that holds all elements in NHWC order.
-    Flatten,
+/// The padding `[[top, bottom], [left, right]]` for which an output is as large as its input divided by
+/// the stride, rounded up; where it is odd, the larger part lies behind (TensorFlow's `SAME`, ONNX's
+/// `SAME_UPPER`). Sizes of 0 are left to the constructors to refuse.
+pub fn same_padding(
+    input: Shape,
+    kernel: [usize; 2],
+    stride: [usize; 2],
+    dilation: [usize; 2],
+) -> [[usize; 2]; 2] {
+    [0, 1].map(|axis| {
+        let size = [input.height, input.width][axis];
+        let last = size.div_ceil(stride[axis].max(1)).saturating_sub(1);
+        let reach = dilation[axis].saturating_mul(kernel[axis].saturating_sub(1));
+        let needed = (last * stride[axis])
+            .saturating_add(reach)
+            .saturating_add(1);
+        let total = needed.saturating_sub(size);
+        [total / 2, total - total / 2]
+    })
 }
 
 /// An elementwise function.
@@ -273,97 +514,6 @@ impl Activation {
     pub fn by_output(&self) -> bool {
         use Activation::*;
         matches!(self, Relu | Sigmoid | LeakyRelu { .. } | Tanh)
-    }
-}
-
-impl Op {
-    /// Name as written in architecture files.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Op::Conv2d(_) => "conv2d",
-            Op::Dense(_) => "dense",
-            Op::MaxPool2d(_) => "max_pool2d",
-            Op::MeanPool2d(_) => "mean_pool2d",
-            Op::Activation(activation) => activation.name(),
-            Op::BatchNorm { .. } => "batch_norm",
-            Op::GroupNorm { .. } => "group_norm",
-            Op::LayerNorm { .. } => "layer_norm",
-            Op::Dropout { .. } => "dropout",
-            Op::Add => "add",
-            Op::Concat => "concat",
-            Op::Scale => "scale",
-            Op::Flatten => "flatten",
-        }
-    }
-
-    /// Geometry of the layers that have weights.
-    pub fn product(&self) -> Option<&Conv2d> {
-        match self {
-            Op::Conv2d(geometry) | Op::Dense(geometry) => Some(geometry),
-            _ => None,
-        }
-    }
-
-    /// The output's shape for inputs of these shapes, at least one.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] when they do not go together.
-    pub fn output(&self, inputs: &[Shape]) -> Result<Shape> {
-        let input = inputs[0];
-        let fail = |what: String| {
-            let operation = self.name();
-            Err(Error::Shape { operation, what })
-        };
-        Ok(match self {
-            Op::Conv2d(g) | Op::Dense(g) => g.output,
-            Op::MaxPool2d(pool) | Op::MeanPool2d(pool) => pool.output,
-            Op::Flatten => Shape::new(1, 1, input.elements()),
-            Op::Add => {
-                if let Some(other) = inputs.iter().find(|other| **other != input) {
-                    return fail(format!(
-                        "expected inputs of one shape, found {input} and {other}; give the smaller one a conv2d with kernel = 1 and the stride and out_channels of the other"
-                    ));
-                }
-                input
-            }
-            Op::Concat => {
-                let place = |s: &Shape| (s.height, s.width);
-                if let Some(other) = inputs.iter().find(|other| place(other) != place(&input)) {
-                    return fail(format!(
-                        "expected inputs of one height and width, found {input} and {other}; pool or pad one of them"
-                    ));
-                }
-                let channels = inputs.iter().map(|s| s.channels).sum();
-                Shape::new(input.height, input.width, channels)
-            }
-            Op::Scale => match inputs {
-                [_, factors] if *factors == Shape::new(1, 1, input.channels) => input,
-                _ => {
-                    let found: Vec<_> = inputs.iter().map(Shape::to_string).collect();
-                    return fail(format!(
-                        "expected a map H×W×{0} and a vector 1×1×{0}, found {1}; end the branch of the factors in a dense layer of {0} units",
-                        input.channels,
-                        found.join(" and ")
-                    ));
-                }
-            },
-            Op::GroupNorm { groups, .. } if !input.channels.is_multiple_of(*groups) => {
-                return fail(format!(
-                    "expected groups that divide the {} channels, found {groups}",
-                    input.channels
-                ));
-            }
-            _ => input,
-        })
-    }
-
-    /// Inputs that it takes, at least and at most.
-    pub fn arity(&self) -> [usize; 2] {
-        match self {
-            Op::Add | Op::Concat => [2, usize::MAX],
-            Op::Scale => [2, 2],
-            _ => [1, 1],
-        }
     }
 }
 
@@ -407,8 +557,7 @@ impl Layer {
 
     /// Multiply-adds of one sample's forward pass (products only, as usual in the literature).
     pub fn multiply_adds(&self) -> u64 {
-        let products = self.op.product();
-        products.map_or(0, |g| (g.weight_elements() * g.positions()) as u64)
+        self.op.multiply_adds()
     }
 }
 
@@ -420,6 +569,16 @@ pub enum Loss {
     SoftmaxCrossEntropy,
     /// `½ Σ_k (output_k − onehot_k)²`.
     SquaredError,
+}
+
+impl Loss {
+    /// Name as written in architecture files.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Loss::SoftmaxCrossEntropy => "softmax_cross_entropy",
+            Loss::SquaredError => "squared_error",
+        }
+    }
 }
 
 /// A network whose shapes are all known: a graph of layers, each behind those that it takes its inputs
@@ -475,10 +634,14 @@ impl Model {
         if !(least..=most).contains(&inputs.len()) {
             return Err(Error::Shape {
                 operation: op.name(),
-                what: format!(
-                    "expected at least {least} and at most {most} inputs, found {}",
-                    inputs.len()
-                ),
+                what: match (least, most) {
+                    (1, 1) => format!("expected one input, found {}", inputs.len()),
+                    (least, most) => format!(
+                        "expected {}{least} inputs, found {}; name them: inputs = [\"a\", \"b\"]",
+                        if least == most { "" } else { "at least " },
+                        inputs.len()
+                    ),
+                },
             });
         }
         let shapes: Vec<Shape> = inputs.iter().map(|value| self.shape(*value)).collect();
@@ -559,5 +722,126 @@ impl Model {
     pub fn training_multiply_adds(&self) -> u64 {
         let first = self.layers.iter().find(|l| !l.parameters.is_empty());
         3 * self.multiply_adds() - first.map_or(0, Layer::multiply_adds)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INPUT: Shape = Shape::new(7, 10, 6);
+
+    fn message<T>(result: Result<T>) -> String {
+        result.err().expect("an error").to_string()
+    }
+
+    #[test]
+    fn a_dilated_convolution_has_the_size_that_pytorch_gives_it() {
+        // torch.nn.functional.conv2d over F.pad.
+        for (kernel, stride, padding, dilation, output) in [
+            ([3, 3], [1, 1], [[2, 2], [2, 2]], [2, 2], [7, 10]),
+            ([3, 2], [2, 3], [[1, 0], [0, 1]], [3, 4], [1, 3]),
+            ([3, 3], [2, 2], [[0, 1], [0, 1]], [1, 1], [3, 5]),
+            ([4, 1], [1, 1], [[0, 3], [0, 0]], [2, 9], [4, 10]),
+        ] {
+            let g = Conv2d::dilated(INPUT, 8, kernel, stride, padding, dilation).unwrap();
+            assert_eq!([g.output.height, g.output.width], output, "{g:?}");
+            assert_eq!(g.padding, [padding[0][0], padding[1][0]]);
+        }
+    }
+
+    #[test]
+    fn taps_in_the_padding_are_seen_on_every_side() {
+        let of = |padding, stride| {
+            Conv2d::dilated(INPUT, 8, [3, 3], stride, padding, [1, 1])
+                .unwrap()
+                .padded()
+        };
+        assert!(!of([[0, 0], [0, 0]], [1, 1]));
+        for side in 0..4 {
+            let mut padding = [[0, 0], [0, 0]];
+            padding[side / 2][side % 2] = 1;
+            assert!(of(padding, [1, 1]), "{padding:?}");
+        }
+        // No window gets as far as the last padded row.
+        assert!(!of([[0, 1], [0, 0]], [3, 1]));
+    }
+
+    #[test]
+    fn same_padding_keeps_the_size_and_puts_the_odd_part_behind() {
+        let same = |kernel, stride, dilation| same_padding(INPUT, kernel, stride, dilation);
+        assert_eq!(same([3, 3], [1, 1], [1, 1]), [[1, 1], [1, 1]]);
+        assert_eq!(same([2, 4], [1, 1], [1, 1]), [[0, 1], [1, 2]]);
+        assert_eq!(same([3, 3], [2, 2], [1, 1]), [[1, 1], [0, 1]]);
+        assert_eq!(same([3, 3], [1, 1], [2, 4]), [[2, 2], [4, 4]]);
+        assert_eq!(same([1, 2], [3, 3], [1, 1]), [[0, 0], [0, 1]]);
+        for (kernel, stride, dilation) in [([3, 2], [2, 3], [2, 5]), ([5, 1], [1, 4], [1, 1])] {
+            let padding = same(kernel, stride, dilation);
+            let g = Conv2d::dilated(INPUT, 8, kernel, stride, padding, dilation).unwrap();
+            let ceil = [7usize.div_ceil(stride[0]), 10usize.div_ceil(stride[1])];
+            assert_eq!([g.output.height, g.output.width], ceil, "{g:?}");
+        }
+    }
+
+    #[test]
+    fn groups_and_bias_decide_the_parameters() {
+        let g = Conv2d::new(INPUT, 12, [3, 2], [1, 1], [0, 0]).unwrap();
+        assert_eq!((g.patch(), g.parameter_elements()), (36, 37 * 12));
+        let depthwise = g.grouped(6).unwrap();
+        assert_eq!(depthwise.group_channels(), [1, 2]);
+        assert_eq!((depthwise.patch(), depthwise.weight_elements()), (6, 72));
+        assert_eq!(depthwise.parameter_elements(), 72 + 12);
+        assert_eq!(depthwise.without_bias().parameter_elements(), 72);
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_with_what_was_found() {
+        let of = |padding, dilation| {
+            message(Conv2d::dilated(INPUT, 8, [3, 3], [1, 1], padding, dilation))
+        };
+        let none = [[0, 0]; 2];
+        for (found, parts) in [
+            (
+                of(none, [0, 1]),
+                ["dilation of at least 1", "height, found 0"],
+            ),
+            (
+                of(none, [1, 5]),
+                ["kernel 3 dilated by 5", "width 10 with padding 0"],
+            ),
+            (
+                of([[5, 1], [0, 0]], [2, 1]),
+                ["smaller than the kernel (3 dilated by 2)", "found 5"],
+            ),
+            (
+                of([[0, 1], [0, 0]], [4, 1]),
+                ["kernel 3 dilated by 4", "padding [0, 1]"],
+            ),
+            (
+                of(none, [usize::MAX, 1]),
+                ["dilated by", "smaller dilation"],
+            ),
+        ] {
+            for part in parts {
+                assert!(found.contains(part), "{found} has no '{part}'");
+            }
+        }
+        let g = Conv2d::new(INPUT, 8, [3, 3], [1, 1], [0, 0]).unwrap();
+        for groups in [0, 4, 6] {
+            let found = message(g.grouped(groups));
+            let part = format!("6 channels in and the 8 channels out, found {groups}");
+            assert!(found.contains(&part), "{found}");
+        }
+        assert_eq!(g.grouped(2).unwrap().groups, 2);
+    }
+
+    #[test]
+    fn geometries_written_before_there_was_a_choice_still_read() {
+        let g = Conv2d::new(INPUT, 8, [3, 3], [1, 2], [1, 0]).unwrap();
+        let mut text = serde_json::to_value(g).unwrap();
+        for key in ["dilation", "groups", "bias"] {
+            assert!(text.as_object_mut().unwrap().remove(key).is_some());
+        }
+        assert_eq!(serde_json::from_value::<Conv2d>(text).unwrap(), g);
     }
 }

@@ -57,6 +57,8 @@ impl Plan {
             // What is computed along is in no memory.
             let held = tensors.filter(|t| t.lifetime == Lifetime::Kept || t.slot.is_some());
             let sizes = held.map(|t| (t.name.clone(), 4 * t.dtype.words(t.elements()) as u64));
+            // Of equal ones the first.
+            let sizes = sizes.rev();
             sizes.max_by_key(|(_, bytes)| *bytes).unwrap_or_default()
         };
         let (_, size) = largest(self, Lifetime::Kept);

@@ -2,7 +2,7 @@
 
 use super::{Builder, Section};
 use crate::kernels::conv2d::{self, Pass, Product};
-use crate::kernels::{Dtype, View, activation, im2col, pool};
+use crate::kernels::{Dtype, View, activation, dropout, grouped, im2col, join, pool};
 use crate::model::{Activation, Conv2d, Layer, Op};
 
 impl Builder<'_> {
@@ -43,9 +43,29 @@ impl Builder<'_> {
                 y
             }
             Op::Activation(activation) => self.activation_forward(i, layer, *activation, x),
+            Op::BatchNorm { epsilon, momentum } => {
+                self.batch_norm_forward(i, layer, [*momentum, *epsilon], x)
+            }
+            Op::GroupNorm { groups, epsilon } => {
+                let g = self.group_norm(layer, *groups);
+                self.group_norm_forward(i, layer, g, *epsilon, x)
+            }
+            Op::LayerNorm { epsilon } => {
+                let g = self.layer_norm(layer);
+                self.group_norm_forward(i, layer, g, *epsilon, x)
+            }
+            Op::Dropout { probability } => self.dropout(layer, *probability, x),
+            Op::Add => self.add_forward(layer, inputs),
+            Op::Concat => self.concat_forward(layer, inputs),
+            Op::Scale => {
+                let y = self.maps("output", layer.output, Dtype::F32);
+                let (positions, c) = (layer.input.positions(), layer.input.channels);
+                let factors = inputs[1];
+                self.emit(join::scale_forward(self.batch, positions, c, x, factors, y));
+                y
+            }
             // The same elements in the same order.
             Op::Flatten => x,
-            other => unimplemented!("{other:?}"),
         }
     }
 
@@ -63,6 +83,13 @@ impl Builder<'_> {
 
     fn product_forward(&mut self, layer: &Layer, geometry: &Conv2d, x: View) -> View {
         let parameters = self.parameters_of(layer);
+        if geometry.groups > 1 {
+            let y = self.maps("grouped", layer.output, Dtype::F32);
+            self.emit(grouped::grouped_forward(
+                geometry, self.batch, false, x, parameters, y,
+            ));
+            return y;
+        }
         let (geometry, batch, x) = self.left_operand(layer, geometry, x);
         let y = self.maps("product", layer.output, Dtype::F32);
         let product = self.product(&geometry, batch, Pass::Forward);
@@ -95,6 +122,51 @@ impl Builder<'_> {
         view
     }
 
+    /// Zeros of a layer's own while training, else nothing; the way back is the same on dy.
+    pub(super) fn dropout(&mut self, layer: &Layer, probability: f32, x: View) -> View {
+        if !self.trains() || probability == 0.0 {
+            return x;
+        }
+        let y = self.maps("dropped", layer.output, Dtype::F32);
+        let (order, [steps, counter]) = (self.order(), self.step());
+        let key = dropout::key(&layer.name);
+        self.emit(dropout::dropout(
+            probability,
+            key,
+            self.batch,
+            x,
+            order,
+            steps,
+            counter,
+            y,
+        ));
+        y
+    }
+
+    /// Two at a time, from the first on.
+    fn add_forward(&mut self, layer: &Layer, inputs: &[View]) -> View {
+        inputs[1..].iter().fold(inputs[0], |sum, x| {
+            let y = self.maps("sum", layer.output, Dtype::F32);
+            self.emit(join::add(sum, *x, y));
+            y
+        })
+    }
+
+    /// Likewise.
+    fn concat_forward(&mut self, layer: &Layer, inputs: &[View]) -> View {
+        let mut shape = layer.input;
+        let rows = self.batch * shape.positions();
+        let model = self.model;
+        let others = inputs.iter().zip(&layer.inputs).skip(1);
+        others.fold(inputs[0], |joined, (x, value)| {
+            let (ca, cb) = (shape.channels, model.shape(*value).channels);
+            shape.channels += cb;
+            let y = self.maps("joined", shape, Dtype::F32);
+            self.emit(join::concat(rows, ca, cb, joined, *x, y));
+            y
+        })
+    }
+
     fn activation_forward(
         &mut self,
         i: usize,
@@ -112,8 +184,9 @@ impl Builder<'_> {
 
 /// A convolution whose im2col matrix is stored is a dense layer over its rows.
 pub(super) fn as_matrix(geometry: &Conv2d, batch: usize) -> (Conv2d, usize) {
-    (
-        Conv2d::dense(geometry.patch(), geometry.output.channels),
-        batch * geometry.positions(),
-    )
+    let matrix = Conv2d {
+        bias: geometry.bias,
+        ..Conv2d::dense(geometry.patch(), geometry.output.channels)
+    };
+    (matrix, batch * geometry.positions())
 }

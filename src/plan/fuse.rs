@@ -1,18 +1,88 @@
-//! Kernels that are computed along by another: rewrites of a plan that change no bit of any result.
+//! Kernels that are computed along by another: rewrites of a plan that change no bit of any result, except
+//! that an evaluation rounds a little differently where a batch-norm is folded into a convolution.
 
-use super::Plan;
+use super::{Lifetime, Plan, Tensor};
 use crate::kernels::conv2d::{self, Family, Pass, Product};
-use crate::kernels::{KernelSpec, View, Work, im2col, pool};
+use crate::kernels::{Dtype, KernelSpec, View, Work, batch_norm, grouped, im2col, pool};
 use crate::model::Activation;
 
 impl Plan {
-    /// Fuses what can be fused: a ReLU into the product before it, its mask into whatever makes the
+    /// Fuses what can be fused: an evaluated batch-norm and then a ReLU into the product before it, its mask into whatever makes the
     /// gradient that it masks, and last, since the mask no longer looks at what was pooled, max-pooling
     /// into the product.
     pub(super) fn fuse(&mut self, family: Family) {
-        self.rewrite(|_, first, second| relu_into_product(first, second));
+        self.fold_batch_norms();
+        self.rewrite(|plan, first, second| relu_into_product(plan.batch, first, second));
         self.rewrite(mask_into_gradient);
         self.rewrite(|_, first, second| pool_into_product(first, second, family));
+    }
+
+    /// A convolution whose output only a batch-norm by running statistics reads becomes one with a folded
+    /// weight and bias, which are made anew in every step: the parameters may have changed.
+    fn fold_batch_norms(&mut self) {
+        let mut at = 0;
+        while at < self.kernels.len() {
+            if let Some((first, [fold, product])) = self.folded(at) {
+                let section = self.kernels[first].0;
+                self.kernels.remove(at);
+                self.kernels[first].1 = product;
+                self.kernels.insert(first, (section, fold));
+            }
+            at += 1;
+        }
+    }
+
+    /// Where the convolution of the batch-norm `at` stands, if that is one and can be folded, and what to
+    /// put in its place.
+    fn folded(&mut self, at: usize) -> Option<(usize, [KernelSpec; 2])> {
+        let norm = &self.kernels[at].1;
+        let Work::BatchNormEvaluate { epsilon, .. } = norm.work else {
+            return None;
+        };
+        let x = norm.view("x");
+        let mut before = self.kernels[..at].iter();
+        let first = before.rposition(|(_, spec)| match &spec.work {
+            Work::Product(p) => p.pass == Pass::Forward && spec.view("y") == x,
+            _ => false,
+        })?;
+        let convolution = &self.kernels[first].1;
+        let Work::Product(product) = convolution.work else {
+            return None;
+        };
+        let plain = !product.relu && product.pool.is_none() && self.readers(x.tensor) == 1;
+        plain.then_some(())?;
+        let (layer, g) = (convolution.layer.clone(), product.geometry);
+        let (parameters, c) = (convolution.view("parameters"), g.output.channels);
+        let (running, affine) = (norm.view("running"), norm.view("affine"));
+        let (image, y) = (convolution.view("x"), norm.view("y"));
+        let folded = self.add_tensor(&format!("{layer}.folded"), &[g.patch() + 1, c]);
+        let bias = parameters.len > g.weight_elements();
+        let fold = batch_norm::batch_norm_fold(
+            g.patch(),
+            c,
+            bias,
+            epsilon,
+            parameters,
+            running,
+            affine,
+            folded,
+        );
+        let product = conv2d::conv2d_forward(product, image, folded, y, None);
+        Some((first, [fold, product].map(|spec| spec.of_layer(&layer))))
+    }
+
+    /// A tensor of the step, of floats that no sample has a share in.
+    fn add_tensor(&mut self, name: &str, shape: &[usize]) -> View {
+        let elements = shape.iter().product();
+        self.tensors.push(Tensor {
+            name: name.into(),
+            shape: shape.to_vec(),
+            dtype: Dtype::F32,
+            lifetime: Lifetime::Step,
+            per_sample: false,
+            slot: None,
+        });
+        View::whole(self.tensors.len() - 1, Dtype::F32, elements)
     }
 
     /// Puts what `fuse(plan, first, second)` makes of two kernels in the place of the first, for every
@@ -44,9 +114,11 @@ fn passed_on(writer: &KernelSpec, reader: &KernelSpec) -> Option<View> {
     let made = match &writer.work {
         Work::Product(p) if p.pass == Pass::Forward => writer.view("y"),
         Work::Product(p) if p.pass == Pass::BackwardInput => writer.view("dx"),
-        Work::Col2im { .. } | Work::MaxPoolBackward { .. } | Work::MeanPoolBackward { .. } => {
-            writer.view("dx")
-        }
+        Work::GroupedForward { .. } => writer.view("y"),
+        Work::GroupedBackwardInput { .. }
+        | Work::Col2im { .. }
+        | Work::MaxPoolBackward { .. }
+        | Work::MeanPoolBackward { .. } => writer.view("dx"),
         _ => return None,
     };
     let taken = match &reader.work {
@@ -58,7 +130,7 @@ fn passed_on(writer: &KernelSpec, reader: &KernelSpec) -> Option<View> {
 }
 
 /// `y = max(0, x·W + b)` in one.
-fn relu_into_product(first: &KernelSpec, second: &KernelSpec) -> Option<KernelSpec> {
+fn relu_into_product(batch: usize, first: &KernelSpec, second: &KernelSpec) -> Option<KernelSpec> {
     match (&first.work, &second.work) {
         (Work::Product(p), Work::ActivationForward(Activation::Relu)) if p.pool.is_none() => {
             let product = Product { relu: true, ..*p };
@@ -69,6 +141,19 @@ fn relu_into_product(first: &KernelSpec, second: &KernelSpec) -> Option<KernelSp
                 parameters,
                 second.view("y"),
                 None,
+            ))
+        }
+        (
+            Work::GroupedForward {
+                geometry,
+                relu: false,
+            },
+            Work::ActivationForward(Activation::Relu),
+        ) => {
+            let (x, parameters) = (first.view("x"), first.view("parameters"));
+            let y = second.view("y");
+            Some(grouped::grouped_forward(
+                geometry, batch, true, x, parameters, y,
             ))
         }
         _ => None,
@@ -86,6 +171,13 @@ fn mask_into_gradient(plan: &Plan, first: &KernelSpec, second: &KernelSpec) -> O
             let product = Product { relu: true, ..*p };
             let (dy, parameters) = (first.view("dy"), first.view("parameters"));
             conv2d::conv2d_backward_input(product, dy, parameters, dx, mask)
+        }
+        Work::GroupedBackwardInput {
+            geometry,
+            masked: false,
+        } => {
+            let (dy, parameters) = (first.view("dy"), first.view("parameters"));
+            grouped::grouped_backward_input(geometry, plan.batch, dy, parameters, mask, dx)
         }
         Work::Col2im {
             geometry,

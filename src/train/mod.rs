@@ -133,6 +133,7 @@ pub fn train(
     match restored.checkpoint {
         Some(checkpoint) => {
             engine.set_parameters(&checkpoint.parameters)?;
+            engine.set_running(&checkpoint.running)?;
             engine.set_optimizer_state(&checkpoint.optimizer_state)?;
             (finished, partial) = (checkpoint.epoch, checkpoint.partial);
         }
@@ -315,6 +316,7 @@ impl Epoch<'_> {
             epoch,
             partial,
             parameters: self.engine.parameters()?,
+            running: self.engine.running()?,
             optimizer_state: self.engine.optimizer_state()?,
         })
     }

@@ -2,6 +2,7 @@
 //! that are no multiple of four, more than one workgroup, ties and negative values.
 
 use super::parity::{Bench, Case, Tolerance};
+use super::products::unusual;
 use crate::cpu;
 use crate::kernels::activation::{activation_backward, activation_forward};
 use crate::kernels::{
@@ -33,7 +34,7 @@ const VALID: &str = "the geometries of this list are valid";
 
 /// A step table whose current row is `step`, between rows that are all different, and the counter
 /// that says so.
-fn step_table(bench: &mut Bench, step: Step) -> [View; 2] {
+pub(super) fn step_table(bench: &mut Bench, step: Step) -> [View; 2] {
     let other = Step {
         first: 1,
         count: 1,
@@ -51,7 +52,7 @@ fn step_table(bench: &mut Bench, step: Step) -> [View; 2] {
 }
 
 /// A row that trains on `count` samples from `first` on.
-fn samples(first: usize, count: usize) -> Step {
+pub(super) fn samples(first: usize, count: usize) -> Step {
     Step {
         first: first as u32,
         count: count as u32,
@@ -107,8 +108,12 @@ fn gather_cases() -> Vec<Case> {
 
 fn window_text(g: &Conv2d, n: usize) -> String {
     format!(
-        "{n}×{}, kernel {:?}, stride {:?}, padding {:?}",
-        g.input, g.kernel, g.stride, g.padding
+        "{n}×{}, kernel {:?}, stride {:?}, padding {:?}{}",
+        g.input,
+        g.kernel,
+        g.stride,
+        g.padding,
+        unusual(g)
     )
 }
 
@@ -143,6 +148,10 @@ fn im2col_cases() -> Vec<Case> {
     let geometry = |h, w, c, kernel, stride, padding| {
         Conv2d::new(Shape::new(h, w, c), 1, kernel, stride, padding).expect(VALID)
     };
+    let dilated = |h, w, c, kernel, stride, padding, dilation| {
+        let input = Shape::new(h, w, c);
+        Conv2d::dilated(input, 1, kernel, stride, padding, dilation).expect(VALID)
+    };
     let geometries = [
         geometry(5, 7, 1, [3, 3], [1, 1], [1, 1]),
         geometry(8, 6, 3, [5, 3], [2, 1], [2, 0]),
@@ -152,6 +161,8 @@ fn im2col_cases() -> Vec<Case> {
         // Pixels that no window reaches.
         geometry(9, 8, 3, [2, 3], [4, 5], [0, 0]),
         Conv2d::dense(33, 1),
+        dilated(7, 8, 4, [3, 3], [1, 1], [[2, 2]; 2], [2, 2]),
+        dilated(8, 9, 3, [3, 2], [2, 3], [[0, 3], [2, 0]], [2, 3]),
     ];
     let mut cases = Vec::new();
     for g in geometries {
@@ -242,10 +253,28 @@ pub(super) fn pools() -> Vec<Pool2d> {
 }
 
 fn pool_text(p: &Pool2d, n: usize) -> String {
+    let beyond = if p.inside() {
+        String::new()
+    } else {
+        let counted = if p.count_include_pad { ", counted" } else { "" };
+        format!(
+            ", padding {:?} and {:?}{counted}, output {}",
+            p.padding, p.padding_after, p.output
+        )
+    };
     format!(
-        "{n}×{}, window {:?}, stride {:?}",
+        "{n}×{}, window {:?}, stride {:?}{beyond}",
         p.input, p.kernel, p.stride
     )
+}
+
+/// The kernel that handles this geometry.
+fn in_fours(p: &Pool2d, name: &'static str, name4: &'static str) -> &'static str {
+    if p.input.channels.is_multiple_of(4) {
+        name4
+    } else {
+        name
+    }
 }
 
 fn maxpool_forward(p: Pool2d, n: usize, x: Vec<f32>, b: &mut Bench) -> Vec<KernelSpec> {
@@ -257,7 +286,8 @@ fn maxpool_forward(p: Pool2d, n: usize, x: Vec<f32>, b: &mut Bench) -> Vec<Kerne
 }
 
 pub(crate) fn maxpool_forward_case(p: Pool2d, n: usize) -> Case {
-    Case::new("maxpool2d_forward", pool_text(&p, n), move |b| {
+    let name = in_fours(&p, "maxpool2d_forward", "maxpool2d_forward4");
+    Case::new(name, pool_text(&p, n), move |b| {
         let x = b.ties(n * p.input.elements());
         maxpool_forward(p, n, x, b)
     })
@@ -265,16 +295,16 @@ pub(crate) fn maxpool_forward_case(p: Pool2d, n: usize) -> Case {
 
 /// By the scatter, or by the gather form, which takes any windows.
 pub(crate) fn maxpool_backward_case(p: Pool2d, n: usize, masked: bool, gathered: bool) -> Case {
-    let name = match (gathered, p.output.channels % 4) {
-        (true, _) => "maxpool2d_backward_overlapping",
-        (false, 0) => "maxpool2d_backward4",
-        (false, _) => "maxpool2d_backward",
+    let name = if gathered {
+        let name4 = "maxpool2d_backward_overlapping4";
+        in_fours(&p, "maxpool2d_backward_overlapping", name4)
+    } else {
+        in_fours(&p, "maxpool2d_backward", "maxpool2d_backward4")
     };
     Case::new(name, mask_text(&pool_text(&p, n), masked), move |b| {
         let x = b.ties(n * p.input.elements());
         let (y, index) = cpu::maxpool2d_forward(&p, &x);
         let dy = b.values(y.len());
-        let index: Vec<u8> = index.into_iter().map(|i| i as u8).collect();
         let (dy, index) = (b.input(&dy), b.input(&index));
         let mask = masked.then(|| b.input(&y));
         let tolerance = Tolerance::sum(p.kernel[0] * p.kernel[1]);
@@ -294,7 +324,7 @@ fn maxpool_cases() -> Vec<Case> {
         for n in [1, 7] {
             cases.push(maxpool_forward_case(p, n));
             cases.push(Case::new(
-                "maxpool2d_forward",
+                in_fours(&p, "maxpool2d_forward", "maxpool2d_forward4"),
                 format!("{}, every fifth NaN", pool_text(&p, n)),
                 move |b| {
                     let mut x = b.ties(n * p.input.elements());
@@ -314,7 +344,8 @@ fn maxpool_cases() -> Vec<Case> {
 }
 
 pub(crate) fn meanpool_forward_case(p: Pool2d, n: usize) -> Case {
-    Case::new("meanpool2d_forward", pool_text(&p, n), move |b| {
+    let name = in_fours(&p, "meanpool2d_forward", "meanpool2d_forward4");
+    Case::new(name, pool_text(&p, n), move |b| {
         let x = b.values(n * p.input.elements());
         let x = b.input(&x);
         let tolerance = Tolerance::sum(p.kernel[0] * p.kernel[1]);
@@ -325,7 +356,8 @@ pub(crate) fn meanpool_forward_case(p: Pool2d, n: usize) -> Case {
 
 pub(crate) fn meanpool_backward_case(p: Pool2d, n: usize, masked: bool) -> Case {
     let variant = mask_text(&pool_text(&p, n), masked);
-    Case::new("meanpool2d_backward", variant, move |b| {
+    let name = in_fours(&p, "meanpool2d_backward", "meanpool2d_backward4");
+    Case::new(name, variant, move |b| {
         let dy = b.values(n * p.output.elements());
         let dy = b.input(&dy);
         let mask = masked.then(|| activation(b, n * p.input.elements()));
@@ -375,6 +407,7 @@ pub(crate) fn loss_case(
         let predictions = b.updated_words("predictions", &before);
         vec![loss::loss(
             kind,
+            0.0,
             batch,
             classes,
             logits,

@@ -7,6 +7,7 @@ use super::cases::{
     col2im_case, im2col_case, maxpool_backward_case, maxpool_forward_case, meanpool_backward_case,
     meanpool_forward_case,
 };
+use super::grouped::grouped_cases;
 use super::parity::Case;
 use super::products::product_case;
 use crate::gpu::AdapterReport;
@@ -18,8 +19,8 @@ use rand_chacha::ChaCha8Rng;
 /// The draws of `wgrad verify` unless told otherwise.
 pub const DRAWS: usize = 16;
 
-/// The cases of one draw, as far as `adapter` can run them: a layer in every pass of every family in
-/// a tile that is drawn too, its columns, and a pooling behind it.
+/// The cases of one draw, as far as `adapter` can run them: a layer in every pass, of every family in
+/// a tile that is drawn too and its columns, or in groups; and a pooling behind it.
 pub fn drawn(adapter: &AdapterReport, seed: u64, index: usize) -> Vec<Case> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(index as u64);
@@ -36,6 +37,10 @@ pub fn drawn(adapter: &AdapterReport, seed: u64, index: usize) -> Vec<Case> {
     let tiles = Family::ALL.map(|family| (family, rng.random::<u32>()));
 
     let mut cases = Vec::new();
+    if geometry.groups > 1 {
+        cases.extend(grouped_cases(geometry, batch, relu, masked));
+    }
+    let tiles = tiles.into_iter().filter(|_| geometry.groups == 1);
     for (family, tile) in tiles {
         let all = Tile::all(family, adapter);
         if !family.supported(adapter) || all.is_empty() {
@@ -57,8 +62,10 @@ pub fn drawn(adapter: &AdapterReport, seed: u64, index: usize) -> Vec<Case> {
             add(Pass::Forward, relu, Some(pool));
         }
     }
-    cases.push(im2col_case(geometry, batch));
-    cases.push(col2im_case(geometry, batch, masked));
+    if geometry.groups == 1 {
+        cases.push(im2col_case(geometry, batch));
+        cases.push(col2im_case(geometry, batch, masked));
+    }
     cases.push(maxpool_forward_case(pool, batch));
     cases.push(maxpool_backward_case(
         pool,
@@ -79,15 +86,33 @@ fn channels(rng: &mut ChaCha8Rng, most: usize) -> usize {
     }
 }
 
+/// In groups, with taps apart or without a bias in some of the draws.
 fn convolution(rng: &mut ChaCha8Rng) -> Conv2d {
     loop {
         let mut pair = |least, most| [(); 2].map(|()| rng.random_range(least..=most));
         let ([h, w], kernel) = (pair(1, 16), pair(1, 5));
-        let (stride, padding) = (pair(1, 3), pair(0, 2));
-        let input = Shape::new(h, w, channels(rng, 16));
+        let (stride, padding) = (pair(1, 3), [pair(0, 2), pair(0, 2)]);
+        let dilation = pair(1, 3);
+        let dilation = if rng.random() { dilation } else { [1, 1] };
+        let mut input = Shape::new(h, w, channels(rng, 16));
+        let mut out = channels(rng, 40);
+        // Not in groups, or in some of the same size, depthwise where they have one channel each.
+        let groups = match rng.random_range(0..4) {
+            0 => rng.random_range(2..=16),
+            _ => 1,
+        };
+        if groups > 1 {
+            let [gc, goc] = [3, 3].map(|most| rng.random_range(1..=most));
+            (input.channels, out) = (gc * groups, goc * groups);
+        }
+        let g = Conv2d::dilated(input, out, kernel, stride, padding, dilation);
         // A window that is larger than the image, or sees nothing but padding, is drawn again.
-        if let Ok(g) = Conv2d::new(input, channels(rng, 40), kernel, stride, padding) {
-            return g;
+        if let Ok(g) = g.and_then(|g| g.grouped(groups)) {
+            return if rng.random_range(0..3) == 0 {
+                g.without_bias()
+            } else {
+                g
+            };
         }
     }
 }

@@ -4,7 +4,9 @@
 
 pub(crate) mod cases;
 mod drawn;
+mod elementwise;
 mod fingerprint;
+mod grouped;
 mod nonfinite;
 mod parity;
 mod products;
@@ -31,7 +33,10 @@ use std::collections::HashSet;
 pub fn cases(adapter: &AdapterReport) -> Vec<Case> {
     let mut cases = cases::cases();
     cases.extend(products::cases(adapter));
+    cases.extend(grouped::cases());
     cases.extend(nonfinite::cases(adapter));
+    cases.extend(elementwise::cases());
+    cases.extend(elementwise::nonfinite_cases());
     cases
 }
 

@@ -73,12 +73,17 @@ fn simple_cases() -> Vec<Case> {
     cases
 }
 
-/// Layers with and without padding, strides and channels in fours; the numbers of terms and of
+/// Layers with and without padding, strides, dilation, bias and channels in fours; the numbers of terms and of
 /// positions are no multiples of what a tile takes at a time.
 fn layers() -> Vec<(Conv2d, Option<[usize; 2]>)> {
     let conv = |[h, w, c]: [usize; 3], out, kernel, stride, padding, pool| {
         let geometry = Conv2d::new(Shape::new(h, w, c), out, kernel, stride, padding);
         (geometry.expect(VALID), pool)
+    };
+    let dilated = |[h, w, c]: [usize; 3], out, kernel, stride, padding, dilation| {
+        let input = Shape::new(h, w, c);
+        let geometry = Conv2d::dilated(input, out, kernel, stride, padding, dilation);
+        (geometry.expect(VALID).without_bias(), None)
     };
     vec![
         conv([9, 10, 1], 8, [5, 5], [1, 1], [0, 0], Some([2, 2])),
@@ -89,6 +94,8 @@ fn layers() -> Vec<(Conv2d, Option<[usize; 2]>)> {
         conv([5, 5, 4], 4, [1, 1], [2, 2], [0, 0], None),
         (Conv2d::dense(37, 10), None),
         (Conv2d::dense(64, 12), None),
+        dilated([8, 8, 8], 12, [3, 3], [2, 2], [[0, 1]; 2], [1, 1]),
+        dilated([9, 8, 3], 5, [3, 2], [1, 2], [[2, 1], [0, 2]], [2, 3]),
     ]
 }
 

@@ -18,7 +18,8 @@ struct Layer {
 }
 
 /// Channels that are multiples of four and not, strides and padding uneven, images odd and not
-/// square, batches of 1 and 7, sums of more than one tile and split.
+/// square, batches of 1 and 7, sums of more than one tile and split; taps side by side and apart,
+/// padding that differs from side to side, with a bias and without.
 fn layers() -> Vec<Layer> {
     let conv = |input: [usize; 3], out, kernel, stride, padding, batch, pool| Layer {
         geometry: Conv2d::new(
@@ -32,11 +33,30 @@ fn layers() -> Vec<Layer> {
         batch,
         pool,
     };
+    let dilated = |input: [usize; 3], out, kernel, stride, padding, dilation, batch, pool| Layer {
+        geometry: Conv2d::dilated(
+            Shape::new(input[0], input[1], input[2]),
+            out,
+            kernel,
+            stride,
+            padding,
+            dilation,
+        )
+        .expect(VALID),
+        batch,
+        pool,
+    };
     let dense = |inputs, units, batch| Layer {
         geometry: Conv2d::dense(inputs, units),
         batch,
         pool: None,
     };
+    let without_bias = |layer: Layer| Layer {
+        geometry: layer.geometry.without_bias(),
+        ..layer
+    };
+    let (none, even) = ([[0, 0]; 2], [[2, 2]; 2]);
+    let odd = [[0, 1]; 2];
     vec![
         conv([11, 8, 1], 5, [3, 5], [1, 1], [0, 2], 7, None),
         conv([9, 10, 1], 8, [5, 5], [1, 1], [0, 0], 7, Some([2, 2])),
@@ -54,6 +74,59 @@ fn layers() -> Vec<Layer> {
         dense(64, 128, 33),
         dense(1, 1, 1),
         dense(300, 12, 130),
+        dilated([9, 10, 4], 8, [3, 3], [1, 1], even, [2, 2], 7, Some([2, 2])),
+        dilated([8, 8, 8], 12, [3, 3], [2, 2], odd, [1, 1], 7, None),
+        dilated(
+            [6, 9, 3],
+            5,
+            [3, 2],
+            [1, 1],
+            [[2, 1], [0, 2]],
+            [1, 3],
+            1,
+            None,
+        ),
+        without_bias(dilated(
+            [12, 11, 8],
+            8,
+            [3, 3],
+            [1, 1],
+            none,
+            [4, 2],
+            2,
+            None,
+        )),
+        without_bias(dilated(
+            [11, 12, 12],
+            20,
+            [3, 3],
+            [2, 3],
+            [[2, 1], [0, 3]],
+            [3, 2],
+            7,
+            None,
+        )),
+        without_bias(dilated(
+            [9, 7, 5],
+            3,
+            [2, 3],
+            [3, 2],
+            [[1, 0], [2, 3]],
+            [2, 2],
+            3,
+            None,
+        )),
+        without_bias(conv(
+            [16, 15, 4],
+            8,
+            [3, 3],
+            [1, 1],
+            [1, 1],
+            13,
+            Some([1, 2]),
+        )),
+        without_bias(dense(37, 10, 7)),
+        without_bias(dense(64, 128, 33)),
     ]
 }
 
@@ -92,11 +165,14 @@ pub fn products(adapter: &AdapterReport) -> Vec<Product> {
     products
 }
 
-/// Every tile of a family on one layer that is several tiles high and wide, pooled too where the
-/// family can.
+/// Every tile of a family on a layer that is several tiles high and wide, pooled too where the family
+/// can; and on one that is dilated, has no bias and channels that are not in fours.
 fn every_tile(family: Family, adapter: &AdapterReport) -> Vec<Product> {
     let input = Shape::new(9, 7, 12);
     let geometry = Conv2d::new(input, 24, [3, 3], [1, 1], [1, 1]).expect(VALID);
+    let (input, padding) = (Shape::new(9, 7, 7), [[1, 2], [2, 0]]);
+    let dilated = Conv2d::dilated(input, 22, [3, 2], [2, 1], padding, [2, 3]);
+    let dilated = dilated.expect(VALID).without_bias();
     let windows = [[2, 2], [1, 2]].map(|k| Pool2d::new(geometry.output, k, k).expect(VALID));
     let pools = windows
         .into_iter()
@@ -104,10 +180,13 @@ fn every_tile(family: Family, adapter: &AdapterReport) -> Vec<Product> {
         .map(|window| (Pass::Forward, Some(window)));
     let passes = Pass::ALL.into_iter().map(|pass| (pass, None));
     let passes: Vec<_> = passes.chain(pools).collect();
+    let passes = passes.iter().map(|(pass, pool)| (geometry, *pass, *pool));
+    let more = Pass::ALL.into_iter().map(|pass| (dilated, pass, None));
+    let layers: Vec<_> = passes.chain(more).collect();
     let of = |tile| {
-        let passes = passes.iter();
-        passes.map(move |(pass, pool)| {
-            Product::new(geometry, 5, *pass, false, *pool, family, adapter)
+        let layers = layers.iter();
+        layers.map(move |(geometry, pass, pool)| {
+            Product::new(*geometry, 5, *pass, false, *pool, family, adapter)
                 .expect(VALID)
                 .with_tile(tile)
         })
@@ -165,6 +244,7 @@ pub(super) fn product_text(product: &Product) -> String {
         g.padding[0],
         g.padding[1],
     );
+    variant += &unusual(&g);
     if product.relu {
         variant += ", ReLU";
     }
@@ -176,6 +256,27 @@ pub(super) fn product_text(product: &Product) -> String {
         variant += &format!(", {splits} splits");
     }
     variant
+}
+
+/// What sets a convolution apart from a dense one with a bias and the same padding on both sides, for
+/// people.
+pub(super) fn unusual(g: &Conv2d) -> String {
+    let mut text = String::new();
+    if g.dilation != [1, 1] {
+        text += &format!(", dilation {}×{}", g.dilation[0], g.dilation[1]);
+    }
+    let same = [[g.padding[0]; 2], [g.padding[1]; 2]];
+    let even = Conv2d::dilated(g.input, 1, g.kernel, g.stride, same, g.dilation);
+    if even.is_ok_and(|e| [e.output.height, e.output.width] != [g.output.height, g.output.width]) {
+        text += &format!(" before, {}×{} out", g.output.height, g.output.width);
+    }
+    if g.groups > 1 {
+        text += &format!(", {} groups", g.groups);
+    }
+    if !g.bias {
+        text += ", no bias";
+    }
+    text
 }
 
 /// Operands of a product.
@@ -207,7 +308,7 @@ pub(super) fn build(
         // What a ReLU leaves behind is 0 in many places, and there the gradient stops.
         x = cpu::relu_forward(&x);
     }
-    let mut parameters = draw(bench, g.weight_elements() + g.output.channels);
+    let mut parameters = draw(bench, g.parameter_elements());
     let mut dy = bench.values(product.batch * g.output.elements());
     change(Operand::X, &mut x);
     change(Operand::Parameters, &mut parameters);

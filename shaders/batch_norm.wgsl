@@ -1,0 +1,284 @@
+// Batch normalisation: every channel over all rows of the batch that count.
+//
+//   n = count·POSITIONS rows count, the first of ROWS
+//   mean = Σ x / n        variance = Σ (x − mean)² / n        rstd = 1 / √(variance + ε)
+//   x̂ = (x − mean)·rstd   y = x̂·γ + β
+//   dγ = Σ dy·x̂           dβ = Σ dy
+//   dx = γ·rstd·(dy − (dβ + x̂·dγ) / n), and 0 in the rows that do not count
+//   running mean ← running mean + momentum·(mean − running mean), and so the running variance with
+//   variance·n / (n − 1); of one row there is no such variance, and the running one stays
+//
+// Layout: x, y, dy and dx [ROWS,C] with ROWS = batch·POSITIONS (NHWC); affine [2,C]: γ, β; running [2,C]:
+// mean, variance; statistics [2,C]: mean, rstd; gradient [2,C]: dγ, dβ. Sums over rows are taken in
+// chunks of ROWS_PER_CHUNK: partials [CHUNKS,2,C].
+// Channels are handled LANES at a time: four as the text stands, one where C is no multiple of four,
+// see src/kernels/lanes.rs. WIDTH = C / LANES.
+//
+// batch_norm_moments: one invocation takes LANES channels of one chunk and writes the mean of x − x₀ and
+//   its Σ (x − mean)² to partials (Welford 1962). x₀ is the channel's first value: the differences are
+//   as small as the deviation, however large the mean, so nothing is lost in rounding.
+// batch_norm_statistics: one workgroup takes four channels; of the 16 invocations that share one, each
+//   merges every 16th chunk, then halves are merged pairwise. Writes statistics, updates running.
+// batch_norm_forward: one invocation handles LANES channels of ROWS_PER_STRIP rows. Writes y.
+// batch_norm_backward_sums: as batch_norm_moments; writes Σ dy·x̂ and Σ dy to partials, which
+//   reduce_chunks adds up into gradient.
+// batch_norm_backward_input: as batch_norm_forward. Writes dx.
+// batch_norm_evaluate: as batch_norm_forward, by the running statistics. Writes y.
+// batch_norm_fold: the convolution before, with weights w·γ·rstd and bias (b − mean)·γ·rstd + β, whose
+//   output needs no normalisation. parameters [M (+ 1 with BIAS), C], folded [M + 1, C]; one
+//   invocation writes one element.
+// CPU twins: of the same names in src/cpu/batch_norm.rs.
+// Maths: Ioffe, Szegedy (2015), "Batch Normalization"; Chan, Golub, LeVeque (1983), "Algorithms for
+// Computing the Sample Variance".
+
+alias Lanes = vec4<f32>;
+
+override ROWS: u32 = 1u;
+override POSITIONS: u32 = 1u;
+override C: u32;
+override WIDTH: u32 = 1u;
+override CHUNKS: u32 = 1u;
+override ROWS_PER_CHUNK: u32 = 1u;
+override MOMENTUM: f32 = 0.0;
+override EPSILON: f32 = 0.0;
+override M: u32 = 1u;
+override BIAS: bool = false;
+
+const WORKGROUP_SIZE = 64u;
+const ROWS_PER_STRIP = 8u;
+const CHANNELS_PER_WORKGROUP = 4u;
+
+struct Step {
+    first: u32,
+    count: u32,
+    lr: f32,
+    bias_correction1: f32,
+    bias_correction2: f32,
+    seed: u32,
+    epoch: u32,
+    padding: u32,
+}
+
+@group(0) @binding(0) var<storage, read> x: array<Lanes>;
+@group(0) @binding(1) var<storage, read> output_gradient: array<Lanes>;  // dy
+@group(0) @binding(2) var<storage, read> statistics: array<Lanes>;
+@group(0) @binding(3) var<storage, read> affine: array<Lanes>;
+@group(0) @binding(4) var<storage, read> gradient: array<Lanes>;
+@group(0) @binding(5) var<storage, read> steps: array<Step>;
+@group(0) @binding(6) var<storage, read> counter: array<u32>;
+@group(0) @binding(7) var<storage, read_write> partials: array<Lanes>;
+@group(0) @binding(8) var<storage, read_write> y: array<Lanes>;
+@group(0) @binding(9) var<storage, read_write> input_gradient: array<Lanes>;  // dx
+@group(0) @binding(10) var<storage, read> running: array<Lanes>;
+// Channel by channel.
+@group(0) @binding(11) var<storage, read> chunk_moments: array<f32>;  // partials, read back
+@group(0) @binding(12) var<storage, read_write> new_statistics: array<f32>;
+@group(0) @binding(13) var<storage, read_write> new_running: array<f32>;
+@group(0) @binding(14) var<storage, read> parameters: array<f32>;
+@group(0) @binding(15) var<storage, read> running_values: array<f32>;
+@group(0) @binding(16) var<storage, read> affine_values: array<f32>;
+@group(0) @binding(17) var<storage, read_write> folded: array<f32>;
+@group(0) @binding(18) var<storage, read> first_row: array<f32>;  // of x
+
+// Rows that count.
+fn counted() -> u32 {
+    return min(steps[counter[0]].count * POSITIONS, ROWS);
+}
+
+// Those among them that a chunk has.
+fn counted_in(chunk: u32) -> u32 {
+    let n = counted();
+    let first = chunk * ROWS_PER_CHUNK;
+    return min(max(n, first) - first, ROWS_PER_CHUNK);
+}
+
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn batch_norm_moments(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let t = (group.y * groups.x + group.x) * WORKGROUP_SIZE + local;
+    if t >= CHUNKS * WIDTH {
+        return;
+    }
+    let chunk = t / WIDTH;
+    let channel = t % WIDTH;
+    let rows = counted_in(chunk);
+    let start = x[channel];
+    var at = chunk * ROWS_PER_CHUNK * WIDTH + channel;
+    var mean = Lanes(0.0);
+    var squares = Lanes(0.0);
+    for (var i = 0u; i < rows; i++) {
+        let value = x[at] - start;
+        let difference = value - mean;
+        mean += difference * (1.0 / f32(i + 1u));
+        squares += difference * (value - mean);
+        at += WIDTH;
+    }
+    partials[2u * chunk * WIDTH + channel] = mean;
+    partials[(2u * chunk + 1u) * WIDTH + channel] = squares;
+}
+
+// Of some rows of one channel: how many, their mean, Σ (x − mean)².
+struct Moments { count: f32, mean: f32, squares: f32 }
+
+fn merge(a: Moments, b: Moments) -> Moments {
+    if b.count == 0.0 {
+        return a;
+    }
+    let difference = b.mean - a.mean;
+    let share = b.count / (a.count + b.count);
+    return Moments(
+        a.count + b.count,
+        a.mean + difference * share,
+        a.squares + b.squares + difference * (difference * a.count * share),
+    );
+}
+
+var<workgroup> merged: array<Moments, WORKGROUP_SIZE>;
+
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn batch_norm_statistics(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let first = (group.y * groups.x + group.x) * CHANNELS_PER_WORKGROUP;
+    let channel = first + local % CHANNELS_PER_WORKGROUP;
+    var moments = Moments(0.0, 0.0, 0.0);
+    if channel < C {
+        let stride = WORKGROUP_SIZE / CHANNELS_PER_WORKGROUP;
+        for (var chunk = local / CHANNELS_PER_WORKGROUP; chunk < CHUNKS; chunk += stride) {
+            let mean = chunk_moments[2u * chunk * C + channel];
+            let squares = chunk_moments[(2u * chunk + 1u) * C + channel];
+            moments = merge(moments, Moments(f32(counted_in(chunk)), mean, squares));
+        }
+    }
+    merged[local] = moments;
+    for (var rest = WORKGROUP_SIZE / 2u; rest >= CHANNELS_PER_WORKGROUP; rest /= 2u) {
+        workgroupBarrier();
+        if local < rest {
+            merged[local] = merge(merged[local], merged[local + rest]);
+        }
+    }
+    if local < CHANNELS_PER_WORKGROUP && channel < C {
+        let n = merged[local].count;
+        let mean = first_row[channel] + merged[local].mean;
+        let squares = merged[local].squares;
+        new_statistics[channel] = mean;
+        new_statistics[C + channel] = 1.0 / sqrt(squares / n + EPSILON);
+        new_running[channel] += MOMENTUM * (mean - new_running[channel]);
+        if n > 1.0 {
+            let variance = squares / (n - 1.0);
+            new_running[C + channel] += MOMENTUM * (variance - new_running[C + channel]);
+        }
+    }
+}
+
+// y of strip and channel t; past the last strip there is no row.
+fn normalise(t: u32, mean: Lanes, rstd: Lanes) {
+    let first = t / WIDTH * ROWS_PER_STRIP;
+    let channel = t % WIDTH;
+    let weight = affine[channel];
+    let bias = affine[WIDTH + channel];
+    let end = min(first + ROWS_PER_STRIP, ROWS) * WIDTH;
+    for (var at = first * WIDTH + channel; at < end; at += WIDTH) {
+        y[at] = (x[at] - mean) * rstd * weight + bias;
+    }
+}
+
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn batch_norm_forward(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let t = (group.y * groups.x + group.x) * WORKGROUP_SIZE + local;
+    normalise(t, statistics[t % WIDTH], statistics[WIDTH + t % WIDTH]);
+}
+
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn batch_norm_evaluate(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let t = (group.y * groups.x + group.x) * WORKGROUP_SIZE + local;
+    let rstd = 1.0 / sqrt(running[WIDTH + t % WIDTH] + EPSILON);
+    normalise(t, running[t % WIDTH], rstd);
+}
+
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn batch_norm_backward_sums(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let t = (group.y * groups.x + group.x) * WORKGROUP_SIZE + local;
+    if t >= CHUNKS * WIDTH {
+        return;
+    }
+    let chunk = t / WIDTH;
+    let channel = t % WIDTH;
+    let rows = counted_in(chunk);
+    let mean = statistics[channel];
+    var at = chunk * ROWS_PER_CHUNK * WIDTH + channel;
+    var weight_gradient = Lanes(0.0);
+    var bias_gradient = Lanes(0.0);
+    for (var i = 0u; i < rows; i++) {
+        weight_gradient += output_gradient[at] * (x[at] - mean);
+        bias_gradient += output_gradient[at];
+        at += WIDTH;
+    }
+    partials[2u * chunk * WIDTH + channel] = weight_gradient * statistics[WIDTH + channel];
+    partials[(2u * chunk + 1u) * WIDTH + channel] = bias_gradient;
+}
+
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn batch_norm_backward_input(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let t = (group.y * groups.x + group.x) * WORKGROUP_SIZE + local;
+    let first = t / WIDTH * ROWS_PER_STRIP;
+    let channel = t % WIDTH;
+    let n = counted();
+    let mean = statistics[channel];
+    let rstd = statistics[WIDTH + channel];
+    let scale = affine[channel] * rstd;
+    let slope = gradient[channel] * rstd / f32(n);
+    let offset = gradient[WIDTH + channel] / f32(n);
+    for (var row = first; row < min(first + ROWS_PER_STRIP, ROWS); row++) {
+        let at = row * WIDTH + channel;
+        if row < n {
+            input_gradient[at] = scale * (output_gradient[at] - offset - (x[at] - mean) * slope);
+        } else {
+            input_gradient[at] = Lanes(0.0);
+        }
+    }
+}
+
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn batch_norm_fold(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let t = (group.y * groups.x + group.x) * WORKGROUP_SIZE + local;
+    if t >= (M + 1u) * C {
+        return;
+    }
+    let channel = t % C;
+    let scale = affine_values[channel] / sqrt(running_values[C + channel] + EPSILON);
+    if t < M * C {
+        folded[t] = parameters[t] * scale;
+        return;
+    }
+    var bias = -running_values[channel];
+    if BIAS {
+        bias += parameters[t];
+    }
+    folded[t] = bias * scale + affine_values[C + channel];
+}

@@ -1,0 +1,289 @@
+//! `shaders/batch_norm.wgsl`: normalisation of every channel over the batch.
+//!
+//! Affine parameters are one view `[2,C]`, weight γ and bias β; so are running statistics, mean and
+//! variance, and those of a batch, mean and `rstd = 1 / √(variance + ε)`. Only the first `count`
+//! samples count, by row `counter[0]` of the step table `steps`.
+
+use super::lanes::{lanes, with_lanes};
+use super::{KernelSpec, STEP_ELEMENTS, View, WORKGROUP_SIZE, Work, read, update, write};
+
+const SOURCE: &str = include_str!("../../shaders/batch_norm.wgsl");
+
+/// Rows that one invocation of the kernels handles which write a value for every element.
+pub(super) const ROWS_PER_STRIP: usize = 8;
+
+/// Channels that share a workgroup where invocations work together on each.
+pub(super) const CHANNELS_PER_WORKGROUP: usize = 4;
+
+/// What is normalised: `[rows, channels]` with `rows = batch · positions`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchNorm {
+    pub batch: usize,
+    /// Of one sample: H·W.
+    pub positions: usize,
+    pub channels: usize,
+}
+
+impl BatchNorm {
+    pub const fn rows(&self) -> usize {
+        self.batch * self.positions
+    }
+
+    /// How the sums over rows are cut.
+    pub fn chunks(&self) -> Chunks {
+        Chunks::new(self.rows(), 32, 512)
+    }
+}
+
+/// How a sum over `len` terms is cut into chunks; it follows from `len` alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chunks {
+    len: usize,
+    /// Terms of a chunk; the last may have fewer.
+    pub size: usize,
+}
+
+impl Chunks {
+    /// Chunks of at least `size` terms, and at most `most` of them.
+    pub fn new(len: usize, size: usize, most: usize) -> Chunks {
+        let size = size.max(len.div_ceil(most)).max(1);
+        Chunks { len, size }
+    }
+
+    /// How many there are.
+    pub const fn count(&self) -> usize {
+        self.len.div_ceil(self.size)
+    }
+}
+
+fn constants(g: &BatchNorm) -> Vec<(&'static str, f64)> {
+    let width = g.channels / lanes(g.channels);
+    [
+        ("ROWS", g.rows()),
+        ("POSITIONS", g.positions),
+        ("C", g.channels),
+        ("WIDTH", width),
+        ("CHUNKS", g.chunks().count()),
+        ("ROWS_PER_CHUNK", g.chunks().size),
+    ]
+    .map(|(name, value)| (name, value as f64))
+    .to_vec()
+}
+
+/// Invocations of a kernel that handles chunks of rows, and of one that handles strips.
+fn invocations(g: &BatchNorm) -> [usize; 2] {
+    let width = g.channels / lanes(g.channels);
+    [g.chunks().count(), g.rows().div_ceil(ROWS_PER_STRIP)].map(|rows| rows * width)
+}
+
+/// `partials[chunks,2,C]`: mean and Σ (x − mean)² of `x − x₀` in every chunk of the rows of
+/// `x[rows,C]`, where `x₀` is the first row. Writes `partials`.
+pub fn batch_norm_moments(
+    g: &BatchNorm,
+    x: View,
+    steps: View,
+    counter: View,
+    partials: View,
+) -> KernelSpec {
+    KernelSpec::new(
+        "batch_norm_moments",
+        with_lanes(SOURCE, g.channels),
+        Work::BatchNormMoments(*g),
+        &constants(g),
+        vec![
+            read(0, "x", x, g.rows() * g.channels),
+            read(5, "steps", steps, STEP_ELEMENTS),
+            read(6, "counter", counter, 1),
+            write(7, "partials", partials, g.chunks().count() * 2 * g.channels),
+        ],
+        invocations(g)[0],
+    )
+}
+
+/// `statistics[2,C]` from what [`batch_norm_moments`] wrote of the same `x`; `running[2,C]` moves by
+/// `momentum` towards the mean and the unbiased variance, except that one row leaves the running
+/// variance as it is. Writes `statistics`, changes `running`.
+pub fn batch_norm_statistics(
+    g: &BatchNorm,
+    [momentum, epsilon]: [f32; 2],
+    x: View,
+    partials: View,
+    steps: View,
+    counter: View,
+    statistics: View,
+    running: View,
+) -> KernelSpec {
+    let c = g.channels;
+    let mut constants = constants(g);
+    constants.push(("MOMENTUM", momentum.into()));
+    constants.push(("EPSILON", epsilon.into()));
+    KernelSpec::new(
+        "batch_norm_statistics",
+        with_lanes(SOURCE, c),
+        Work::BatchNormStatistics {
+            geometry: *g,
+            momentum,
+            epsilon,
+        },
+        &constants,
+        vec![
+            read(18, "x", x, c),
+            read(11, "partials", partials, g.chunks().count() * 2 * c),
+            read(5, "steps", steps, STEP_ELEMENTS),
+            read(6, "counter", counter, 1),
+            write(12, "statistics", statistics, 2 * c),
+            update(13, "running", running, 2 * c),
+        ],
+        c.div_ceil(CHANNELS_PER_WORKGROUP) * WORKGROUP_SIZE,
+    )
+}
+
+/// `y[rows,C] = (x − mean)·rstd·γ + β`, in the rows that do not count as well. Writes `y`.
+pub fn batch_norm_forward(
+    g: &BatchNorm,
+    x: View,
+    statistics: View,
+    affine: View,
+    y: View,
+) -> KernelSpec {
+    let n = g.rows() * g.channels;
+    KernelSpec::new(
+        "batch_norm_forward",
+        with_lanes(SOURCE, g.channels),
+        Work::BatchNormForward(*g),
+        &constants(g),
+        vec![
+            read(0, "x", x, n),
+            read(2, "statistics", statistics, 2 * g.channels),
+            read(3, "affine", affine, 2 * g.channels),
+            write(8, "y", y, n),
+        ],
+        invocations(g)[1],
+    )
+}
+
+/// `partials[chunks,2,C]`: Σ dy·x̂ and Σ dy in every chunk of rows, whose sum over the chunks
+/// ([`super::reduce::reduce_chunks`]) is the gradient of γ and β. Writes `partials`.
+pub fn batch_norm_backward_sums(
+    g: &BatchNorm,
+    x: View,
+    dy: View,
+    statistics: View,
+    steps: View,
+    counter: View,
+    partials: View,
+) -> KernelSpec {
+    let n = g.rows() * g.channels;
+    KernelSpec::new(
+        "batch_norm_backward_sums",
+        with_lanes(SOURCE, g.channels),
+        Work::BatchNormBackwardSums(*g),
+        &constants(g),
+        vec![
+            read(0, "x", x, n),
+            read(1, "dy", dy, n),
+            read(2, "statistics", statistics, 2 * g.channels),
+            read(5, "steps", steps, STEP_ELEMENTS),
+            read(6, "counter", counter, 1),
+            write(7, "partials", partials, g.chunks().count() * 2 * g.channels),
+        ],
+        invocations(g)[0],
+    )
+}
+
+/// `dx[rows,C] = γ·rstd·(dy − (dβ + x̂·dγ) / n)` in the n rows that count, 0 in the others, with
+/// `gradient[2,C]`: dγ, dβ. Writes `dx`.
+pub fn batch_norm_backward_input(
+    g: &BatchNorm,
+    x: View,
+    dy: View,
+    statistics: View,
+    affine: View,
+    gradient: View,
+    steps: View,
+    counter: View,
+    dx: View,
+) -> KernelSpec {
+    let (n, c) = (g.rows() * g.channels, g.channels);
+    KernelSpec::new(
+        "batch_norm_backward_input",
+        with_lanes(SOURCE, c),
+        Work::BatchNormBackwardInput(*g),
+        &constants(g),
+        vec![
+            read(0, "x", x, n),
+            read(1, "dy", dy, n),
+            read(2, "statistics", statistics, 2 * c),
+            // Only γ is looked at.
+            read(3, "affine", affine, c),
+            read(4, "gradient", gradient, 2 * c),
+            read(5, "steps", steps, STEP_ELEMENTS),
+            read(6, "counter", counter, 1),
+            write(9, "dx", dx, n),
+        ],
+        invocations(g)[1],
+    )
+}
+
+/// [`batch_norm_forward`] by the running statistics. Writes `y`.
+pub fn batch_norm_evaluate(
+    g: &BatchNorm,
+    epsilon: f32,
+    x: View,
+    running: View,
+    affine: View,
+    y: View,
+) -> KernelSpec {
+    let n = g.rows() * g.channels;
+    let mut constants = constants(g);
+    constants.push(("EPSILON", epsilon.into()));
+    KernelSpec::new(
+        "batch_norm_evaluate",
+        with_lanes(SOURCE, g.channels),
+        Work::BatchNormEvaluate {
+            geometry: *g,
+            epsilon,
+        },
+        &constants,
+        vec![
+            read(0, "x", x, n),
+            read(10, "running", running, 2 * g.channels),
+            read(3, "affine", affine, 2 * g.channels),
+            write(8, "y", y, n),
+        ],
+        invocations(g)[1],
+    )
+}
+
+/// `folded[m + 1, C]`: the weight `[m,C]` of the convolution before, with `bias` that as well as its
+/// last row, so that the convolution gives what [`batch_norm_evaluate`] would make of it:
+/// `w·γ·rstd` and `(b − mean)·γ·rstd + β`. Writes `folded`.
+pub fn batch_norm_fold(
+    m: usize,
+    c: usize,
+    bias: bool,
+    epsilon: f32,
+    parameters: View,
+    running: View,
+    affine: View,
+    folded: View,
+) -> KernelSpec {
+    KernelSpec::new(
+        "batch_norm_fold",
+        SOURCE,
+        Work::BatchNormFold { bias, epsilon },
+        &[
+            ("C", c as f64),
+            ("M", m as f64),
+            ("BIAS", f64::from(bias)),
+            ("EPSILON", epsilon.into()),
+        ],
+        vec![
+            read(14, "parameters", parameters, (m + usize::from(bias)) * c),
+            read(15, "running", running, 2 * c),
+            read(16, "affine", affine, 2 * c),
+            write(17, "folded", folded, (m + 1) * c),
+        ],
+        (m + 1) * c,
+    )
+}

@@ -1,0 +1,163 @@
+//! What the normalisations add to a plan, on the way forward and back.
+
+use super::Builder;
+use crate::kernels::batch_norm::{self, BatchNorm};
+use crate::kernels::group_norm::{self, GroupNorm};
+use crate::kernels::{Dtype, View, reduce};
+use crate::model::Layer;
+
+impl Builder<'_> {
+    pub(super) fn batch_norm_forward(
+        &mut self,
+        i: usize,
+        layer: &Layer,
+        [momentum, epsilon]: [f32; 2],
+        x: View,
+    ) -> View {
+        let g = self.batch_norm(layer);
+        let (affine, running) = (self.parameters_of(layer), self.running_of(layer));
+        let y = self.maps("output", layer.output, Dtype::F32);
+        if !self.trains() {
+            self.emit(batch_norm::batch_norm_evaluate(
+                &g, epsilon, x, running, affine, y,
+            ));
+            return y;
+        }
+        let [steps, counter] = self.step();
+        let chunks = g.chunks().count();
+        let moments = self.tensor("moments", &[chunks, 2, g.channels], Dtype::F32);
+        let statistics = self.tensor("statistics", &[2, g.channels], Dtype::F32);
+        self.emit(batch_norm::batch_norm_moments(
+            &g, x, steps, counter, moments,
+        ));
+        self.emit(batch_norm::batch_norm_statistics(
+            &g,
+            [momentum, epsilon],
+            x,
+            moments,
+            steps,
+            counter,
+            statistics,
+            running,
+        ));
+        self.emit(batch_norm::batch_norm_forward(&g, x, statistics, affine, y));
+        self.saved.insert((i, "statistics"), statistics);
+        y
+    }
+
+    /// The gradient by the input, where it is wanted.
+    pub(super) fn batch_norm_backward(
+        &mut self,
+        i: usize,
+        layer: &Layer,
+        dy: View,
+        wanted: bool,
+    ) -> Option<View> {
+        let g = self.batch_norm(layer);
+        let (affine, gradient) = (self.parameters_of(layer), self.gradients_of(layer));
+        let (x, statistics) = (self.values[layer.inputs[0]], self.saved[&(i, "statistics")]);
+        let [steps, counter] = self.step();
+        let chunks = g.chunks().count();
+        let partials = self.tensor("partials", &[chunks, 2, g.channels], Dtype::F32);
+        self.emit(batch_norm::batch_norm_backward_sums(
+            &g, x, dy, statistics, steps, counter, partials,
+        ));
+        self.emit(reduce::reduce_chunks(chunks, partials, gradient));
+        wanted.then(|| {
+            let dx = self.maps("gradient", layer.input, Dtype::F32);
+            self.emit(batch_norm::batch_norm_backward_input(
+                &g, x, dy, statistics, affine, gradient, steps, counter, dx,
+            ));
+            dx
+        })
+    }
+
+    fn batch_norm(&self, layer: &Layer) -> BatchNorm {
+        BatchNorm {
+            batch: self.batch,
+            positions: layer.input.height * layer.input.width,
+            channels: layer.input.channels,
+        }
+    }
+
+    pub(super) fn group_norm_forward(
+        &mut self,
+        i: usize,
+        layer: &Layer,
+        g: GroupNorm,
+        epsilon: f32,
+        x: View,
+    ) -> View {
+        let affine = self.parameters_of(layer);
+        let y = self.maps("output", layer.output, Dtype::F32);
+        let chunks = g.chunks().count();
+        let moments = self.pairs("moments", &[chunks, g.batch, g.groups]);
+        let statistics = self.pairs("statistics", &[g.batch, g.groups]);
+        self.emit(group_norm::group_norm_moments(&g, x, moments));
+        self.emit(group_norm::group_norm_statistics(
+            &g, epsilon, x, moments, statistics,
+        ));
+        self.emit(group_norm::group_norm_forward(&g, x, statistics, affine, y));
+        self.saved.insert((i, "statistics"), statistics);
+        y
+    }
+
+    /// The gradient by the input, where it is wanted.
+    pub(super) fn group_norm_backward(
+        &mut self,
+        i: usize,
+        layer: &Layer,
+        g: GroupNorm,
+        dy: View,
+        wanted: bool,
+    ) -> Option<View> {
+        let (affine, gradient) = (self.parameters_of(layer), self.gradients_of(layer));
+        let (x, statistics) = (self.values[layer.inputs[0]], self.saved[&(i, "statistics")]);
+        let chunks = g.row_chunks().count();
+        let partials = self.tensor("partials", &[chunks, 2, g.channels], Dtype::F32);
+        self.emit(group_norm::group_norm_backward_affine(
+            &g, x, dy, statistics, partials,
+        ));
+        self.emit(reduce::reduce_chunks(chunks, partials, gradient));
+        wanted.then(|| {
+            let dx = self.maps("gradient", layer.input, Dtype::F32);
+            let chunks = g.chunks().count();
+            let mut sums = self.pairs("sums", &[chunks, g.batch, g.groups]);
+            self.emit(group_norm::group_norm_backward_sums(
+                &g, x, dy, statistics, affine, sums,
+            ));
+            if chunks > 1 {
+                let partials = sums;
+                sums = self.pairs("sum", &[g.batch, g.groups]);
+                self.emit(reduce::reduce_splits(chunks, partials, sums));
+            }
+            self.emit(group_norm::group_norm_backward_input(
+                &g, x, dy, statistics, affine, sums, dx,
+            ));
+            dx
+        })
+    }
+
+    /// Group normalisation of a layer's input.
+    pub(super) fn group_norm(&self, layer: &Layer, groups: usize) -> GroupNorm {
+        GroupNorm {
+            batch: self.batch,
+            positions: layer.input.height * layer.input.width,
+            channels: layer.input.channels,
+            groups,
+        }
+    }
+
+    /// Layer normalisation of a layer's input.
+    pub(super) fn layer_norm(&self, layer: &Layer) -> GroupNorm {
+        let positions = layer.input.height * layer.input.width;
+        GroupNorm::layer(self.batch, positions, layer.input.channels)
+    }
+
+    /// A tensor that holds two numbers for each group of every sample.
+    fn pairs(&mut self, name: &str, shape: &[usize]) -> View {
+        let view = self.tensor(name, &[shape, &[2]].concat(), Dtype::F32);
+        self.tensors[view.tensor].per_sample = true;
+        view
+    }
+}
