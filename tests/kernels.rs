@@ -344,7 +344,7 @@ fn kernels_and_twins_make_what_was_worked_out_by_hand() {
             ],
             &|v| {
                 loss::loss(
-                    function, 2, 2, v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7],
+                    function, 0.0, 2, 2, v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7],
                 )
             },
             &[
