@@ -39,6 +39,39 @@ fn models() -> Vec<Model> {
     };
     vec![
         model(
+            "residual",
+            [9, 10, 3],
+            "softmax_cross_entropy",
+            r#"{ type = "conv2d", out_channels = 8, kernel = 3, padding = "same", bias = false },
+               { type = "batch_norm", activation = "relu", name = "stem" },
+               { type = "conv2d", out_channels = 8, kernel = 3, dilation = 2, padding = 2, bias = false },
+               { type = "batch_norm", name = "main" },
+               { type = "add", inputs = ["main", "stem"], activation = "relu" },
+               { type = "max_pool2d", kernel = 3, stride = 2, padding = 1 },
+               { type = "conv2d", out_channels = 12, kernel = 3, groups = 4, padding = 1, activation = "leaky_relu" },
+               { type = "group_norm", groups = 3, activation = "gelu", name = "normed" },
+               { type = "conv2d", groups = "depthwise", kernel = 3, padding = 1, activation = "tanh", name = "depthwise" },
+               { type = "concat", inputs = ["normed", "depthwise"] },
+               { type = "dropout", probability = 0.3 },
+               { type = "mean_pool2d", kernel = 3, stride = 2, padding = 1, count_include_pad = false },
+               { type = "dense", units = "classes" }"#,
+        ),
+        model(
+            "squeezed",
+            [8, 7, 2],
+            "softmax_cross_entropy",
+            r#"{ type = "conv2d", out_channels = 6, kernel = 1, activation = "gelu_tanh" },
+               { type = "layer_norm", activation = "silu", name = "map" },
+               { type = "global_average_pool2d" },
+               { type = "dense", units = 4, activation = "relu" },
+               { type = "dense", units = 6, activation = "sigmoid", name = "factors" },
+               { type = "scale", inputs = ["map", "factors"], activation = "hard_swish" },
+               { type = "conv2d", groups = "depthwise", kernel = [3, 2], stride = 2, bias = false, activation = "relu" },
+               { type = "flatten" },
+               { type = "dense", units = 9, bias = false },
+               { type = "dense", units = "classes" }"#,
+        ),
+        model(
             "fused",
             [14, 13, 1],
             "softmax_cross_entropy",
@@ -90,6 +123,17 @@ impl Way<'_> {
     }
 }
 
+/// What all plans of a model have in common: some train on a loss that is smoothed and weighted.
+fn options(model: &Model) -> Options {
+    let weighted = model.name == "squeezed";
+    Options {
+        label_smoothing: if weighted { 0.1 } else { 0.0 },
+        class_weights: weighted.then(|| vec![1.5, 0.5, 1.0, 2.0, 0.25]),
+        large_evaluation: Some(false),
+        ..Options::default()
+    }
+}
+
 /// The ways in which a step of `model` can be planned for the CPU and for `adapter`, as far as they differ.
 fn ways<'a>(model: &Model, adapter: Option<&'a AdapterReport>) -> Result<Vec<Way<'a>>> {
     let families = Family::ALL.into_iter();
@@ -99,8 +143,7 @@ fn ways<'a>(model: &Model, adapter: Option<&'a AdapterReport>) -> Result<Vec<Way
     for (device, family, adapter) in std::iter::once(("cpu".into(), None, None)).chain(devices) {
         let options = Options {
             family,
-            large_evaluation: Some(false),
-            ..Options::default()
+            ..options(model)
         };
         let unfused = Options {
             unfused: true,
@@ -257,6 +300,11 @@ impl Data<'_> {
         *twins.floats("normalization") = wide(&self.normalization);
         *twins.floats("parameters") = wide(&self.parameters);
         *twins.floats("running") = wide(&initial_running(self.model));
+        if let Some(weights) = options(self.model).class_weights
+            && twins.plan.tensor("class_weights").is_some()
+        {
+            *twins.floats("class_weights") = wide(&weights);
+        }
         twins
     }
 }
@@ -694,7 +742,7 @@ struct Reference<'a> {
 fn simplest(model: &Model, batch: usize, mode: Mode) -> Result<Plan> {
     let options = Options {
         unfused: true,
-        ..Options::default()
+        ..options(model)
     };
     Plan::new(model, batch, mode, &options, Target::Cpu)
 }
