@@ -12,6 +12,7 @@ mod norm;
 mod parity;
 mod products;
 mod quick;
+mod steps;
 
 pub use drawn::{DRAWS, drawn};
 pub use fingerprint::{Denormals, Fingerprint, Precision, Rounding};
@@ -22,6 +23,7 @@ pub use parity::{
 pub(crate) use products::product_case;
 pub use products::products;
 pub use quick::quick;
+pub use steps::steps;
 
 use crate::error::Result;
 use crate::gpu::AdapterReport;
@@ -71,12 +73,4 @@ pub fn left_out(adapter: &AdapterReport) -> Vec<String> {
         )
     };
     families.into_iter().map(line).collect()
-}
-
-/// To come.
-pub fn training(
-    _: &std::sync::Arc<crate::gpu::Gpu>,
-    _: &mut dyn FnMut(&str),
-) -> crate::Result<Vec<Outcome>> {
-    Ok(Vec::new())
 }
