@@ -25,7 +25,7 @@ use crate::kernels::{
     Access, AdapterReport, Dtype, KernelSpec, STEP_ELEMENTS, View, Work, gather, loss, optimizer,
     step,
 };
-use crate::model::recipe::Optimizer;
+use crate::model::recipe::{Optimizer, Recipe};
 use crate::model::{Layer, Loss, Model, Shape};
 use std::collections::HashMap;
 
@@ -66,6 +66,17 @@ pub struct Options {
     pub label_smoothing: f32,
     /// What a training sample of each class counts in softmax cross-entropy, `[classes]`; 1 without.
     pub class_weights: Option<Vec<f32>>,
+}
+
+impl Options {
+    /// With what a recipe has to say, and defaults for the rest.
+    pub fn of(recipe: &Recipe) -> Options {
+        Options {
+            label_smoothing: recipe.label_smoothing,
+            class_weights: recipe.class_weights.clone(),
+            ..Options::default()
+        }
+    }
 }
 
 /// How long a tensor's values are needed.
