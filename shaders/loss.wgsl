@@ -1,25 +1,33 @@
-// The two losses with their gradients and predictions, and the sums of a row.
+// The losses with their gradients and predictions, and the sums of a row.
 //
-//   softmax_cross_entropy:  p = softmax(z),  loss = −log p[label],     dz = (p − onehot(label)) / count
+//   softmax_cross_entropy:  p = softmax(z),  loss = −Σ_k t[k] log p[k],  dz = (p − t) / count
+//     where the target is t = (1 − ε) onehot(label) + ε / CLASSES with ε = SMOOTHING
+//   weighted_softmax_cross_entropy:  the same with t[k] times the weight u[k] of class k, and
+//     dz = (p Σ_k t[k] − t) / Σ_i u[label_i]
 //   squared_error:          loss = ½ Σ_k (z[k] − onehot(label)[k])²,   dz = (z − onehot(label)) / count
+//   predict:                prediction = argmax z
 //   sum_metrics:            metrics[step] = (Σ loss, Σ [prediction = label])   over the first count
 //
 // The softmax is taken of z − max z, which never overflows and changes nothing. The gradient is
-// that of the *mean* over the batch, hence 1 / count. Where max z is no finite number (a NaN or +∞
+// that of the *mean* over the batch, hence 1 / count, or of the weighted mean, hence the sum of the
+// weights of the labels that count; both as in torch.nn.CrossEntropyLoss. Where max z is no finite number (a NaN or +∞
 // among the logits, or −∞ all over) the softmax is undefined: loss and gradient are NaN.
 //
-// Layout: logits and gradient [BATCH,CLASSES]; batch_labels, loss and prediction [BATCH];
+// Layout: logits and gradient [BATCH,CLASSES]; batch_labels, loss and prediction [BATCH]; class_weights [CLASSES];
 // predictions: one per sample of the dataset, in the epoch's order; metrics: one per row.
 // The losses: one invocation handles one sample. It writes loss, gradient and prediction (argmax:
 // the first NaN, else of the largest values the first), and for the first count samples predictions[first + i]. The samples
-// after them get loss 0 and gradient 0.
+// after them get loss 0 and gradient 0. The weighted one, which has no binding left for it, leaves the
+// predictions to predict, and its invocations first add up the weights together, in sum_metrics' order.
 // sum_metrics: one workgroup; each invocation adds up every 64th sample, then halves are added
 // pairwise, so that the order of the additions is always the same. Writes metrics[step].
-// CPU twins: softmax_cross_entropy, squared_error, sum_metrics in src/cpu/loss.rs.
-// Maths: Goodfellow, Bengio, Courville (2016), "Deep Learning", 4.1 and 6.2.2.3.
+// CPU twins: the functions of the same names in src/cpu/loss.rs.
+// Maths: Goodfellow, Bengio, Courville (2016), "Deep Learning", 4.1 and 6.2.2.3; Szegedy et al. (2016),
+// "Rethinking the Inception Architecture for Computer Vision", 7, for the smoothing.
 
 override BATCH: u32;
 override CLASSES: u32;
+override SMOOTHING: f32 = 0.0;
 
 const WORKGROUP_SIZE = 64u;
 
@@ -50,6 +58,7 @@ struct Metrics {
 @group(0) @binding(8) var<storage, read> batch_loss: array<f32>;
 @group(0) @binding(9) var<storage, read> batch_prediction: array<u32>;
 @group(0) @binding(10) var<storage, read_write> metrics: array<Metrics>;
+@group(0) @binding(11) var<storage, read> class_weights: array<f32>;
 
 // By its bits, because a compiler may take it that no comparison meets a NaN.
 fn is_nan(value: f32) -> bool {
@@ -101,11 +110,98 @@ fn softmax_cross_entropy(
         sum += exp(logits[start + k] - largest);
     }
     let label = batch_labels[i];
-    loss[i] = select(log(sum) - (logits[start + label] - largest), not_a_number, undefined);
+    var value = log(sum) - (logits[start + label] - largest);
+    if SMOOTHING > 0.0 {
+        var spread = 0.0;
+        for (var k = 0u; k < CLASSES; k++) {
+            spread += log(sum) - (logits[start + k] - largest);
+        }
+        value = (1.0 - SMOOTHING) * value + SMOOTHING / f32(CLASSES) * spread;
+    }
+    loss[i] = select(value, not_a_number, undefined);
     for (var k = 0u; k < CLASSES; k++) {
         let p = exp(logits[start + k] - largest) / sum;
-        let g = (p - select(0.0, 1.0, k == label)) / f32(row.count);
+        // Without smoothing ε / CLASSES is 0, and taking that away changes no bit.
+        let g = (p - select(0.0, 1.0 - SMOOTHING, k == label) - SMOOTHING / f32(CLASSES)) / f32(row.count);
         gradient[start + k] = select(g, not_a_number, undefined);
+    }
+}
+
+var<workgroup> weight_sums: array<f32, WORKGROUP_SIZE>;
+
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn weighted_softmax_cross_entropy(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let count = min(steps[counter[0]].count, BATCH);
+    var weight_sum = 0.0;
+    for (var j = local; j < count; j += WORKGROUP_SIZE) {
+        weight_sum += class_weights[batch_labels[j]];
+    }
+    weight_sums[local] = weight_sum;
+    for (var rest = WORKGROUP_SIZE / 2u; rest > 0u; rest /= 2u) {
+        workgroupBarrier();
+        if local < rest {
+            weight_sums[local] += weight_sums[local + rest];
+        }
+    }
+    workgroupBarrier();
+    let i = (group.y * groups.x + group.x) * WORKGROUP_SIZE + local;
+    if i >= BATCH {
+        return;
+    }
+    let start = i * CLASSES;
+    if i >= count {
+        loss[i] = 0.0;
+        for (var k = 0u; k < CLASSES; k++) {
+            gradient[start + k] = 0.0;
+        }
+        return;
+    }
+    let largest = logits[start + argmax(start)];
+    let undefined = (bitcast<u32>(largest) & 0x7f800000u) == 0x7f800000u;
+    var nan_bits = 0x7fc00000u;
+    let not_a_number = bitcast<f32>(nan_bits);
+    var sum = 0.0;
+    for (var k = 0u; k < CLASSES; k++) {
+        sum += exp(logits[start + k] - largest);
+    }
+    let label = batch_labels[i];
+    let target_weight = (1.0 - SMOOTHING) * class_weights[label];
+    var value = target_weight * (log(sum) - (logits[start + label] - largest));
+    var target_sum = target_weight;
+    if SMOOTHING > 0.0 {
+        for (var k = 0u; k < CLASSES; k++) {
+            let weight = SMOOTHING / f32(CLASSES) * class_weights[k];
+            value += weight * (log(sum) - (logits[start + k] - largest));
+            target_sum += weight;
+        }
+    }
+    loss[i] = select(value, not_a_number, undefined);
+    for (var k = 0u; k < CLASSES; k++) {
+        let p = exp(logits[start + k] - largest) / sum;
+        let t = select(0.0, target_weight, k == label) + SMOOTHING / f32(CLASSES) * class_weights[k];
+        gradient[start + k] = select((p * target_sum - t) / weight_sums[0], not_a_number, undefined);
+    }
+}
+
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn predict(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let i = (group.y * groups.x + group.x) * WORKGROUP_SIZE + local;
+    if i >= BATCH {
+        return;
+    }
+    let row = steps[counter[0]];
+    let best = argmax(i * CLASSES);
+    prediction[i] = best;
+    if i < row.count {
+        predictions[row.first + i] = best;
     }
 }
 

@@ -35,7 +35,8 @@ pub enum Command {
 
 #[derive(Debug, Default, Args)]
 pub struct TrainArgs {
-    /// Model: default, lenet5, tutorial, vgg-cifar, mlp-sigmoid, or an architecture file [default: default]
+    /// Model: default, lenet5, tutorial, mlp-sigmoid, vgg-cifar, cnn-bn, tiny, resnet9, resnet18-cifar,
+    /// mobilenet-small, or an architecture file [default: default]
     #[arg(long, value_name = "NAME|FILE.toml")]
     pub model: Option<String>,
     /// Data: mnist (embedded), or a folder of four IDX files, gzipped or not [default: mnist]
@@ -119,7 +120,8 @@ pub struct TrainArgs {
 
 #[derive(Debug, Args)]
 pub struct InspectArgs {
-    /// Model: default, lenet5, tutorial, vgg-cifar, mlp-sigmoid, or an architecture file
+    /// Model: default, lenet5, tutorial, mlp-sigmoid, vgg-cifar, cnn-bn, tiny, resnet9, resnet18-cifar,
+    /// mobilenet-small, or an architecture file
     #[arg(value_name = "MODEL")]
     pub model: String,
     /// Images per optimiser step, for the memory [default: the model's]
@@ -128,6 +130,9 @@ pub struct InspectArgs {
     /// im2col matrix: implicit (computed inside the product) or explicit (stored) [default: implicit]
     #[arg(long, value_name = "HOW")]
     pub conv: Option<Conv>,
+    /// Print the graph in Graphviz's language instead: wgrad inspect MODEL --dot | dot -Tsvg > model.svg
+    #[arg(long)]
+    pub dot: bool,
 }
 
 #[derive(Debug, Args)]
@@ -187,7 +192,8 @@ pub struct VerifyArgs {
 
 #[derive(Debug, Args)]
 pub struct BenchArgs {
-    /// Model: default, lenet5, tutorial, vgg-cifar, mlp-sigmoid, or an architecture file [default: default]
+    /// Model: default, lenet5, tutorial, mlp-sigmoid, vgg-cifar, cnn-bn, tiny, resnet9, resnet18-cifar,
+    /// mobilenet-small, or an architecture file [default: default]
     #[arg(
         long,
         value_name = "NAME|FILE.toml",

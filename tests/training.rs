@@ -735,7 +735,9 @@ fn runs_of_older_versions_open_evaluate_and_go_on() {
         // Read only, nothing is changed.
         assert!(contents(&folder) == contents(&runs.join(name)));
         let mut engine = bench.device.engine(&run);
-        engine.set_parameters(&run.weights().unwrap()).unwrap();
+        let [parameters, running] = run.weights().unwrap();
+        engine.set_parameters(&parameters).unwrap();
+        engine.set_running(&running).unwrap();
         let test = &bench.data.test;
         engine
             .upload_dataset(

@@ -15,7 +15,7 @@ use wgrad::train::Run;
 
 pub fn run(args: &EvalArgs) -> Result<()> {
     let run = Run::open(&args.run)?;
-    let weights = run.weights()?;
+    let [parameters, running] = run.weights()?;
     let config = run.config();
     let source = args.data.as_ref().unwrap_or(&config.data.source);
     let mut test = data::load(source)?.test;
@@ -26,7 +26,8 @@ pub fn run(args: &EvalArgs) -> Result<()> {
 
     let device = Device::open(&args.device)?;
     let mut engine = device.engine(run.model(), &config.recipe, &Options::default())?;
-    engine.set_parameters(&weights)?;
+    engine.set_parameters(&parameters)?;
+    engine.set_running(&running)?;
     let normalization = config.scale_and_shift();
     engine.upload_dataset(
         Split::Test,

@@ -6,17 +6,20 @@ use indicatif::{BinaryBytes, HumanCount};
 use wgrad::Result;
 use wgrad::engine::memory;
 use wgrad::gpu::AdapterReport;
-use wgrad::model::{load, summary};
+use wgrad::model::{dot, load, summary};
 use wgrad::plan::Options;
 
 pub fn run(args: &InspectArgs) -> Result<()> {
     let definition = load(&args.model)?;
     let model = definition.resolve(definition.input, definition.classes)?;
+    if args.dot {
+        return say(&dot(&model));
+    }
     let batch_size = args.batch_size.unwrap_or(definition.recipe.batch_size);
     let optimizer = &definition.recipe.optimizer;
     let options = Options {
         explicit_conv: args.conv == Some(Conv::Explicit),
-        ..Options::default()
+        ..Options::of(&definition.recipe)
     };
     // The sums of the weight gradients are cut into more parts on a GPU than on a software adapter.
     let on = |software| {

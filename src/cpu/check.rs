@@ -158,8 +158,8 @@ pub fn finite_difference_checks() -> Vec<FiniteDifference> {
         "softmax_cross_entropy",
         worst_error(
             &output,
-            &softmax_cross_entropy(&output, &labels, 5).gradient,
-            |output| mean(softmax_cross_entropy(output, &labels, 5)),
+            &softmax_cross_entropy(&output, &labels, 5, 0.0).gradient,
+            |output| mean(softmax_cross_entropy(output, &labels, 5, 0.0)),
         ),
     );
     check(
@@ -171,6 +171,8 @@ pub fn finite_difference_checks() -> Vec<FiniteDifference> {
         ),
     );
 
+    elementwise_checks(&mut check);
+
     check(
         "network, softmax_cross_entropy",
         network_error(&small_network(Loss::SoftmaxCrossEntropy, true)),
@@ -180,9 +182,22 @@ pub fn finite_difference_checks() -> Vec<FiniteDifference> {
         network_error(&small_network(Loss::SquaredError, false)),
     );
     check(
+        "network with normalisations",
+        network_error(&normalised_network()),
+    );
+    check(
         "network, convolutions",
         network_error(&convolution_network()),
     );
+    let joined = joined_network();
+    check("network, joined", network_error(&joined));
+    let options = Options {
+        label_smoothing: 0.1,
+        class_weights: Some(vec![0.5, 2.0, 1.25]),
+        ..Options::default()
+    };
+    let name = "network, smoothed and weighted";
+    check(name, network_error_with(&joined, &options));
     checks
 }
 
@@ -342,6 +357,118 @@ fn normalisation_checks(check: &mut impl FnMut(&'static str, f64)) {
     );
 }
 
+/// The activations, what joins two values, pooling beyond the image, and the loss with smoothing and
+/// weights.
+fn elementwise_checks(check: &mut impl FnMut(&'static str, f64)) {
+    type Function = fn(&[f64]) -> Vec<f64>;
+    type Gradient = fn(&[f64], &[f64]) -> Vec<f64>;
+    let from_input: [(&str, Function, Gradient); 4] = [
+        ("gelu_backward", gelu_forward, gelu_backward),
+        ("gelu_tanh_backward", gelu_tanh_forward, gelu_tanh_backward),
+        ("silu_backward", silu_forward, silu_backward),
+        (
+            "hard_swish_backward",
+            hard_swish_forward,
+            hard_swish_backward,
+        ),
+    ];
+    let from_output: [(&str, Function, Gradient); 2] = [
+        ("tanh_backward", tanh_forward, tanh_backward),
+        (
+            "leaky_relu_backward",
+            |x| leaky_relu_forward(0.125, x),
+            |y, dy| leaky_relu_backward(0.125, y, dy),
+        ),
+    ];
+    let r = noise(21, 60);
+    // Up to ±6, beyond the kinks of hard_swish and close to none.
+    let x: Vec<f64> = apart(20, 60).iter().map(|x| 10.0 * x).collect();
+    for (name, forward, backward) in from_input {
+        check(
+            name,
+            worst_error(&x, &backward(&x, &r), |x| dot(&r, &forward(x))),
+        );
+    }
+    for (name, forward, backward) in from_output {
+        let y = forward(&x);
+        check(
+            name,
+            worst_error(&x, &backward(&y, &r), |x| dot(&r, &forward(x))),
+        );
+    }
+
+    // Three samples of five positions and four channels.
+    let (map, factors) = (noise(22, 60), noise(23, 12));
+    let by_map = join::scale_forward(4, &r, &factors);
+    check(
+        "scale_forward",
+        worst_error(&map, &by_map, |map| {
+            dot(&r, &join::scale_forward(4, map, &factors))
+        }),
+    );
+    let by_factors = join::scale_backward_factors(5, 4, &map, &r);
+    check(
+        "scale_backward_factors",
+        worst_error(&factors, &by_factors, |factors| {
+            dot(&r, &join::scale_forward(4, &map, factors))
+        }),
+    );
+    let (a, b) = (noise(24, 24), noise(25, 36));
+    let by_b = join::slice_channels(12, 2, 3, &r);
+    check(
+        "slice_channels",
+        worst_error(&b, &by_b, |b| dot(&r, &join::concat(12, &a, b))),
+    );
+    let draw = |x: &[f64]| dropout::dropout(0.3, 7, [1, 2], &[4, 0, 9], x);
+    check("dropout", worst_error(&x, &draw(&r), |x| dot(&r, &draw(x))));
+
+    // Padding all around, more of it behind, a last window beyond that, and divisors that differ.
+    let image = Shape::new(6, 5, 3);
+    for (padding, counted) in [([[1, 1], [1, 1]], true), ([[0, 2], [1, 0]], false)] {
+        let pool = |stride| Pool2d::padded(image, [3, 3], stride, padding, true, counted);
+        let (apart_from, side_by_side) = (pool([2, 2]).expect(VALID), pool([4, 3]).expect(VALID));
+        let x = apart(26, 2 * image.elements());
+        for pool in [apart_from, side_by_side] {
+            let r = noise(27, 2 * pool.output.elements());
+            let (_, index) = maxpool2d_forward(&pool, &x);
+            let dx = if pool.overlapping() {
+                maxpool2d_backward_overlapping(&pool, &r, &index)
+            } else {
+                maxpool2d_backward(&pool, &r, &index)
+            };
+            check(
+                "maxpool2d_backward, padded",
+                worst_error(&x, &dx, |x| dot(&r, &maxpool2d_forward(&pool, x).0)),
+            );
+            check(
+                "meanpool2d_backward, padded",
+                worst_error(&x, &meanpool2d_backward(&pool, &r), |x| {
+                    dot(&r, &meanpool2d_forward(&pool, x))
+                }),
+            );
+        }
+    }
+
+    let (logits, labels, weights) = (noise(28, 4 * 5), [4, 0, 2, 2], [0.5, 3.0, 1.0, 2.0, 0.25]);
+    let smoothed = |z: &[f64]| softmax_cross_entropy(z, &labels, 5, 0.1);
+    check(
+        "softmax_cross_entropy, smoothed",
+        worst_error(&logits, &smoothed(&logits).gradient, |z| {
+            smoothed(z).loss.iter().sum::<f64>() / 4.0
+        }),
+    );
+    for smoothing in [0.0, 0.1] {
+        let weighted = |z: &[f64]| weighted_softmax_cross_entropy(z, &labels, &weights, smoothing);
+        check(
+            "weighted_softmax_cross_entropy",
+            worst_error(&logits, &weighted(&logits).gradient, |z| {
+                // The weights of the labels.
+                weighted(z).loss.iter().sum::<f64>() / (0.25 + 0.5 + 1.0 + 1.0)
+            }),
+        );
+    }
+}
+
 /// Two convolutions, a pool and two dense layers over images of 9×7×2, in two ways: fused ReLU,
 /// overlapping max-pool; or sigmoid, ReLU as its own layer, mean-pool and a plain max-pool.
 pub(super) fn small_network(loss: Loss, fused: bool) -> Model {
@@ -380,16 +507,107 @@ pub(super) fn small_network(loss: Loss, fused: bool) -> Model {
     Model::chain("small", input, 3, loss, layers, |op, input| op(input)).expect(VALID)
 }
 
+/// Convolutions and dense layers with a normalisation of each kind behind them.
+fn normalised_network() -> Model {
+    let (epsilon, momentum) = (1e-2, 0.1);
+    let conv = |channels| {
+        move |input| {
+            let geometry = Conv2d::new(input, channels, [3, 2], [1, 1], [1, 0])?;
+            Ok((Op::Conv2d(geometry), None))
+        }
+    };
+    let dense =
+        |units| move |input: Shape| Ok((Op::Dense(Conv2d::dense(input.elements(), units)), None));
+    let (conv1, conv2, dense1, dense2) = (conv(4), conv(6), dense(5), dense(3));
+    let batch_norm = |_| {
+        Ok((
+            Op::BatchNorm { epsilon, momentum },
+            Some(Activation::Sigmoid),
+        ))
+    };
+    let group_norm = |_| Ok((Op::GroupNorm { groups: 3, epsilon }, None));
+    let layer_norm = |_| Ok((Op::LayerNorm { epsilon }, None));
+    type Build<'a> = &'a dyn Fn(Shape) -> Result<(Op, Option<Activation>)>;
+    let layers: [Build; 9] = [
+        &batch_norm,
+        &conv1,
+        &batch_norm,
+        &conv2,
+        &group_norm,
+        &dense1,
+        &layer_norm,
+        &batch_norm,
+        &dense2,
+    ];
+    let (input, loss) = (Shape::new(5, 6, 2), Loss::SoftmaxCrossEntropy);
+    Model::chain("normalised", input, 3, loss, &layers, |op, input| op(input)).expect(VALID)
+}
+
+/// Values that are used more than once and joined in every way, the activations, dropout, and pooling
+/// beyond the image, over images of 6×5×2.
+fn joined_network() -> Model {
+    let (input, loss) = (Shape::new(6, 5, 2), Loss::SoftmaxCrossEntropy);
+    let mut model = Model::new("joined", input, 3, loss);
+    let mut push = |op: &dyn Fn(Shape) -> Result<Op>, activation, inputs: &[usize]| {
+        let op = op(model.shape(inputs[0])).expect(VALID);
+        model.push(None, op, activation, None, inputs).expect(VALID)
+    };
+    let conv = |channels, kernel, padding| {
+        move |input| Conv2d::new(input, channels, [kernel; 2], [1; 2], [padding; 2]).map(Op::Conv2d)
+    };
+    let dense = |units| move |input: Shape| Ok(Op::Dense(Conv2d::dense(input.elements(), units)));
+    let mean = |kernel: fn(Shape) -> [usize; 2], padding| {
+        move |input| {
+            let (kernel, padding) = (kernel(input), [[padding; 2]; 2]);
+            Pool2d::padded(input, kernel, kernel, padding, true, false).map(Op::MeanPool2d)
+        }
+    };
+    let max = |input| {
+        let padding = [[1, 1], [0, 2]];
+        Pool2d::padded(input, [3, 3], [2, 2], padding, true, true).map(Op::MaxPool2d)
+    };
+    let always = |op: Op| move |_| Ok(op);
+    let leaky = Activation::LeakyRelu { slope: 0.1 };
+    let first = push(&conv(3, 3, 1), Some(leaky), &[0]);
+    let second = push(&conv(3, 1, 0), Some(Activation::Gelu), &[first]);
+    let sum = push(
+        &always(Op::Add),
+        Some(Activation::Silu),
+        &[first, second, first],
+    );
+    let squeezed = push(&mean(|input| [input.height, input.width], 0), None, &[sum]);
+    let squeezed = push(&dense(4), Some(Activation::HardSwish), &[squeezed]);
+    let factors = push(&dense(3), Some(Activation::Sigmoid), &[squeezed]);
+    let scaled = push(&always(Op::Scale), None, &[sum, factors]);
+    let joined = push(&always(Op::Concat), None, &[scaled, second, 0, first]);
+    let pooled = push(&max, Some(Activation::GeluTanh), &[joined]);
+    let dropped = push(&always(Op::Dropout { probability: 0.3 }), None, &[pooled]);
+    let pooled = push(&mean(|_| [2, 3], 1), Some(Activation::Tanh), &[dropped]);
+    push(&dense(3), None, &[pooled]);
+    model.finish().expect(VALID)
+}
+
 /// [`worst_error`] over all parameters of a network, on a batch of four samples, planned as for a GPU.
 pub(super) fn network_error(model: &Model) -> f64 {
+    network_error_with(model, &Options::default())
+}
+
+/// The same with options.
+fn network_error_with(model: &Model, options: &Options) -> f64 {
     let mode = Mode::Train(Optimizer::Sgd {
         momentum: 0.0,
         weight_decay: 0.0,
     });
     let adapter = AdapterReport::imagined(true);
-    let (labels, options) = ([2u32, 0, 1, 1], Options::default());
-    let plan = Plan::new(model, labels.len(), mode, &options, Target::Gpu(&adapter));
+    let labels = [2u32, 0, 1, 1];
+    let plan = Plan::new(model, labels.len(), mode, options, Target::Gpu(&adapter));
     let mut twins = Twins::<f64>::new(plan.expect(VALID), labels.len());
+    let weights = options.class_weights.clone().unwrap_or(vec![1.0; 3]);
+    if options.class_weights.is_some() {
+        *twins.floats("class_weights") = weights.iter().copied().map(f64::from).collect();
+    }
+    let counted: f32 = labels.iter().map(|label| weights[*label as usize]).sum();
+    *twins.words("order") = vec![5, 2, 9, 7];
     let x = noise(16, labels.len() * model.input.elements());
     let step = Step {
         count: labels.len() as u32,
@@ -403,10 +621,7 @@ pub(super) fn network_error(model: &Model) -> f64 {
         twins.words("batch_labels")[..labels.len()].copy_from_slice(&labels);
         twins.run(sections);
         let loss: f64 = twins.floats("losses")[..labels.len()].iter().sum();
-        (
-            loss / labels.len() as f64,
-            twins.floats("gradients").clone(),
-        )
+        (loss / f64::from(counted), twins.floats("gradients").clone())
     };
     let forward = [Section::Forward, Section::Loss];
     let (_, analytic) = run(
@@ -467,7 +682,7 @@ mod tests {
     #[test]
     fn every_gradient_agrees_with_finite_differences() {
         let checks = finite_difference_checks();
-        assert_eq!(checks.len(), 27);
+        assert!(checks.len() >= 40, "{}", checks.len());
         for check in checks {
             println!("{check:?}");
             assert!(check.passes(), "{check:?}");

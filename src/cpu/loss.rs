@@ -1,6 +1,7 @@
-//! Twins of `shaders/loss.wgsl`: the two losses with their gradients, and the sums of a step.
+//! Twins of `shaders/loss.wgsl`: the losses with their gradients, and the sums of a step.
 //!
-//! Source: Goodfellow, Bengio, Courville (2016), "Deep Learning", 4.1 and 6.2.2.
+//! Source: Goodfellow, Bengio, Courville (2016), "Deep Learning", 4.1 and 6.2.2; Szegedy et al. (2016),
+//! "Rethinking the Inception Architecture for Computer Vision", 7, for the smoothing.
 
 use super::Float;
 
@@ -15,25 +16,88 @@ pub struct LossOutput<T> {
     pub correct: Vec<u32>,
 }
 
-/// `p = softmax(z)`, `loss = −log p[label]`, `gradient = (p − onehot(label)) / N`. The softmax is
-/// taken of `z − max z`, which changes nothing and never overflows; where max z is no finite number
-/// it is undefined, and loss and gradient are NaN.
+/// `p = softmax(z)`, `loss = −Σ_k t[k] log p[k]`, `gradient = (p − t) / N` with the target
+/// `t = (1 − smoothing) onehot(label) + smoothing / classes`: without smoothing `−log p[label]` and
+/// `(p − onehot(label)) / N`. The softmax is taken of `z − max z`, which changes nothing and never
+/// overflows; where max z is no finite number it is undefined, and loss and gradient are NaN.
 ///
 /// logits `[N, classes]`, labels `[N]`, each below `classes`.
 pub fn softmax_cross_entropy<T: Float>(
     logits: &[T],
     labels: &[u32],
     classes: usize,
+    smoothing: f32,
 ) -> LossOutput<T> {
     per_sample(logits, labels, classes, |z, label, gradient| {
-        let largest = z[argmax(z)];
-        let sum: T = z.iter().map(|&z| (z - largest).exp()).sum();
-        for (gradient, &z) in gradient.iter_mut().zip(z) {
-            *gradient = (z - largest).exp() / sum;
+        let (log_sum, largest) = softmax(z, gradient);
+        let loss = log_sum - (z[label] - largest);
+        if smoothing == 0.0 {
+            gradient[label] -= T::one();
+            return loss;
         }
-        gradient[label] -= T::one();
-        sum.ln() - (z[label] - largest)
+        let (rest, each): (T, T) = smoothed(smoothing, classes);
+        gradient[label] -= rest;
+        gradient.iter_mut().for_each(|g| *g -= each);
+        let spread: T = z.iter().map(|&z| log_sum - (z - largest)).sum();
+        rest * loss + each * spread
     })
+}
+
+/// [`softmax_cross_entropy`] with t[k] times the weight of class k, and the gradient of the *weighted*
+/// mean, `gradient = (p Σ_k t[k] − t) / Σ_i weights[label_i]`: PyTorch's `CrossEntropyLoss(weight,
+/// label_smoothing)`.
+///
+/// logits `[N, classes]`, labels `[N]`, each below `classes`, weights `[classes]`.
+pub fn weighted_softmax_cross_entropy<T: Float>(
+    logits: &[T],
+    labels: &[u32],
+    weights: &[T],
+    smoothing: f32,
+) -> LossOutput<T> {
+    let classes = weights.len();
+    let (rest, each): (T, T) = smoothed(smoothing, classes);
+    let mut output = per_sample(logits, labels, classes, |z, label, gradient| {
+        let (log_sum, largest) = softmax(z, gradient);
+        let mut sum = rest * weights[label];
+        let mut loss = sum * (log_sum - (z[label] - largest));
+        if smoothing > 0.0 {
+            for (&z, &weight) in z.iter().zip(weights) {
+                loss += each * weight * (log_sum - (z - largest));
+                sum += each * weight;
+            }
+        }
+        gradient.iter_mut().for_each(|p| *p *= sum);
+        gradient[label] -= rest * weights[label];
+        for (gradient, &weight) in gradient.iter_mut().zip(weights) {
+            *gradient -= each * weight;
+        }
+        loss
+    });
+    // From the mean to the weighted mean.
+    let count: T = (labels.len() as f32).into();
+    let weight_sum: T = labels.iter().map(|&label| weights[label as usize]).sum();
+    output
+        .gradient
+        .iter_mut()
+        .for_each(|g| *g *= count / weight_sum);
+    output
+}
+
+/// What the target of a class is if it is the label's, beside what every class gets.
+fn smoothed<T: Float>(smoothing: f32, classes: usize) -> (T, T) {
+    let (smoothing, classes): (T, T) = (smoothing.into(), (classes as f32).into());
+    (T::one() - smoothing, smoothing / classes)
+}
+
+/// Writes the softmax of `z` and returns the log of its denominator, which is that of `z − max z`, and
+/// max z.
+fn softmax<T: Float>(z: &[T], p: &mut [T]) -> (T, T) {
+    let largest = z[argmax(z)];
+    let sum: T = z.iter().map(|&z| (z - largest).exp()).sum();
+    for (p, &z) in p.iter_mut().zip(z) {
+        *p = (z - largest).exp() / sum;
+    }
+    (sum.ln(), largest)
 }
 
 /// `loss = ½ Σ_k (output[k] − onehot(label)[k])²`, `gradient = (output − onehot(label)) / N`.
@@ -93,10 +157,14 @@ fn per_sample<T: Float>(
 mod tests {
     use super::*;
 
+    fn cross_entropy(logits: &[f32], labels: &[u32], classes: usize) -> LossOutput<f32> {
+        softmax_cross_entropy(logits, labels, classes, 0.0)
+    }
+
     #[test]
     fn of_equal_outputs_the_first_is_the_prediction() {
         let output = [1.0, 2.0, 2.0, 0.0, 0.0, 0.0];
-        for function in [softmax_cross_entropy::<f32>, squared_error] {
+        for function in [cross_entropy, squared_error::<f32>] {
             assert_eq!(function(&output, &[1, 0], 3).correct, [1, 1]);
             assert_eq!(function(&output, &[2, 1], 3).correct, [0, 0]);
         }
@@ -104,7 +172,7 @@ mod tests {
 
     #[test]
     fn nan_outputs_give_a_nan_loss() {
-        for function in [softmax_cross_entropy::<f32>, squared_error] {
+        for function in [cross_entropy, squared_error::<f32>] {
             for output in [[f32::NAN, 1.0], [1.0, f32::NAN]] {
                 assert!(function(&output, &[0], 2).loss[0].is_nan());
             }
@@ -123,7 +191,7 @@ mod tests {
     /// As `torch.nn.functional.cross_entropy` has them.
     #[test]
     fn infinite_logits() {
-        let (inf, cross_entropy) = (f32::INFINITY, softmax_cross_entropy::<f32>);
+        let inf = f32::INFINITY;
         for undefined in [[inf, 1.0], [-inf, -inf]] {
             let output = cross_entropy(&undefined, &[0], 2);
             assert!(output.loss[0].is_nan() && output.gradient.iter().all(|g| g.is_nan()));
@@ -132,6 +200,24 @@ mod tests {
         assert_eq!((output.loss, output.gradient), (vec![inf], vec![1.0, -1.0]));
         let output = cross_entropy(&[0.5, -inf], &[0], 2);
         assert_eq!((output.loss, output.gradient), (vec![0.0], vec![0.0, 0.0]));
+    }
+
+    /// A weight of 1 for all changes nothing, and equal weights cancel in the gradient.
+    #[test]
+    fn equal_weights_are_none() {
+        let (z, labels) = ([0.5, -1.0, 2.0, 1.0, 0.0, -3.0], [2, 1]);
+        for smoothing in [0.0, 0.25] {
+            let plain = softmax_cross_entropy::<f64>(&z, &labels, 3, smoothing);
+            for weight in [1.0, 4.0] {
+                let weighted = weighted_softmax_cross_entropy(&z, &labels, &[weight; 3], smoothing);
+                for (w, p) in weighted.loss.iter().zip(&plain.loss) {
+                    assert!((w - weight * p).abs() < 1e-12, "{w} {p}");
+                }
+                for (w, p) in weighted.gradient.iter().zip(&plain.gradient) {
+                    assert!((w - p).abs() < 1e-12, "{w} {p}");
+                }
+            }
+        }
     }
 
     #[test]

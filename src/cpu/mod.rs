@@ -17,21 +17,27 @@ mod activation;
 mod batch_norm;
 mod check;
 mod conv2d;
+pub mod dropout;
 pub mod fast;
 mod fingerprint;
 mod gather;
 mod group_norm;
 mod grouped;
 mod im2col;
+pub mod join;
 mod loss;
 mod optimizer;
 mod peak;
 mod pool;
+pub mod random;
 mod reduce;
 mod run;
 
 pub use activation::{
-    bias_backward, bias_forward, relu_backward, relu_forward, sigmoid_backward, sigmoid_forward,
+    activation_backward, activation_forward, bias_backward, bias_forward, gelu_backward,
+    gelu_forward, gelu_tanh_backward, gelu_tanh_forward, hard_swish_backward, hard_swish_forward,
+    leaky_relu_backward, leaky_relu_forward, relu_backward, relu_forward, sigmoid_backward,
+    sigmoid_forward, silu_backward, silu_forward, tanh_backward, tanh_forward,
 };
 pub use batch_norm::{
     batch_norm_backward_input, batch_norm_backward_sums, batch_norm_evaluate, batch_norm_fold,
@@ -49,7 +55,10 @@ pub use group_norm::{
 };
 pub use grouped::{grouped_backward_input, grouped_backward_weight, grouped_forward};
 pub use im2col::{col2im, im2col};
-pub use loss::{LossOutput, argmax, softmax_cross_entropy, squared_error, sum_metrics};
+pub use loss::{
+    LossOutput, argmax, softmax_cross_entropy, squared_error, sum_metrics,
+    weighted_softmax_cross_entropy,
+};
 pub use optimizer::{adamw_update, sgd_update};
 pub use peak::{peak_copy, peak_multiply_add};
 pub use pool::{

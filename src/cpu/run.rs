@@ -3,8 +3,8 @@
 use super::*;
 use crate::kernels::conv2d::{Pass, Product};
 use crate::kernels::{Dtype, KernelSpec, Metrics, Step, View, Work};
+use crate::model::Loss;
 use crate::model::recipe::{Optimizer, StepScalars};
-use crate::model::{Activation, Loss};
 use crate::plan::{Lifetime, Plan, Section};
 
 /// What a tensor holds.
@@ -145,6 +145,16 @@ impl<T: Float> Memory<T> {
         (table[row], row)
     }
 
+    /// The numbers of the batch's samples in the dataset; one that is not full repeats its last.
+    fn batch_samples(&self, spec: &KernelSpec, batch: usize) -> Vec<u32> {
+        let (step, _) = self.step(spec);
+        let order = self.all_words(spec.view("order"));
+        let last = step.count as usize - 1;
+        (0..batch)
+            .map(|i| order[step.first as usize + i.min(last)])
+            .collect()
+    }
+
     /// All of the tensor that an argument belongs to: a dataset is longer than its plan knows.
     fn all_words(&self, view: View) -> &[u32] {
         match self.at(view) {
@@ -167,13 +177,8 @@ pub fn run<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
     let floats = |name| memory.floats(view(name));
     match &spec.work {
         Work::GatherBatch(shape) => {
-            let (step, _) = memory.step(spec);
             let (x, batch_labels) = (view("x"), view("batch_labels"));
-            let order = memory.all_words(view("order"));
-            let last = step.count as usize - 1;
-            let picked: Vec<u32> = (0..batch_labels.len)
-                .map(|i| order[step.first as usize + i.min(last)])
-                .collect();
+            let picked = memory.batch_samples(spec, batch_labels.len);
             let (images, labels) = (view("images"), view("labels"));
             let normalization = memory.at(view("normalization"));
             let Values::Floats(normalization) = normalization else {
@@ -229,22 +234,18 @@ pub fn run<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
         Work::MaxPoolForward(pool) => {
             let (y, index) = maxpool2d_forward(pool, floats("x"));
             memory.put(view("y"), y);
-            memory.put_bytes(view("index"), &narrow(&index));
+            memory.put_bytes(view("index"), &index);
         }
         Work::MaxPoolBackward { pool, masked } => {
-            let index: Vec<u32> = memory
-                .bytes(view("index"))
-                .iter()
-                .map(|i| (*i).into())
-                .collect();
+            let index = memory.bytes(view("index"));
             let mut dy = floats("dy").to_vec();
             if *masked {
                 dy = relu_backward(floats("activation"), &dy);
             }
             let dx = if pool.overlapping() {
-                maxpool2d_backward_overlapping(pool, &dy, &index)
+                maxpool2d_backward_overlapping(pool, &dy, index)
             } else {
-                maxpool2d_backward(pool, &dy, &index)
+                maxpool2d_backward(pool, &dy, index)
             };
             memory.put(view("dx"), dx);
         }
@@ -260,21 +261,11 @@ pub fn run<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
             memory.put(view("dx"), dx);
         }
         Work::ActivationForward(activation) => {
-            let forward = match activation {
-                Activation::Relu => relu_forward,
-                Activation::Sigmoid => sigmoid_forward,
-                other => unimplemented!("{other:?}"),
-            };
-            let y = forward(floats("x"));
+            let y = activation_forward(*activation, floats("x"));
             memory.put(view("y"), y);
         }
         Work::ActivationBackward(activation) => {
-            let backward = match activation {
-                Activation::Relu => relu_backward,
-                Activation::Sigmoid => sigmoid_backward,
-                other => unimplemented!("{other:?}"),
-            };
-            let dx = backward(floats("saved"), floats("dy"));
+            let dx = activation_backward(*activation, floats("saved"), floats("dy"));
             memory.put(view("dx"), dx);
         }
         Work::BatchNormMoments(_)
@@ -290,7 +281,60 @@ pub fn run<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
         | Work::GroupNormBackwardSums(_)
         | Work::GroupNormBackwardInput(_)
         | Work::GroupNormBackwardAffine(_) => run_group_norm(spec, memory),
-        Work::Loss { loss, classes } => run_loss(spec, *loss, *classes, memory),
+        Work::Add => {
+            let y = join::add(floats("a"), floats("b"));
+            memory.put(view("y"), y);
+        }
+        Work::Concat { rows } => {
+            let y = join::concat(*rows, floats("a"), floats("b"));
+            memory.put(view("y"), y);
+        }
+        Work::SliceChannels { rows, first, count } => {
+            let y = join::slice_channels(*rows, *first, *count, floats("x"));
+            memory.put(view("y"), y);
+        }
+        Work::Scale { channels } => {
+            let y = join::scale_forward(*channels, floats("x"), floats("factors"));
+            memory.put(view("y"), y);
+        }
+        Work::ScaleFactors {
+            positions,
+            channels,
+        } => {
+            let df = join::scale_backward_factors(*positions, *channels, floats("x"), floats("dy"));
+            memory.put(view("df"), df);
+        }
+        Work::Dropout {
+            probability,
+            key,
+            batch,
+        } => {
+            let (step, _) = memory.step(spec);
+            let samples = memory.batch_samples(spec, *batch);
+            let stream = [step.seed, step.epoch];
+            let y = dropout::dropout(*probability, *key, stream, &samples, floats("x"));
+            memory.put(view("y"), y);
+        }
+        Work::Loss {
+            loss,
+            classes,
+            smoothing,
+        } => {
+            run_loss(spec, memory, |logits, labels| match loss {
+                Loss::SoftmaxCrossEntropy => {
+                    softmax_cross_entropy(logits, labels, *classes, *smoothing)
+                }
+                Loss::SquaredError => squared_error(logits, labels, *classes),
+            });
+            run_predict(spec, *classes, memory);
+        }
+        Work::WeightedLoss { smoothing } => {
+            let weights = floats("class_weights").to_vec();
+            run_loss(spec, memory, |logits, labels| {
+                weighted_softmax_cross_entropy(logits, labels, &weights, *smoothing)
+            });
+        }
+        Work::Predict { classes } => run_predict(spec, *classes, memory),
         Work::SumMetrics => {
             let (step, row) = memory.step(spec);
             let count = step.count as usize;
@@ -335,10 +379,6 @@ pub fn run<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
     }
 }
 
-fn narrow(index: &[u32]) -> Vec<u8> {
-    index.iter().map(|i| *i as u8).collect()
-}
-
 fn run_product<T: Float>(spec: &KernelSpec, product: &Product, memory: &mut Memory<T>) {
     let view = |name| spec.view(name);
     let floats = |name| memory.floats(view(name));
@@ -351,7 +391,7 @@ fn run_product<T: Float>(spec: &KernelSpec, product: &Product, memory: &mut Memo
                 Some(pool) => {
                     let (y, index) = maxpool2d_forward(pool, &y);
                     memory.put(view("y"), y);
-                    memory.put_bytes(view("index"), &narrow(&index));
+                    memory.put_bytes(view("index"), &index);
                 }
             }
         }
@@ -481,23 +521,30 @@ fn run_group_norm<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
     memory.put(view(name), result);
 }
 
-fn run_loss<T: Float>(spec: &KernelSpec, loss: Loss, classes: usize, memory: &mut Memory<T>) {
+/// Loss and gradient of the samples that count, 0 for the others.
+fn run_loss<T: Float>(
+    spec: &KernelSpec,
+    memory: &mut Memory<T>,
+    function: impl Fn(&[T], &[u32]) -> LossOutput<T>,
+) {
+    let view = |name| spec.view(name);
+    let (step, _) = memory.step(spec);
+    let count = step.count as usize;
+    let (losses, gradient) = (view("loss"), view("gradient"));
+    let logits = &memory.floats(view("logits"))[..count * (gradient.len / losses.len)];
+    let mut output = function(logits, &memory.words(view("labels"))[..count]);
+    output.loss.resize(losses.len, T::zero());
+    output.gradient.resize(gradient.len, T::zero());
+    memory.put(losses, output.loss);
+    memory.put(gradient, output.gradient);
+}
+
+fn run_predict<T: Float>(spec: &KernelSpec, classes: usize, memory: &mut Memory<T>) {
     let view = |name| spec.view(name);
     let (step, _) = memory.step(spec);
     let (first, count) = (step.first as usize, step.count as usize);
-    let logits = memory.floats(view("logits"));
-    let labels = &memory.words(view("labels"))[..count];
-    let function = match loss {
-        Loss::SoftmaxCrossEntropy => softmax_cross_entropy,
-        Loss::SquaredError => squared_error,
-    };
-    let mut output = function(&logits[..count * classes], labels, classes);
-    output.loss.resize(view("loss").len, T::zero());
-    output.gradient.resize(view("gradient").len, T::zero());
-    let samples = logits.chunks_exact(classes);
+    let samples = memory.floats(view("logits")).chunks_exact(classes);
     let prediction: Vec<u32> = samples.map(|logits| argmax(logits) as u32).collect();
-    memory.put(view("loss"), output.loss);
-    memory.put(view("gradient"), output.gradient);
     memory.put_words(view("prediction"), &prediction);
     let all = view("predictions");
     let at = View {

@@ -71,6 +71,9 @@ impl CpuEngine {
         };
         engine.plan((true, batch))?;
         engine.set_kept("running", &initial_running(model))?;
+        if let Some(weights) = &options.class_weights {
+            engine.set_kept("class_weights", weights)?;
+        }
         Ok(engine)
     }
 

@@ -164,40 +164,43 @@ impl GpuEngine {
         let mode = Mode::Train(*optimizer);
         let training = Plan::new(model, batch, mode, options, Target::Gpu(&adapter))?;
         let evaluation = evaluation_plan(model, &training, options, &adapter)?;
-        GpuEngine::build(gpu, model, optimizer, training, evaluation).map_err(|e| match e {
-            Error::OutOfMemory {
-                label,
-                what,
-                allocated,
-            } => {
-                let total = |batch| -> Result<u64> {
-                    let rows = memory(model, batch, optimizer, options, &adapter)?;
-                    Ok(rows.iter().map(|(_, bytes)| bytes).sum())
-                };
-                // Where the driver does not tell what it gave: half of what was asked for.
-                let room = match allocated {
-                    0 => total(batch).unwrap_or(0) / 2,
-                    bytes => bytes,
-                };
-                let batch = fitting_batch(batch, |batch| Ok(total(batch)? <= room));
-                let advice = match batch.ok().flatten() {
-                    Some(batch) => format!("use --batch-size {batch}"),
-                    None => "use a smaller model, or --device cpu".into(),
-                };
+        GpuEngine::build(gpu, model, optimizer, options, training, evaluation).map_err(
+            |e| match e {
                 Error::OutOfMemory {
                     label,
-                    what: format!("{what} after {}; {advice}", BinaryBytes(allocated)),
+                    what,
                     allocated,
+                } => {
+                    let total = |batch| -> Result<u64> {
+                        let rows = memory(model, batch, optimizer, options, &adapter)?;
+                        Ok(rows.iter().map(|(_, bytes)| bytes).sum())
+                    };
+                    // Where the driver does not tell what it gave: half of what was asked for.
+                    let room = match allocated {
+                        0 => total(batch).unwrap_or(0) / 2,
+                        bytes => bytes,
+                    };
+                    let batch = fitting_batch(batch, |batch| Ok(total(batch)? <= room));
+                    let advice = match batch.ok().flatten() {
+                        Some(batch) => format!("use --batch-size {batch}"),
+                        None => "use a smaller model, or --device cpu".into(),
+                    };
+                    Error::OutOfMemory {
+                        label,
+                        what: format!("{what} after {}; {advice}", BinaryBytes(allocated)),
+                        allocated,
+                    }
                 }
-            }
-            other => other,
-        })
+                other => other,
+            },
+        )
     }
 
     fn build(
         gpu: Arc<Gpu>,
         model: &Model,
         optimizer: &Optimizer,
+        options: &Options,
         training: Plan,
         evaluation: Plan,
     ) -> Result<GpuEngine> {
@@ -251,6 +254,9 @@ impl GpuEngine {
             test: None,
         };
         engine.set_kept("running", &initial_running(model))?;
+        if let Some(weights) = &options.class_weights {
+            engine.set_kept("class_weights", weights)?;
+        }
         Ok(engine)
     }
 

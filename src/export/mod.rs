@@ -2,4 +2,6 @@
 
 mod safetensors;
 
-pub use self::safetensors::{Contents, Tensor, read_safetensors, to_pytorch, write_safetensors};
+pub use self::safetensors::{
+    Contents, Tensor, read_safetensors, running_to_pytorch, to_pytorch, write_safetensors,
+};

@@ -3,7 +3,8 @@
 //! The flat parameter vector holds `[KH][KW][C][OC]` weights and sees activations as NHWC. PyTorch
 //! holds `[OC][C][KH][KW]` for a convolution, and `[out][in]` for a dense layer, with the inputs of a
 //! flattened image in NCHW order. A dense layer over an H×W×C activation is a convolution whose
-//! kernel covers all of it, so one permutation serves both.
+//! kernel covers all of it, so one permutation serves both. What comes after a flattened image without
+//! changing its order (a normalisation, another dense layer) is permuted likewise.
 //!
 //! The metadata, a JSON object, holds under `sha256` the hash of the whole file as it is with zeros in
 //! the hash's place: one bit that differs anywhere, in the header or in the tensors, and the file is
@@ -25,12 +26,12 @@ const METADATA_KEY: &str = "wgrad";
 /// What stands in the place of the hash while it is computed.
 const NO_HASH: &[u8; 64] = &[b'0'; 64];
 
-/// One weight or bias as PyTorch holds it.
+/// A weight, a bias or a running statistic as PyTorch holds it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tensor {
-    /// `conv2d1.weight`, `dense2.bias`, …
+    /// `conv2d1.weight`, `dense2.bias`, `batch_norm1.running_mean`, …
     pub name: String,
-    /// `[OC, C, KH, KW]` or `[out, in]` for a weight, `[OC]` for a bias.
+    /// `[OC, C/groups, KH, KW]` or `[out, in]` for a weight of a product, `[C]` for all else.
     pub shape: Vec<usize>,
     pub values: Vec<f32>,
 }
@@ -40,13 +41,15 @@ pub struct Tensor {
 pub struct Contents {
     /// The flat vectors asked for, in that order.
     pub vectors: Vec<Vec<f32>>,
+    /// The running statistics in their flat vector.
+    pub running: Vec<f32>,
     /// What the writer had to say; null for files of other programs.
     pub metadata: Value,
     /// Whether the file carries its own hash, which then is right.
     pub hashed: bool,
 }
 
-/// Where a weight or bias lies, here and in PyTorch.
+/// Where a tensor lies, here and in PyTorch.
 struct Layout {
     name: String,
     /// PyTorch's.
@@ -55,6 +58,8 @@ struct Layout {
     start: usize,
     /// `[height, width, channels, outputs]`.
     sizes: [usize; 4],
+    /// For each channel in PyTorch's order the one here.
+    order: Vec<usize>,
 }
 
 impl Layout {
@@ -62,105 +67,153 @@ impl Layout {
         self.sizes.iter().product()
     }
 
-    /// For each element its place in PyTorch's order, in which they come, and in the flat vector.
-    fn places(&self) -> impl Iterator<Item = (usize, usize)> {
+    /// For each element, in PyTorch's order, its place in the flat vector.
+    fn places(&self) -> impl Iterator<Item = usize> {
         let (start, [height, width, channels, outputs]) = (self.start, self.sizes);
-        let positions = height * width;
         (0..outputs).flat_map(move |o| {
-            (0..channels).flat_map(move |c| {
-                (0..positions).map(move |p| {
-                    let theirs = (o * channels + c) * positions + p;
-                    (theirs, start + (p * channels + c) * outputs + o)
-                })
+            self.order.iter().flat_map(move |c| {
+                (0..height * width).map(move |p| start + (p * channels + c) * outputs + o)
             })
         })
     }
 }
 
-/// Every trained tensor of a model, or with `running` every one of its running statistics.
-fn tensors(model: &Model, running: bool) -> impl Iterator<Item = Layout> {
-    let of = move |layer: &'_ Layer| -> Vec<Layout> {
+/// Every trained tensor of a model, or every one of its running statistics.
+fn layouts(model: &Model, running: bool) -> Vec<Layout> {
+    let orders = channel_orders(model);
+    let of = |layer: &Layer| -> Vec<Layout> {
+        let order = &orders[layer.inputs[0]];
         let tensors = if running {
             &layer.running
         } else {
             &layer.parameters
         };
-        tensors.iter().map(|tensor| layout(layer, tensor)).collect()
+        tensors
+            .iter()
+            .map(|tensor| layout(layer, tensor, order))
+            .collect()
     };
-    model.layers.iter().flat_map(of)
+    model.layers.iter().flat_map(of).collect()
 }
 
-fn layout(layer: &Layer, tensor: &Parameter) -> Layout {
-    let (sizes, shape) = match (<[usize; 4]>::try_from(&tensor.shape[..]), &layer.op) {
-        (Ok([_, _, _, outputs]), Op::Dense(_)) => {
-            let Shape {
-                height,
-                width,
-                channels,
-            } = layer.input;
-            let inputs = layer.input.elements();
-            ([height, width, channels, outputs], vec![outputs, inputs])
-        }
-        (Ok(sizes @ [height, width, channels, outputs]), _) => {
-            (sizes, vec![outputs, channels, height, width])
-        }
-        _ => ([1, 1, 1, tensor.elements()], tensor.shape.clone()),
+/// `order` is that of the layer's input.
+fn layout(layer: &Layer, tensor: &Parameter, order: &[usize]) -> Layout {
+    let image = layer.input;
+    let (sizes, shape) = match (&tensor.shape[..], &layer.op) {
+        (&[_, _, inputs, outputs], Op::Dense(_)) => (
+            [image.height, image.width, image.channels, outputs],
+            vec![outputs, inputs],
+        ),
+        (&[height, width, channels, outputs], _) => (
+            [height, width, channels, outputs],
+            vec![outputs, channels, height, width],
+        ),
+        (shape, Op::Conv2d(_) | Op::Dense(_)) => ([1, 1, 1, tensor.elements()], shape.to_vec()),
+        (shape, _) => ([1, 1, tensor.elements(), 1], shape.to_vec()),
     };
     Layout {
         name: tensor.name.clone(),
         shape,
         start: tensor.start,
         sizes,
+        // A filter of a convolution in groups counts its own group's channels, and a bias has none.
+        order: match sizes[2] == order.len() {
+            true => order.to_vec(),
+            false => (0..sizes[2]).collect(),
+        },
     }
+}
+
+/// For every value of a model and every one of its channels in PyTorch's order the channel here. They
+/// differ behind a flattened image only: height × width × channels here, channels × height × width there.
+fn channel_orders(model: &Model) -> Vec<Vec<usize>> {
+    let mut orders: Vec<Vec<usize>> = vec![(0..model.input.channels).collect()];
+    for layer in &model.layers {
+        let order = match &layer.op {
+            Op::Conv2d(g) | Op::Dense(g) => (0..g.output.channels).collect(),
+            Op::Flatten => flattened(layer.input, &orders[layer.inputs[0]]),
+            Op::Concat => {
+                let mut joined: Vec<usize> = Vec::new();
+                for value in &layer.inputs {
+                    let before = joined.len();
+                    joined.extend(orders[*value].iter().map(|channel| before + channel));
+                }
+                joined
+            }
+            _ => orders[layer.inputs[0]].clone(),
+        };
+        orders.push(order);
+    }
+    orders
+}
+
+/// The order of a flattened image whose channels have that order.
+fn flattened(image: Shape, order: &[usize]) -> Vec<usize> {
+    let positions = image.height * image.width;
+    let plane = |channel: &usize| {
+        let channel = *channel;
+        (0..positions).map(move |p| p * image.channels + channel)
+    };
+    order.iter().flat_map(plane).collect()
 }
 
 /// The weights and biases of a flat parameter vector (or of anything laid out like it) as PyTorch
 /// holds them.
 pub fn to_pytorch(model: &Model, flat: &[f32]) -> Vec<Tensor> {
-    tensors(model, false)
-        .map(|layout| {
-            let mut values = vec![0.0; layout.elements()];
-            for (theirs, ours) in layout.places() {
-                values[theirs] = flat[ours];
-            }
-            Tensor {
-                name: layout.name,
-                shape: layout.shape,
-                values,
-            }
-        })
-        .collect()
+    tensors(layouts(model, false), flat)
 }
 
-/// The bytes of a safetensors file with the tensors of `vectors`: pairs of a prefix for the
-/// tensors' names and a flat vector laid out like the parameters. The file's hash is added to the
-/// metadata. The same input gives the same bytes.
+/// The running statistics of their flat vector as PyTorch holds them.
+pub fn running_to_pytorch(model: &Model, flat: &[f32]) -> Vec<Tensor> {
+    tensors(layouts(model, true), flat)
+}
+
+fn tensors(layouts: Vec<Layout>, flat: &[f32]) -> Vec<Tensor> {
+    let tensor = |layout: Layout| Tensor {
+        name: layout.name.clone(),
+        shape: layout.shape.clone(),
+        values: layout.places().map(|place| flat[place]).collect(),
+    };
+    layouts.into_iter().map(tensor).collect()
+}
+
+/// The bytes of a safetensors file with the tensors of `vectors`, pairs of a prefix for the tensors'
+/// names and a flat vector laid out like the parameters, and with the running statistics, whose names
+/// have none. The file's hash is added to the metadata. The same input gives the same bytes.
 ///
 /// # Errors
-/// [`Error::Shape`] for a vector that is not as long as the model's parameters.
+/// [`Error::Shape`] for a vector that is not as long as the model's parameters or running statistics.
 pub fn write_safetensors(
     model: &Model,
     vectors: &[(&str, &[f32])],
+    running: &[f32],
     metadata: Map<String, Value>,
 ) -> Result<Vec<u8>> {
     let mut named = Vec::new();
-    for (prefix, flat) in vectors {
-        if flat.len() != model.parameter_elements {
-            return Err(shape_error(format!(
-                "expected {} parameters, found {}",
-                model.parameter_elements,
-                flat.len()
-            )));
+    let mut add = |prefix: &str, layouts: &[Layout], flat: &[f32], elements: usize| {
+        if flat.len() != elements {
+            let found = flat.len();
+            let what = format!("expected a vector of {elements} elements, found {found}");
+            return Err(shape_error(what));
         }
-        for layout in tensors(model, false) {
-            let mut bytes = vec![0; 4 * layout.elements()];
-            let (values, _) = bytes.as_chunks_mut();
-            for (theirs, ours) in layout.places() {
-                values[theirs] = flat[ours].to_le_bytes();
+        for layout in layouts {
+            let mut bytes = Vec::with_capacity(4 * layout.elements());
+            for place in layout.places() {
+                bytes.extend_from_slice(&flat[place].to_le_bytes());
             }
-            named.push((format!("{prefix}{}", layout.name), layout.shape, bytes));
+            named.push((
+                format!("{prefix}{}", layout.name),
+                layout.shape.clone(),
+                bytes,
+            ));
         }
+        Ok(())
+    };
+    let trained = layouts(model, false);
+    for (prefix, flat) in vectors {
+        add(prefix, &trained, flat, model.parameter_elements)?;
     }
+    add("", &layouts(model, true), running, model.running_elements)?;
     let views = named
         .iter()
         .map(|(name, shape, bytes)| {
@@ -197,8 +250,8 @@ fn file_hash(bytes: &[u8], place: usize) -> String {
     sha256([&bytes[..place], NO_HASH, &bytes[place + NO_HASH.len()..]])
 }
 
-/// Reads flat vectors from the bytes of a safetensors file, one for each of `prefixes`: the other
-/// direction of [`write_safetensors`]. `path` stands for the file in messages.
+/// Reads flat vectors from the bytes of a safetensors file, one for each of `prefixes`, and the running
+/// statistics: the other direction of [`write_safetensors`]. `path` stands for the file in messages.
 ///
 /// # Errors
 /// [`Error::Checkpoint`] for a damaged file, and for one whose tensors are not those of `model`.
@@ -230,10 +283,9 @@ pub fn read_safetensors(
             ));
         }
     }
-    let mut vectors = Vec::new();
-    for prefix in prefixes {
-        let mut flat = vec![0.0; model.parameter_elements];
-        for layout in tensors(model, false) {
+    let read = |prefix: &str, layouts: &[Layout], elements: usize| {
+        let mut flat = vec![0.0; elements];
+        for layout in layouts {
             let name = format!("{prefix}{}", layout.name);
             let shape = &layout.shape;
             let expected = format!(
@@ -253,18 +305,24 @@ pub fn read_safetensors(
                 return Err(wrong(format!("{:?} {:?}", tensor.shape(), tensor.dtype())));
             }
             let (values, _) = tensor.data().as_chunks();
-            for (theirs, ours) in layout.places() {
-                flat[ours] = f32::from_le_bytes(values[theirs]);
+            for (place, value) in layout.places().zip(values) {
+                flat[place] = f32::from_le_bytes(*value);
             }
         }
-        vectors.push(flat);
-    }
-    if file.len() != prefixes.len() * tensors(model, false).count() {
+        Ok(flat)
+    };
+    let (trained, running) = (layouts(model, false), layouts(model, true));
+    let vectors = prefixes
+        .iter()
+        .map(|prefix| read(prefix, &trained, model.parameter_elements))
+        .collect::<Result<Vec<_>>>()?;
+    let expected = prefixes.len() * trained.len() + running.len();
+    let running = read("", &running, model.running_elements)?;
+    if file.len() != expected {
         return Err(Error::checkpoint(
             path,
             format!(
-                "expected {} tensors for model '{}', found {}; use the model that the file was made with",
-                prefixes.len() * tensors(model, false).count(),
+                "expected {expected} tensors for model '{}', found {}; use the model that the file was made with",
                 model.name,
                 file.len()
             ),
@@ -272,6 +330,7 @@ pub fn read_safetensors(
     }
     Ok(Contents {
         vectors,
+        running,
         hashed: hash.is_some(),
         metadata,
     })
@@ -363,10 +422,10 @@ mod tests {
         let moment: Vec<f32> = weights.iter().map(|w| w / 7.0).collect();
         let vectors: [(&str, &[f32]); 2] = [("", &weights), ("moment.", &moment)];
         let metadata = || Map::from_iter([("epoch".to_string(), Value::from(3))]);
-        let bytes = write_safetensors(&model, &vectors, metadata()).unwrap();
+        let bytes = write_safetensors(&model, &vectors, &[], metadata()).unwrap();
         assert_eq!(
             bytes,
-            write_safetensors(&model, &vectors, metadata()).unwrap()
+            write_safetensors(&model, &vectors, &[], metadata()).unwrap()
         );
         let read = read_safetensors(&model, &bytes, &["", "moment."], Path::new("x")).unwrap();
         let bits = |v: &[f32]| v.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
@@ -384,7 +443,7 @@ mod tests {
         // What is quoted in the metadata may look like a hash itself.
         let text = format!("\"sha256\":\"{}\"", String::from_utf8_lossy(NO_HASH));
         let metadata = Map::from_iter([("architecture".to_string(), Value::from(text))]);
-        let good = write_safetensors(&model, &[("", &counted(&model))], metadata).unwrap();
+        let good = write_safetensors(&model, &[("", &counted(&model))], &[], metadata).unwrap();
         assert!(
             read_safetensors(&model, &good, &[""], Path::new("x"))
                 .unwrap()
@@ -402,7 +461,7 @@ mod tests {
     fn damaged_and_foreign_files_are_refused() {
         let model = model();
         let flat = counted(&model);
-        let bytes = write_safetensors(&model, &[("", &flat)], Map::new()).unwrap();
+        let bytes = write_safetensors(&model, &[("", &flat)], &[], Map::new()).unwrap();
         let message = |bytes: &[u8], prefixes: &[&str]| {
             let error = read_safetensors(&model, bytes, prefixes, Path::new("a.safetensors"));
             error.unwrap_err().to_string()
@@ -412,7 +471,7 @@ mod tests {
         }
         assert!(message(&bytes, &["velocity."]).contains("no such tensor"));
         assert!(message(&bytes, &[]).contains("expected 0 tensors"));
-        assert!(write_safetensors(&model, &[("", &flat[1..])], Map::new()).is_err());
+        assert!(write_safetensors(&model, &[("", &flat[1..])], &[], Map::new()).is_err());
 
         let narrow = Model::chain(
             "narrow",
@@ -429,5 +488,125 @@ mod tests {
             error,
             "a.safetensors: expected 'dense1.weight' of [3, 5] f32 for model 'narrow', found [3, 4] F32; use the model that the file was made with"
         );
+    }
+
+    /// A model file's layers for images of 2×3×2.
+    fn file(layers: &str) -> Model {
+        let text = format!(
+            "name = \"x\"\ninput = [2, 3, 2]\nclasses = 2\nloss = \"softmax_cross_entropy\"\nlayer = [{layers}]\n[recipe]\noptimizer = \"sgd\"\nlr = 0.1\nschedule = \"constant\"\nepochs = 1\nbatch_size = 4\n"
+        );
+        let definition = crate::model::Definition::parse(&text, "x.toml").unwrap();
+        definition.resolve(definition.input, 2).unwrap()
+    }
+
+    /// The places of a tensor's values in the flat vector, from the tensor's own start.
+    fn places(model: &Model, name: &str) -> (Vec<usize>, Vec<usize>) {
+        let count = |elements| (0..elements).map(|i| i as f32).collect::<Vec<_>>();
+        let trained = to_pytorch(model, &count(model.parameter_elements));
+        let running = running_to_pytorch(model, &count(model.running_elements));
+        let mut found = trained
+            .into_iter()
+            .chain(running)
+            .filter(|t| t.name == name);
+        let tensor = found.next().unwrap_or_else(|| panic!("no {name}"));
+        let start = tensor.values.iter().copied().fold(f32::INFINITY, f32::min);
+        let places = tensor.values.iter().map(|v| (v - start) as usize).collect();
+        (tensor.shape, places)
+    }
+
+    #[test]
+    fn running_statistics_have_their_own_vector_and_pytorchs_names() {
+        let model = file(
+            "{ type = \"batch_norm\" }, { type = \"conv2d\", out_channels = 3, kernel = 1, bias = false }, { type = \"batch_norm\" }, { type = \"dense\", units = 2 }",
+        );
+        let parameters = counted(&model);
+        let running: Vec<f32> = (0..model.running_elements).map(|i| i as f32).collect();
+        let bytes = write_safetensors(
+            &model,
+            &[("", &parameters), ("velocity.", &parameters)],
+            &running,
+            Map::new(),
+        )
+        .unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let mut names: Vec<&str> = file
+            .names()
+            .into_iter()
+            .filter(|n| !n.starts_with("velocity"))
+            .collect();
+        names.sort_unstable();
+        assert_eq!(
+            names,
+            [
+                "batch_norm1.bias",
+                "batch_norm1.running_mean",
+                "batch_norm1.running_var",
+                "batch_norm1.weight",
+                "batch_norm2.bias",
+                "batch_norm2.running_mean",
+                "batch_norm2.running_var",
+                "batch_norm2.weight",
+                "conv2d1.weight",
+                "dense1.bias",
+                "dense1.weight",
+            ]
+        );
+        assert_eq!(file.names().len(), 11 + 7);
+        let variance = file.tensor("batch_norm2.running_var").unwrap();
+        let expected: Vec<u8> = [67f32, 68.0, 69.0]
+            .iter()
+            .flat_map(|v| v.to_le_bytes())
+            .collect();
+        assert_eq!(
+            (variance.shape(), variance.data()),
+            (&[3][..], &expected[..])
+        );
+        let read = read_safetensors(&model, &bytes, &["", "velocity."], Path::new("x")).unwrap();
+        assert_eq!(read.vectors, [&parameters[..], &parameters[..]]);
+        // Gaps come back as zeros.
+        for layer in &model.layers {
+            let range = layer.running_range();
+            assert_eq!(read.running[range.clone()], running[range]);
+        }
+        let error = write_safetensors(&model, &[("", &parameters)], &[], Map::new());
+        assert!(error.is_err(), "statistics left out");
+    }
+
+    #[test]
+    fn filters_in_groups_become_oihw() {
+        let model = file(
+            "{ type = \"conv2d\", out_channels = 4, kernel = [1, 2], groups = 2 }, { type = \"dense\", units = 2 }",
+        );
+        let (shape, places) = places(&model, "conv2d1.weight");
+        assert_eq!(shape, [4, 1, 1, 2]);
+        // Ours is [1][2][1][4].
+        assert_eq!(places, [0, 4, 1, 5, 2, 6, 3, 7]);
+    }
+
+    /// What stands behind `flatten` counts its inputs as the dense layer over the image does, with
+    /// layers in between too.
+    #[test]
+    fn a_flattened_image_is_seen_as_nchw() {
+        let dense = "{ type = \"dense\", units = 2 }";
+        let straight = places(&file(dense), "dense1.weight");
+        assert_eq!(straight.0, [2, 12]);
+        let between = "{ type = \"flatten\" }, { type = \"batch_norm\", activation = \"relu\" }, { type = \"dropout\" }";
+        let flattened = file(&format!("{between}, {dense}"));
+        assert_eq!(places(&flattened, "dense1.weight"), straight);
+        // (h, w, c) of 2×3×2 in the order (c, h, w).
+        let order = [0, 2, 4, 6, 8, 10, 1, 3, 5, 7, 9, 11];
+        for name in ["weight", "bias", "running_mean", "running_var"] {
+            let (shape, places) = places(&flattened, &format!("batch_norm1.{name}"));
+            assert_eq!((shape, &places[..]), (vec![12], &order[..]), "{name}");
+        }
+        let joined = file(&format!(
+            "{{ type = \"flatten\" }}, {{ type = \"dense\", units = 1, input = \"input\" }}, {{ type = \"concat\", inputs = [\"dense1\", \"flatten1\"] }}, {dense}"
+        ));
+        let (_, places) = places(&joined, "dense2.weight");
+        let expected: Vec<usize> = std::iter::once(0)
+            .chain(order.map(|i| i + 1))
+            .map(|i| 2 * i)
+            .collect();
+        assert_eq!(places[..13], expected);
     }
 }

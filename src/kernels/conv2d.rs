@@ -285,6 +285,7 @@ impl Product {
     pub fn can_pool(geometry: &Conv2d, pool: &Pool2d, family: Family) -> bool {
         !matches!(family, Family::Plain | Family::Cpu)
             && pool.input == geometry.output
+            && pool.inside()
             && pool.kernel == pool.stride
             && matches!(pool.kernel[0] * pool.kernel[1], 2 | 4)
             && geometry.output.channels.is_multiple_of(4)

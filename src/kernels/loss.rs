@@ -8,7 +8,8 @@ const SOURCE: &str = include_str!("../../shaders/loss.wgsl");
 /// The loss of every sample, the gradient of the mean loss, and the prediction.
 ///
 /// Softmax cross-entropy: `loss[i] = −log softmax(logits[i])[labels[i]]`,
-/// `gradient[i] = (softmax(logits[i]) − onehot) / count`; squared error:
+/// `gradient[i] = (softmax(logits[i]) − onehot) / count`, where with `smoothing` the target is
+/// `(1 − smoothing) onehot + smoothing / classes` instead of onehot; squared error (never smoothed):
 /// `loss[i] = ½ Σ_k (logits[i,k] − onehot[k])²`, `gradient[i] = (logits[i] − onehot) / count`, where
 /// `count` is that of row `counter[0]` of the step table `steps`. Samples from `count` on get loss 0
 /// and gradient 0.
@@ -18,6 +19,7 @@ const SOURCE: &str = include_str!("../../shaders/loss.wgsl");
 /// `predictions[first..first + count]` as well. Writes the last four.
 pub fn loss(
     function: Loss,
+    smoothing: f32,
     batch: usize,
     classes: usize,
     logits: View,
@@ -39,8 +41,13 @@ pub fn loss(
         Work::Loss {
             loss: function,
             classes,
+            smoothing,
         },
-        &[("BATCH", batch as f64), ("CLASSES", classes as f64)],
+        &[
+            ("BATCH", batch as f64),
+            ("CLASSES", classes as f64),
+            ("SMOOTHING", smoothing.into()),
+        ],
         vec![
             read(0, "logits", logits, batch * classes),
             read(1, "labels", labels, batch),
@@ -48,6 +55,70 @@ pub fn loss(
             read(3, "counter", counter, 1),
             write(4, "loss", loss, batch),
             write(5, "gradient", gradient, batch * classes),
+            write(6, "prediction", prediction, batch),
+            update(7, "predictions", predictions, 1),
+        ],
+        batch,
+    )
+}
+
+/// Softmax cross-entropy as in [`loss`] with the target of class k times `class_weights[k]`, and the
+/// gradient of the weighted mean: that of the sum over the sum of the weights of the labels that count.
+/// Writes `loss` and `gradient`; the predictions are [`predict`]'s.
+pub fn weighted_softmax_cross_entropy(
+    smoothing: f32,
+    batch: usize,
+    classes: usize,
+    logits: View,
+    labels: View,
+    class_weights: View,
+    steps: View,
+    counter: View,
+    loss: View,
+    gradient: View,
+) -> KernelSpec {
+    KernelSpec::new(
+        "weighted_softmax_cross_entropy",
+        SOURCE,
+        Work::WeightedLoss { smoothing },
+        &[
+            ("BATCH", batch as f64),
+            ("CLASSES", classes as f64),
+            ("SMOOTHING", smoothing.into()),
+        ],
+        vec![
+            read(0, "logits", logits, batch * classes),
+            read(1, "labels", labels, batch),
+            read(2, "steps", steps, STEP_ELEMENTS),
+            read(3, "counter", counter, 1),
+            write(4, "loss", loss, batch),
+            write(5, "gradient", gradient, batch * classes),
+            read(11, "class_weights", class_weights, classes),
+        ],
+        batch,
+    )
+}
+
+/// `prediction[i]` = argmax of `logits[i]`, of equal ones the first; the predictions that count go to
+/// `predictions[first..first + count]` as well, see [`loss`]. Writes both.
+pub fn predict(
+    batch: usize,
+    classes: usize,
+    logits: View,
+    steps: View,
+    counter: View,
+    prediction: View,
+    predictions: View,
+) -> KernelSpec {
+    KernelSpec::new(
+        "predict",
+        SOURCE,
+        Work::Predict { classes },
+        &[("BATCH", batch as f64), ("CLASSES", classes as f64)],
+        vec![
+            read(0, "logits", logits, batch * classes),
+            read(2, "steps", steps, STEP_ELEMENTS),
+            read(3, "counter", counter, 1),
             write(6, "prediction", prediction, batch),
             update(7, "predictions", predictions, 1),
         ],

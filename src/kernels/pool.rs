@@ -5,20 +5,36 @@ use crate::model::Pool2d;
 
 const SOURCE: &str = include_str!("../../shaders/pool.wgsl");
 
-fn constants(pool: &Pool2d, batch: usize, masked: bool) -> [(&'static str, f64); 11] {
+fn constants(pool: &Pool2d, batch: usize, masked: bool) -> Vec<(&'static str, f64)> {
+    let (rows, columns) = (pool.counted(0), pool.counted(1));
     [
-        ("N", batch as f64),
-        ("H", pool.input.height as f64),
-        ("W", pool.input.width as f64),
-        ("C", pool.input.channels as f64),
-        ("OH", pool.output.height as f64),
-        ("OW", pool.output.width as f64),
-        ("KH", pool.kernel[0] as f64),
-        ("KW", pool.kernel[1] as f64),
-        ("SH", pool.stride[0] as f64),
-        ("SW", pool.stride[1] as f64),
-        ("MASK", f64::from(masked)),
+        ("N", batch),
+        ("H", pool.input.height),
+        ("W", pool.input.width),
+        ("C", pool.input.channels),
+        ("OH", pool.output.height),
+        ("OW", pool.output.width),
+        ("KH", pool.kernel[0]),
+        ("KW", pool.kernel[1]),
+        ("SH", pool.stride[0]),
+        ("SW", pool.stride[1]),
+        ("PADDED", usize::from(!pool.inside())),
+        ("PH", pool.padding[0]),
+        ("PW", pool.padding[1]),
+        ("FH", rows.start),
+        ("LH", rows.end),
+        ("FW", columns.start),
+        ("LW", columns.end),
+        ("DIVISOR", pool.common_divisor().unwrap_or(0)),
+        ("MASK", usize::from(masked)),
     ]
+    .map(|(name, value)| (name, value as f64))
+    .to_vec()
+}
+
+/// Whether channels come in fours, of which an invocation then handles four.
+fn in_fours(pool: &Pool2d) -> bool {
+    pool.input.channels.is_multiple_of(4)
 }
 
 /// `y[N,OH,OW,C]` = the maximum of each window of `x[N,H,W,C]`, and `index`: its place kh·KW + kw
@@ -30,14 +46,19 @@ fn constants(pool: &Pool2d, batch: usize, masked: bool) -> [(&'static str, f64);
 pub fn maxpool2d_forward(pool: &Pool2d, batch: usize, x: View, y: View, index: View) -> KernelSpec {
     let n = batch * pool.output.elements();
     assert!(pool.kernel[0] * pool.kernel[1] <= 256, "{pool:?}");
+    let (entry, [x_at, y_at]) = if in_fours(pool) {
+        ("maxpool2d_forward4", [10, 11])
+    } else {
+        ("maxpool2d_forward", [0, 1])
+    };
     KernelSpec::new(
-        "maxpool2d_forward",
+        entry,
         SOURCE,
         Work::MaxPoolForward(*pool),
         &constants(pool, batch, false),
         vec![
-            read(0, "x", x, batch * pool.input.elements()),
-            write(1, "y", y, n),
+            read(x_at, "x", x, batch * pool.input.elements()),
+            write(y_at, "y", y, n),
             write(2, "index", index, n),
         ],
         n.div_ceil(4),
@@ -60,7 +81,7 @@ pub fn maxpool2d_backward(
     // Four channels an invocation where they come in fours.
     let (entry, bindings, invocations) = if pool.overlapping() {
         return maxpool2d_backward_overlapping(pool, batch, dy, index, activation, dx);
-    } else if pool.output.channels.is_multiple_of(4) {
+    } else if in_fours(pool) {
         ("maxpool2d_backward4", [7, 8, 9], outputs / 4)
     } else {
         ("maxpool2d_backward", [3, 5, 6], outputs)
@@ -86,16 +107,21 @@ pub fn maxpool2d_backward_overlapping(
     activation: Option<View>,
     dx: View,
 ) -> KernelSpec {
-    let entry = "maxpool2d_backward_overlapping";
     let inputs = batch * pool.input.elements();
+    let (entry, bindings, invocations) = if in_fours(pool) {
+        ("maxpool2d_backward_overlapping4", [7, 8, 9], inputs / 4)
+    } else {
+        ("maxpool2d_backward_overlapping", [3, 5, 6], inputs)
+    };
+    let operands = [dy, index, dx];
     maxpool_backward(
         entry,
         pool,
         batch,
-        [3, 5, 6],
-        [dy, index, dx],
+        bindings,
+        operands,
         activation,
-        inputs,
+        invocations,
     )
 }
 
@@ -127,25 +153,31 @@ fn maxpool_backward(
     )
 }
 
-/// `y[N,OH,OW,C]` = the mean of each window of `x[N,H,W,C]`. Writes `y`.
+/// `y[N,OH,OW,C]` = the mean of each window of `x[N,H,W,C]`: the sum over the places on the image by what
+/// [`Pool2d::divisor`] says. Writes `y`.
 pub fn meanpool2d_forward(pool: &Pool2d, batch: usize, x: View, y: View) -> KernelSpec {
     let n = batch * pool.output.elements();
+    let (entry, [x_at, y_at], invocations) = if in_fours(pool) {
+        ("meanpool2d_forward4", [10, 11], n / 4)
+    } else {
+        ("meanpool2d_forward", [0, 1], n)
+    };
     KernelSpec::new(
-        "meanpool2d_forward",
+        entry,
         SOURCE,
         Work::MeanPoolForward(*pool),
         &constants(pool, batch, false),
         vec![
-            read(0, "x", x, batch * pool.input.elements()),
-            write(1, "y", y, n),
+            read(x_at, "x", x, batch * pool.input.elements()),
+            write(y_at, "y", y, n),
         ],
-        n,
+        invocations,
     )
 }
 
-/// `dx[N,H,W,C]`: every position gets 1/(KH·KW) of the gradients `dy[N,OH,OW,C]` of all windows
-/// that contain it. With `activation` `[N,H,W,C]` (the layer's input `x`) the gradient passes only
-/// where that is positive. Writes every element of `dx`.
+/// `dx[N,H,W,C]`: every position gets the gradients `dy[N,OH,OW,C]` of all windows that contain it, each
+/// by its divisor. With `activation` `[N,H,W,C]` (the layer's input `x`) the gradient passes only where
+/// that is positive. Writes every element of `dx`.
 pub fn meanpool2d_backward(
     pool: &Pool2d,
     batch: usize,
@@ -154,8 +186,13 @@ pub fn meanpool2d_backward(
     dx: View,
 ) -> KernelSpec {
     let n = batch * pool.input.elements();
+    let (entry, [dy_at, activation_at, dx_at], invocations) = if in_fours(pool) {
+        ("meanpool2d_backward4", [7, 8, 9], n / 4)
+    } else {
+        ("meanpool2d_backward", [3, 5, 6], n)
+    };
     KernelSpec::new(
-        "meanpool2d_backward",
+        entry,
         SOURCE,
         Work::MeanPoolBackward {
             pool: *pool,
@@ -163,10 +200,10 @@ pub fn meanpool2d_backward(
         },
         &constants(pool, batch, activation.is_some()),
         vec![
-            read(3, "dy", dy, batch * pool.output.elements()),
-            mask(5, activation, n, dy),
-            write(6, "dx", dx, n),
+            read(dy_at, "dy", dy, batch * pool.output.elements()),
+            mask(activation_at, activation, n, dy),
+            write(dx_at, "dx", dx, n),
         ],
-        n,
+        invocations,
     )
 }

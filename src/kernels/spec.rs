@@ -157,8 +157,36 @@ pub enum Work {
     GroupNormBackwardSums(GroupNorm),
     GroupNormBackwardInput(GroupNorm),
     GroupNormBackwardAffine(GroupNorm),
+    Add,
+    Concat {
+        rows: usize,
+    },
+    SliceChannels {
+        rows: usize,
+        first: usize,
+        count: usize,
+    },
+    Scale {
+        channels: usize,
+    },
+    ScaleFactors {
+        positions: usize,
+        channels: usize,
+    },
+    Dropout {
+        probability: f32,
+        key: u32,
+        batch: usize,
+    },
     Loss {
         loss: Loss,
+        classes: usize,
+        smoothing: f32,
+    },
+    WeightedLoss {
+        smoothing: f32,
+    },
+    Predict {
         classes: usize,
     },
     SumMetrics,

@@ -29,8 +29,10 @@
 //! units = "classes"              # or a number
 //! ```
 
+use super::block::{Blocks, Node, expand};
+use super::keys::Table;
 use super::recipe::{Optimizer, Recipe, Schedule};
-use super::{Activation, Conv2d, Loss, Model, Op, Pool2d, Shape};
+use super::{Loss, Model, Op, Shape};
 use crate::error::{Error, Result};
 use serde::Deserialize;
 use std::ops::Range;
@@ -44,6 +46,17 @@ pub const SHIPPED: &[(&str, &str)] = &[
     ("tutorial", include_str!("../../models/tutorial.toml")),
     ("mlp-sigmoid", include_str!("../../models/mlp-sigmoid.toml")),
     ("vgg-cifar", include_str!("../../models/vgg-cifar.toml")),
+    ("cnn-bn", include_str!("../../models/cnn-bn.toml")),
+    ("tiny", include_str!("../../models/tiny.toml")),
+    ("resnet9", include_str!("../../models/resnet9.toml")),
+    (
+        "resnet18-cifar",
+        include_str!("../../models/resnet18-cifar.toml"),
+    ),
+    (
+        "mobilenet-small",
+        include_str!("../../models/mobilenet-small.toml"),
+    ),
 ];
 
 /// Most elements that a tensor may have, a batch's activation and all parameters alike; the kernels
@@ -55,10 +68,7 @@ pub const MAX_ELEMENTS: u128 = 1 << 31;
 const MAX_MULTIPLY_ADDS: u128 = 1 << 40;
 
 /// What a number of a recipe must be besides.
-const FINITE: &str = " that 32 bits hold (1.2e-38 to 3.4e38)";
-
-/// Most positions in a max-pool window: the winner's index within it is kept in a byte.
-const MAX_WINDOW: usize = 256;
+pub(super) const FINITE: &str = " that 32 bits hold (1.2e-38 to 3.4e38)";
 
 /// Reads an architecture: one of [`SHIPPED`] by name, or a file whose path ends in `.toml`.
 ///
@@ -94,40 +104,9 @@ pub struct Definition {
     /// The whole text of the file, for the run folder.
     pub text: String,
     origin: String,
-    layers: Vec<Layer>,
-}
-
-#[derive(Clone, Debug)]
-struct Layer {
-    /// Of its `[[layer]]`.
-    line: usize,
-    kind: LayerKind,
-}
-
-#[derive(Clone, Debug)]
-enum LayerKind {
-    Conv2d {
-        out_channels: usize,
-        kernel: [usize; 2],
-        stride: [usize; 2],
-        padding: [usize; 2],
-        relu: bool,
-    },
-    Dense {
-        /// `None`: one per class.
-        units: Option<usize>,
-        relu: bool,
-    },
-    MaxPool2d {
-        kernel: [usize; 2],
-        stride: [usize; 2],
-    },
-    MeanPool2d {
-        kernel: [usize; 2],
-        stride: [usize; 2],
-    },
-    Relu,
-    Sigmoid,
+    /// Of `class_weights`.
+    weights_line: usize,
+    nodes: Vec<Node>,
 }
 
 impl Definition {
@@ -156,34 +135,25 @@ impl Definition {
             return Err(source.error(&file.input.span(), what));
         }
 
-        let layers = file
-            .layer
-            .iter()
-            .map(|table| {
-                Ok(Layer {
-                    line: source.line(table.span().start),
-                    kind: table.get_ref().kind(&source, &table.span())?,
-                })
-            })
-            .collect::<Result<Vec<_>>>()?;
-        let trained =
-            |l: &Layer| matches!(l.kind, LayerKind::Conv2d { .. } | LayerKind::Dense { .. });
-        if !layers.iter().any(trained) {
-            return Err(Error::Model {
-                file: origin.into(),
-                line: layers.first().map_or(1, |l| l.line),
-                what: "expected at least one [[layer]] with weights (conv2d or dense), found none; end the model with type = \"dense\", units = \"classes\"".into(),
-            });
+        let nodes = expand(&source, &file.layer, &file.block)?;
+        if !nodes.iter().any(Node::has_weights) {
+            let line = nodes.first().map_or(1, |node| node.line);
+            return Err(source.error_at(line, "expected at least one [[layer]] with weights (conv2d or dense), found none; end the model with type = \"dense\", units = \"classes\""));
         }
         Ok(Definition {
             name: name.clone(),
             input,
             classes: file.classes.0,
             loss: file.loss,
-            recipe: file.recipe.recipe(&source)?,
+            recipe: file.recipe.recipe(&source, file.loss)?,
             text: text.into(),
             origin: origin.into(),
-            layers,
+            weights_line: file
+                .recipe
+                .class_weights
+                .as_ref()
+                .map_or(1, |w| source.line(w.span().start)),
+            nodes,
         })
     }
 
@@ -206,85 +176,101 @@ impl Definition {
             return Err(error("model", what));
         }
 
-        let mut line = 1;
-        let mut total = 0;
-        Model::chain(
-            &self.name,
-            input,
-            classes,
-            self.loss,
-            &self.layers,
-            |layer, shape| {
-                line = layer.line;
-                let (op, activation) = layer.kind.op(shape, classes)?;
-                match too_costly(&op, &mut total) {
-                    Some(what) => Err(error(op.name(), what)),
-                    None => Ok((op, activation)),
+        if let Some(weights) = &self.recipe.class_weights
+            && weights.len() != classes
+        {
+            let what = format!(
+                "expected a weight for each of {classes} classes, found {} in `class_weights`",
+                weights.len()
+            );
+            return Err(self.error(self.weights_line, what));
+        }
+        let mut model = Model::new(&self.name, input, classes, self.loss);
+        for node in &self.nodes {
+            self.push(&mut model, node).map_err(|error| match error {
+                Error::Shape { operation, what } => {
+                    let mut place = node.name.clone();
+                    if !node
+                        .name
+                        .rsplit('.')
+                        .next()
+                        .is_some_and(|name| name.starts_with(node.kind))
+                    {
+                        place += &format!(" ({operation})");
+                    }
+                    if let Some(line) = node.used {
+                        place += &format!(" (in a block used in line {line})");
+                    }
+                    self.error(node.line, format!("{place}: {what}"))
                 }
-            },
-        )
-        .map_err(|error| match error {
-            Error::Shape { operation, what } => Error::Model {
-                file: self.origin.clone(),
-                line,
-                what: format!("{operation}: {what}"),
-            },
+                other => other,
+            })?;
+        }
+        model.finish().map_err(|error| match error {
+            Error::Shape { what, .. } => {
+                let last = self
+                    .nodes
+                    .last()
+                    .map_or(1, |node| node.used.unwrap_or(node.line));
+                self.error(last, format!("model: {what}"))
+            }
             other => other,
         })
     }
-}
 
-impl LayerKind {
-    fn op(&self, shape: Shape, classes: usize) -> Result<(Op, Option<Activation>)> {
-        let mut activation = None;
-        let mut then = |relu: bool| activation = relu.then_some(Activation::Relu);
-        let op = match *self {
-            LayerKind::Conv2d {
-                out_channels,
-                kernel,
-                stride,
-                padding,
-                relu,
-            } => {
-                then(relu);
-                Op::Conv2d(Conv2d::new(shape, out_channels, kernel, stride, padding)?)
-            }
-            LayerKind::Dense { units, relu } => {
-                then(relu);
-                Op::Dense(Conv2d::dense(shape.elements(), units.unwrap_or(classes)))
-            }
-            LayerKind::MaxPool2d { kernel, stride } => {
-                Op::MaxPool2d(Pool2d::new(shape, kernel, stride)?)
-            }
-            LayerKind::MeanPool2d { kernel, stride } => {
-                Op::MeanPool2d(Pool2d::new(shape, kernel, stride)?)
-            }
-            LayerKind::Relu => Op::Activation(Activation::Relu),
-            LayerKind::Sigmoid => Op::Activation(Activation::Sigmoid),
+    fn error(&self, line: usize, what: String) -> Error {
+        Error::Model {
+            file: self.origin.clone(),
+            line,
+            what,
+        }
+    }
+
+    /// Adds a layer to the model, within the bounds of what the kernels can index.
+    fn push(&self, model: &mut Model, node: &Node) -> Result<()> {
+        let shapes: Vec<Shape> = node
+            .inputs
+            .iter()
+            .map(|value| model.shape(*value))
+            .collect();
+        let op = node.make.op(shapes[0], model.classes)?;
+        let bounded = |found: Option<String>| match found {
+            Some(what) => Err(Error::Shape {
+                operation: op.name(),
+                what,
+            }),
+            None => Ok(()),
         };
-        Ok((op, activation))
+        let output = op.output(&shapes)?;
+        bounded(too_large(
+            "output",
+            [output.height, output.width, output.channels],
+        ))?;
+        bounded(too_costly(&op))?;
+        let name = Some(node.name.clone());
+        model.push(name, op, node.activation, node.init, &node.inputs)?;
+        bounded(too_large(
+            "all parameters so far",
+            [model.parameter_elements],
+        ))
     }
 }
 
-/// What is out of bounds about a layer with weights: its tensors, its cost, or the length of the
-/// parameter vector (`total`, which it adds to). Other layers never grow what they are given.
-fn too_costly(op: &Op, total: &mut usize) -> Option<String> {
+/// What is out of bounds about a layer's weight or its cost.
+fn too_costly(op: &Op) -> Option<String> {
     let g = op.product()?;
     let [height, width] = g.kernel;
-    let output = [g.output.height, g.output.width, g.output.channels];
-    let weight = [height, width, g.input.channels, g.output.channels];
-    if let Some(what) = too_large("output", output).or_else(|| too_large("weight", weight)) {
+    let [channels, _] = g.group_channels();
+    let weight = [height, width, channels, g.output.channels];
+    if let Some(what) = too_large("weight", weight) {
         return Some(what);
     }
     let multiply_adds = g.weight_elements() as u128 * g.positions() as u128;
-    if multiply_adds > MAX_MULTIPLY_ADDS {
-        return Some(format!(
+    (multiply_adds > MAX_MULTIPLY_ADDS).then(|| {
+        format!(
             "expected at most {MAX_MULTIPLY_ADDS} multiply-adds per image, found {multiply_adds}; make the layer or its input smaller"
-        ));
-    }
-    *total = (*total + g.weight_elements() + g.output.channels)
-        .next_multiple_of(super::PARAMETER_ALIGNMENT);
-    too_large("all parameters so far", [*total])
+        )
+    })
 }
 
 /// Says so when a tensor of these sizes has more elements than the kernels can index.
@@ -301,23 +287,27 @@ fn too_large<const N: usize>(tensor: &str, sizes: [usize; N]) -> Option<String> 
 }
 
 /// The text being read, for turning byte ranges into lines.
-struct Source<'a> {
-    text: &'a str,
+pub(super) struct Source<'a> {
+    pub text: &'a str,
     origin: &'a str,
 }
 
 impl Source<'_> {
     /// Line of byte `at`, from 1; the end of the text belongs to its last line.
-    fn line(&self, at: usize) -> usize {
+    pub fn line(&self, at: usize) -> usize {
         let last = self.text.trim_end_matches(['\n', '\r']).len();
         let before = &self.text.as_bytes()[..at.min(last)];
         1 + before.iter().filter(|&&byte| byte == b'\n').count()
     }
 
-    fn error(&self, span: &Range<usize>, what: impl Into<String>) -> Error {
+    pub fn error(&self, span: &Range<usize>, what: impl Into<String>) -> Error {
+        self.error_at(self.line(span.start), what)
+    }
+
+    pub fn error_at(&self, line: usize, what: impl Into<String>) -> Error {
         Error::Model {
             file: self.origin.into(),
-            line: self.line(span.start),
+            line,
             what: what.into(),
         }
     }
@@ -335,7 +325,7 @@ impl Source<'_> {
             .replace("unknown variant", "unknown value")
             .replace("expected i64", "expected a whole number")
             .replace("expected f64", "expected a number");
-        // Our own messages (see `Whole`, `Pair`, `Units`) are given before the value is in sight.
+        // Our own messages (see `Whole`) are given before the value is in sight.
         if what.starts_with("expected")
             && let Some(found) = self.text.get(span.clone())
             && !found.contains('\n')
@@ -355,7 +345,9 @@ struct FileTable {
     loss: Loss,
     recipe: RecipeTable,
     #[serde(default)]
-    layer: Vec<Spanned<LayerTable>>,
+    layer: Vec<Spanned<Table>>,
+    #[serde(default)]
+    block: Blocks,
 }
 
 #[derive(Deserialize)]
@@ -371,6 +363,8 @@ struct RecipeTable {
     schedule: Schedule,
     epochs: Whole<1>,
     batch_size: Whole<1>,
+    label_smoothing: Option<Spanned<f64>>,
+    class_weights: Option<Spanned<Vec<Spanned<f64>>>>,
 }
 
 #[derive(Clone, Copy, Deserialize)]
@@ -381,7 +375,7 @@ enum OptimizerName {
 }
 
 impl RecipeTable {
-    fn recipe(&self, source: &Source) -> Result<Recipe> {
+    fn recipe(&self, source: &Source, loss: Loss) -> Result<Recipe> {
         let (foreign, other): (&[_], _) = match self.optimizer {
             OptimizerName::Sgd => (
                 &[
@@ -422,6 +416,25 @@ impl RecipeTable {
                 (0.0..1.0).contains(&x)
             })
         };
+        let span = |key: &Option<Spanned<f64>>| key.as_ref().map(Spanned::span);
+        let weights = self.class_weights.as_ref();
+        for (key, place) in [
+            ("label_smoothing", span(&self.label_smoothing)),
+            ("class_weights", weights.map(Spanned::span)),
+        ] {
+            if let (Some(place), Loss::SquaredError) = (place, loss) {
+                let what = format!(
+                    "`{key}` belongs to the loss softmax_cross_entropy; remove it, or set loss = \"softmax_cross_entropy\""
+                );
+                return Err(source.error(&place, what));
+            }
+        }
+        let above_zero = format!("a number above 0{FINITE}");
+        let class_weights = weights.map(|weights| {
+            let weights = weights.get_ref().iter();
+            let weight = |weight| check(weight, &above_zero, |x| x > 0.0 && x.is_finite());
+            weights.map(|w| Ok(weight(w)? as f32)).collect()
+        });
         let decay = |default| {
             option(
                 &self.weight_decay,
@@ -455,149 +468,9 @@ impl RecipeTable {
             schedule: self.schedule,
             epochs: self.epochs.0,
             batch_size: self.batch_size.0,
+            label_smoothing: fraction(&self.label_smoothing, 0.0)?,
+            class_weights: class_weights.transpose()?,
         })
-    }
-}
-
-/// Every key that some type of layer has. Flat rather than one variant per type, because serde
-/// loses the place of a value inside a tagged enum.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct LayerTable {
-    r#type: LayerType,
-    out_channels: Option<Spanned<Whole<1>>>,
-    units: Option<Spanned<Units>>,
-    kernel: Option<Spanned<Pair<1>>>,
-    stride: Option<Spanned<Pair<1>>>,
-    padding: Option<Spanned<Pair<0>>>,
-    activation: Option<Spanned<ActivationName>>,
-}
-
-#[derive(Clone, Copy, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum LayerType {
-    Conv2d,
-    Dense,
-    #[serde(rename = "max_pool2d")]
-    MaxPool2d,
-    #[serde(rename = "mean_pool2d")]
-    MeanPool2d,
-    Relu,
-    Sigmoid,
-}
-
-/// What can be fused into a layer with weights.
-#[derive(Clone, Copy, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum ActivationName {
-    Relu,
-}
-
-impl LayerType {
-    /// Name, and the keys that go with it besides `type`.
-    fn keys(self) -> (&'static str, &'static [&'static str]) {
-        match self {
-            LayerType::Conv2d => (
-                "conv2d",
-                &["out_channels", "kernel", "stride", "padding", "activation"],
-            ),
-            LayerType::Dense => ("dense", &["units", "activation"]),
-            LayerType::MaxPool2d => ("max_pool2d", &["kernel", "stride"]),
-            LayerType::MeanPool2d => ("mean_pool2d", &["kernel", "stride"]),
-            LayerType::Relu => ("relu", &[]),
-            LayerType::Sigmoid => ("sigmoid", &[]),
-        }
-    }
-}
-
-impl LayerTable {
-    /// The layer that this table describes; `whole` is the table's place.
-    fn kind(&self, source: &Source, whole: &Range<usize>) -> Result<LayerKind> {
-        self.check_keys(source)?;
-        let (name, _) = self.r#type.keys();
-        let missing = |key: &str| source.error(whole, format!("missing key `{key}` for {name}"));
-        let relu = self.activation.is_some();
-        let kernel = || match &self.kernel {
-            Some(kernel) => Ok(kernel.get_ref().sizes()),
-            None => Err(missing("kernel")),
-        };
-        let stride = |default| {
-            self.stride
-                .as_ref()
-                .map_or(default, |s| s.get_ref().sizes())
-        };
-        Ok(match self.r#type {
-            LayerType::Conv2d => LayerKind::Conv2d {
-                out_channels: match &self.out_channels {
-                    Some(channels) => channels.get_ref().0,
-                    None => return Err(missing("out_channels")),
-                },
-                kernel: kernel()?,
-                stride: stride([1, 1]),
-                padding: self
-                    .padding
-                    .as_ref()
-                    .map_or([0, 0], |p| p.get_ref().sizes()),
-                relu,
-            },
-            LayerType::Dense => LayerKind::Dense {
-                units: match self.units.as_ref().map(Spanned::get_ref) {
-                    Some(Units::Number(Whole(units))) => Some(*units),
-                    Some(Units::Classes(Classes::Classes)) => None,
-                    None => return Err(missing("units")),
-                },
-                relu,
-            },
-            LayerType::MaxPool2d => {
-                let kernel = kernel()?;
-                if kernel[0].saturating_mul(kernel[1]) > MAX_WINDOW {
-                    let what = format!(
-                        "expected a max_pool2d window of at most {MAX_WINDOW} positions, found {}×{}; use a smaller kernel",
-                        kernel[0], kernel[1]
-                    );
-                    let span = self.kernel.as_ref().map(Spanned::span);
-                    return Err(source.error(span.as_ref().unwrap_or(whole), what));
-                }
-                let stride = stride(kernel);
-                LayerKind::MaxPool2d { kernel, stride }
-            }
-            LayerType::MeanPool2d => {
-                let kernel = kernel()?;
-                let stride = stride(kernel);
-                LayerKind::MeanPool2d { kernel, stride }
-            }
-            LayerType::Relu => LayerKind::Relu,
-            LayerType::Sigmoid => LayerKind::Sigmoid,
-        })
-    }
-
-    /// Refuses a key that belongs to another type of layer.
-    fn check_keys(&self, source: &Source) -> Result<()> {
-        fn span<T>(value: &Option<Spanned<T>>) -> Option<Range<usize>> {
-            value.as_ref().map(Spanned::span)
-        }
-        let (name, keys) = self.r#type.keys();
-        let given = [
-            ("out_channels", span(&self.out_channels)),
-            ("units", span(&self.units)),
-            ("kernel", span(&self.kernel)),
-            ("stride", span(&self.stride)),
-            ("padding", span(&self.padding)),
-            ("activation", span(&self.activation)),
-        ];
-        for (key, span) in given {
-            if let Some(span) = span
-                && !keys.contains(&key)
-            {
-                let mut known = "`type`".to_string();
-                for key in keys {
-                    known += &format!(", `{key}`");
-                }
-                let what = format!("unknown key `{key}` for {name}, expected one of {known}");
-                return Err(source.error(&span, what));
-            }
-        }
-        Ok(())
     }
 }
 
@@ -619,46 +492,10 @@ impl<const MIN: i64> TryFrom<i64> for Whole<MIN> {
     }
 }
 
-/// A size along both axes.
-#[derive(Clone, Copy, Deserialize)]
-#[serde(
-    untagged,
-    expecting = "expected a whole number (at least 1, or 0 for padding) or two as [height, width]"
-)]
-enum Pair<const MIN: i64> {
-    Same(Whole<MIN>),
-    Each([Whole<MIN>; 2]),
-}
-
-impl<const MIN: i64> Pair<MIN> {
-    fn sizes(self) -> [usize; 2] {
-        match self {
-            Pair::Same(Whole(size)) => [size, size],
-            Pair::Each([Whole(height), Whole(width)]) => [height, width],
-        }
-    }
-}
-
-/// Width of a dense layer.
-#[derive(Clone, Copy, Deserialize)]
-#[serde(
-    untagged,
-    expecting = "expected a whole number of at least 1 or \"classes\""
-)]
-enum Units {
-    Number(Whole<1>),
-    Classes(Classes),
-}
-
-#[derive(Clone, Copy, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Classes {
-    Classes,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Activation;
 
     const SMALL: &str = r#"name = "small"
 input = [9, 8, 2]
@@ -724,8 +561,22 @@ units = "classes"
                 schedule: Schedule::Cosine,
                 epochs: 2,
                 batch_size: 4,
+                label_smoothing: 0.0,
+                class_weights: None,
             }
         );
+    }
+
+    #[test]
+    fn a_recipe_can_smooth_labels_and_weigh_classes() {
+        let more = "epochs = 2\nlabel_smoothing = 0.1\nclass_weights = [0.5, 1, 2.5]";
+        let text = SMALL.replace("epochs = 2", more);
+        let definition = Definition::parse(&text, "small.toml").unwrap();
+        assert_eq!(definition.recipe.label_smoothing, 0.1);
+        assert_eq!(definition.recipe.class_weights, Some(vec![0.5, 1.0, 2.5]));
+        definition.resolve(definition.input, 3).unwrap();
+        let error = definition.resolve(definition.input, 4).unwrap_err();
+        assert!(error.to_string().starts_with("small.toml:12: "), "{error}");
     }
 
     #[test]
@@ -774,7 +625,7 @@ units = "classes"
             ("kernel = 2\n", "", 23, &["missing key `kernel` for mean_pool2d"]),
             ("units = \"classes\"\n", "", 28, &["missing key `units` for dense"]),
             ("\"relu\"", "\"relu\"\nkernel = 2", 22, &["unknown key `kernel` for relu", "`type`"]),
-            ("stride = 1", "padding = 1", 26, &["`padding` for mean_pool2d", "`kernel`, `stride`"]),
+            ("stride = 1", "dilation = 1", 26, &["`dilation` for mean_pool2d", "`kernel`, `stride`"]),
             // Types and values.
             ("classes = 3", "classes = \"3\"", 3, &["string \"3\"", "expected a whole number"]),
             ("classes = 3", "classes = 1", 3, &["from 2 to 2147483648, found 1"]),
@@ -806,9 +657,13 @@ units = "classes"
             ("kernel = 2", "kernel = [2, 2, 2]", 25, &["[height, width], found [2, 2, 2]"]),
             ("stride = 1", "stride = [1, 0]", 26, &["expected a whole number", "[1, 0]"]),
             ("padding = [0, 1]", "padding = -1", 18, &["found -1"]),
-            ("padding = [0, 1]", "activation = \"tanh\"", 18, &["unknown value `tanh`", "`relu`"]),
+            ("padding = [0, 1]", "activation = \"tan\"", 18, &["unknown value `tan`", "`relu`", "`tanh`"]),
             ("\"classes\"", "\"class\"", 30, &["\"classes\", found \"class\""]),
             ("\"mean_pool2d\"\nkernel = 2", "\"max_pool2d\"\nkernel = [16, 17]", 25, &["256", "16×17"]),
+            ("lr = 1", "lr = 1\nlabel_smoothing = 1.0", 9, &["below 1, found 1"]),
+            ("lr = 1", "lr = 1\nclass_weights = [1, 2]", 9, &["each of 3 classes, found 2"]),
+            ("lr = 1", "lr = 1\nclass_weights = [1,\n0, 2]", 10, &["above 0", "found 0"]),
+            ("\"softmax_cross_entropy\"\n\n[recipe]\n", "\"squared_error\"\n[recipe]\nlabel_smoothing = 0.1\n", 6, &["belongs to the loss softmax_cross_entropy"]),
             // Shapes.
             ("kernel = [3, 2]", "kernel = [10, 2]", 13, &["conv2d", "kernel 10 over input height 9"]),
             ("padding = [0, 1]", "padding = [0, 2]", 13, &["padding smaller than the kernel"]),
@@ -864,7 +719,7 @@ units = "classes"
         let head = head.replace("[9, 8, 2]", "[1, 1, 32768]");
         let text = format!("{head}{}{}{}", dense(32768), dense(32768), dense(3));
         let error = resolve(&text).unwrap_err().to_string();
-        assert!(error.starts_with("small.toml:16: dense: "), "{error}");
+        assert!(error.starts_with("small.toml:16: dense2: "), "{error}");
         assert!(error.contains("all parameters so far"), "{error}");
 
         let text = SMALL
@@ -874,7 +729,7 @@ units = "classes"
             .replace("stride = [2, 1]", "stride = 1")
             .replace("[0, 1]", "31");
         let error = resolve(&text).unwrap_err().to_string();
-        assert!(error.starts_with("small.toml:13: conv2d: "), "{error}");
+        assert!(error.starts_with("small.toml:13: conv2d1: "), "{error}");
         assert!(error.contains("multiply-adds"), "{error}");
     }
 
@@ -914,6 +769,12 @@ units = "classes"
                 ("mlp-sigmoid", 79_510),
                 // Six convolutions, then 4096 → 256 → 10.
                 ("vgg-cifar", 1_145_408 + 1_048_832 + 2_570),
+                // As tests/golden/make_networks.py counts them in PyTorch.
+                ("cnn-bn", 72_666),
+                ("tiny", 4_626),
+                ("resnet9", 6_573_130),
+                ("resnet18-cifar", 11_173_962),
+                ("mobilenet-small", 153_092),
             ]
         );
     }

@@ -5,16 +5,20 @@
 //! input and output shape and where its parameters lie in the flat parameter vector. This module
 //! knows nothing of wgpu; the GPU path and the CPU oracle both build on it.
 
+mod block;
 mod file;
 mod init;
+mod keys;
+mod op;
 mod parameters;
 pub mod recipe;
 mod summary;
 
 pub use file::{Definition, MAX_ELEMENTS, SHIPPED, load};
 pub use init::{initial_parameters, initial_running};
+pub use op::Op;
 pub use parameters::{Init, Parameter, Role};
-pub use summary::summary;
+pub use summary::{dot, summary};
 
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -39,6 +43,11 @@ impl Shape {
             width,
             channels,
         }
+    }
+
+    /// Places of one channel.
+    pub const fn positions(&self) -> usize {
+        self.height * self.width
     }
 
     /// Elements of one sample.
@@ -233,28 +242,154 @@ impl Conv2d {
     }
 }
 
-/// Geometry of a 2-D pooling window without padding; positions that no window covers are dropped
-/// (floor mode, as in PyTorch).
+/// Geometry of a 2-D pooling window. What of it lies beyond the image takes no part; positions that no
+/// window covers are dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Pool2d {
     pub input: Shape,
     pub output: Shape,
-    /// `[height, width]`, like stride.
+    /// `[height, width]`, like all that follows.
     pub kernel: [usize; 2],
     pub stride: [usize; 2],
+    /// Rows above and columns left of the image, where the first windows begin.
+    #[serde(default)]
+    pub padding: [usize; 2],
+    /// Rows below and columns right of it. The last windows may reach beyond these in ceil mode.
+    #[serde(default)]
+    pub padding_after: [usize; 2],
+    /// Whether a mean is divided by the padding's places too, as in PyTorch unless told otherwise. What
+    /// lies beyond the padding never counts.
+    #[serde(default)]
+    pub count_include_pad: bool,
 }
 
 impl Pool2d {
     /// # Errors
     /// [`Error::Shape`] when a size is zero or the window exceeds the input.
     pub fn new(input: Shape, kernel: [usize; 2], stride: [usize; 2]) -> Result<Self> {
-        let output = window_output("pool2d", input, kernel, stride, [[0, 0]; 2], [1, 1])?;
+        Pool2d::padded(input, kernel, stride, [[0; 2]; 2], false, false)
+    }
+
+    /// With `padding` `[[above, below], [left, right]]`; with `ceil` the output's size is rounded up
+    /// instead of down, where the window that this adds begins on the image or above or left of it.
+    /// All as PyTorch's `MaxPool2d` and `AvgPool2d` have it.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when a size is zero, the window exceeds the padded input, or a padding is not
+    /// smaller than the window.
+    pub fn padded(
+        input: Shape,
+        kernel: [usize; 2],
+        stride: [usize; 2],
+        padding: [[usize; 2]; 2],
+        ceil: bool,
+        count_include_pad: bool,
+    ) -> Result<Self> {
+        let before = padding.map(|[before, _]| before);
+        let after = padding.map(|[_, after]| after);
+        let mut output = [0; 2];
+        for (axis, size) in [input.height, input.width].into_iter().enumerate() {
+            let name = ["height", "width"][axis];
+            let (window, step) = (kernel[axis], stride[axis]);
+            let fail = |what| {
+                let operation = "pool2d";
+                Err(Error::Shape { operation, what })
+            };
+            if window == 0 || step == 0 {
+                return fail(format!(
+                    "expected kernel and stride of at least 1 along the {name}, found kernel {window} and stride {step}"
+                ));
+            }
+            // A padding as large as the window adds outputs that see nothing.
+            let most = before[axis].max(after[axis]);
+            if most >= window {
+                return fail(format!(
+                    "expected padding smaller than the kernel ({window}) along the {name}, found {most}"
+                ));
+            }
+            let padded = before[axis] + size + after[axis];
+            if window > padded {
+                let padding = match padding[axis] {
+                    [before, after] if before == after => before.to_string(),
+                    [before, after] => format!("{before} and {after}"),
+                };
+                return fail(format!(
+                    "expected a kernel no larger than the padded input, found kernel {window} over input {name} {size} with padding {padding}; use a smaller kernel or fewer pooling layers"
+                ));
+            }
+            let rest = padded - window;
+            output[axis] = rest / step + 1;
+            let next = output[axis] * step;
+            if ceil && !rest.is_multiple_of(step) && next < before[axis] + size {
+                output[axis] += 1;
+            }
+        }
         Ok(Pool2d {
             input,
             output: Shape::new(output[0], output[1], input.channels),
             kernel,
             stride,
+            padding: before,
+            padding_after: after,
+            count_include_pad,
         })
+    }
+
+    /// The places along `axis` of the window at output position `at` that lie on the image: never none.
+    pub fn taps(&self, axis: usize, at: usize) -> Range<usize> {
+        let first = self.padding[axis];
+        self.places(axis, at, first..first + self.size(axis))
+    }
+
+    /// What the mean of the window at output position `[oh, ow]` is divided by.
+    pub fn divisor(&self, at: [usize; 2]) -> usize {
+        let places = |axis| self.places(axis, at[axis], self.counted(axis)).len();
+        places(0) * places(1)
+    }
+
+    /// The same for all windows, if it is.
+    pub fn common_divisor(&self) -> Option<usize> {
+        let ends = |axis| {
+            let first = self.places(axis, 0, self.counted(axis)).len();
+            let last = self.places(axis, self.outputs(axis) - 1, self.counted(axis));
+            first == self.kernel[axis] && last.len() == self.kernel[axis]
+        };
+        (ends(0) && ends(1)).then_some(self.kernel[0] * self.kernel[1])
+    }
+
+    /// The places along `axis` that a mean is divided by, counted from the first of the padding.
+    pub fn counted(&self, axis: usize) -> Range<usize> {
+        let (first, size) = (self.padding[axis], self.size(axis));
+        if self.count_include_pad {
+            0..first + size + self.padding_after[axis]
+        } else {
+            first..first + size
+        }
+    }
+
+    /// Whether no window reaches beyond the image.
+    pub fn inside(&self) -> bool {
+        let inside = |axis| {
+            let end = (self.outputs(axis) - 1) * self.stride[axis] + self.kernel[axis];
+            self.padding[axis] == 0 && end <= self.size(axis)
+        };
+        inside(0) && inside(1)
+    }
+
+    fn size(&self, axis: usize) -> usize {
+        [self.input.height, self.input.width][axis]
+    }
+
+    fn outputs(&self, axis: usize) -> usize {
+        [self.output.height, self.output.width][axis]
+    }
+
+    /// The places of the window at `at` that are among `those`, which are counted from the first of
+    /// the padding.
+    fn places(&self, axis: usize, at: usize, those: Range<usize>) -> Range<usize> {
+        let start = at * self.stride[axis];
+        let end = (start + self.kernel[axis]).min(those.end);
+        start.max(those.start) - start..end - start
     }
 
     /// Whether two windows can share an input position (stride < kernel on an axis).
@@ -343,46 +478,6 @@ pub fn same_padding(
     })
 }
 
-/// What a layer computes, with its resolved geometry.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Op {
-    /// Convolution; in groups where the geometry has more than one.
-    Conv2d(Conv2d),
-    /// Dense layer over the flattened (NHWC) input; the geometry is the 1×1 case.
-    Dense(Conv2d),
-    MaxPool2d(Pool2d),
-    MeanPool2d(Pool2d),
-    /// An activation as a layer of its own.
-    Activation(Activation),
-    /// Batch normalisation per channel (Ioffe and Szegedy, 2015); `momentum` is the weight of the
-    /// new statistics in the running ones, as in PyTorch.
-    BatchNorm {
-        epsilon: f32,
-        momentum: f32,
-    },
-    /// Group normalisation (Wu and He, 2018): each sample's channels in `groups`, over all positions.
-    GroupNorm {
-        groups: usize,
-        epsilon: f32,
-    },
-    /// Layer normalisation (Ba, Kiros, Hinton, 2016) over the channels of each position.
-    LayerNorm {
-        epsilon: f32,
-    },
-    /// Zeros with this probability while training, the others divided by 1 − p (Srivastava et al., 2014).
-    Dropout {
-        probability: f32,
-    },
-    /// The sum of all inputs, which have one shape.
-    Add,
-    /// The inputs' channels one behind the other.
-    Concat,
-    /// A map times a vector that has a factor for every channel (Hu et al., 2018: squeeze and excite).
-    Scale,
-    /// One position that holds all elements in NHWC order.
-    Flatten,
-}
-
 /// An elementwise function.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Activation {
@@ -419,97 +514,6 @@ impl Activation {
     pub fn by_output(&self) -> bool {
         use Activation::*;
         matches!(self, Relu | Sigmoid | LeakyRelu { .. } | Tanh)
-    }
-}
-
-impl Op {
-    /// Name as written in architecture files.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Op::Conv2d(_) => "conv2d",
-            Op::Dense(_) => "dense",
-            Op::MaxPool2d(_) => "max_pool2d",
-            Op::MeanPool2d(_) => "mean_pool2d",
-            Op::Activation(activation) => activation.name(),
-            Op::BatchNorm { .. } => "batch_norm",
-            Op::GroupNorm { .. } => "group_norm",
-            Op::LayerNorm { .. } => "layer_norm",
-            Op::Dropout { .. } => "dropout",
-            Op::Add => "add",
-            Op::Concat => "concat",
-            Op::Scale => "scale",
-            Op::Flatten => "flatten",
-        }
-    }
-
-    /// Geometry of the layers that have weights.
-    pub fn product(&self) -> Option<&Conv2d> {
-        match self {
-            Op::Conv2d(geometry) | Op::Dense(geometry) => Some(geometry),
-            _ => None,
-        }
-    }
-
-    /// The output's shape for inputs of these shapes, at least one.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] when they do not go together.
-    pub fn output(&self, inputs: &[Shape]) -> Result<Shape> {
-        let input = inputs[0];
-        let fail = |what: String| {
-            let operation = self.name();
-            Err(Error::Shape { operation, what })
-        };
-        Ok(match self {
-            Op::Conv2d(g) | Op::Dense(g) => g.output,
-            Op::MaxPool2d(pool) | Op::MeanPool2d(pool) => pool.output,
-            Op::Flatten => Shape::new(1, 1, input.elements()),
-            Op::Add => {
-                if let Some(other) = inputs.iter().find(|other| **other != input) {
-                    return fail(format!(
-                        "expected inputs of one shape, found {input} and {other}; give the smaller one a conv2d with kernel = 1 and the stride and out_channels of the other"
-                    ));
-                }
-                input
-            }
-            Op::Concat => {
-                let place = |s: &Shape| (s.height, s.width);
-                if let Some(other) = inputs.iter().find(|other| place(other) != place(&input)) {
-                    return fail(format!(
-                        "expected inputs of one height and width, found {input} and {other}; pool or pad one of them"
-                    ));
-                }
-                let channels = inputs.iter().map(|s| s.channels).sum();
-                Shape::new(input.height, input.width, channels)
-            }
-            Op::Scale => match inputs {
-                [_, factors] if *factors == Shape::new(1, 1, input.channels) => input,
-                _ => {
-                    let found: Vec<_> = inputs.iter().map(Shape::to_string).collect();
-                    return fail(format!(
-                        "expected a map H×W×{0} and a vector 1×1×{0}, found {1}; end the branch of the factors in a dense layer of {0} units",
-                        input.channels,
-                        found.join(" and ")
-                    ));
-                }
-            },
-            Op::GroupNorm { groups, .. } if !input.channels.is_multiple_of(*groups) => {
-                return fail(format!(
-                    "expected groups that divide the {} channels, found {groups}",
-                    input.channels
-                ));
-            }
-            _ => input,
-        })
-    }
-
-    /// Inputs that it takes, at least and at most.
-    pub fn arity(&self) -> [usize; 2] {
-        match self {
-            Op::Add | Op::Concat => [2, usize::MAX],
-            Op::Scale => [2, 2],
-            _ => [1, 1],
-        }
     }
 }
 
@@ -553,8 +557,7 @@ impl Layer {
 
     /// Multiply-adds of one sample's forward pass (products only, as usual in the literature).
     pub fn multiply_adds(&self) -> u64 {
-        let products = self.op.product();
-        products.map_or(0, |g| (g.weight_elements() * g.positions()) as u64)
+        self.op.multiply_adds()
     }
 }
 
@@ -566,6 +569,16 @@ pub enum Loss {
     SoftmaxCrossEntropy,
     /// `½ Σ_k (output_k − onehot_k)²`.
     SquaredError,
+}
+
+impl Loss {
+    /// Name as written in architecture files.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Loss::SoftmaxCrossEntropy => "softmax_cross_entropy",
+            Loss::SquaredError => "squared_error",
+        }
+    }
 }
 
 /// A network whose shapes are all known: a graph of layers, each behind those that it takes its inputs
@@ -621,10 +634,14 @@ impl Model {
         if !(least..=most).contains(&inputs.len()) {
             return Err(Error::Shape {
                 operation: op.name(),
-                what: format!(
-                    "expected at least {least} and at most {most} inputs, found {}",
-                    inputs.len()
-                ),
+                what: match (least, most) {
+                    (1, 1) => format!("expected one input, found {}", inputs.len()),
+                    (least, most) => format!(
+                        "expected {}{least} inputs, found {}; name them: inputs = [\"a\", \"b\"]",
+                        if least == most { "" } else { "at least " },
+                        inputs.len()
+                    ),
+                },
             });
         }
         let shapes: Vec<Shape> = inputs.iter().map(|value| self.shape(*value)).collect();

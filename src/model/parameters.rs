@@ -1,6 +1,6 @@
 //! Parameters and running statistics: names, shapes, and where they lie in their flat vectors.
 
-use super::{Conv2d, Op, PARAMETER_ALIGNMENT, Shape};
+use super::{Op, PARAMETER_ALIGNMENT, Shape};
 
 /// One named tensor of a flat vector.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,6 +16,8 @@ pub struct Parameter {
     /// Inputs that an output is a sum over, and outputs that an input has a share in; what the
     /// initialisations are scaled by.
     pub fans: [usize; 2],
+    /// Groups that the outputs fall into, see [`super::Conv2d::groups`].
+    pub groups: usize,
 }
 
 impl Parameter {
@@ -56,63 +58,33 @@ pub(super) fn trained(
     init: Option<Init>,
     start: usize,
 ) -> Vec<Parameter> {
-    let layout = match op {
-        Op::Conv2d(g) | Op::Dense(g) => {
-            let mut layout = vec![(Role::Weight, weight_shape(g), init.unwrap_or(Init::FanIn))];
-            if g.bias {
-                layout.push((Role::Bias, vec![g.output.channels], Init::FanIn));
-            }
-            layout
+    let mut layout = op.parameters(input);
+    for (role, _, default) in &mut layout {
+        if let (Role::Weight, Some(init)) = (*role, init) {
+            *default = init;
         }
-        Op::BatchNorm { .. } | Op::GroupNorm { .. } | Op::LayerNorm { .. } => vec![
-            (
-                Role::Weight,
-                vec![input.channels],
-                init.unwrap_or(Init::Constant(1.0)),
-            ),
-            (Role::Bias, vec![input.channels], Init::Constant(0.0)),
-        ],
-        _ => Vec::new(),
-    };
-    let fans = op.product().map_or([1, 1], |g| {
+    }
+    // As in PyTorch, groups narrow what an output sees, and are left out of what an input has a share in.
+    let (fans, groups) = op.product().map_or(([1, 1], 1), |g| {
         let taps = g.kernel[0] * g.kernel[1];
-        [g.patch(), taps * g.output.channels]
+        ([g.patch(), taps * g.output.channels], g.groups)
     });
-    lay_out(name, &layout, fans, start)
+    lay_out(name, layout, fans, groups, start)
 }
 
 /// The running statistics of a layer called `name`, from `start` on in their flat vector.
 pub(super) fn running(op: &Op, name: &str, input: Shape, start: usize) -> Vec<Parameter> {
-    let layout = match op {
-        Op::BatchNorm { .. } => vec![
-            (Role::RunningMean, vec![input.channels], Init::Constant(0.0)),
-            (
-                Role::RunningVariance,
-                vec![input.channels],
-                Init::Constant(1.0),
-            ),
-        ],
-        _ => Vec::new(),
-    };
-    lay_out(name, &layout, [1, 1], start)
-}
-
-fn weight_shape(g: &Conv2d) -> Vec<usize> {
-    vec![
-        g.kernel[0],
-        g.kernel[1],
-        g.group_channels()[0],
-        g.output.channels,
-    ]
+    lay_out(name, op.running(input), [1, 1], 1, start)
 }
 
 fn lay_out(
     name: &str,
-    layout: &[(Role, Vec<usize>, Init)],
+    layout: Vec<(Role, Vec<usize>, Init)>,
     fans: [usize; 2],
+    groups: usize,
     mut start: usize,
 ) -> Vec<Parameter> {
-    let place = |(role, shape, init): &(Role, Vec<usize>, Init)| {
+    let place = |(role, shape, init)| {
         let what = match role {
             Role::Weight => "weight",
             Role::Bias => "bias",
@@ -121,16 +93,17 @@ fn lay_out(
         };
         let parameter = Parameter {
             name: format!("{name}.{what}"),
-            role: *role,
-            shape: shape.clone(),
+            role,
+            shape,
             start,
-            init: *init,
+            init,
             fans,
+            groups,
         };
         start += parameter.elements();
         parameter
     };
-    layout.iter().map(place).collect()
+    layout.into_iter().map(place).collect()
 }
 
 /// Where the next layer's begin, behind these that begin at `start` at the earliest.

@@ -5,8 +5,8 @@
 use super::forward::as_matrix;
 use super::{Builder, Section};
 use crate::kernels::conv2d::{self, Pass, Tile};
-use crate::kernels::{Dtype, KernelSpec, View, activation, grouped, im2col, pool, reduce};
-use crate::model::{Activation, Conv2d, Layer, Op};
+use crate::kernels::{Dtype, KernelSpec, View, activation, grouped, im2col, join, pool, reduce};
+use crate::model::{Activation, Conv2d, Layer, Op, Shape};
 
 impl Builder<'_> {
     pub(super) fn backward(&mut self, gradient: View) {
@@ -33,7 +33,7 @@ impl Builder<'_> {
             for ((value, wanted), dx) in layer.inputs.iter().zip(wants).zip(by_inputs) {
                 if wanted {
                     let dx = dx.expect("a gradient that is wanted");
-                    let sum = self.add_up(gradients[*value], dx);
+                    let sum = self.add_up(model.shape(*value), gradients[*value], dx);
                     gradients[*value] = Some(sum);
                 }
             }
@@ -80,17 +80,57 @@ impl Builder<'_> {
                 let g = self.layer_norm(layer);
                 vec![self.group_norm_backward(i, layer, g, dy, wanted[0])]
             }
+            Op::Dropout { probability } => vec![Some(self.dropout(layer, *probability, dy))],
+            Op::Add => vec![Some(dy); layer.inputs.len()],
+            Op::Concat => self.concat_backward(layer, dy, wanted),
+            Op::Scale => self.scale_backward(layer, dy, wanted),
             Op::Flatten => vec![Some(dy)],
-            other => unimplemented!("{other:?}"),
         }
     }
 
-    /// The sum of the gradients that a value has so far, if it has any, and another one.
-    fn add_up(&mut self, so_far: Option<View>, dx: View) -> View {
-        match so_far {
-            None => dx,
-            Some(_) => unimplemented!(),
-        }
+    /// The sum of the gradients that a value of `shape` has so far, if it has any, and another one.
+    fn add_up(&mut self, shape: Shape, so_far: Option<View>, dx: View) -> View {
+        let Some(so_far) = so_far else {
+            return dx;
+        };
+        let sum = self.maps("gradient sum", shape, Dtype::F32);
+        self.emit(join::add(so_far, dx, sum));
+        sum
+    }
+
+    /// Each input gets the gradients of its own channels.
+    fn concat_backward(&mut self, layer: &Layer, dy: View, wanted: &[bool]) -> Vec<Option<View>> {
+        let (rows, c) = (self.batch * layer.output.positions(), layer.output.channels);
+        let model = self.model;
+        let mut first = 0;
+        let inputs = layer.inputs.iter().zip(wanted);
+        let slices = inputs.map(|(value, wanted)| {
+            let shape = model.shape(*value);
+            let at = first;
+            first += shape.channels;
+            wanted.then(|| {
+                let dx = self.maps("gradient", shape, Dtype::F32);
+                self.emit(join::slice_channels(rows, c, at, shape.channels, dy, dx));
+                dx
+            })
+        });
+        slices.collect()
+    }
+
+    fn scale_backward(&mut self, layer: &Layer, dy: View, wanted: &[bool]) -> Vec<Option<View>> {
+        let [x, factors] = [0, 1].map(|input| self.values[layer.inputs[input]]);
+        let (batch, positions, c) = (self.batch, layer.input.positions(), layer.input.channels);
+        let by_map = wanted[0].then(|| {
+            let dx = self.maps("gradient", layer.input, Dtype::F32);
+            self.emit(join::scale_forward(batch, positions, c, dy, factors, dx));
+            dx
+        });
+        let by_factors = wanted[1].then(|| {
+            let df = self.maps("factors' gradient", Shape::new(1, 1, c), Dtype::F32);
+            self.emit(join::scale_backward_factors(batch, positions, c, x, dy, df));
+            df
+        });
+        vec![by_map, by_factors]
     }
 
     fn product_backward_weight(&mut self, layer: &Layer, geometry: &Conv2d, dy: View) {

@@ -2,7 +2,7 @@
 
 use super::{Builder, Section};
 use crate::kernels::conv2d::{self, Pass, Product};
-use crate::kernels::{Dtype, View, activation, grouped, im2col, pool};
+use crate::kernels::{Dtype, View, activation, dropout, grouped, im2col, join, pool};
 use crate::model::{Activation, Conv2d, Layer, Op};
 
 impl Builder<'_> {
@@ -54,9 +54,18 @@ impl Builder<'_> {
                 let g = self.layer_norm(layer);
                 self.group_norm_forward(i, layer, g, *epsilon, x)
             }
+            Op::Dropout { probability } => self.dropout(layer, *probability, x),
+            Op::Add => self.add_forward(layer, inputs),
+            Op::Concat => self.concat_forward(layer, inputs),
+            Op::Scale => {
+                let y = self.maps("output", layer.output, Dtype::F32);
+                let (positions, c) = (layer.input.positions(), layer.input.channels);
+                let factors = inputs[1];
+                self.emit(join::scale_forward(self.batch, positions, c, x, factors, y));
+                y
+            }
             // The same elements in the same order.
             Op::Flatten => x,
-            other => unimplemented!("{other:?}"),
         }
     }
 
@@ -111,6 +120,51 @@ impl Builder<'_> {
         let view = self.tensor(name, &dims, Dtype::F32);
         self.tensors[view.tensor].per_sample = true;
         view
+    }
+
+    /// Zeros of a layer's own while training, else nothing; the way back is the same on dy.
+    pub(super) fn dropout(&mut self, layer: &Layer, probability: f32, x: View) -> View {
+        if !self.trains() || probability == 0.0 {
+            return x;
+        }
+        let y = self.maps("dropped", layer.output, Dtype::F32);
+        let (order, [steps, counter]) = (self.order(), self.step());
+        let key = dropout::key(&layer.name);
+        self.emit(dropout::dropout(
+            probability,
+            key,
+            self.batch,
+            x,
+            order,
+            steps,
+            counter,
+            y,
+        ));
+        y
+    }
+
+    /// Two at a time, from the first on.
+    fn add_forward(&mut self, layer: &Layer, inputs: &[View]) -> View {
+        inputs[1..].iter().fold(inputs[0], |sum, x| {
+            let y = self.maps("sum", layer.output, Dtype::F32);
+            self.emit(join::add(sum, *x, y));
+            y
+        })
+    }
+
+    /// Likewise.
+    fn concat_forward(&mut self, layer: &Layer, inputs: &[View]) -> View {
+        let mut shape = layer.input;
+        let rows = self.batch * shape.positions();
+        let model = self.model;
+        let others = inputs.iter().zip(&layer.inputs).skip(1);
+        others.fold(inputs[0], |joined, (x, value)| {
+            let (ca, cb) = (shape.channels, model.shape(*value).channels);
+            shape.channels += cb;
+            let y = self.maps("joined", shape, Dtype::F32);
+            self.emit(join::concat(rows, ca, cb, joined, *x, y));
+            y
+        })
     }
 
     fn activation_forward(

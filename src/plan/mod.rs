@@ -22,11 +22,11 @@ pub use memory::Slot;
 use crate::error::Result;
 use crate::kernels::conv2d::{Family, Pass, Product, Tile};
 use crate::kernels::{
-    Access, AdapterReport, Argument, Dtype, KernelSpec, STEP_ELEMENTS, View, Work, gather, loss,
-    optimizer, step,
+    Access, AdapterReport, Dtype, KernelSpec, STEP_ELEMENTS, View, Work, gather, loss, optimizer,
+    step,
 };
-use crate::model::recipe::Optimizer;
-use crate::model::{Layer, Model, Shape};
+use crate::model::recipe::{Optimizer, Recipe};
+use crate::model::{Layer, Loss, Model, Shape};
 use std::collections::HashMap;
 
 /// What a plan is for.
@@ -61,6 +61,22 @@ pub struct Options {
     /// the step's memory. Chosen by the adapter unless given: a GPU is better filled that way, a
     /// software adapter gains nothing and would have to compile the forward pass twice.
     pub large_evaluation: Option<bool>,
+    /// How much of the target of softmax cross-entropy is spread over all classes while training, from 0
+    /// to 1. An evaluation gives the plain loss whatever it was trained by.
+    pub label_smoothing: f32,
+    /// What a training sample of each class counts in softmax cross-entropy, `[classes]`; 1 without.
+    pub class_weights: Option<Vec<f32>>,
+}
+
+impl Options {
+    /// With what a recipe has to say, and defaults for the rest.
+    pub fn of(recipe: &Recipe) -> Options {
+        Options {
+            label_smoothing: recipe.label_smoothing,
+            class_weights: recipe.class_weights.clone(),
+            ..Options::default()
+        }
+    }
 }
 
 /// How long a tensor's values are needed.
@@ -155,10 +171,10 @@ impl Plan {
             Target::Gpu(adapter) => Family::select(adapter, options.family)?,
             Target::Cpu => Family::Cpu,
         };
-        let mut builder = Builder::new(model, batch, mode, options.explicit_conv, family);
+        let mut builder = Builder::new(model, batch, mode, options, family);
         builder.gather();
         builder.forward();
-        let gradient = builder.loss();
+        let gradient = builder.loss(options);
         if let Mode::Train(optimizer) = mode {
             builder.backward(gradient);
             builder.update(&optimizer);
@@ -276,7 +292,7 @@ impl<'a> Builder<'a> {
         model: &'a Model,
         batch: usize,
         mode: Mode,
-        explicit_conv: bool,
+        options: &Options,
         family: Family,
     ) -> Builder<'a> {
         let mut tensors = Vec::new();
@@ -325,7 +341,7 @@ impl<'a> Builder<'a> {
             model,
             batch,
             mode,
-            explicit_conv,
+            explicit_conv: options.explicit_conv,
             tile: match family {
                 Family::Cpu => Tile::Whole,
                 _ => Tile::Plain,
@@ -420,27 +436,59 @@ impl<'a> Builder<'a> {
     }
 
     /// Loss, predictions and metrics; gives the gradient by the network's output.
-    fn loss(&mut self) -> View {
+    fn loss(&mut self, options: &Options) -> View {
         self.section = Section::Loss;
         let logits = self.values[self.values.len() - 1];
-        let classes = self.model.classes;
+        let (batch, classes) = (self.batch, self.model.classes);
         let gradient = self.maps("logits.gradient", Shape::new(1, 1, classes), Dtype::F32);
         let data = &self.data;
         let (steps, counter, predictions) = (data.steps, data.counter, data.predictions);
         let metrics = data.metrics;
-        self.emit(loss::loss(
-            self.model.loss,
-            self.batch,
-            classes,
-            logits,
-            self.labels,
-            steps,
-            counter,
-            self.losses,
-            gradient,
-            self.prediction,
-            predictions,
-        ));
+        let smoothing = match self.mode {
+            Mode::Train(_) => options.label_smoothing,
+            Mode::Evaluate => 0.0,
+        };
+        let weighted = options.class_weights.is_some() && self.trains();
+        if weighted && self.model.loss == Loss::SoftmaxCrossEntropy {
+            let weights = self.tensor("class_weights", &[classes], Dtype::F32);
+            self.tensors[weights.tensor].lifetime = Lifetime::Kept;
+            self.emit(loss::weighted_softmax_cross_entropy(
+                smoothing,
+                batch,
+                classes,
+                logits,
+                self.labels,
+                weights,
+                steps,
+                counter,
+                self.losses,
+                gradient,
+            ));
+            self.emit(loss::predict(
+                batch,
+                classes,
+                logits,
+                steps,
+                counter,
+                self.prediction,
+                predictions,
+            ));
+        } else {
+            self.emit(loss::loss(
+                self.model.loss,
+                smoothing,
+                batch,
+                classes,
+                logits,
+                self.labels,
+                steps,
+                counter,
+                self.losses,
+                gradient,
+                self.prediction,
+                predictions,
+            ));
+        }
         self.emit(loss::sum_metrics(
             self.batch,
             self.losses,

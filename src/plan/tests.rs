@@ -1,5 +1,6 @@
 use super::*;
 use crate::Error;
+use crate::kernels::Argument;
 use crate::model::{Definition, SHIPPED, load};
 
 fn model(name: &str) -> Model {

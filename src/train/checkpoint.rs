@@ -21,6 +21,8 @@ pub struct Checkpoint {
     pub partial: Partial,
     /// The flat parameter vector.
     pub parameters: Vec<f32>,
+    /// The flat vector of running statistics; empty for a model without any.
+    pub running: Vec<f32>,
     /// The optimiser's state vectors, each laid out like the parameters.
     pub optimizer_state: Vec<Vec<f32>>,
 }
@@ -102,7 +104,7 @@ impl Checkpoint {
             epoch: self.epoch,
             partial: self.partial,
         };
-        write_safetensors(model, &named, object(path, &metadata)?)
+        write_safetensors(model, &named, &self.running, object(path, &metadata)?)
     }
 
     /// Reads the checkpoint at `path`; `None` where there is no such file.
@@ -121,6 +123,7 @@ impl Checkpoint {
         };
         let Contents {
             vectors,
+            running,
             metadata,
             hashed,
         } = read_safetensors(model, &bytes, prefixes(optimizer), path)?;
@@ -149,6 +152,7 @@ impl Checkpoint {
                 epoch,
                 partial,
                 parameters: vectors.next().unwrap_or_default(),
+                running,
                 optimizer_state: vectors.collect(),
             },
             run,

@@ -133,6 +133,7 @@ pub fn train(
     match restored.checkpoint {
         Some(checkpoint) => {
             engine.set_parameters(&checkpoint.parameters)?;
+            engine.set_running(&checkpoint.running)?;
             engine.set_optimizer_state(&checkpoint.optimizer_state)?;
             (finished, partial) = (checkpoint.epoch, checkpoint.partial);
         }
@@ -315,6 +316,7 @@ impl Epoch<'_> {
             epoch,
             partial,
             parameters: self.engine.parameters()?,
+            running: self.engine.running()?,
             optimizer_state: self.engine.optimizer_state()?,
         })
     }
@@ -475,6 +477,8 @@ mod tests {
             schedule: Schedule::Cosine,
             epochs: 2,
             batch_size: 4,
+            label_smoothing: 0.0,
+            class_weights: None,
         };
         let (first, second) = (step_table(&recipe, 10, 7, 1), step_table(&recipe, 10, 7, 2));
         let spans: Vec<_> = first.iter().map(|s| (s.first, s.count)).collect();

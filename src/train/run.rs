@@ -96,6 +96,9 @@ impl Config {
                 schedule,
                 batch_size,
                 epochs: _,
+                // No flag changes these, so the architecture says them.
+                label_smoothing: _,
+                class_weights: _,
             } = &self.recipe;
             let ModelRecord {
                 input,
@@ -665,11 +668,11 @@ impl Run {
         Ok(())
     }
 
-    /// The flat parameters in `model.safetensors`.
+    /// The flat parameters and running statistics in `model.safetensors`.
     ///
     /// # Errors
     /// [`Error::Checkpoint`] when no epoch was finished, or for a damaged file.
-    pub fn weights(&self) -> Result<Vec<f32>> {
+    pub fn weights(&self) -> Result<[Vec<f32>; 2]> {
         let path = self.path(WEIGHTS);
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
@@ -686,6 +689,7 @@ impl Run {
         };
         let Contents {
             mut vectors,
+            running,
             metadata,
             hashed,
         } = read_safetensors(&self.model, &bytes, &[""], &path)?;
@@ -696,7 +700,7 @@ impl Run {
         // A process that trains may have replaced this file since run.json was read.
         let recorded = Some((epoch.unwrap_or(usize::MAX), &weights)).filter(|_| !hashed);
         self.expect_own(&path, run.filter(|_| hashed), recorded)?;
-        Ok(weights)
+        Ok([weights, running])
     }
 
     /// Weights and configuration of a checkpoint that is on disk.
@@ -710,7 +714,12 @@ impl Run {
             normalization: &self.config.normalization,
         };
         let vectors = [("", &checkpoint.parameters[..])];
-        let bytes = write_safetensors(&self.model, &vectors, object(&path, &metadata)?)?;
+        let bytes = write_safetensors(
+            &self.model,
+            &vectors,
+            &checkpoint.running,
+            object(&path, &metadata)?,
+        )?;
         replace(&path, &bytes)?;
         self.config.finished_epochs = checkpoint.epoch;
         self.config.parameter_sha256 = Some(parameter_hash(&checkpoint.parameters));

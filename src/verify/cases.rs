@@ -24,6 +24,7 @@ pub fn cases() -> Vec<Case> {
         metrics_cases(),
         optimizer_cases(),
         reduce_cases(),
+        super::norm::cases(),
         vec![step_case()],
         peak_cases(),
     ];
@@ -34,7 +35,7 @@ const VALID: &str = "the geometries of this list are valid";
 
 /// A step table whose current row is `step`, between rows that are all different, and the counter
 /// that says so.
-fn step_table(bench: &mut Bench, step: Step) -> [View; 2] {
+pub(super) fn step_table(bench: &mut Bench, step: Step) -> [View; 2] {
     let other = Step {
         first: 1,
         count: 1,
@@ -52,7 +53,7 @@ fn step_table(bench: &mut Bench, step: Step) -> [View; 2] {
 }
 
 /// A row that trains on `count` samples from `first` on.
-fn samples(first: usize, count: usize) -> Step {
+pub(super) fn samples(first: usize, count: usize) -> Step {
     Step {
         first: first as u32,
         count: count as u32,
@@ -253,10 +254,28 @@ pub(super) fn pools() -> Vec<Pool2d> {
 }
 
 fn pool_text(p: &Pool2d, n: usize) -> String {
+    let beyond = if p.inside() {
+        String::new()
+    } else {
+        let counted = if p.count_include_pad { ", counted" } else { "" };
+        format!(
+            ", padding {:?} and {:?}{counted}, output {}",
+            p.padding, p.padding_after, p.output
+        )
+    };
     format!(
-        "{n}×{}, window {:?}, stride {:?}",
+        "{n}×{}, window {:?}, stride {:?}{beyond}",
         p.input, p.kernel, p.stride
     )
+}
+
+/// The kernel that handles this geometry.
+fn in_fours(p: &Pool2d, name: &'static str, name4: &'static str) -> &'static str {
+    if p.input.channels.is_multiple_of(4) {
+        name4
+    } else {
+        name
+    }
 }
 
 fn maxpool_forward(p: Pool2d, n: usize, x: Vec<f32>, b: &mut Bench) -> Vec<KernelSpec> {
@@ -268,7 +287,8 @@ fn maxpool_forward(p: Pool2d, n: usize, x: Vec<f32>, b: &mut Bench) -> Vec<Kerne
 }
 
 pub(crate) fn maxpool_forward_case(p: Pool2d, n: usize) -> Case {
-    Case::new("maxpool2d_forward", pool_text(&p, n), move |b| {
+    let name = in_fours(&p, "maxpool2d_forward", "maxpool2d_forward4");
+    Case::new(name, pool_text(&p, n), move |b| {
         let x = b.ties(n * p.input.elements());
         maxpool_forward(p, n, x, b)
     })
@@ -276,16 +296,16 @@ pub(crate) fn maxpool_forward_case(p: Pool2d, n: usize) -> Case {
 
 /// By the scatter, or by the gather form, which takes any windows.
 pub(crate) fn maxpool_backward_case(p: Pool2d, n: usize, masked: bool, gathered: bool) -> Case {
-    let name = match (gathered, p.output.channels % 4) {
-        (true, _) => "maxpool2d_backward_overlapping",
-        (false, 0) => "maxpool2d_backward4",
-        (false, _) => "maxpool2d_backward",
+    let name = if gathered {
+        let name4 = "maxpool2d_backward_overlapping4";
+        in_fours(&p, "maxpool2d_backward_overlapping", name4)
+    } else {
+        in_fours(&p, "maxpool2d_backward", "maxpool2d_backward4")
     };
     Case::new(name, mask_text(&pool_text(&p, n), masked), move |b| {
         let x = b.ties(n * p.input.elements());
         let (y, index) = cpu::maxpool2d_forward(&p, &x);
         let dy = b.values(y.len());
-        let index: Vec<u8> = index.into_iter().map(|i| i as u8).collect();
         let (dy, index) = (b.input(&dy), b.input(&index));
         let mask = masked.then(|| b.input(&y));
         let tolerance = Tolerance::sum(p.kernel[0] * p.kernel[1]);
@@ -305,7 +325,7 @@ fn maxpool_cases() -> Vec<Case> {
         for n in [1, 7] {
             cases.push(maxpool_forward_case(p, n));
             cases.push(Case::new(
-                "maxpool2d_forward",
+                in_fours(&p, "maxpool2d_forward", "maxpool2d_forward4"),
                 format!("{}, every fifth NaN", pool_text(&p, n)),
                 move |b| {
                     let mut x = b.ties(n * p.input.elements());
@@ -325,7 +345,8 @@ fn maxpool_cases() -> Vec<Case> {
 }
 
 pub(crate) fn meanpool_forward_case(p: Pool2d, n: usize) -> Case {
-    Case::new("meanpool2d_forward", pool_text(&p, n), move |b| {
+    let name = in_fours(&p, "meanpool2d_forward", "meanpool2d_forward4");
+    Case::new(name, pool_text(&p, n), move |b| {
         let x = b.values(n * p.input.elements());
         let x = b.input(&x);
         let tolerance = Tolerance::sum(p.kernel[0] * p.kernel[1]);
@@ -336,7 +357,8 @@ pub(crate) fn meanpool_forward_case(p: Pool2d, n: usize) -> Case {
 
 pub(crate) fn meanpool_backward_case(p: Pool2d, n: usize, masked: bool) -> Case {
     let variant = mask_text(&pool_text(&p, n), masked);
-    Case::new("meanpool2d_backward", variant, move |b| {
+    let name = in_fours(&p, "meanpool2d_backward", "meanpool2d_backward4");
+    Case::new(name, variant, move |b| {
         let dy = b.values(n * p.output.elements());
         let dy = b.input(&dy);
         let mask = masked.then(|| activation(b, n * p.input.elements()));
@@ -386,6 +408,7 @@ pub(crate) fn loss_case(
         let predictions = b.updated_words("predictions", &before);
         vec![loss::loss(
             kind,
+            0.0,
             batch,
             classes,
             logits,
