@@ -77,14 +77,17 @@ pub fn run(args: &VerifyArgs) -> Result<()> {
                 bar.inc(1);
             }
             if args.only.is_none() {
-                let training = verify::training(gpu, &mut |what| bar.set_message(what.to_string()));
-                outcomes.extend(training?);
+                let steps = verify::steps(Some(gpu), &mut |what| bar.set_message(what.to_string()));
+                outcomes.extend(steps?);
             }
             drop(pulse);
             bar.finish_and_clear();
             left_out.extend(verify::left_out(gpu.report()));
         }
-        None => left_out.push("kernels: skipped, there is no adapter to run them".into()),
+        None => {
+            outcomes.extend(verify::steps(None, &mut |_| ())?);
+            left_out.push("kernels: skipped, there is no adapter to run them".into());
+        }
     }
     let failed = outcomes.iter().filter(|o| !o.passed).count();
     let description = device.gpu().map(|gpu| gpu.report().line());

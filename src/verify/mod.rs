@@ -8,9 +8,11 @@ mod elementwise;
 mod fingerprint;
 mod grouped;
 mod nonfinite;
+mod norm;
 mod parity;
 mod products;
 mod quick;
+mod steps;
 
 pub use drawn::{DRAWS, drawn};
 pub use fingerprint::{Denormals, Fingerprint, Precision, Rounding};
@@ -21,6 +23,7 @@ pub use parity::{
 pub(crate) use products::product_case;
 pub use products::products;
 pub use quick::quick;
+pub use steps::steps;
 
 use crate::error::Result;
 use crate::gpu::AdapterReport;
@@ -70,12 +73,4 @@ pub fn left_out(adapter: &AdapterReport) -> Vec<String> {
         )
     };
     families.into_iter().map(line).collect()
-}
-
-/// To come.
-pub fn training(
-    _: &std::sync::Arc<crate::gpu::Gpu>,
-    _: &mut dyn FnMut(&str),
-) -> crate::Result<Vec<Outcome>> {
-    Ok(Vec::new())
 }
