@@ -13,7 +13,7 @@
 mod grouped;
 
 use super::im2col::pixel;
-use super::{Memory, add, batch};
+use super::{Memory, add, batch, fast_activation};
 use crate::kernels::conv2d::{Pass, Product};
 use crate::kernels::{KernelSpec, Work};
 use crate::model::{Activation, Conv2d, Pool2d};
@@ -97,6 +97,23 @@ pub fn run(spec: &KernelSpec, memory: &mut Memory<f32>, scratch: &Scratch) {
                     });
             });
         }
+        Work::ActivationForward(activation) => match fast_activation::forward(*activation) {
+            Some(f) => memory.change_floats(view("y"), |memory, y| {
+                elementwise(y, memory.floats(view("x")), f);
+            }),
+            None => super::run(spec, memory),
+        },
+        Work::ActivationBackward(activation) => match fast_activation::slope(*activation) {
+            Some(slope) => memory.change_floats(view("dx"), |memory, dx| {
+                let (x, dy) = (memory.floats(view("saved")), memory.floats(view("dy")));
+                elementwise2(dx, x, dy, |x, dy| dy * slope(x));
+            }),
+            None => super::run(spec, memory),
+        },
+        Work::Add => memory.change_floats(view("y"), |memory, y| {
+            let (a, b) = (memory.floats(view("a")), memory.floats(view("b")));
+            elementwise2(y, a, b, |a, b| a + b);
+        }),
         _ => super::run(spec, memory),
     }
 }
@@ -149,6 +166,18 @@ fn elementwise(y: &mut [f32], x: &[f32], f: impl Fn(f32) -> f32 + Sync) {
         .for_each(|(y, x)| {
             for (y, &x) in y.iter_mut().zip(x) {
                 *y = f(x);
+            }
+        });
+}
+
+/// `y = f(a, b)`.
+fn elementwise2(y: &mut [f32], a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32 + Sync) {
+    let operands = a.par_chunks(ELEMENTS_PER_SUM);
+    y.par_chunks_mut(ELEMENTS_PER_SUM)
+        .zip(operands.zip(b.par_chunks(ELEMENTS_PER_SUM)))
+        .for_each(|(y, (a, b))| {
+            for (y, (&a, &b)) in y.iter_mut().zip(a.iter().zip(b)) {
+                *y = f(a, b);
             }
         });
 }
