@@ -62,7 +62,7 @@ pub fn finite_difference_checks() -> Vec<FiniteDifference> {
     // Odd sizes, uneven kernel, stride and padding, and a last row that no window reaches.
     let g = Conv2d::new(Shape::new(7, 5, 3), 4, [3, 2], [2, 1], [1, 1]).expect(VALID);
     let x = noise(1, 2 * g.input.elements());
-    let parameters = noise(2, g.weight_elements() + g.output.channels);
+    let parameters = noise(2, g.parameter_elements());
     let r = noise(3, 2 * g.output.elements());
     check(
         "conv2d_backward_weight",
@@ -83,6 +83,8 @@ pub fn finite_difference_checks() -> Vec<FiniteDifference> {
         "col2im",
         worst_error(&x, &col2im(&g, &r), |x| dot(&r, &im2col(&g, x))),
     );
+
+    convolution_checks(&mut check);
 
     let (m, n, k) = (4, 5, 3);
     let (a, b, r) = (noise(5, m * k), noise(6, k * n), noise(7, m * n));
@@ -179,7 +181,107 @@ pub fn finite_difference_checks() -> Vec<FiniteDifference> {
         "network, squared_error",
         network_error(&small_network(Loss::SquaredError, false)),
     );
+    check(
+        "network, convolutions",
+        network_error(&convolution_network()),
+    );
     checks
+}
+
+/// Convolutions whose taps lie apart, with padding that differs from side to side, without a bias; in
+/// groups; and depthwise.
+fn convolution_checks(check: &mut impl FnMut(&'static str, f64)) {
+    let padding = [[2, 1], [0, 2]];
+    let g = Conv2d::dilated(Shape::new(6, 7, 4), 6, [3, 2], [2, 1], padding, [2, 3]);
+    let g = g.expect(VALID);
+    let operands = |g: &Conv2d| {
+        let lengths = [g.input.elements(), g.output.elements()].map(|n| 2 * n);
+        let x = noise(30, lengths[0]);
+        (x, noise(31, g.parameter_elements()), noise(32, lengths[1]))
+    };
+
+    let dilated = g.without_bias();
+    let (x, parameters, r) = operands(&dilated);
+    check(
+        "conv2d_backward_weight, dilated",
+        worst_error(
+            &parameters,
+            &conv2d_backward_weight(&dilated, &x, &r),
+            |parameters| dot(&r, &conv2d_forward(&dilated, false, &x, parameters)),
+        ),
+    );
+    check(
+        "conv2d_backward_input, dilated",
+        worst_error(&x, &conv2d_backward_input(&dilated, &r, &parameters), |x| {
+            dot(&r, &conv2d_forward(&dilated, false, x, &parameters))
+        }),
+    );
+    let r = noise(33, 2 * g.positions() * g.patch());
+    check(
+        "col2im, dilated",
+        worst_error(&x, &col2im(&g, &r), |x| dot(&r, &im2col(&g, x))),
+    );
+
+    let depthwise = Conv2d::dilated(g.input, 4, [3, 3], [2, 2], [[0, 1]; 2], [1, 1]);
+    let depthwise = depthwise.and_then(|g| g.grouped(4)).expect(VALID);
+    for (g, names) in [
+        (
+            g.grouped(2).expect(VALID),
+            ["grouped_backward_weight", "grouped_backward_input"],
+        ),
+        (
+            depthwise,
+            [
+                "grouped_backward_weight, depthwise",
+                "grouped_backward_input, depthwise",
+            ],
+        ),
+    ] {
+        let (x, parameters, r) = operands(&g);
+        let partials = grouped_backward_weight(&g, 3, &x, &r);
+        check(
+            names[0],
+            worst_error(&parameters, &reduce_splits(&partials, 3), |parameters| {
+                dot(&r, &grouped_forward(&g, false, &x, parameters))
+            }),
+        );
+        check(
+            names[1],
+            worst_error(&x, &grouped_backward_input(&g, &r, &parameters), |x| {
+                dot(&r, &grouped_forward(&g, false, x, &parameters))
+            }),
+        );
+    }
+}
+
+/// A dilated convolution without a bias, a depthwise one, one in groups and a dense layer.
+pub(super) fn convolution_network() -> Model {
+    type Build = fn(Shape) -> Result<Conv2d>;
+    let dilated: Build = |input| {
+        let padding = [[2, 1], [2, 3]];
+        let g = Conv2d::dilated(input, 8, [3, 3], [1, 1], padding, [2, 2])?;
+        Ok(g.without_bias())
+    };
+    let depthwise: Build =
+        |input| Conv2d::new(input, 8, [3, 3], [2, 1], [1, 1]).and_then(|g| g.grouped(8));
+    let grouped: Build = |input| {
+        let padding = [[0, 1], [1, 0]];
+        let g = Conv2d::dilated(input, 4, [2, 2], [1, 2], padding, [1, 1])?;
+        g.grouped(2)
+    };
+    let dense: Build = |input| Ok(Conv2d::dense(input.elements(), 3));
+    let relu = Some(Activation::Relu);
+    let layers = [
+        (dilated, relu),
+        (depthwise, relu),
+        (grouped, relu),
+        (dense, None),
+    ];
+    let (input, loss) = (Shape::new(7, 6, 2), Loss::SoftmaxCrossEntropy);
+    Model::chain("convolutions", input, 3, loss, &layers, |layer, input| {
+        Ok((Op::Conv2d(layer.0(input)?), layer.1))
+    })
+    .expect(VALID)
 }
 
 /// Batch- and group-norm, through their mean and variance, over more rows and positions than a chunk
@@ -479,7 +581,7 @@ mod tests {
     #[test]
     fn every_gradient_agrees_with_finite_differences() {
         let checks = finite_difference_checks();
-        assert_eq!(checks.len(), 36);
+        assert_eq!(checks.len(), 44);
         for check in checks {
             println!("{check:?}");
             assert!(check.passes(), "{check:?}");

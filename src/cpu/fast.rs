@@ -582,7 +582,7 @@ impl Buffers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::check::{noise, small_network};
+    use crate::cpu::check::{convolution_network, noise, small_network};
     use crate::cpu::{self, Float, Twins, Values, relu_backward};
     use crate::kernels::{Access, Dtype, Step};
     use crate::model::recipe::Optimizer;
@@ -593,14 +593,15 @@ mod tests {
     const TOLERANCE: f64 = 3e-6;
 
     /// Every kind of layer between them.
-    fn models() -> [Model; 2] {
+    fn models() -> [Model; 3] {
         [
             small_network(Loss::SoftmaxCrossEntropy, true),
             small_network(Loss::SquaredError, false),
+            convolution_network(),
         ]
     }
 
-    const RULES: [Optimizer; 2] = [
+    const RULES: [Optimizer; 3] = [
         Optimizer::Sgd {
             momentum: 0.9,
             weight_decay: 0.01,
@@ -610,6 +611,10 @@ mod tests {
             beta2: 0.999,
             epsilon: 1e-8,
             weight_decay: 0.01,
+        },
+        Optimizer::Sgd {
+            momentum: 0.0,
+            weight_decay: 0.0,
         },
     ];
 
@@ -692,6 +697,12 @@ mod tests {
         }
     }
 
+    /// 3×3 over 8×9×3.
+    fn dilated(padding: [[usize; 2]; 2], stride: [usize; 2], dilation: [usize; 2]) -> Conv2d {
+        let input = Shape::new(8, 9, 3);
+        Conv2d::dilated(input, 4, [3, 3], stride, padding, dilation).unwrap()
+    }
+
     #[test]
     fn convolutions_of_any_geometry_agree_with_the_oracle_in_f64() {
         let (scratch, count) = (Scratch::default(), 70);
@@ -702,9 +713,14 @@ mod tests {
             Conv2d::new(Shape::new(2, 1, 2), 3, [4, 5], [1, 1], [3, 4]).unwrap(),
             Conv2d::new(Shape::new(9, 8, 2), 3, [2, 1], [3, 4], [0, 0]).unwrap(),
             Conv2d::dense(80, 11),
+            dilated([[2, 2], [2, 2]], [1, 1], [2, 2]),
+            dilated([[0, 1], [0, 1]], [2, 2], [1, 1]),
+            dilated([[3, 0], [1, 4]], [2, 1], [2, 3]).without_bias(),
+            dilated([[5, 0], [0, 5]], [1, 3], [3, 3]).without_bias(),
+            Conv2d::dense(80, 11).without_bias(),
         ] {
             let x = noise_f32(1, count * g.input.elements());
-            let parameters = noise_f32(2, g.weight_elements() + g.output.channels);
+            let parameters = noise_f32(2, g.parameter_elements());
             let dy = noise_f32(3, count * g.output.elements());
             let (wide_x, wide_parameters, wide_dy) = (wide(&x), wide(&parameters), wide(&dy));
             // What a buffer held before must not matter.
@@ -753,11 +769,13 @@ mod tests {
             Conv2d::new(Shape::new(5, 9, 1), 6, [5, 4], [1, 3], [3, 3]).unwrap(),
             Conv2d::new(Shape::new(9, 8, 2), 3, [2, 1], [3, 4], [0, 0]).unwrap(),
             Conv2d::dense(20, 11),
+            dilated([[0, 1], [0, 1]], [2, 2], [1, 1]),
+            dilated([[3, 0], [1, 4]], [2, 1], [2, 3]).without_bias(),
         ] {
             let x = noise_f32(1, count * g.input.elements());
-            let parameters = noise_f32(2, g.weight_elements() + g.output.channels);
+            let parameters = noise_f32(2, g.parameter_elements());
             let dy = noise_f32(3, count * g.output.elements());
-            let bias = g.weight_elements() + 1;
+            let bias = g.parameter_elements() - g.output.channels + 1;
             for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
                 let with = |values: &[f32], at: usize| {
                     let mut values = values.to_vec();

@@ -4,7 +4,7 @@
 use super::{Lifetime, Plan, Tensor};
 use crate::kernels::conv2d::{self, Family, Pass, Product};
 use crate::kernels::{Dtype, KernelSpec, View, Work, batch_norm, grouped, im2col, pool};
-use crate::model::Activation;
+use crate::model::{Activation, Conv2d};
 
 impl Plan {
     /// Fuses what can be fused: an evaluated batch-norm and then a ReLU into the product before it, its mask into whatever makes the
@@ -43,31 +43,39 @@ impl Plan {
         let mut before = self.kernels[..at].iter();
         let first = before.rposition(|(_, spec)| match &spec.work {
             Work::Product(p) => p.pass == Pass::Forward && spec.view("y") == x,
+            Work::GroupedForward { .. } => spec.view("y") == x,
             _ => false,
         })?;
         let convolution = &self.kernels[first].1;
-        let Work::Product(product) = convolution.work else {
-            return None;
+        let (g, plain) = match convolution.work {
+            Work::Product(p) => (p.geometry, !p.relu && p.pool.is_none()),
+            Work::GroupedForward { geometry, relu } => (geometry, !relu),
+            _ => return None,
         };
-        let plain = !product.relu && product.pool.is_none() && self.readers(x.tensor) == 1;
-        plain.then_some(())?;
-        let (layer, g) = (convolution.layer.clone(), product.geometry);
+        (plain && self.readers(x.tensor) == 1).then_some(())?;
+        let (layer, work) = (convolution.layer.clone(), convolution.work.clone());
         let (parameters, c) = (convolution.view("parameters"), g.output.channels);
         let (running, affine) = (norm.view("running"), norm.view("affine"));
         let (image, y) = (convolution.view("x"), norm.view("y"));
         let folded = self.add_tensor(&format!("{layer}.folded"), &[g.patch() + 1, c]);
-        let bias = parameters.len > g.weight_elements();
         let fold = batch_norm::batch_norm_fold(
             g.patch(),
             c,
-            bias,
+            g.bias,
             epsilon,
             parameters,
             running,
             affine,
             folded,
         );
-        let product = conv2d::conv2d_forward(product, image, folded, y, None);
+        let geometry = Conv2d { bias: true, ..g };
+        let product = match work {
+            Work::Product(p) => {
+                let product = Product { geometry, ..p };
+                conv2d::conv2d_forward(product, image, folded, y, None)
+            }
+            _ => grouped::grouped_forward(&geometry, self.batch, false, image, folded, y),
+        };
         Some((first, [fold, product].map(|spec| spec.of_layer(&layer))))
     }
 
@@ -230,5 +238,84 @@ fn pool_into_product(
             ))
         }
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::Twins;
+    use crate::kernels::{AdapterReport, Step};
+    use crate::model::{Loss, Model, Op, Shape};
+    use crate::plan::{Mode, Options, Section, Target};
+
+    /// Every kind of convolution before a batch-norm and a ReLU: with a bias, without, depthwise.
+    fn model() -> Model {
+        let mut model = Model::new("folded", Shape::new(5, 6, 4), 3, Loss::SquaredError);
+        let conv = |input| Conv2d::new(input, 4, [3, 3], [1, 1], [1, 1]).unwrap();
+        let kinds: [fn(Conv2d) -> Conv2d; 3] = [
+            |g| g,
+            |g| g.without_bias(),
+            |g| g.grouped(4).unwrap().without_bias(),
+        ];
+        let mut value = 0;
+        for kind in kinds {
+            let op = Op::Conv2d(kind(conv(model.shape(value))));
+            value = model.push(None, op, None, None, &[value]).unwrap();
+            let op = Op::BatchNorm {
+                epsilon: 1e-3,
+                momentum: 0.1,
+            };
+            let relu = Some(Activation::Relu);
+            value = model.push(None, op, relu, None, &[value]).unwrap();
+        }
+        let op = Op::Dense(Conv2d::dense(model.shape(value).elements(), 3));
+        model.push(None, op, None, None, &[value]).unwrap();
+        model.finish().unwrap()
+    }
+
+    #[test]
+    fn a_batch_norm_folds_into_every_kind_of_convolution() {
+        let (model, adapter) = (model(), AdapterReport::imagined(true));
+        // Loss and predictions, and how many kernels it took.
+        let evaluate = |unfused, explicit_conv| {
+            let options = Options {
+                unfused,
+                explicit_conv,
+                ..Options::default()
+            };
+            let target = Target::Gpu(&adapter);
+            let plan = Plan::new(&model, 2, Mode::Evaluate, &options, target).unwrap();
+            let of = |wanted: fn(&Work) -> bool| plan.specs().filter(|s| wanted(&s.work)).count();
+            let norms = of(|work| matches!(work, Work::BatchNormEvaluate { .. }));
+            let relus = of(|work| matches!(work, Work::ActivationForward(_)));
+            let mut twins = Twins::<f64>::new(plan, 2);
+            let step = Step {
+                count: 2,
+                ..bytemuck::Zeroable::zeroed()
+            };
+            *twins.words("steps") = bytemuck::cast_slice(&[step]).to_vec();
+            // Some positive, so that variances are.
+            let fill = |values: &mut Vec<f64>, signs: bool| {
+                for (i, value) in values.iter_mut().enumerate() {
+                    let phase = (i * i % 17) as f64 / 17.0;
+                    *value = if signs { phase - 0.5 } else { 0.2 + phase };
+                }
+            };
+            fill(twins.floats("parameters"), true);
+            fill(twins.floats("input"), true);
+            fill(twins.floats("running"), false);
+            twins.run(&[Section::Forward, Section::Loss]);
+            (twins.floats("losses").clone(), norms, relus)
+        };
+        let (losses, norms, relus) = evaluate(true, false);
+        assert_eq!((norms, relus), (3, 3));
+        for explicit_conv in [false, true] {
+            let (folded, norms, relus) = evaluate(false, explicit_conv);
+            assert_eq!((norms, relus), (0, 0));
+            for (folded, loss) in folded.iter().zip(&losses) {
+                assert!((folded - loss).abs() <= 1e-12 * loss, "{folded}, {loss}");
+            }
+        }
     }
 }
