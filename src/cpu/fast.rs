@@ -700,8 +700,8 @@ mod tests {
         all.extend(models().map(|model| (model, RULES[0], 1)));
         for name in ["cnn-bn", "mobilenet-small", "resnet9"] {
             let definition = crate::model::load(name).unwrap();
-            let model = definition.resolve(Shape::new(16, 16, 3), 3).unwrap();
-            all.push((model, RULES[0], 3));
+            let model = definition.resolve(Shape::new(32, 32, 3), 3).unwrap();
+            all.push((model, RULES[0], 2));
         }
         for (model, rule, count) in &all {
             let (rule, count) = (*rule, *count);
