@@ -581,7 +581,7 @@ mod tests {
     #[test]
     fn every_gradient_agrees_with_finite_differences() {
         let checks = finite_difference_checks();
-        assert_eq!(checks.len(), 44);
+        assert_eq!(checks.len(), 48);
         for check in checks {
             println!("{check:?}");
             assert!(check.passes(), "{check:?}");
