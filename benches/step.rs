@@ -69,7 +69,7 @@ fn models(c: &mut Criterion) {
                 padding: 0,
             })
             .collect();
-        let mut run = |engine: &mut Engine, steps: usize| {
+        let run = |engine: &mut Engine, steps: usize| {
             engine
                 .train_epoch(&order, &table[..steps], &mut |_| {
                     Ok(ControlFlow::Continue(()))

@@ -29,7 +29,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     }
     let mut options = Options {
         family: args.kernels,
-        ..Options::default()
+        ..Options::of(&recipe)
     };
     device.expect_kernels(&options)?;
     device.expect_memory(&model, &recipe, &options)?;

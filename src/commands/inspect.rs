@@ -19,7 +19,7 @@ pub fn run(args: &InspectArgs) -> Result<()> {
     let optimizer = &definition.recipe.optimizer;
     let options = Options {
         explicit_conv: args.conv == Some(Conv::Explicit),
-        ..Options::default()
+        ..Options::of(&definition.recipe)
     };
     // The sums of the weight gradients are cut into more parts on a GPU than on a software adapter.
     let on = |software| {

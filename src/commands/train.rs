@@ -144,7 +144,7 @@ fn start(args: &TrainArgs) -> Result<Prepared> {
     let options = Options {
         family: args.kernels,
         explicit_conv: args.conv == Some(Conv::Explicit),
-        ..Options::default()
+        ..Options::of(&recipe)
     };
     let device = open(requested, args.profile)?;
     device.expect_kernels(&options)?;
@@ -246,7 +246,7 @@ fn resume(folder: &Path, args: &TrainArgs) -> Result<Prepared> {
             .map_or(config.device.explicit_conv, |conv| conv == Conv::Explicit),
         // Never measured anew: the tiles were chosen when the run began.
         choices: config.device.products.clone(),
-        ..Options::default()
+        ..Options::of(&recipe)
     };
     let device = open(requested, args.profile)?;
     device.expect_kernels(&options)?;

@@ -182,9 +182,22 @@ pub fn finite_difference_checks() -> Vec<FiniteDifference> {
         network_error(&small_network(Loss::SquaredError, false)),
     );
     check(
+        "network with normalisations",
+        network_error(&normalised_network()),
+    );
+    check(
         "network, convolutions",
         network_error(&convolution_network()),
     );
+    let joined = joined_network();
+    check("network, joined", network_error(&joined));
+    let options = Options {
+        label_smoothing: 0.1,
+        class_weights: Some(vec![0.5, 2.0, 1.25]),
+        ..Options::default()
+    };
+    let name = "network, smoothed and weighted";
+    check(name, network_error_with(&joined, &options));
     checks
 }
 
@@ -494,16 +507,107 @@ pub(super) fn small_network(loss: Loss, fused: bool) -> Model {
     Model::chain("small", input, 3, loss, layers, |op, input| op(input)).expect(VALID)
 }
 
+/// Convolutions and dense layers with a normalisation of each kind behind them.
+fn normalised_network() -> Model {
+    let (epsilon, momentum) = (1e-2, 0.1);
+    let conv = |channels| {
+        move |input| {
+            let geometry = Conv2d::new(input, channels, [3, 2], [1, 1], [1, 0])?;
+            Ok((Op::Conv2d(geometry), None))
+        }
+    };
+    let dense =
+        |units| move |input: Shape| Ok((Op::Dense(Conv2d::dense(input.elements(), units)), None));
+    let (conv1, conv2, dense1, dense2) = (conv(4), conv(6), dense(5), dense(3));
+    let batch_norm = |_| {
+        Ok((
+            Op::BatchNorm { epsilon, momentum },
+            Some(Activation::Sigmoid),
+        ))
+    };
+    let group_norm = |_| Ok((Op::GroupNorm { groups: 3, epsilon }, None));
+    let layer_norm = |_| Ok((Op::LayerNorm { epsilon }, None));
+    type Build<'a> = &'a dyn Fn(Shape) -> Result<(Op, Option<Activation>)>;
+    let layers: [Build; 9] = [
+        &batch_norm,
+        &conv1,
+        &batch_norm,
+        &conv2,
+        &group_norm,
+        &dense1,
+        &layer_norm,
+        &batch_norm,
+        &dense2,
+    ];
+    let (input, loss) = (Shape::new(5, 6, 2), Loss::SoftmaxCrossEntropy);
+    Model::chain("normalised", input, 3, loss, &layers, |op, input| op(input)).expect(VALID)
+}
+
+/// Values that are used more than once and joined in every way, the activations, dropout, and pooling
+/// beyond the image, over images of 6×5×2.
+fn joined_network() -> Model {
+    let (input, loss) = (Shape::new(6, 5, 2), Loss::SoftmaxCrossEntropy);
+    let mut model = Model::new("joined", input, 3, loss);
+    let mut push = |op: &dyn Fn(Shape) -> Result<Op>, activation, inputs: &[usize]| {
+        let op = op(model.shape(inputs[0])).expect(VALID);
+        model.push(None, op, activation, None, inputs).expect(VALID)
+    };
+    let conv = |channels, kernel, padding| {
+        move |input| Conv2d::new(input, channels, [kernel; 2], [1; 2], [padding; 2]).map(Op::Conv2d)
+    };
+    let dense = |units| move |input: Shape| Ok(Op::Dense(Conv2d::dense(input.elements(), units)));
+    let mean = |kernel: fn(Shape) -> [usize; 2], padding| {
+        move |input| {
+            let (kernel, padding) = (kernel(input), [[padding; 2]; 2]);
+            Pool2d::padded(input, kernel, kernel, padding, true, false).map(Op::MeanPool2d)
+        }
+    };
+    let max = |input| {
+        let padding = [[1, 1], [0, 2]];
+        Pool2d::padded(input, [3, 3], [2, 2], padding, true, true).map(Op::MaxPool2d)
+    };
+    let always = |op: Op| move |_| Ok(op);
+    let leaky = Activation::LeakyRelu { slope: 0.1 };
+    let first = push(&conv(3, 3, 1), Some(leaky), &[0]);
+    let second = push(&conv(3, 1, 0), Some(Activation::Gelu), &[first]);
+    let sum = push(
+        &always(Op::Add),
+        Some(Activation::Silu),
+        &[first, second, first],
+    );
+    let squeezed = push(&mean(|input| [input.height, input.width], 0), None, &[sum]);
+    let squeezed = push(&dense(4), Some(Activation::HardSwish), &[squeezed]);
+    let factors = push(&dense(3), Some(Activation::Sigmoid), &[squeezed]);
+    let scaled = push(&always(Op::Scale), None, &[sum, factors]);
+    let joined = push(&always(Op::Concat), None, &[scaled, second, 0, first]);
+    let pooled = push(&max, Some(Activation::GeluTanh), &[joined]);
+    let dropped = push(&always(Op::Dropout { probability: 0.3 }), None, &[pooled]);
+    let pooled = push(&mean(|_| [2, 3], 1), Some(Activation::Tanh), &[dropped]);
+    push(&dense(3), None, &[pooled]);
+    model.finish().expect(VALID)
+}
+
 /// [`worst_error`] over all parameters of a network, on a batch of four samples, planned as for a GPU.
 pub(super) fn network_error(model: &Model) -> f64 {
+    network_error_with(model, &Options::default())
+}
+
+/// The same with options.
+fn network_error_with(model: &Model, options: &Options) -> f64 {
     let mode = Mode::Train(Optimizer::Sgd {
         momentum: 0.0,
         weight_decay: 0.0,
     });
     let adapter = AdapterReport::imagined(true);
-    let (labels, options) = ([2u32, 0, 1, 1], Options::default());
-    let plan = Plan::new(model, labels.len(), mode, &options, Target::Gpu(&adapter));
+    let labels = [2u32, 0, 1, 1];
+    let plan = Plan::new(model, labels.len(), mode, options, Target::Gpu(&adapter));
     let mut twins = Twins::<f64>::new(plan.expect(VALID), labels.len());
+    let weights = options.class_weights.clone().unwrap_or(vec![1.0; 3]);
+    if options.class_weights.is_some() {
+        *twins.floats("class_weights") = weights.iter().copied().map(f64::from).collect();
+    }
+    let counted: f32 = labels.iter().map(|label| weights[*label as usize]).sum();
+    *twins.words("order") = vec![5, 2, 9, 7];
     let x = noise(16, labels.len() * model.input.elements());
     let step = Step {
         count: labels.len() as u32,
@@ -517,10 +621,7 @@ pub(super) fn network_error(model: &Model) -> f64 {
         twins.words("batch_labels")[..labels.len()].copy_from_slice(&labels);
         twins.run(sections);
         let loss: f64 = twins.floats("losses")[..labels.len()].iter().sum();
-        (
-            loss / labels.len() as f64,
-            twins.floats("gradients").clone(),
-        )
+        (loss / f64::from(counted), twins.floats("gradients").clone())
     };
     let forward = [Section::Forward, Section::Loss];
     let (_, analytic) = run(

@@ -19,6 +19,7 @@ mod check;
 mod conv2d;
 pub mod dropout;
 pub mod fast;
+mod fast_activation;
 mod fingerprint;
 mod gather;
 mod group_norm;

@@ -489,4 +489,124 @@ mod tests {
             "a.safetensors: expected 'dense1.weight' of [3, 5] f32 for model 'narrow', found [3, 4] F32; use the model that the file was made with"
         );
     }
+
+    /// A model file's layers for images of 2×3×2.
+    fn file(layers: &str) -> Model {
+        let text = format!(
+            "name = \"x\"\ninput = [2, 3, 2]\nclasses = 2\nloss = \"softmax_cross_entropy\"\nlayer = [{layers}]\n[recipe]\noptimizer = \"sgd\"\nlr = 0.1\nschedule = \"constant\"\nepochs = 1\nbatch_size = 4\n"
+        );
+        let definition = crate::model::Definition::parse(&text, "x.toml").unwrap();
+        definition.resolve(definition.input, 2).unwrap()
+    }
+
+    /// The places of a tensor's values in the flat vector, from the tensor's own start.
+    fn places(model: &Model, name: &str) -> (Vec<usize>, Vec<usize>) {
+        let count = |elements| (0..elements).map(|i| i as f32).collect::<Vec<_>>();
+        let trained = to_pytorch(model, &count(model.parameter_elements));
+        let running = running_to_pytorch(model, &count(model.running_elements));
+        let mut found = trained
+            .into_iter()
+            .chain(running)
+            .filter(|t| t.name == name);
+        let tensor = found.next().unwrap_or_else(|| panic!("no {name}"));
+        let start = tensor.values.iter().copied().fold(f32::INFINITY, f32::min);
+        let places = tensor.values.iter().map(|v| (v - start) as usize).collect();
+        (tensor.shape, places)
+    }
+
+    #[test]
+    fn running_statistics_have_their_own_vector_and_pytorchs_names() {
+        let model = file(
+            "{ type = \"batch_norm\" }, { type = \"conv2d\", out_channels = 3, kernel = 1, bias = false }, { type = \"batch_norm\" }, { type = \"dense\", units = 2 }",
+        );
+        let parameters = counted(&model);
+        let running: Vec<f32> = (0..model.running_elements).map(|i| i as f32).collect();
+        let bytes = write_safetensors(
+            &model,
+            &[("", &parameters), ("velocity.", &parameters)],
+            &running,
+            Map::new(),
+        )
+        .unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let mut names: Vec<&str> = file
+            .names()
+            .into_iter()
+            .filter(|n| !n.starts_with("velocity"))
+            .collect();
+        names.sort_unstable();
+        assert_eq!(
+            names,
+            [
+                "batch_norm1.bias",
+                "batch_norm1.running_mean",
+                "batch_norm1.running_var",
+                "batch_norm1.weight",
+                "batch_norm2.bias",
+                "batch_norm2.running_mean",
+                "batch_norm2.running_var",
+                "batch_norm2.weight",
+                "conv2d1.weight",
+                "dense1.bias",
+                "dense1.weight",
+            ]
+        );
+        assert_eq!(file.names().len(), 11 + 7);
+        let variance = file.tensor("batch_norm2.running_var").unwrap();
+        let expected: Vec<u8> = [67f32, 68.0, 69.0]
+            .iter()
+            .flat_map(|v| v.to_le_bytes())
+            .collect();
+        assert_eq!(
+            (variance.shape(), variance.data()),
+            (&[3][..], &expected[..])
+        );
+        let read = read_safetensors(&model, &bytes, &["", "velocity."], Path::new("x")).unwrap();
+        assert_eq!(read.vectors, [&parameters[..], &parameters[..]]);
+        // Gaps come back as zeros.
+        for layer in &model.layers {
+            let range = layer.running_range();
+            assert_eq!(read.running[range.clone()], running[range]);
+        }
+        let error = write_safetensors(&model, &[("", &parameters)], &[], Map::new());
+        assert!(error.is_err(), "statistics left out");
+    }
+
+    #[test]
+    fn filters_in_groups_become_oihw() {
+        let model = file(
+            "{ type = \"conv2d\", out_channels = 4, kernel = [1, 2], groups = 2 }, { type = \"dense\", units = 2 }",
+        );
+        let (shape, places) = places(&model, "conv2d1.weight");
+        assert_eq!(shape, [4, 1, 1, 2]);
+        // Ours is [1][2][1][4].
+        assert_eq!(places, [0, 4, 1, 5, 2, 6, 3, 7]);
+    }
+
+    /// What stands behind `flatten` counts its inputs as the dense layer over the image does, with
+    /// layers in between too.
+    #[test]
+    fn a_flattened_image_is_seen_as_nchw() {
+        let dense = "{ type = \"dense\", units = 2 }";
+        let straight = places(&file(dense), "dense1.weight");
+        assert_eq!(straight.0, [2, 12]);
+        let between = "{ type = \"flatten\" }, { type = \"batch_norm\", activation = \"relu\" }, { type = \"dropout\" }";
+        let flattened = file(&format!("{between}, {dense}"));
+        assert_eq!(places(&flattened, "dense1.weight"), straight);
+        // (h, w, c) of 2×3×2 in the order (c, h, w).
+        let order = [0, 2, 4, 6, 8, 10, 1, 3, 5, 7, 9, 11];
+        for name in ["weight", "bias", "running_mean", "running_var"] {
+            let (shape, places) = places(&flattened, &format!("batch_norm1.{name}"));
+            assert_eq!((shape, &places[..]), (vec![12], &order[..]), "{name}");
+        }
+        let joined = file(&format!(
+            "{{ type = \"flatten\" }}, {{ type = \"dense\", units = 1, input = \"input\" }}, {{ type = \"concat\", inputs = [\"dense1\", \"flatten1\"] }}, {dense}"
+        ));
+        let (_, places) = places(&joined, "dense2.weight");
+        let expected: Vec<usize> = std::iter::once(0)
+            .chain(order.map(|i| i + 1))
+            .map(|i| 2 * i)
+            .collect();
+        assert_eq!(places[..13], expected);
+    }
 }

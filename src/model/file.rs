@@ -104,6 +104,8 @@ pub struct Definition {
     /// The whole text of the file, for the run folder.
     pub text: String,
     origin: String,
+    /// Of `class_weights`.
+    weights_line: usize,
     nodes: Vec<Node>,
 }
 
@@ -143,9 +145,14 @@ impl Definition {
             input,
             classes: file.classes.0,
             loss: file.loss,
-            recipe: file.recipe.recipe(&source)?,
+            recipe: file.recipe.recipe(&source, file.loss)?,
             text: text.into(),
             origin: origin.into(),
+            weights_line: file
+                .recipe
+                .class_weights
+                .as_ref()
+                .map_or(1, |w| source.line(w.span().start)),
             nodes,
         })
     }
@@ -169,6 +176,15 @@ impl Definition {
             return Err(error("model", what));
         }
 
+        if let Some(weights) = &self.recipe.class_weights
+            && weights.len() != classes
+        {
+            let what = format!(
+                "expected a weight for each of {classes} classes, found {} in `class_weights`",
+                weights.len()
+            );
+            return Err(self.error(self.weights_line, what));
+        }
         let mut model = Model::new(&self.name, input, classes, self.loss);
         for node in &self.nodes {
             self.push(&mut model, node).map_err(|error| match error {
@@ -347,6 +363,8 @@ struct RecipeTable {
     schedule: Schedule,
     epochs: Whole<1>,
     batch_size: Whole<1>,
+    label_smoothing: Option<Spanned<f64>>,
+    class_weights: Option<Spanned<Vec<Spanned<f64>>>>,
 }
 
 #[derive(Clone, Copy, Deserialize)]
@@ -357,7 +375,7 @@ enum OptimizerName {
 }
 
 impl RecipeTable {
-    fn recipe(&self, source: &Source) -> Result<Recipe> {
+    fn recipe(&self, source: &Source, loss: Loss) -> Result<Recipe> {
         let (foreign, other): (&[_], _) = match self.optimizer {
             OptimizerName::Sgd => (
                 &[
@@ -398,6 +416,25 @@ impl RecipeTable {
                 (0.0..1.0).contains(&x)
             })
         };
+        let span = |key: &Option<Spanned<f64>>| key.as_ref().map(Spanned::span);
+        let weights = self.class_weights.as_ref();
+        for (key, place) in [
+            ("label_smoothing", span(&self.label_smoothing)),
+            ("class_weights", weights.map(Spanned::span)),
+        ] {
+            if let (Some(place), Loss::SquaredError) = (place, loss) {
+                let what = format!(
+                    "`{key}` belongs to the loss softmax_cross_entropy; remove it, or set loss = \"softmax_cross_entropy\""
+                );
+                return Err(source.error(&place, what));
+            }
+        }
+        let above_zero = format!("a number above 0{FINITE}");
+        let class_weights = weights.map(|weights| {
+            let weights = weights.get_ref().iter();
+            let weight = |weight| check(weight, &above_zero, |x| x > 0.0 && x.is_finite());
+            weights.map(|w| Ok(weight(w)? as f32)).collect()
+        });
         let decay = |default| {
             option(
                 &self.weight_decay,
@@ -431,6 +468,8 @@ impl RecipeTable {
             schedule: self.schedule,
             epochs: self.epochs.0,
             batch_size: self.batch_size.0,
+            label_smoothing: fraction(&self.label_smoothing, 0.0)?,
+            class_weights: class_weights.transpose()?,
         })
     }
 }
@@ -522,8 +561,22 @@ units = "classes"
                 schedule: Schedule::Cosine,
                 epochs: 2,
                 batch_size: 4,
+                label_smoothing: 0.0,
+                class_weights: None,
             }
         );
+    }
+
+    #[test]
+    fn a_recipe_can_smooth_labels_and_weigh_classes() {
+        let more = "epochs = 2\nlabel_smoothing = 0.1\nclass_weights = [0.5, 1, 2.5]";
+        let text = SMALL.replace("epochs = 2", more);
+        let definition = Definition::parse(&text, "small.toml").unwrap();
+        assert_eq!(definition.recipe.label_smoothing, 0.1);
+        assert_eq!(definition.recipe.class_weights, Some(vec![0.5, 1.0, 2.5]));
+        definition.resolve(definition.input, 3).unwrap();
+        let error = definition.resolve(definition.input, 4).unwrap_err();
+        assert!(error.to_string().starts_with("small.toml:12: "), "{error}");
     }
 
     #[test]
@@ -607,6 +660,10 @@ units = "classes"
             ("padding = [0, 1]", "activation = \"tan\"", 18, &["unknown value `tan`", "`relu`", "`tanh`"]),
             ("\"classes\"", "\"class\"", 30, &["\"classes\", found \"class\""]),
             ("\"mean_pool2d\"\nkernel = 2", "\"max_pool2d\"\nkernel = [16, 17]", 25, &["256", "16×17"]),
+            ("lr = 1", "lr = 1\nlabel_smoothing = 1.0", 9, &["below 1, found 1"]),
+            ("lr = 1", "lr = 1\nclass_weights = [1, 2]", 9, &["each of 3 classes, found 2"]),
+            ("lr = 1", "lr = 1\nclass_weights = [1,\n0, 2]", 10, &["above 0", "found 0"]),
+            ("\"softmax_cross_entropy\"\n\n[recipe]\n", "\"squared_error\"\n[recipe]\nlabel_smoothing = 0.1\n", 6, &["belongs to the loss softmax_cross_entropy"]),
             // Shapes.
             ("kernel = [3, 2]", "kernel = [10, 2]", 13, &["conv2d", "kernel 10 over input height 9"]),
             ("padding = [0, 1]", "padding = [0, 2]", 13, &["padding smaller than the kernel"]),

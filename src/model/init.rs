@@ -210,4 +210,123 @@ mod tests {
         assert_eq!(fused[..dense], pooled[..dense]);
         assert!(dense > 64);
     }
+
+    /// A model of one layer of that `type`, of 64 channels in and 96 out, with these keys, and a dense
+    /// layer behind it.
+    fn with_init(keys: &str) -> Model {
+        let text = format!(
+            "name = \"x\"\ninput = [8, 8, 64]\nclasses = 3\nloss = \"softmax_cross_entropy\"\n[recipe]\noptimizer = \"adamw\"\nlr = 0.1\nschedule = \"constant\"\nepochs = 1\nbatch_size = 4\n[[layer]]\n{keys}\n[[layer]]\ntype = \"dense\"\nunits = \"classes\"\n"
+        );
+        let definition = crate::model::Definition::parse(&text, "x.toml").unwrap();
+        definition.resolve(definition.input, 3).unwrap()
+    }
+
+    /// Against the standard deviations and bounds of `torch.nn.init` for a weight `[96, 64, 3, 3]` and,
+    /// in two groups, `[96, 32, 3, 3]`, whose fans are (288, 864).
+    #[test]
+    fn weights_have_the_variance_that_their_init_promises() {
+        let cases: [(&str, usize, f64, Option<f64>); 6] = [
+            ("kaiming_normal", 1, 2.0 / 576.0, None),
+            (
+                "kaiming_uniform",
+                1,
+                2.0 / 576.0,
+                Some((6.0f64 / 576.0).sqrt()),
+            ),
+            ("xavier_normal", 1, 2.0 / (576.0 + 864.0), None),
+            (
+                "xavier_uniform",
+                1,
+                2.0 / (576.0 + 864.0),
+                Some((6.0f64 / 1440.0).sqrt()),
+            ),
+            ("kaiming_normal", 2, 2.0 / 288.0, None),
+            ("xavier_normal", 2, 2.0 / (288.0 + 864.0), None),
+        ];
+        for (init, groups, variance, bound) in cases {
+            let model = with_init(&format!(
+                "type = \"conv2d\"\nout_channels = 96\nkernel = 3\ninit = \"{init}\"\ngroups = {groups}"
+            ));
+            let weight = &model.layers[0].parameters[0];
+            let parameters = initial_parameters(&model, 4);
+            let values = &parameters[weight.start..][..weight.elements()];
+            let n = values.len() as f64;
+            let moment = |k: i32| values.iter().map(|v| f64::from(*v).powi(k)).sum::<f64>() / n;
+            let name = format!("{init} in {groups} groups");
+            assert!(
+                moment(1).abs() < 5.0 * (variance / n).sqrt(),
+                "{name}: mean"
+            );
+            // The fourth moment of a normal distribution is 3 σ⁴, that of a uniform one 1.8 σ⁴.
+            let kurtosis = if bound.is_some() { 1.8 } else { 3.0 };
+            let slack = 5.0 * ((kurtosis - 1.0) / n).sqrt();
+            let found = moment(2) / variance;
+            assert!(
+                (found - 1.0).abs() < slack,
+                "{name}: {found} of the variance"
+            );
+            let found = moment(4) / (variance * variance);
+            assert!(
+                (found / kurtosis - 1.0).abs() < 0.1,
+                "{name}: fourth moment {found}"
+            );
+            let largest = values.iter().fold(0f64, |m, v| m.max(f64::from(v.abs())));
+            match bound {
+                Some(bound) => assert!(largest <= bound * (1.0 + 1e-7), "{name}: {largest}"),
+                None => assert!(largest > 3.5 * variance.sqrt(), "{name}: {largest}"),
+            }
+        }
+    }
+
+    /// From a ChaCha8 and Box and Muller's formula written in Python for the purpose, rounded to f32.
+    #[test]
+    fn the_first_normal_numbers_of_a_seed_never_change() {
+        let model = with_init("type = \"dense\"\nunits = 5\ninit = \"kaiming_normal\"");
+        let values = &initial_parameters(&model, 1)[..4];
+        let bits: Vec<u32> = values.iter().map(|v| v.to_bits()).collect();
+        assert_eq!(
+            bits,
+            [3_153_321_047, 3_115_436_872, 1_025_486_938, 3_169_460_960]
+        );
+    }
+
+    #[test]
+    fn dirac_hands_its_input_on() {
+        for (groups, kernel) in [(1, [3, 3]), (2, [1, 5])] {
+            let [height, width] = kernel;
+            let model = with_init(&format!(
+                "type = \"conv2d\"\nout_channels = 96\nkernel = [{height}, {width}]\ninit = \"dirac\"\ngroups = {groups}"
+            ));
+            let values = &initial_parameters(&model, 1);
+            let (channels, outputs) = (64 / groups, 96 / groups);
+            for p in 0..height * width {
+                for c in 0..channels {
+                    for o in 0..96 {
+                        let middle = p == height / 2 * width + width / 2;
+                        let expected = if middle && o % outputs == c { 1.0 } else { 0.0 };
+                        let found = values[(p * channels + c) * 96 + o];
+                        assert_eq!(found, expected, "tap {p}, channel {c}, output {o}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn normalisations_start_from_ones_and_zeros_or_what_the_file_says() {
+        for (init, expected) in [
+            ("", 1.0),
+            ("init = \"zeros\"", 0.0),
+            ("init = { constant = 0.25 }", 0.25),
+        ] {
+            let model = with_init(&format!("type = \"batch_norm\"\n{init}"));
+            let parameters = initial_parameters(&model, 1);
+            assert!(parameters[..64].iter().all(|v| *v == expected), "{init}");
+            assert!(parameters[64..128].iter().all(|v| *v == 0.0));
+            let running = initial_running(&model);
+            assert_eq!(running.len(), 128);
+            assert!(running[..64].iter().all(|v| *v == 0.0));
+            assert!(running[64..].iter().all(|v| *v == 1.0));
+        }
+    }
 }

@@ -103,6 +103,12 @@ pub struct Recipe {
     pub schedule: Schedule,
     pub epochs: usize,
     pub batch_size: usize,
+    /// How much of the target of softmax cross-entropy is spread over all classes, from 0 to below 1.
+    #[serde(default)]
+    pub label_smoothing: f32,
+    /// What a sample of each class counts in softmax cross-entropy, above 0; 1 without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class_weights: Option<Vec<f32>>,
 }
 
 #[cfg(test)]

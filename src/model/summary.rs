@@ -330,4 +330,34 @@ mod tests {
             "{table}"
         );
     }
+
+    #[test]
+    fn a_graph_for_graphviz_has_every_layer_edge_and_block() {
+        for name in ["resnet9", "mobilenet-small", "lenet5"] {
+            let definition = load(name).unwrap();
+            let model = definition.resolve(definition.input, 10).unwrap();
+            let dot = dot(&model);
+            let lines: Vec<&str> = dot.lines().map(str::trim).collect();
+            let edges: usize = model.layers.iter().map(|layer| layer.inputs.len()).sum();
+            let found = |part: &str| lines.iter().filter(|line| line.contains(part)).count();
+            assert_eq!(found(" -> "), edges + 1, "{name}");
+            for i in 0..=model.layers.len() {
+                let node = format!("v{i} [label=");
+                let nodes = lines.iter().filter(|line| line.starts_with(&node));
+                assert_eq!(nodes.count(), 1, "{name}: v{i}");
+            }
+            let opened = lines.iter().filter(|line| line.ends_with('{')).count();
+            assert_eq!(
+                opened,
+                lines.iter().filter(|line| **line == "}").count(),
+                "{name}"
+            );
+            let blocks = match name {
+                "resnet9" => 1 + 3 * 2 + 2 * 3,
+                "mobilenet-small" => 2 + 3 * 2 + 4 * 3,
+                _ => 0,
+            };
+            assert_eq!(found("subgraph"), blocks, "{name}");
+        }
+    }
 }

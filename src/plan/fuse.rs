@@ -40,43 +40,42 @@ impl Plan {
             return None;
         };
         let x = norm.view("x");
-        let mut before = self.kernels[..at].iter();
-        let first = before.rposition(|(_, spec)| match &spec.work {
-            Work::Product(p) => p.pass == Pass::Forward && spec.view("y") == x,
-            Work::GroupedForward { .. } => spec.view("y") == x,
-            _ => false,
-        })?;
-        let convolution = &self.kernels[first].1;
-        let (g, plain) = match convolution.work {
-            Work::Product(p) => (p.geometry, !p.relu && p.pool.is_none()),
-            Work::GroupedForward { geometry, relu } => (geometry, !relu),
-            _ => return None,
+        let convolution = |spec: &KernelSpec| match spec.work {
+            Work::Product(p) if p.pass == Pass::Forward && !p.relu && p.pool.is_none() => {
+                Some(p.geometry)
+            }
+            Work::GroupedForward {
+                geometry,
+                relu: false,
+            } => Some(geometry),
+            _ => None,
         };
-        (plain && self.readers(x.tensor) == 1).then_some(())?;
-        let (layer, work) = (convolution.layer.clone(), convolution.work.clone());
-        let (parameters, c) = (convolution.view("parameters"), g.output.channels);
-        let (running, affine) = (norm.view("running"), norm.view("affine"));
-        let (image, y) = (convolution.view("x"), norm.view("y"));
-        let folded = self.add_tensor(&format!("{layer}.folded"), &[g.patch() + 1, c]);
-        let fold = batch_norm::batch_norm_fold(
-            g.patch(),
-            c,
-            g.bias,
-            epsilon,
-            parameters,
-            running,
-            affine,
-            folded,
-        );
-        let geometry = Conv2d { bias: true, ..g };
-        let product = match work {
+        let (first, g) = (0..at).find_map(|i| {
+            let spec = &self.kernels[i].1;
+            let geometry = convolution(spec)?;
+            (spec.view("y") == x).then_some((i, geometry))
+        })?;
+        (self.readers(x.tensor) == 1).then_some(())?;
+        let spec = self.kernels[first].1.clone();
+        let (running, affine, y) = (norm.view("running"), norm.view("affine"), norm.view("y"));
+        let (m, c) = (g.patch(), g.output.channels);
+        let folded = self.add_tensor(&format!("{}.folded", spec.layer), &[m + 1, c]);
+        let (parameters, image) = (spec.view("parameters"), spec.view("x"));
+        let fold =
+            batch_norm::batch_norm_fold(m, c, g.bias, epsilon, parameters, running, affine, folded);
+        let biased = Conv2d { bias: true, ..g };
+        let convolution = match spec.work {
             Work::Product(p) => {
-                let product = Product { geometry, ..p };
+                let product = Product {
+                    geometry: biased,
+                    ..p
+                };
                 conv2d::conv2d_forward(product, image, folded, y, None)
             }
-            _ => grouped::grouped_forward(&geometry, self.batch, false, image, folded, y),
+            _ => grouped::grouped_forward(&biased, self.batch, false, image, folded, y),
         };
-        Some((first, [fold, product].map(|spec| spec.of_layer(&layer))))
+        let both = [fold, convolution].map(|new| new.of_layer(&spec.layer));
+        Some((first, both))
     }
 
     /// A tensor of the step, of floats that no sample has a share in.

@@ -25,8 +25,8 @@ use crate::kernels::{
     Access, AdapterReport, Dtype, KernelSpec, STEP_ELEMENTS, View, Work, gather, loss, optimizer,
     step,
 };
-use crate::model::recipe::Optimizer;
-use crate::model::{Layer, Model, Shape};
+use crate::model::recipe::{Optimizer, Recipe};
+use crate::model::{Layer, Loss, Model, Shape};
 use std::collections::HashMap;
 
 /// What a plan is for.
@@ -66,6 +66,17 @@ pub struct Options {
     pub label_smoothing: f32,
     /// What a training sample of each class counts in softmax cross-entropy, `[classes]`; 1 without.
     pub class_weights: Option<Vec<f32>>,
+}
+
+impl Options {
+    /// With what a recipe has to say, and defaults for the rest.
+    pub fn of(recipe: &Recipe) -> Options {
+        Options {
+            label_smoothing: recipe.label_smoothing,
+            class_weights: recipe.class_weights.clone(),
+            ..Options::default()
+        }
+    }
 }
 
 /// How long a tensor's values are needed.
@@ -437,7 +448,8 @@ impl<'a> Builder<'a> {
             Mode::Train(_) => options.label_smoothing,
             Mode::Evaluate => 0.0,
         };
-        if options.class_weights.is_some() && self.trains() {
+        let weighted = options.class_weights.is_some() && self.trains();
+        if weighted && self.model.loss == Loss::SoftmaxCrossEntropy {
             let weights = self.tensor("class_weights", &[classes], Dtype::F32);
             self.tensors[weights.tensor].lifetime = Lifetime::Kept;
             self.emit(loss::weighted_softmax_cross_entropy(

@@ -477,6 +477,8 @@ mod tests {
             schedule: Schedule::Cosine,
             epochs: 2,
             batch_size: 4,
+            label_smoothing: 0.0,
+            class_weights: None,
         };
         let (first, second) = (step_table(&recipe, 10, 7, 1), step_table(&recipe, 10, 7, 2));
         let spans: Vec<_> = first.iter().map(|s| (s.first, s.count)).collect();

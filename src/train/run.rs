@@ -96,6 +96,9 @@ impl Config {
                 schedule,
                 batch_size,
                 epochs: _,
+                // No flag changes these, so the architecture says them.
+                label_smoothing: _,
+                class_weights: _,
             } = &self.recipe;
             let ModelRecord {
                 input,

@@ -24,6 +24,7 @@ pub fn cases() -> Vec<Case> {
         metrics_cases(),
         optimizer_cases(),
         reduce_cases(),
+        super::norm::cases(),
         vec![step_case()],
         peak_cases(),
     ];

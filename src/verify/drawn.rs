@@ -8,10 +8,13 @@ use super::cases::{
     meanpool_forward_case,
 };
 use super::grouped::grouped_cases;
+use super::norm::{batch_norm_cases, group_norm_cases};
 use super::parity::Case;
 use super::products::product_case;
 use crate::gpu::AdapterReport;
+use crate::kernels::batch_norm::BatchNorm;
 use crate::kernels::conv2d::{Family, Pass, Product, Tile};
+use crate::kernels::group_norm::GroupNorm;
 use crate::model::{Conv2d, Pool2d, Shape};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -75,6 +78,23 @@ pub fn drawn(adapter: &AdapterReport, seed: u64, index: usize) -> Vec<Case> {
     ));
     cases.push(meanpool_forward_case(pool, batch));
     cases.push(meanpool_backward_case(pool, batch, masked));
+    let (positions, channels) = (rng.random_range(1..=80), channels(&mut rng, 40));
+    let norm = BatchNorm {
+        batch,
+        positions,
+        channels,
+    };
+    cases.extend(batch_norm_cases(norm, rng.random_range(1..=batch)));
+    let mut groups = rng.random_range(1..=channels);
+    while !channels.is_multiple_of(groups) {
+        groups -= 1;
+    }
+    cases.extend(group_norm_cases(GroupNorm {
+        batch,
+        positions,
+        channels,
+        groups,
+    }));
     cases
 }
 

@@ -8,6 +8,7 @@ mod elementwise;
 mod fingerprint;
 mod grouped;
 mod nonfinite;
+mod norm;
 mod parity;
 mod products;
 mod quick;

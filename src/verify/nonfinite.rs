@@ -18,6 +18,7 @@ pub fn cases(adapter: &AdapterReport) -> Vec<Case> {
     let simple = simple_cases().into_iter().map(Case::nonfinite);
     let families = Family::ALL.into_iter().filter(|f| f.supported(adapter));
     simple
+        .chain(super::norm::nonfinite_cases())
         .chain(families.flat_map(|family| product_cases(family, adapter)))
         .collect()
 }
