@@ -736,6 +736,31 @@ units = "classes"
         assert!(error.contains("multiply-adds"), "{error}");
     }
 
+    /// In one group this convolution would have 2³² weights.
+    #[test]
+    fn groups_count_what_they_have() {
+        let (head, _) = SMALL.split_once("[[layer]]").unwrap();
+        let head = head.replace("[9, 8, 2]", "[64, 64, 65536]");
+        let conv = |groups: &str| {
+            format!(
+                "{head}[[layer]]\ntype = \"conv2d\"\nout_channels = 65536\nkernel = 1\nstride = 64\ngroups = {groups}\n[[layer]]\ntype = \"dense\"\nunits = 3\n"
+            )
+        };
+        let model = resolve(&conv("\"depthwise\"")).unwrap();
+        assert_eq!(model.layers[0].parameter_count(), 2 * 65536);
+        assert_eq!(model.layers[0].multiply_adds(), 65536);
+        let error = resolve(&conv("1")).unwrap_err().to_string();
+        assert!(
+            error.contains("4294967296 (weight, 1×1×65536×65536)"),
+            "{error}"
+        );
+        let error = resolve(&conv("3")).unwrap_err().to_string();
+        assert!(
+            error.contains("groups that divide the 65536 channels"),
+            "{error}"
+        );
+    }
+
     #[test]
     fn the_dataset_decides_shape_and_classes() {
         let definition = Definition::parse(SMALL, "small.toml").unwrap();
@@ -780,6 +805,32 @@ units = "classes"
                 ("mobilenet-small", 153_092),
             ]
         );
+    }
+
+    #[test]
+    fn the_docs_examples_are_models_and_they_name_every_layer() {
+        let docs = include_str!("../../docs/models.md");
+        for (file, text) in [
+            ("README.md", include_str!("../../README.md")),
+            ("models.md", docs),
+        ] {
+            let mut examples = 0;
+            for block in text.split("```toml\n").skip(1) {
+                let (example, _) = block.split_once("```").unwrap();
+                resolve(example).unwrap_or_else(|e| panic!("{file}: {e}"));
+                examples += 1;
+            }
+            assert!(examples > 0, "{file}");
+        }
+        for kind in crate::model::op::KINDS {
+            assert!(docs.contains(&format!("`{}`", kind.name)), "{}", kind.name);
+            for key in kind.keys {
+                assert!(docs.contains(&format!("`{key}`")), "{key} of {}", kind.name);
+            }
+        }
+        for (name, _) in SHIPPED {
+            assert!(docs.contains(&format!("`{name}`")), "{name}");
+        }
     }
 
     #[test]
