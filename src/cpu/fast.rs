@@ -13,7 +13,7 @@
 mod grouped;
 
 use super::im2col::pixel;
-use super::{Memory, add, batch};
+use super::{Memory, add, batch, fast_activation};
 use crate::kernels::conv2d::{Pass, Product};
 use crate::kernels::{KernelSpec, Work};
 use crate::model::{Activation, Conv2d, Pool2d};
@@ -97,6 +97,23 @@ pub fn run(spec: &KernelSpec, memory: &mut Memory<f32>, scratch: &Scratch) {
                     });
             });
         }
+        Work::ActivationForward(activation) => match fast_activation::forward(*activation) {
+            Some(f) => memory.change_floats(view("y"), |memory, y| {
+                elementwise(y, memory.floats(view("x")), f);
+            }),
+            None => super::run(spec, memory),
+        },
+        Work::ActivationBackward(activation) => match fast_activation::slope(*activation) {
+            Some(slope) => memory.change_floats(view("dx"), |memory, dx| {
+                let (x, dy) = (memory.floats(view("saved")), memory.floats(view("dy")));
+                elementwise2(dx, x, dy, |x, dy| dy * slope(x));
+            }),
+            None => super::run(spec, memory),
+        },
+        Work::Add => memory.change_floats(view("y"), |memory, y| {
+            let (a, b) = (memory.floats(view("a")), memory.floats(view("b")));
+            elementwise2(y, a, b, |a, b| a + b);
+        }),
         _ => super::run(spec, memory),
     }
 }
@@ -149,6 +166,18 @@ fn elementwise(y: &mut [f32], x: &[f32], f: impl Fn(f32) -> f32 + Sync) {
         .for_each(|(y, x)| {
             for (y, &x) in y.iter_mut().zip(x) {
                 *y = f(x);
+            }
+        });
+}
+
+/// `y = f(a, b)`.
+fn elementwise2(y: &mut [f32], a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32 + Sync) {
+    let operands = a.par_chunks(ELEMENTS_PER_SUM);
+    y.par_chunks_mut(ELEMENTS_PER_SUM)
+        .zip(operands.zip(b.par_chunks(ELEMENTS_PER_SUM)))
+        .for_each(|(y, (a, b))| {
+            for (y, (&a, &b)) in y.iter_mut().zip(a.iter().zip(b)) {
+                *y = f(a, b);
             }
         });
 }
@@ -666,12 +695,26 @@ mod tests {
     #[test]
     fn every_kernel_of_a_step_agrees_with_its_twin_in_f64() {
         // 300 samples: tasks of several blocks, the last of each cut short; 1: less than a block.
-        for (model, rule) in models().iter().zip(RULES) {
-            for count in [300, 1] {
+        let rules = RULES.into_iter().cycle();
+        let mut all: Vec<_> = models()
+            .into_iter()
+            .zip(rules)
+            .map(|(m, r)| (m, r, 300))
+            .collect();
+        all.extend(models().map(|model| (model, RULES[0], 1)));
+        for name in ["cnn-bn", "mobilenet-small", "resnet9"] {
+            let definition = crate::model::load(name).unwrap();
+            let model = definition.resolve(Shape::new(32, 32, 3), 3).unwrap();
+            all.push((model, RULES[0], 2));
+        }
+        for (model, rule, count) in &all {
+            let (rule, count) = (*rule, *count);
+            {
                 let (mut fast, scratch) = (step::<f32>(model, rule, count), Scratch::default());
                 let mut twins = step::<f64>(model, rule, count);
                 let plan = fast.plan.clone();
                 for spec in plan.specs() {
+                    println!("{} {} of {}", model.name, spec.entry, spec.layer);
                     run(spec, &mut fast.memory, &scratch);
                     cpu::run(spec, &mut twins.memory);
                     for written in spec.arguments.iter().filter(|a| a.access != Access::Read) {

@@ -48,9 +48,9 @@ pub fn maxpool2d_forward<T: Float>(p: &Pool2d, x: &[T]) -> (Vec<T>, Vec<u8>) {
                 let best = y[position * c..][..c].iter_mut();
                 let index = index[position * c..][..c].iter_mut();
                 for ((best, index), &x) in best.zip(index).zip(&x[pixel * c..][..c]) {
-                    if first || x > *best || x.is_nan() {
-                        (*best, *index) = (x, tap as u8);
-                    }
+                    let wins = first || x > *best || x.is_nan();
+                    *best = if wins { x } else { *best };
+                    *index = if wins { tap as u8 } else { *index };
                 }
             });
         });
@@ -105,10 +105,13 @@ pub fn maxpool2d_backward_overlapping<T: Float>(p: &Pool2d, dy: &[T], index: &[u
                     for ow in windows(w, 1, p.output.width) {
                         let tap = (h - oh * p.stride[0]) * p.kernel[1] + (w - ow * p.stride[1]);
                         let first = (oh * p.output.width + ow) * c;
-                        for (channel, dx) in dx.iter_mut().enumerate() {
-                            if index[first + channel] as usize == tap {
-                                *dx += dy[first + channel];
-                            }
+                        let windows = dy[first..].iter().zip(&index[first..]);
+                        for (dx, (&dy, &index)) in dx.iter_mut().zip(windows) {
+                            *dx += if usize::from(index) == tap {
+                                dy
+                            } else {
+                                T::zero()
+                            };
                         }
                     }
                 }
