@@ -14,9 +14,9 @@
 // grouped_…: one invocation computes one element, its sum in the order of (kh,kw), then channels; that
 //   of a weight in the order of (n,oh,ow), over a CHUNKS-th of the image rows (n,oh).
 // grouped_…4: depthwise convolution, GC = GOC = 1, with channels in fours. One invocation computes four
-//   channels of four neighbours in a row, of y, of dx or of taps (or of the bias over a chunk), so that
-//   what it has loaded it uses more than once: where neighbours lie as far apart as taps the windows
-//   slide along the width, and of four values three are those of the step before.
+//   channels of four neighbours in a row, of y, of dx or of taps, so that what it has loaded it uses more
+//   than once: where neighbours lie as far apart as taps the windows slide along the width, and of four
+//   values three are those of the step before.
 // Forward writes y, backward writes partials, to be added up by `reduce_splits`, and dx.
 // CPU twins: grouped_forward, grouped_backward_weight, grouped_backward_input (of both) in
 // src/cpu/grouped.rs.
@@ -278,14 +278,14 @@ fn grouped_backward_weight4(
     let t = (group.y * groups.x + group.x) * WORKGROUP_SIZE + local;
     let C4 = C / 4u;
     let fours = (KW + 3u) / 4u;
-    let places = KH * fours + select(0u, 1u, BIAS);
+    let places = KH * fours;
     if t >= CHUNKS * places * C4 {
         return;
     }
     let channel = t % C4;
     let place = (t / C4) % places;
     let chunk = t / (C4 * places);
-    let kh = place / fours;  // KH for the bias
+    let kh = place / fours;
     let kw = place % fours * 4u;
     let length = (N * OH + CHUNKS - 1u) / CHUNKS;
     let end = min((chunk + 1u) * length, N * OH);
@@ -293,22 +293,17 @@ fn grouped_backward_weight4(
     var s1 = vec4<f32>();
     var s2 = vec4<f32>();
     var s3 = vec4<f32>();
+    var bias = vec4<f32>();
     for (var row = chunk * length; row < end; row++) {
         let h = row % OH * SH + kh * DH - PH;
-        if h >= H && kh < KH {
-            continue;
-        }
-        let start = (row / OH * H + h) * W;
+        let start = (row / OH * H + min(h, H - 1u)) * W;
         var x0: vec4<f32>;
         var x1: vec4<f32>;
         var x2: vec4<f32>;
         var x3: vec4<f32>;
         for (var ow = 0u; ow < OW; ow++) {
             let gradient = output_gradient4[(row * OW + ow) * C4 + channel];
-            if kh == KH {
-                s0 += gradient;
-                continue;
-            }
+            bias += gradient;
             let w = ow * SW + kw * DW - PW;
             if ow == 0u || SW != DW {
                 x0 = load_x(start, w, channel);
@@ -320,19 +315,19 @@ fn grouped_backward_weight4(
                 x2 = x3;
             }
             x3 = load_x(start, w + 3u * DW, channel);
-            s0 = select(s0, s0 + x0 * gradient, w < W);
-            s1 = select(s1, s1 + x1 * gradient, w + DW < W);
-            s2 = select(s2, s2 + x2 * gradient, w + 2u * DW < W);
-            s3 = select(s3, s3 + x3 * gradient, w + 3u * DW < W);
+            s0 = select(s0, s0 + x0 * gradient, h < H && w < W);
+            s1 = select(s1, s1 + x1 * gradient, h < H && w + DW < W);
+            s2 = select(s2, s2 + x2 * gradient, h < H && w + 2u * DW < W);
+            s3 = select(s3, s3 + x3 * gradient, h < H && w + 3u * DW < W);
         }
     }
-    let rows = KH * KW + select(0u, 1u, BIAS);
-    let at = (chunk * rows + kh * KW + kw) * C4 + channel;
-    let taps = select(min(KW - kw, 4u), 1u, kh == KH);
+    let first = chunk * (KH * KW + select(0u, 1u, BIAS));
+    let at = (first + kh * KW + kw) * C4 + channel;
     partials4[at] = s0;
-    if taps > 1u { partials4[at + C4] = s1; }
-    if taps > 2u { partials4[at + 2u * C4] = s2; }
-    if taps > 3u { partials4[at + 3u * C4] = s3; }
+    if kw + 1u < KW { partials4[at + C4] = s1; }
+    if kw + 2u < KW { partials4[at + 2u * C4] = s2; }
+    if kw + 3u < KW { partials4[at + 3u * C4] = s3; }
+    if BIAS && place == 0u { partials4[(first + KH * KW) * C4 + channel] = bias; }
 }
 
 // dy where `across` = ow·SW in the row that starts at position `start`; anything where no ow is that.

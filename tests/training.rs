@@ -283,6 +283,80 @@ fn resumes(device: Device) {
     assert!(contents(cut.folder()) == before);
 }
 
+/// With batch normalisation, whose running statistics are state beside the parameters, and dropout, whose
+/// draws depend on the epoch: interrupted in the middle of an epoch and behind one.
+fn resumes_with_running_statistics(device: Device) {
+    let bench = Bench::new(device);
+    let layers = "type = \"batch_norm\"\n\n[[layer]]\ntype = \"dropout\"\n\n[[layer]]\ntype = \"max_pool2d\"";
+    let text = common::MODEL.replacen("type = \"max_pool2d\"", layers, 1);
+    let config = || {
+        let mut config = bench.config(1, 2, Schedule::OneCycle);
+        config.model.architecture.clone_from(&text);
+        config
+    };
+    let whole = bench.trained("whole", config());
+    let mut cut = bench.create("cut", config());
+    for at in [40, 97] {
+        let flag = AtomicBool::new(false);
+        let control = Control {
+            checkpoint_every: CheckpointEvery::Epoch,
+            stop_after: None,
+            interrupted: &flag,
+        };
+        let mut observer = StopAfter {
+            interrupt: Some((at, &flag)),
+            ..StopAfter::default()
+        };
+        let outcome = bench.train_with(&mut cut, &control, &mut observer).unwrap();
+        assert!(
+            matches!(outcome, Outcome::Interrupted { .. }),
+            "{outcome:?}"
+        );
+        cut = reopen(cut);
+    }
+    bench.train(&mut cut, 0).0.unwrap();
+    assert_same(&whole, &cut);
+
+    // The published weights carry them, and they have moved.
+    let [_, running] = Run::open(whole.folder()).unwrap().weights().unwrap();
+    assert_eq!(running.len(), whole.model().running_elements);
+    let moved = running
+        .iter()
+        .zip(wgrad::model::initial_running(whole.model()));
+    assert!(moved.filter(|(a, b)| **a != *b).count() >= 8, "{running:?}");
+    // What they are is what the test accuracy was measured with.
+    let mut engine = bench.device.engine(&whole);
+    let (test, config) = (&bench.data.test, whole.config());
+    let [parameters, _] = whole.weights().unwrap();
+    engine.set_parameters(&parameters).unwrap();
+    engine.set_running(&running).unwrap();
+    engine
+        .upload_dataset(
+            Split::Test,
+            test.images.clone(),
+            &test.labels,
+            &config.scale_and_shift(),
+        )
+        .unwrap();
+    let result = engine.evaluate(Split::Test, &mut |_| std::ops::ControlFlow::Continue(()));
+    let loss = result.unwrap().loss_sum / TEST_IMAGES as f64;
+    let recorded = whole.metrics().last().unwrap().test_loss;
+    assert!(
+        (loss - recorded).abs() <= 1e-6 * recorded,
+        "{loss}, not {recorded}"
+    );
+}
+
+#[test]
+fn the_cpu_resumes_with_running_statistics() {
+    resumes_with_running_statistics(Device::Cpu);
+}
+
+#[test]
+fn the_gpu_resumes_with_running_statistics() {
+    resumes_with_running_statistics(Device::gpu());
+}
+
 #[test]
 fn the_cpu_learns() {
     learns(Device::Cpu);

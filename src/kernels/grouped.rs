@@ -81,7 +81,7 @@ pub fn grouped_backward_weight(
     partials: View,
 ) -> KernelSpec {
     let results = chunks * g.parameter_elements();
-    let places = g.kernel[0] * fours(g.kernel[1]) + usize::from(g.bias);
+    let places = g.kernel[0] * fours(g.kernel[1]);
     let (entry, [x_at, dy_at, partials_at], invocations) = match in_fours(g) {
         true => (
             "grouped_backward_weight4",

@@ -220,48 +220,51 @@ macro_rules! by_channels {
 /// one sample, in the order of the taps; `width` is the source's.
 fn correlate(
     g: &Conv2d,
-    taps: &[Taps; 2],
+    [rows, columns]: &[Taps; 2],
     width: usize,
     source: &[f32],
     weight: &[f32],
     result: &mut [f32],
     finish: impl Fn(usize, f32) -> f32 + Copy,
 ) {
-    by_channels!(
-        g.input.channels,
-        correlate_channels(g, taps, width, source, weight, result, finish)
-    );
+    let c = g.input.channels;
+    let places = rows
+        .iter()
+        .flat_map(|row| columns.iter().map(move |column| (row, column)));
+    // Where the factors of a place begin.
+    let mut factors = Vec::with_capacity(g.kernel[0] * g.kernel[1]);
+    for ((row, column), result) in places.zip(result.chunks_exact_mut(c)) {
+        factors.clear();
+        for (kh, h) in row {
+            let taps = column.iter();
+            factors.extend(taps.map(|(kw, w)| ((h * width + w) * c, (kh * g.kernel[1] + kw) * c)));
+        }
+        by_channels!(
+            c,
+            correlate_channels(&factors, source, weight, result, finish)
+        );
+    }
 }
 
-#[inline]
+#[inline(always)]
 fn correlate_channels<const N: usize>(
     first: usize,
-    g: &Conv2d,
-    [rows, columns]: &[Taps; 2],
-    width: usize,
+    factors: &[(usize, usize)],
     source: &[f32],
     weight: &[f32],
     result: &mut [f32],
     finish: impl Fn(usize, f32) -> f32,
 ) -> usize {
-    let c = g.input.channels;
-    let places = rows
-        .iter()
-        .flat_map(|row| columns.iter().map(move |column| (row, column)));
-    for ((row, column), result) in places.zip(result.chunks_exact_mut(c)) {
-        let mut sums = [0.0; N];
-        for (kh, h) in row {
-            for (kw, w) in column {
-                let source: &[f32; N] = at(source, (h * width + w) * c + first);
-                let weight: &[f32; N] = at(weight, (kh * g.kernel[1] + kw) * c + first);
-                for i in 0..N {
-                    sums[i] += source[i] * weight[i];
-                }
-            }
+    let mut sums = [0.0; N];
+    for (pixel, tap) in factors {
+        let source: &[f32; N] = at(source, pixel + first);
+        let weight: &[f32; N] = at(weight, tap + first);
+        for i in 0..N {
+            sums[i] += source[i] * weight[i];
         }
-        for (i, result) in result[first..][..N].iter_mut().enumerate() {
-            *result = finish(first + i, sums[i]);
-        }
+    }
+    for (i, result) in result[first..][..N].iter_mut().enumerate() {
+        *result = finish(first + i, sums[i]);
     }
     N
 }
