@@ -161,7 +161,9 @@ fn ends_case(activation: Activation, backward: bool) -> Case {
     let name = names(activation, 4)[usize::from(backward)];
     let variant = format!("at the ends{}", kind(activation));
     Case::new(name, variant, move |b| {
-        let mut x = vec![0.0, 0.1, 0.62, 0.63, 3.0, 8.0, 9.99, 10.01, 12.99, 13.01, 30.0];
+        let mut x = vec![
+            0.0, 0.1, 0.62, 0.63, 3.0, 8.0, 9.99, 10.01, 12.99, 13.01, 30.0,
+        ];
         x.extend([
             86.9, 87.1, 89.0, 104.0, 1e3, 1e5, 1e10, 1e19, 1e20, 1e30, 3e38,
         ]);
