@@ -57,7 +57,7 @@ pub use group_norm::{
 pub use grouped::{grouped_backward_input, grouped_backward_weight, grouped_forward};
 pub use im2col::{col2im, im2col};
 pub use loss::{
-    LossOutput, argmax, softmax_cross_entropy, squared_error, sum_metrics,
+    LossOutput, argmax, predict, softmax_cross_entropy, squared_error, sum_metrics,
     weighted_softmax_cross_entropy,
 };
 pub use optimizer::{adamw_update, sgd_update};
