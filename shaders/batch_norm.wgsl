@@ -19,7 +19,8 @@
 //   as small as the deviation, however large the mean, so nothing is lost in rounding.
 // batch_norm_statistics: one workgroup takes four channels; of the 16 invocations that share one, each
 //   merges every 16th chunk, then halves are merged pairwise. Writes statistics, updates running.
-// batch_norm_forward: one invocation handles LANES channels of ROWS_PER_STRIP rows. Writes y.
+// batch_norm_forward: one invocation handles LANES channels of ROWS_PER_STRIP rows. Writes y, with RELU
+//   max(0, y) (and NaN where that is NaN), the activation that follows.
 // batch_norm_backward_sums: as batch_norm_moments; writes Σ dy·x̂ and Σ dy to partials, which
 //   reduce_chunks adds up into gradient.
 // batch_norm_backward_input: as batch_norm_forward. Writes dx.
@@ -32,6 +33,7 @@
 // Computing the Sample Variance".
 
 alias Lanes = vec4<f32>;
+alias Words = vec4<u32>;
 
 override ROWS: u32 = 1u;
 override POSITIONS: u32 = 1u;
@@ -43,6 +45,7 @@ override MOMENTUM: f32 = 0.0;
 override EPSILON: f32 = 0.0;
 override M: u32 = 1u;
 override BIAS: bool = false;
+override RELU: bool = false;
 
 const WORKGROUP_SIZE = 64u;
 const ROWS_PER_STRIP = 8u;
@@ -176,6 +179,13 @@ fn batch_norm_statistics(
     }
 }
 
+// 0 where that is more. What is NaN is told by its bits, because a compiler may take it that no
+// comparison meets a NaN.
+fn activated(value: Lanes) -> Lanes {
+    let not_a_number = (bitcast<Words>(value) & Words(0x7fffffffu)) > Words(0x7f800000u);
+    return select(value, Lanes(0.0), (value <= Lanes(0.0)) & !not_a_number);
+}
+
 // y of strip and channel t; past the last strip there is no row.
 fn normalise(t: u32, mean: Lanes, rstd: Lanes) {
     let first = t / WIDTH * ROWS_PER_STRIP;
@@ -184,7 +194,12 @@ fn normalise(t: u32, mean: Lanes, rstd: Lanes) {
     let bias = affine[WIDTH + channel];
     let end = min(first + ROWS_PER_STRIP, ROWS) * WIDTH;
     for (var at = first * WIDTH + channel; at < end; at += WIDTH) {
-        y[at] = (x[at] - mean) * rstd * weight + bias;
+        let value = (x[at] - mean) * rstd * weight + bias;
+        if RELU {
+            y[at] = activated(value);
+        } else {
+            y[at] = value;
+        }
     }
 }
 

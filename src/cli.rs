@@ -131,8 +131,14 @@ pub struct InspectArgs {
     #[arg(long, value_name = "HOW")]
     pub conv: Option<Conv>,
     /// Print the graph in Graphviz's language instead: wgrad inspect MODEL --dot | dot -Tsvg > model.svg
-    #[arg(long)]
+    #[arg(long, conflicts_with = "plan")]
     pub dot: bool,
+    /// Print what a training step does instead, kernel by kernel, as planned for a typical GPU
+    #[arg(long)]
+    pub plan: bool,
+    /// Kernel family to plan for, with --plan: subgroup, workgroup or plain [default: workgroup]
+    #[arg(long, value_name = "FAMILY", requires = "plan")]
+    pub kernels: Option<Family>,
 }
 
 #[derive(Debug, Args)]

@@ -1,12 +1,14 @@
 //! wgrad trains convolutional image classifiers on any GPU that Vulkan, Metal or DX12 reaches.
 //!
 //! ```text
-//! data ──► network.upload ─► [ GPU: gather ► forward ► loss ► backward ► optimiser ] × many steps ─► one small read-back ─► progress, metrics
-//!          (once)              a few steps per submission, no host wait inside an epoch              (loss sum, correct count)
+//! model file ─► graph ─► plan ─┬─► GPU: compiled once ─► [ gather ► forward ► loss ► backward ► update ] × many steps
+//!                              └─► CPU: the twins, and faster functions for some   a few steps per submission, one small read-back
 //! ```
 //!
-//! The dataset goes to the GPU once, as bytes. Parameters, activations, gradients, optimiser state
-//! and metrics stay there; the host uploads a shuffle and a step table per epoch.
+//! A training step is data: a [`plan::Plan`] lists the kernels and the tensors that they read and write,
+//! and needs no device. The GPU compiles it; the CPU calls, for each kernel, the plain function of the
+//! same name. The dataset goes to the device once, as bytes. Parameters, activations, gradients,
+//! optimiser state and metrics stay there; the host uploads a shuffle and a step table per epoch.
 //!
 //! # The rooms
 //!
@@ -14,20 +16,21 @@
 //! |---|---|---|
 //! | [`error`] | the one error type | |
 //! | [`host`] | the machine's own memory | |
-//! | [`model`] | architecture files, shapes, parameter layout, recipes, initial values | |
+//! | [`model`] | architecture files, graphs, the table of operations, parameters, recipes | |
 //! | [`data`] | readers of datasets | [`model`] |
-//! | [`gpu`] | adapters, device, buffers, dispatches, read-backs | |
-//! | [`kernels`] | a typed wrapper per WGSL entry point | [`gpu`], [`model`] |
-//! | [`network`] | a model's resident buffers and the plan of a step | [`kernels`] |
-//! | [`cpu`] | the oracle: a plain function per WGSL entry point, and a whole step | [`model`] |
-//! | [`train`] | the loop, the run folder, checkpoints | [`network`], [`cpu`], [`data`], [`export`] |
+//! | [`kernels`] | a kernel as data; a typed constructor per WGSL entry point | [`model`] |
+//! | [`plan`] | a step as data: forward, backward, fusions, memory, what is wrong with it | [`kernels`] |
+//! | [`gpu`] | adapters, device, buffers, dispatches, read-backs | [`kernels`] |
+//! | [`cpu`] | the twins, what carries out plans with them, and what is faster | [`plan`] |
+//! | [`engine`] | what carries out plans step after step, on either | [`gpu`], [`cpu`] |
+//! | [`train`] | the loop, the run folder, checkpoints | [`engine`], [`data`], [`export`] |
 //! | [`export`] | safetensors in PyTorch's order | [`model`] |
-//! | [`tune`] | tiles chosen by measurement, and their cache | [`kernels`] |
-//! | [`report`] | kernels, steps and layers measured | [`train`], [`verify`] |
-//! | [`verify`] | every kernel against its twin, whole steps against the oracle | [`network`], [`cpu`] |
+//! | [`tune`] | tiles chosen by measurement, and their cache | [`gpu`] |
+//! | [`verify`] | every kernel against its twin, alone and in whole steps | [`gpu`], [`cpu`] |
+//! | [`report`] | kernels, steps and layers measured | [`engine`], [`verify`] |
 //!
-//! `main → commands → report, train, export, verify → network → kernels → gpu`, never back. Only `gpu`,
-//! `kernels` and `network` know of wgpu; none of them knows of `cpu`.
+//! `main → commands → report, verify, train → engine → gpu, cpu → plan → kernels → model`, never back.
+//! Only `gpu` names wgpu; neither `gpu` nor `cpu` knows of the other.
 
 pub mod cpu;
 pub mod data;

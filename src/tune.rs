@@ -290,7 +290,7 @@ impl Operands {
         };
         let [x, p, dy] = [
             product.batch * g.input.elements(),
-            g.weight_elements() + g.output.channels,
+            g.parameter_elements(),
             product.batch * g.output.elements(),
         ];
         Ok(Operands {

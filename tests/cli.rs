@@ -280,6 +280,12 @@ fn inspect_needs_no_gpu() {
         small.contains("8×6×4") && small.contains("batch size 20"),
         "{small}"
     );
+    let graph = bench.good("inspect resnet9 --dot");
+    assert!(
+        graph.starts_with("digraph \"resnet9\" {\n") && graph.ends_with("}\n"),
+        "{graph}"
+    );
+    assert!(graph.contains("v0 -> v1 [label=\"32×32×3\"]"), "{graph}");
     bench.bad(
         "inspect lenet5 --batch-size 0",
         2,

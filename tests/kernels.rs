@@ -773,7 +773,7 @@ fn every_tile_of_a_family_gives_the_same_bits() {
     for (geometry, batch) in geometries {
         let g = geometry.unwrap();
         let x = values(batch * g.input.elements());
-        let parameters = values(g.weight_elements() + g.output.channels);
+        let parameters = values(g.parameter_elements());
         let dy = values(batch * g.output.elements());
         let pool = Pool2d::new(g.output, [2, 2], [2, 2]).ok();
         for family in Family::ALL {

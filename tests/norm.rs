@@ -5,6 +5,7 @@
 use serde::Deserialize;
 use wgrad::cpu::{self, Float, Twins};
 use wgrad::kernels::batch_norm::BatchNorm;
+use wgrad::kernels::conv2d::{Pass, Product};
 use wgrad::kernels::group_norm::GroupNorm;
 use wgrad::kernels::{AdapterReport, Step as StepRow, Work};
 use wgrad::model::recipe::Optimizer;
@@ -100,19 +101,31 @@ fn batch_norm<T: Float>(case: &BatchNormCase) {
         let statistics =
             cpu::batch_norm_statistics(&g, constants, &x, &partials, count, &mut running);
         assert_close("running", &running, &step.running);
-        let y = cpu::batch_norm_forward(&x, &statistics, &affine);
+        let mut y = vec![T::zero(); full];
+        cpu::batch_norm_forward(false, &x, &statistics, &affine, &mut y);
         assert_close("y", &y[..step.y.len()], &step.y);
 
         let partials = cpu::batch_norm_backward_sums(&g, &x, &dy, &statistics, count);
         let gradient = cpu::reduce_chunks(&partials, g.chunks().count());
         assert_close("daffine", &gradient, &step.daffine);
-        let dx =
-            cpu::batch_norm_backward_input(&g, &x, &dy, &statistics, &affine, &gradient, count);
+        // What it held before is not zero.
+        let mut dx = x.clone();
+        cpu::batch_norm_backward_input(
+            &g,
+            &x,
+            &dy,
+            &statistics,
+            &affine,
+            &gradient,
+            count,
+            &mut dx,
+        );
         let (counted, rest) = dx.split_at(step.dx.len());
         assert_close("dx", counted, &step.dx);
         assert!(rest.iter().all(|dx| *dx == T::zero()));
     }
-    let y = cpu::batch_norm_evaluate(case.epsilon, &x, &running, &affine);
+    let mut y = vec![T::zero(); x.len()];
+    cpu::batch_norm_evaluate(case.epsilon, false, &x, &running, &affine, &mut y);
     assert_close("evaluated", &y[..case.evaluated.len()], &case.evaluated);
 }
 
@@ -135,11 +148,13 @@ fn group_norm<T: Float>(case: &GroupNormCase) {
     };
     let partials = cpu::group_norm_moments(&g, &x);
     let statistics = cpu::group_norm_statistics(&g, case.epsilon, &x, &partials);
-    let y = cpu::group_norm_forward(&g, &x, &statistics, &affine);
+    let mut y = vec![T::zero(); x.len()];
+    cpu::group_norm_forward(&g, &x, &statistics, &affine, &mut y);
     assert_close("y", &y, &case.y);
     let partials = cpu::group_norm_backward_sums(&g, &x, &dy, &statistics, &affine);
     let sums = cpu::reduce_splits(&partials, g.chunks().count());
-    let dx = cpu::group_norm_backward_input(&g, &x, &dy, &statistics, &affine, &sums);
+    let mut dx = vec![T::zero(); x.len()];
+    cpu::group_norm_backward_input(&g, &x, &dy, &statistics, &affine, &sums, &mut dx);
     assert_close("dx", &dx, &case.dx);
     let partials = cpu::group_norm_backward_affine(&g, &x, &dy, &statistics);
     let gradient = cpu::reduce_chunks(&partials, g.row_chunks().count());
@@ -198,7 +213,7 @@ fn normalised() -> Model {
     push(&|_| Op::GroupNorm { groups: 3, epsilon }, None);
     push(&|input| dense(input, 5), None);
     push(&|_| Op::LayerNorm { epsilon }, None);
-    push(&|_| batch_norm, None);
+    push(&|_| batch_norm, Some(Activation::Relu));
     push(&|input| dense(input, 3), None);
     model.finish().unwrap()
 }
@@ -261,6 +276,42 @@ fn an_evaluated_batch_norm_is_folded_into_the_convolution_before_it() {
             "conv2d2 batch_norm_fold",
             "batch_norm4 batch_norm_evaluate"
         ]
+    );
+}
+
+#[test]
+fn a_relu_is_computed_along() {
+    let relus = |plan: &Plan| {
+        let activation = |work: &Work| matches!(work, Work::ActivationForward(Activation::Relu));
+        let alone = plan.specs().filter(|spec| activation(&spec.work)).count();
+        let along = plan.specs().filter(|spec| {
+            matches!(
+                spec.work,
+                Work::BatchNormForward { relu: true, .. }
+                    | Work::BatchNormEvaluate { relu: true, .. }
+                    | Work::Product(Product {
+                        relu: true,
+                        pass: Pass::Forward,
+                        ..
+                    })
+            )
+        });
+        (
+            alone,
+            along.map(|spec| spec.layer.clone()).collect::<Vec<_>>(),
+        )
+    };
+    let model = normalised();
+    let fused = |layers: &[&str]| (0, layers.iter().map(|l| l.to_string()).collect::<Vec<_>>());
+    assert_eq!(relus(&plan(&model, SGD, true)), (2, vec![]));
+    assert_eq!(
+        relus(&plan(&model, SGD, false)),
+        fused(&["batch_norm2", "batch_norm4"])
+    );
+    // Here the first went into the convolution with the normalisation.
+    assert_eq!(
+        relus(&plan(&model, Mode::Evaluate, false)),
+        fused(&["conv2d1", "batch_norm4"])
     );
 }
 

@@ -7,7 +7,7 @@ use wgrad::Result;
 use wgrad::engine::memory;
 use wgrad::gpu::AdapterReport;
 use wgrad::model::{dot, load, summary};
-use wgrad::plan::Options;
+use wgrad::plan::{Mode, Options, Plan, Target};
 
 pub fn run(args: &InspectArgs) -> Result<()> {
     let definition = load(&args.model)?;
@@ -18,10 +18,16 @@ pub fn run(args: &InspectArgs) -> Result<()> {
     let batch_size = args.batch_size.unwrap_or(definition.recipe.batch_size);
     let optimizer = &definition.recipe.optimizer;
     let options = Options {
+        family: args.kernels,
         explicit_conv: args.conv == Some(Conv::Explicit),
         ..Options::of(&definition.recipe)
     };
-    // The sums of the weight gradients are cut into more parts on a GPU than on a software adapter.
+    if args.plan {
+        let (mode, adapter) = (Mode::Train(*optimizer), AdapterReport::imagined(false));
+        let plan = Plan::new(&model, batch_size, mode, &options, Target::Gpu(&adapter))?;
+        return say(plan.to_string().trim_end());
+    }
+    // Tiles and fusions differ, and an evaluation takes larger batches on a GPU.
     let on = |software| {
         let adapter = AdapterReport::imagined(software);
         memory(&model, batch_size, optimizer, &options, &adapter)

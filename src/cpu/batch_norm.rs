@@ -97,24 +97,34 @@ pub fn batch_norm_statistics<T: Float>(
     statistics
 }
 
-/// `y = (x − mean)·rstd·γ + β`, in the rows that do not count as well.
+/// `y = (x − mean)·rstd·γ + β`, in the rows that do not count as well; with `relu` the larger of that and
+/// 0, and NaN where that is NaN.
 ///
-/// x `[rows, C]`, statistics `[2, C]`: mean, rstd; affine `[2, C]`: γ, β; returns `[rows, C]`.
-pub fn batch_norm_forward<T: Float>(x: &[T], statistics: &[T], affine: &[T]) -> Vec<T> {
+/// x and y `[rows, C]`, statistics `[2, C]`: mean, rstd; affine `[2, C]`: γ, β.
+pub fn batch_norm_forward<T: Float>(
+    relu: bool,
+    x: &[T],
+    statistics: &[T],
+    affine: &[T],
+    y: &mut [T],
+) {
     let (mean, rstd) = halves(statistics);
     let (weight, bias) = halves(affine);
     let c = mean.len();
-    let mut y = vec![T::zero(); x.len()];
     y.par_chunks_mut(rows_per_task(c) * c)
         .zip(x.par_chunks(rows_per_task(c) * c))
         .for_each(|(y, x)| {
             for (y, x) in y.chunks_exact_mut(c).zip(x.chunks_exact(c)) {
                 for i in 0..c {
-                    y[i] = (x[i] - mean[i]) * rstd[i] * weight[i] + bias[i];
+                    let value = (x[i] - mean[i]) * rstd[i] * weight[i] + bias[i];
+                    y[i] = if relu && value <= T::zero() {
+                        T::zero()
+                    } else {
+                        value
+                    };
                 }
             }
         });
-    y
 }
 
 /// `Σ dy·x̂` and `Σ dy` of every channel in every chunk of rows, with `x̂ = (x − mean)·rstd`; their sum
@@ -153,7 +163,7 @@ pub fn batch_norm_backward_sums<T: Float>(
 
 /// `dx = γ·rstd·(dy − (Σ dy + x̂·Σ dy·x̂) / n)` in the n rows that count, 0 in the others.
 ///
-/// x and dy `[rows, C]`, statistics, affine and gradient (of affine) `[2, C]`, returns `[rows, C]`.
+/// x, dy and dx `[rows, C]`, statistics, affine and gradient (of affine) `[2, C]`.
 pub fn batch_norm_backward_input<T: Float>(
     g: &BatchNorm,
     x: &[T],
@@ -162,7 +172,8 @@ pub fn batch_norm_backward_input<T: Float>(
     affine: &[T],
     gradient: &[T],
     count: usize,
-) -> Vec<T> {
+    dx: &mut [T],
+) {
     let c = g.channels;
     let (mean, rstd) = halves(statistics);
     let (weight_gradient, bias_gradient) = halves(gradient);
@@ -172,8 +183,9 @@ pub fn batch_norm_backward_input<T: Float>(
     let slope: Vec<T> = slope.map(|(&g, &r)| g * r / n).collect();
     let offset: Vec<T> = bias_gradient.iter().map(|&g| g / n).collect();
     let (scale, slope, offset) = (&scale[..c], &slope[..c], &offset[..c]);
-    let mut dx = vec![T::zero(); x.len()];
-    dx[..count * g.positions * c]
+    let (counted, rest) = dx.split_at_mut(count * g.positions * c);
+    rest.fill(T::zero());
+    counted
         .par_chunks_mut(rows_per_task(c) * c)
         .zip(x.par_chunks(rows_per_task(c) * c))
         .zip(dy.par_chunks(rows_per_task(c) * c))
@@ -185,15 +197,21 @@ pub fn batch_norm_backward_input<T: Float>(
                 }
             }
         });
-    dx
 }
 
 /// [`batch_norm_forward`] by the running statistics `[2, C]`: mean, variance.
-pub fn batch_norm_evaluate<T: Float>(epsilon: f32, x: &[T], running: &[T], affine: &[T]) -> Vec<T> {
+pub fn batch_norm_evaluate<T: Float>(
+    epsilon: f32,
+    relu: bool,
+    x: &[T],
+    running: &[T],
+    affine: &[T],
+    y: &mut [T],
+) {
     let (mean, variance) = halves(running);
     let rstd = variance.iter().map(|&v| rstd(v, epsilon));
     let statistics: Vec<T> = mean.iter().copied().chain(rstd).collect();
-    batch_norm_forward(x, &statistics, affine)
+    batch_norm_forward(relu, x, &statistics, affine, y);
 }
 
 /// Weight and bias of the convolution that is the one before and this normalisation in one:
@@ -284,7 +302,8 @@ mod tests {
         let statistics = batch_norm_statistics(&g, [0.5, 0.25], &x, &partials, 1, &mut running);
         assert_eq!(statistics, [5.0, -3.0, 2.0, 2.0]);
         assert_eq!(running, [3.0, -1.0, 2.0, 2.0]);
-        let y = batch_norm_forward(&x[..2], &statistics, &[3.0, 4.0, 0.5, 0.25]);
+        let mut y = [9.0; 2];
+        batch_norm_forward(false, &x[..2], &statistics, &[3.0, 4.0, 0.5, 0.25], &mut y);
         assert_eq!(y, [0.5, 0.25]);
     }
 
@@ -302,7 +321,8 @@ mod tests {
         x[3 * 90 + 1] = f32::NAN;
         let [found, _] = statistics(&g, &x, 4);
         let statistics: Vec<f32> = found.iter().map(|v| *v as f32).collect();
-        let y = batch_norm_forward(&x[..3 * 80], &statistics, &[1.0, 1.0, 1.0, 0.0, 0.0, 0.0]);
+        let (affine, mut y) = ([1.0, 1.0, 1.0, 0.0, 0.0, 0.0], vec![0.0; 3 * 80]);
+        batch_norm_forward(false, &x[..3 * 80], &statistics, &affine, &mut y);
         for row in y.chunks_exact(3) {
             assert!(row[0].is_nan() && row[1].is_finite() && row[2].is_nan());
         }
@@ -324,7 +344,8 @@ mod tests {
             let bias = if with_bias { &bias[..] } else { &[0.0; 3] };
             let convolved =
                 crate::cpu::bias_forward(&crate::cpu::matmul_nn(7, c, m, &x, &weight), bias);
-            let expected = batch_norm_evaluate(1e-3, &convolved, &running, &affine);
+            let mut expected = vec![0.0; 7 * c];
+            batch_norm_evaluate(1e-3, false, &convolved, &running, &affine, &mut expected);
             let folded = batch_norm_fold(with_bias, 1e-3, &parameters, &running, &affine);
             let (weight, bias) = folded.split_at(m * c);
             let found = crate::cpu::bias_forward(&crate::cpu::matmul_nn(7, c, m, &x, weight), bias);

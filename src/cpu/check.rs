@@ -317,7 +317,11 @@ fn normalisation_checks(check: &mut impl FnMut(&'static str, f64)) {
         let mut running = vec![0.0; 2 * channels];
         batch_norm_statistics(&g, [0.1, epsilon], x, &partials, count, &mut running)
     };
-    let forward = |x: &[f64], affine: &[f64]| batch_norm_forward(x, &statistics(x), affine);
+    let forward = |x: &[f64], affine: &[f64]| {
+        let mut y = vec![0.0; x.len()];
+        batch_norm_forward(false, x, &statistics(x), affine, &mut y);
+        y
+    };
     let of = statistics(&x);
     let partials = batch_norm_backward_sums(&g, &x, &r, &of, count);
     let gradient = reduce_chunks(&partials, g.chunks().count());
@@ -325,7 +329,8 @@ fn normalisation_checks(check: &mut impl FnMut(&'static str, f64)) {
         "batch_norm_backward_sums",
         worst_error(&affine, &gradient, |affine| dot(&r, &forward(&x, affine))),
     );
-    let dx = batch_norm_backward_input(&g, &x, &r, &of, &affine, &gradient, count);
+    let mut dx = vec![9.0; x.len()];
+    batch_norm_backward_input(&g, &x, &r, &of, &affine, &gradient, count, &mut dx);
     check(
         "batch_norm_backward_input",
         worst_error(&x, &dx, |x| dot(&r, &forward(x, &affine))),
@@ -340,7 +345,11 @@ fn normalisation_checks(check: &mut impl FnMut(&'static str, f64)) {
     let x = noise(23, g.rows() * g.channels);
     let (r, affine) = (noise(24, x.len()), noise(25, 2 * g.channels));
     let statistics = |x: &[f64]| group_norm_statistics(&g, epsilon, x, &group_norm_moments(&g, x));
-    let forward = |x: &[f64], affine: &[f64]| group_norm_forward(&g, x, &statistics(x), affine);
+    let forward = |x: &[f64], affine: &[f64]| {
+        let mut y = vec![0.0; x.len()];
+        group_norm_forward(&g, x, &statistics(x), affine, &mut y);
+        y
+    };
     let of = statistics(&x);
     let partials = group_norm_backward_affine(&g, &x, &r, &of);
     let gradient = reduce_chunks(&partials, g.row_chunks().count());
@@ -350,7 +359,8 @@ fn normalisation_checks(check: &mut impl FnMut(&'static str, f64)) {
     );
     let partials = group_norm_backward_sums(&g, &x, &r, &of, &affine);
     let sums = reduce_splits(&partials, g.chunks().count());
-    let dx = group_norm_backward_input(&g, &x, &r, &of, &affine, &sums);
+    let mut dx = vec![9.0; x.len()];
+    group_norm_backward_input(&g, &x, &r, &of, &affine, &sums, &mut dx);
     check(
         "group_norm_backward_input",
         worst_error(&x, &dx, |x| dot(&r, &forward(x, &affine))),
@@ -682,7 +692,7 @@ mod tests {
     #[test]
     fn every_gradient_agrees_with_finite_differences() {
         let checks = finite_difference_checks();
-        assert_eq!(checks.len(), 48);
+        assert_eq!(checks.len(), 51);
         for check in checks {
             println!("{check:?}");
             assert!(check.passes(), "{check:?}");

@@ -85,17 +85,17 @@ pub fn group_norm_statistics<T: Float>(
 
 /// `y = (x − mean)·rstd·γ + β`.
 ///
-/// x `[N, positions, C]`, statistics `[N, G, 2]`: mean, rstd; affine `[2, C]`: γ, β; returns
-/// `[N, positions, C]`.
+/// x and y `[N, positions, C]`, statistics `[N, G, 2]`: mean, rstd; affine `[2, C]`: γ, β.
 pub fn group_norm_forward<T: Float>(
     g: &GroupNorm,
     x: &[T],
     statistics: &[T],
     affine: &[T],
-) -> Vec<T> {
+    y: &mut [T],
+) {
     let c = g.channels;
     let (weight, bias) = halves(affine);
-    by_sample(g, 2, |sample, elements, scratch, y| {
+    by_sample(g, y, 2, |sample, elements, scratch, y| {
         let (mean, rstd) = scratch.split_at_mut(c);
         spread(g, statistics, sample, [mean, rstd]);
         for (y, x) in y.chunks_exact_mut(c).zip(x[elements].chunks_exact(c)) {
@@ -103,7 +103,7 @@ pub fn group_norm_forward<T: Float>(
                 y[i] = (x[i] - mean[i]) * rstd[i] * weight[i] + bias[i];
             }
         }
-    })
+    });
 }
 
 /// `Σ dy·γ` and `Σ dy·γ·x̂` of every group in every chunk of positions, with `x̂ = (x − mean)·rstd`.
@@ -145,8 +145,7 @@ pub fn group_norm_backward_sums<T: Float>(
 
 /// `dx = rstd·(dy·γ − (Σ dy·γ + x̂·Σ dy·γ·x̂) / E)` over the E elements of a group.
 ///
-/// x and dy `[N, positions, C]`, statistics and sums `[N, G, 2]`, affine `[2, C]`, returns
-/// `[N, positions, C]`.
+/// x, dy and dx `[N, positions, C]`, statistics and sums `[N, G, 2]`, affine `[2, C]`.
 pub fn group_norm_backward_input<T: Float>(
     g: &GroupNorm,
     x: &[T],
@@ -154,11 +153,12 @@ pub fn group_norm_backward_input<T: Float>(
     statistics: &[T],
     affine: &[T],
     sums: &[T],
-) -> Vec<T> {
+    dx: &mut [T],
+) {
     let c = g.channels;
     let weight = halves(affine).0;
     let elements: T = number(g.elements());
-    by_sample(g, 4, |sample, places, scratch, dx| {
+    by_sample(g, dx, 4, |sample, places, scratch, dx| {
         let (of, sum) = scratch.split_at_mut(2 * c);
         let (mean, rstd) = of.split_at_mut(c);
         let (offset, slope) = sum.split_at_mut(c);
@@ -175,7 +175,7 @@ pub fn group_norm_backward_input<T: Float>(
                 dx[i] = rstd[i] * (dy[i] * weight[i] - offset[i] - (x[i] - mean[i]) * slope[i]);
             }
         }
-    })
+    });
 }
 
 /// `Σ dy·x̂` and `Σ dy` of every channel in every chunk of rows; their sum over the chunks is the
@@ -267,14 +267,14 @@ fn by_chunk<T: Float>(
 }
 
 /// Calls `output(sample, elements, scratch, result)` for every sample, see [`by_chunk`]; result is its
-/// part of `[N, positions, C]`, which comes back.
+/// part of y `[N, positions, C]`.
 fn by_sample<T: Float>(
     g: &GroupNorm,
+    y: &mut [T],
     vectors: usize,
     output: impl Fn(usize, Range<usize>, &mut [T], &mut [T]) + Sync + Send,
-) -> Vec<T> {
+) {
     let (c, sample_elements) = (g.channels, g.positions * g.channels);
-    let mut y = vec![T::zero(); g.batch * sample_elements];
     y.par_chunks_mut(sample_elements)
         .with_min_len(rows_per_task(c).div_ceil(g.positions))
         .enumerate()
@@ -285,7 +285,6 @@ fn by_sample<T: Float>(
                 output(sample, first..first + sample_elements, scratch, result);
             },
         );
-    y
 }
 
 #[cfg(test)]
@@ -328,7 +327,8 @@ mod tests {
         dy[12..].fill(0.0);
         let statistics = group_norm_statistics(&g, 1e-5, &x, &group_norm_moments(&g, &x));
         let sums = group_norm_backward_sums(&g, &x, &dy, &statistics, &affine);
-        let dx = group_norm_backward_input(&g, &x, &dy, &statistics, &affine, &sums);
+        let mut dx = vec![9.0; 24];
+        group_norm_backward_input(&g, &x, &dy, &statistics, &affine, &sums, &mut dx);
         assert!(dx[..12].iter().all(|dx| *dx != 0.0) && dx[12..].iter().all(|dx| *dx == 0.0));
     }
 }

@@ -270,7 +270,7 @@ pub fn run<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
         }
         Work::BatchNormMoments(_)
         | Work::BatchNormStatistics { .. }
-        | Work::BatchNormForward(_)
+        | Work::BatchNormForward { .. }
         | Work::BatchNormBackwardSums(_)
         | Work::BatchNormBackwardInput(_)
         | Work::BatchNormEvaluate { .. }
@@ -417,8 +417,11 @@ fn run_batch_norm<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
     let view = |name| spec.view(name);
     let floats = |name| memory.floats(view(name));
     let count = || memory.step(spec).0.count as usize;
-    let (name, result) = match &spec.work {
-        Work::BatchNormMoments(g) => ("partials", batch_norm_moments(g, floats("x"), count())),
+    match &spec.work {
+        Work::BatchNormMoments(g) => {
+            let partials = batch_norm_moments(g, floats("x"), count());
+            memory.put(view("partials"), partials);
+        }
         Work::BatchNormStatistics {
             geometry,
             momentum,
@@ -434,32 +437,37 @@ fn run_batch_norm<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
                 &mut running,
             );
             memory.put(view("running"), running);
-            ("statistics", statistics)
+            memory.put(view("statistics"), statistics);
         }
-        Work::BatchNormForward(_) => {
-            let y = batch_norm_forward(floats("x"), floats("statistics"), floats("affine"));
-            ("y", y)
-        }
+        Work::BatchNormForward { relu, .. } => memory.change_floats(view("y"), |memory, y| {
+            let floats = |name| memory.floats(view(name));
+            let (x, statistics, affine) = (floats("x"), floats("statistics"), floats("affine"));
+            batch_norm_forward(*relu, x, statistics, affine, y);
+        }),
         Work::BatchNormBackwardSums(g) => {
             let (x, dy, statistics) = (floats("x"), floats("dy"), floats("statistics"));
             let partials = batch_norm_backward_sums(g, x, dy, statistics, count());
-            ("partials", partials)
+            memory.put(view("partials"), partials);
         }
-        Work::BatchNormBackwardInput(g) => {
-            let dx = batch_norm_backward_input(
+        Work::BatchNormBackwardInput(g) => memory.change_floats(view("dx"), |memory, dx| {
+            let floats = |name| memory.floats(view(name));
+            batch_norm_backward_input(
                 g,
                 floats("x"),
                 floats("dy"),
                 floats("statistics"),
                 floats("affine"),
                 floats("gradient"),
-                count(),
+                memory.step(spec).0.count as usize,
+                dx,
             );
-            ("dx", dx)
-        }
-        Work::BatchNormEvaluate { epsilon, .. } => {
-            let (x, running, affine) = (floats("x"), floats("running"), floats("affine"));
-            ("y", batch_norm_evaluate(*epsilon, x, running, affine))
+        }),
+        Work::BatchNormEvaluate { epsilon, relu, .. } => {
+            memory.change_floats(view("y"), |memory, y| {
+                let floats = |name| memory.floats(view(name));
+                let (x, running, affine) = (floats("x"), floats("running"), floats("affine"));
+                batch_norm_evaluate(*epsilon, *relu, x, running, affine, y);
+            });
         }
         Work::BatchNormFold { bias, epsilon } => {
             let folded = batch_norm_fold(
@@ -469,27 +477,29 @@ fn run_batch_norm<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
                 floats("running"),
                 floats("affine"),
             );
-            ("folded", folded)
+            memory.put(view("folded"), folded);
         }
         other => unreachable!("{other:?}"),
-    };
-    memory.put(view(name), result);
+    }
 }
 
 fn run_group_norm<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
     let view = |name| spec.view(name);
     let floats = |name| memory.floats(view(name));
-    let (name, result) = match &spec.work {
-        Work::GroupNormMoments(g) => ("partials", group_norm_moments(g, floats("x"))),
+    match &spec.work {
+        Work::GroupNormMoments(g) => {
+            let partials = group_norm_moments(g, floats("x"));
+            memory.put(view("partials"), partials);
+        }
         Work::GroupNormStatistics { geometry, epsilon } => {
             let (x, partials) = (floats("x"), floats("partials"));
             let statistics = group_norm_statistics(geometry, *epsilon, x, partials);
-            ("statistics", statistics)
+            memory.put(view("statistics"), statistics);
         }
-        Work::GroupNormForward(g) => {
-            let (x, statistics, affine) = (floats("x"), floats("statistics"), floats("affine"));
-            ("y", group_norm_forward(g, x, statistics, affine))
-        }
+        Work::GroupNormForward(g) => memory.change_floats(view("y"), |memory, y| {
+            let floats = |name| memory.floats(view(name));
+            group_norm_forward(g, floats("x"), floats("statistics"), floats("affine"), y);
+        }),
         Work::GroupNormBackwardSums(g) => {
             let partials = group_norm_backward_sums(
                 g,
@@ -498,30 +508,29 @@ fn run_group_norm<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
                 floats("statistics"),
                 floats("affine"),
             );
-            ("partials", partials)
+            memory.put(view("partials"), partials);
         }
-        Work::GroupNormBackwardInput(g) => {
-            let dx = group_norm_backward_input(
+        Work::GroupNormBackwardInput(g) => memory.change_floats(view("dx"), |memory, dx| {
+            let floats = |name| memory.floats(view(name));
+            group_norm_backward_input(
                 g,
                 floats("x"),
                 floats("dy"),
                 floats("statistics"),
                 floats("affine"),
                 floats("sums"),
+                dx,
             );
-            ("dx", dx)
-        }
+        }),
         Work::GroupNormBackwardAffine(g) => {
             let (x, dy, statistics) = (floats("x"), floats("dy"), floats("statistics"));
             let partials = group_norm_backward_affine(g, x, dy, statistics);
-            ("partials", partials)
+            memory.put(view("partials"), partials);
         }
         other => unreachable!("{other:?}"),
-    };
-    memory.put(view(name), result);
+    }
 }
 
-/// Loss and gradient of the samples that count, 0 for the others.
 fn run_loss<T: Float>(
     spec: &KernelSpec,
     memory: &mut Memory<T>,

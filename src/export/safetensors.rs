@@ -12,7 +12,7 @@
 
 use crate::error::{Error, Result};
 use crate::files::sha256;
-use crate::model::{Layer, Model, Op, Parameter, Shape};
+use crate::model::{Layer, Model, Op, Parameter};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Map, Value};
@@ -80,7 +80,7 @@ impl Layout {
 
 /// Every trained tensor of a model, or every one of its running statistics.
 fn layouts(model: &Model, running: bool) -> Vec<Layout> {
-    let orders = channel_orders(model);
+    let orders = model.channel_orders();
     let of = |layer: &Layer| -> Vec<Layout> {
         let order = &orders[layer.inputs[0]];
         let tensors = if running {
@@ -122,39 +122,6 @@ fn layout(layer: &Layer, tensor: &Parameter, order: &[usize]) -> Layout {
             false => (0..sizes[2]).collect(),
         },
     }
-}
-
-/// For every value of a model and every one of its channels in PyTorch's order the channel here. They
-/// differ behind a flattened image only: height × width × channels here, channels × height × width there.
-fn channel_orders(model: &Model) -> Vec<Vec<usize>> {
-    let mut orders: Vec<Vec<usize>> = vec![(0..model.input.channels).collect()];
-    for layer in &model.layers {
-        let order = match &layer.op {
-            Op::Conv2d(g) | Op::Dense(g) => (0..g.output.channels).collect(),
-            Op::Flatten => flattened(layer.input, &orders[layer.inputs[0]]),
-            Op::Concat => {
-                let mut joined: Vec<usize> = Vec::new();
-                for value in &layer.inputs {
-                    let before = joined.len();
-                    joined.extend(orders[*value].iter().map(|channel| before + channel));
-                }
-                joined
-            }
-            _ => orders[layer.inputs[0]].clone(),
-        };
-        orders.push(order);
-    }
-    orders
-}
-
-/// The order of a flattened image whose channels have that order.
-fn flattened(image: Shape, order: &[usize]) -> Vec<usize> {
-    let positions = image.height * image.width;
-    let plane = |channel: &usize| {
-        let channel = *channel;
-        (0..positions).map(move |p| p * image.channels + channel)
-    };
-    order.iter().flat_map(plane).collect()
 }
 
 /// The weights and biases of a flat parameter vector (or of anything laid out like it) as PyTorch

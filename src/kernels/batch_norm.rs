@@ -138,20 +138,24 @@ pub fn batch_norm_statistics(
     )
 }
 
-/// `y[rows,C] = (x − mean)·rstd·γ + β`, in the rows that do not count as well. Writes `y`.
+/// `y[rows,C] = (x − mean)·rstd·γ + β`, in the rows that do not count as well; with `relu` the larger of
+/// that and 0. Writes `y`.
 pub fn batch_norm_forward(
     g: &BatchNorm,
+    relu: bool,
     x: View,
     statistics: View,
     affine: View,
     y: View,
 ) -> KernelSpec {
     let n = g.rows() * g.channels;
+    let mut constants = constants(g);
+    constants.push(("RELU", relu.into()));
     KernelSpec::new(
         "batch_norm_forward",
         with_lanes(SOURCE, g.channels),
-        Work::BatchNormForward(*g),
-        &constants(g),
+        Work::BatchNormForward { geometry: *g, relu },
+        &constants,
         vec![
             read(0, "x", x, n),
             read(2, "statistics", statistics, 2 * g.channels),
@@ -229,6 +233,7 @@ pub fn batch_norm_backward_input(
 pub fn batch_norm_evaluate(
     g: &BatchNorm,
     epsilon: f32,
+    relu: bool,
     x: View,
     running: View,
     affine: View,
@@ -237,12 +242,14 @@ pub fn batch_norm_evaluate(
     let n = g.rows() * g.channels;
     let mut constants = constants(g);
     constants.push(("EPSILON", epsilon.into()));
+    constants.push(("RELU", relu.into()));
     KernelSpec::new(
         "batch_norm_evaluate",
         with_lanes(SOURCE, g.channels),
         Work::BatchNormEvaluate {
             geometry: *g,
             epsilon,
+            relu,
         },
         &constants,
         vec![

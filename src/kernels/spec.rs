@@ -137,12 +137,16 @@ pub enum Work {
         momentum: f32,
         epsilon: f32,
     },
-    BatchNormForward(BatchNorm),
+    BatchNormForward {
+        geometry: BatchNorm,
+        relu: bool,
+    },
     BatchNormBackwardSums(BatchNorm),
     BatchNormBackwardInput(BatchNorm),
     BatchNormEvaluate {
         geometry: BatchNorm,
         epsilon: f32,
+        relu: bool,
     },
     BatchNormFold {
         bias: bool,

@@ -511,6 +511,32 @@ inputs = ["conv2d1", "input"]
         }
     }
 
+    /// PyTorch flattens in another order, so there it would be another network.
+    #[test]
+    fn a_flattened_image_is_not_mixed_with_another_order() {
+        let head = "[[layer]]\ntype = \"flatten\"\n";
+        let dense = "[[layer]]\ntype = \"dense\"\nunits = 192\ninput = \"input\"\n";
+        let end = "[[layer]]\ntype = \"dense\"\nunits = 4\n";
+        let add = "[[layer]]\ntype = \"add\"\ninputs = [\"dense1\", \"flatten1\"]\n";
+        let error = resolve(&format!("{head}{dense}{add}{end}")).unwrap_err();
+        let error = error.to_string();
+        assert!(
+            error.starts_with("graph.toml:17: add1: expected inputs whose"),
+            "{error}"
+        );
+        let groups = "[[layer]]\ntype = \"group_norm\"\ngroups = 2\n";
+        let error = resolve(&format!("{head}{groups}{end}")).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .starts_with("graph.toml:13: group_norm1: "),
+            "{error}"
+        );
+        for good in ["type = \"group_norm\"\ngroups = 1", "type = \"relu\""] {
+            resolve(&format!("{head}[[layer]]\n{good}\n{end}")).unwrap();
+        }
+    }
+
     #[test]
     fn mistakes_in_a_graph_are_reported_with_their_line() {
         #[rustfmt::skip]

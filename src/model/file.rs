@@ -188,23 +188,13 @@ impl Definition {
         let mut model = Model::new(&self.name, input, classes, self.loss);
         for node in &self.nodes {
             self.push(&mut model, node).map_err(|error| match error {
-                Error::Shape { operation, what } => {
-                    let mut place = node.name.clone();
-                    if !node
-                        .name
-                        .rsplit('.')
-                        .next()
-                        .is_some_and(|name| name.starts_with(node.kind))
-                    {
-                        place += &format!(" ({operation})");
-                    }
-                    if let Some(line) = node.used {
-                        place += &format!(" (in a block used in line {line})");
-                    }
-                    self.error(node.line, format!("{place}: {what}"))
-                }
+                Error::Shape { operation, what } => self.layer_error(node, operation, &what),
                 other => other,
             })?;
+        }
+        if let Some((i, what)) = model.mixed_orders() {
+            let operation = model.layers[i].op.name();
+            return Err(self.layer_error(&self.nodes[i], operation, what));
         }
         model.finish().map_err(|error| match error {
             Error::Shape { what, .. } => {
@@ -216,6 +206,19 @@ impl Definition {
             }
             other => other,
         })
+    }
+
+    /// With the layer's name, its type where the name does not say it, and where its block is used.
+    fn layer_error(&self, node: &Node, operation: &str, what: &str) -> Error {
+        let mut place = node.name.clone();
+        let own = node.name.rsplit('.').next().unwrap_or_default();
+        if !own.starts_with(node.kind) {
+            place += &format!(" ({operation})");
+        }
+        if let Some(line) = node.used {
+            place += &format!(" (in a block used in line {line})");
+        }
+        self.error(node.line, format!("{place}: {what}"))
     }
 
     fn error(&self, line: usize, what: String) -> Error {

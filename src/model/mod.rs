@@ -10,6 +10,7 @@ mod file;
 mod init;
 mod keys;
 mod op;
+mod order;
 mod parameters;
 pub mod recipe;
 mod summary;

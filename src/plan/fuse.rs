@@ -36,7 +36,12 @@ impl Plan {
     /// put in its place.
     fn folded(&mut self, at: usize) -> Option<(usize, [KernelSpec; 2])> {
         let norm = &self.kernels[at].1;
-        let Work::BatchNormEvaluate { epsilon, .. } = norm.work else {
+        let Work::BatchNormEvaluate {
+            epsilon,
+            relu: false,
+            ..
+        } = norm.work
+        else {
             return None;
         };
         let x = norm.view("x");
@@ -121,7 +126,9 @@ fn passed_on(writer: &KernelSpec, reader: &KernelSpec) -> Option<View> {
     let made = match &writer.work {
         Work::Product(p) if p.pass == Pass::Forward => writer.view("y"),
         Work::Product(p) if p.pass == Pass::BackwardInput => writer.view("dx"),
-        Work::GroupedForward { .. } => writer.view("y"),
+        Work::GroupedForward { .. }
+        | Work::BatchNormForward { .. }
+        | Work::BatchNormEvaluate { .. } => writer.view("y"),
         Work::GroupedBackwardInput { .. }
         | Work::Col2im { .. }
         | Work::MaxPoolBackward { .. }
@@ -161,6 +168,33 @@ fn relu_into_product(batch: usize, first: &KernelSpec, second: &KernelSpec) -> O
             let y = second.view("y");
             Some(grouped::grouped_forward(
                 geometry, batch, true, x, parameters, y,
+            ))
+        }
+        (
+            Work::BatchNormForward {
+                geometry,
+                relu: false,
+            },
+            Work::ActivationForward(Activation::Relu),
+        ) => {
+            let (x, statistics) = (first.view("x"), first.view("statistics"));
+            let (affine, y) = (first.view("affine"), second.view("y"));
+            Some(batch_norm::batch_norm_forward(
+                geometry, true, x, statistics, affine, y,
+            ))
+        }
+        (
+            Work::BatchNormEvaluate {
+                geometry,
+                epsilon,
+                relu: false,
+            },
+            Work::ActivationForward(Activation::Relu),
+        ) => {
+            let (x, running) = (first.view("x"), first.view("running"));
+            let (affine, y) = (first.view("affine"), second.view("y"));
+            Some(batch_norm::batch_norm_evaluate(
+                geometry, *epsilon, true, x, running, affine, y,
             ))
         }
         _ => None,

@@ -19,7 +19,7 @@ impl Builder<'_> {
         let y = self.maps("output", layer.output, Dtype::F32);
         if !self.trains() {
             self.emit(batch_norm::batch_norm_evaluate(
-                &g, epsilon, x, running, affine, y,
+                &g, epsilon, false, x, running, affine, y,
             ));
             return y;
         }
@@ -40,7 +40,9 @@ impl Builder<'_> {
             statistics,
             running,
         ));
-        self.emit(batch_norm::batch_norm_forward(&g, x, statistics, affine, y));
+        self.emit(batch_norm::batch_norm_forward(
+            &g, false, x, statistics, affine, y,
+        ));
         self.saved.insert((i, "statistics"), statistics);
         y
     }

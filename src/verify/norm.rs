@@ -118,17 +118,10 @@ pub(super) fn batch_norm_cases(g: BatchNorm, count: usize) -> Vec<Case> {
             vec![batch_norm_moments(&g, x, steps, counter, partials)]
         }),
         batch_norm_statistics_case(g, count, false),
-        Case::new("batch_norm_forward", variant.clone(), move |b| {
-            let (x, statistics, affine) = (draw(b, elements), draw(b, 2 * c), draw(b, 2 * c));
-            let y = b.output("y", elements, FEW);
-            vec![batch_norm_forward(&g, x, statistics, affine, y)]
-        }),
-        Case::new("batch_norm_evaluate", variant.clone(), move |b| {
-            let (x, affine) = (draw(b, elements), draw(b, 2 * c));
-            let running = statistics(b, c);
-            let y = b.output("y", elements, FEW);
-            vec![batch_norm_evaluate(&g, 0.01, x, running, affine, y)]
-        }),
+        batch_norm_forward_case(g, false),
+        batch_norm_forward_case(g, true),
+        batch_norm_evaluate_case(g, false),
+        batch_norm_evaluate_case(g, true),
         Case::new("batch_norm_backward_sums", variant.clone(), move |b| {
             let (x, dy, statistics) = (draw(b, elements), draw(b, elements), draw(b, 2 * c));
             let [steps, counter] = step_table(b, samples(3, count));
@@ -156,6 +149,26 @@ fn batch_norm_text(g: &BatchNorm, count: usize) -> String {
         channels,
     } = g;
     format!("{count} of {batch}×{positions}×{channels}")
+}
+
+fn batch_norm_forward_case(g: BatchNorm, relu: bool) -> Case {
+    let variant = format!("{}, relu {relu}", batch_norm_text(&g, g.batch));
+    Case::new("batch_norm_forward", variant, move |b| {
+        let (n, c) = (g.rows() * g.channels, g.channels);
+        let (x, statistics, affine) = (draw(b, n), draw(b, 2 * c), draw(b, 2 * c));
+        let y = b.output("y", n, FEW);
+        vec![batch_norm_forward(&g, relu, x, statistics, affine, y)]
+    })
+}
+
+fn batch_norm_evaluate_case(g: BatchNorm, relu: bool) -> Case {
+    let variant = format!("{}, relu {relu}", batch_norm_text(&g, g.batch));
+    Case::new("batch_norm_evaluate", variant, move |b| {
+        let (n, c) = (g.rows() * g.channels, g.channels);
+        let (x, affine, running) = (draw(b, n), draw(b, 2 * c), statistics(b, c));
+        let y = b.output("y", n, FEW);
+        vec![batch_norm_evaluate(&g, 0.01, relu, x, running, affine, y)]
+    })
 }
 
 fn batch_norm_statistics_case(g: BatchNorm, count: usize, nan: bool) -> Case {
