@@ -132,12 +132,6 @@ pub fn argmax<T: Float>(values: &[T]) -> usize {
     })
 }
 
-/// The class of the largest output of each sample, see [`argmax`].
-pub fn predict<T: Float>(output: &[T], classes: usize) -> Vec<u32> {
-    let samples = output.chunks_exact(classes);
-    samples.map(|output| argmax(output) as u32).collect()
-}
-
 /// Runs `loss(output, label, gradient)`, which returns a sample's loss and writes its gradient,
 /// over the batch.
 fn per_sample<T: Float>(
