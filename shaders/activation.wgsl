@@ -9,8 +9,9 @@
 //   silu:        y = x·S(x), S(x) = σ(x) = 1 / (1 + e^−x)                     likewise
 //   hard_swish:  y = x·clamp(x/6 + ½, 0, 1)          dx = 0 where x ≤ −3, dy where x ≥ 3, else dy·(x/3 + ½)
 //
-// The gradients of the first four need the stored output alone, so the input is not kept; those of
-// the others need the input. A NaN comes out as a NaN, but relu_backward passes dy on there, and
+// The gradients of the first four need the stored output alone, so the input is not kept (but that of
+// leaky_relu where SLOPE < 0: it looks at the sign, which is then the input's); those of the others need
+// the input. A NaN comes out as a NaN, but relu_backward passes dy on there, and
 // leaky_relu_backward SLOPE·dy, as in PyTorch. Where x·S(x) meets −∞ · 0 it is NaN, also as there.
 //
 // S(−x) = 1 − S(x). With z = |x| and the tail q = S(−z) = 1 − S(z), which is computed without a
@@ -22,8 +23,9 @@
 //   gelu_tanh:  q = e / (1 + e), e = e^−2u        silu: q = e / (1 + e), e = e^−z
 //
 // Layout: every buffer has ELEMENTS elements, in any order.
-// One invocation computes one element. Forward writes y, backward writes dx.
-// CPU twins: the functions of the same names in src/cpu/activation.rs.
+// One invocation computes one element; in the kernels that end in 4, which are those whose time goes
+// into loads and stores, four. Forward writes y, backward writes dx.
+// CPU twins: the functions of the same names in src/cpu/activation.rs, of those that end in 4 too.
 // Maths: Goodfellow, Bengio, Courville (2016), "Deep Learning", 3.10 and 6.3; Hendrycks and Gimpel
 // (2016), "Gaussian Error Linear Units"; Ramachandran, Zoph, Le (2017), "Searching for Activation
 // Functions"; Howard et al. (2019), "Searching for MobileNetV3"; tanh near 0: Moshier, Cephes, tanhf.
@@ -35,9 +37,16 @@ const WORKGROUP_SIZE = 64u;
 
 @group(0) @binding(0) var<storage, read> x: array<f32>;
 @group(0) @binding(1) var<storage, read_write> y: array<f32>;
-@group(0) @binding(2) var<storage, read> stored: array<f32>;  // y, read back
+@group(0) @binding(2) var<storage, read> stored: array<f32>;  // y, read back (or x, where leaky_relu needs it)
 @group(0) @binding(3) var<storage, read> output_gradient: array<f32>;  // dy
 @group(0) @binding(4) var<storage, read_write> input_gradient: array<f32>;  // dx
+
+// Four elements at a time.
+@group(0) @binding(5) var<storage, read> x4: array<vec4<f32>>;
+@group(0) @binding(6) var<storage, read_write> y4: array<vec4<f32>>;
+@group(0) @binding(7) var<storage, read> stored4: array<vec4<f32>>;
+@group(0) @binding(8) var<storage, read> output_gradient4: array<vec4<f32>>;
+@group(0) @binding(9) var<storage, read_write> input_gradient4: array<vec4<f32>>;
 
 struct Invocation {
     @builtin(workgroup_id) group: vec3<u32>,
@@ -60,12 +69,29 @@ fn defined(value: f32, is_defined: bool) -> f32 {
     return select(bitcast<f32>(nan_bits), value, is_defined);
 }
 
+fn relu(value: f32) -> f32 {
+    // Not max(0, x): what that makes of NaN is undefined, and a NaN must not vanish here.
+    return select(value, 0.0, value <= 0.0 && !is_nan(value));
+}
+
+fn relu_gradient(result: f32, gradient: f32) -> f32 {
+    return select(0.0, gradient, result > 0.0 || is_nan(result));
+}
+
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn relu_forward(at: Invocation) {
     let i = element(at);
     if i < ELEMENTS {
-        // Not max(0, x): what that makes of NaN is undefined, and a NaN must not vanish here.
-        y[i] = select(x[i], 0.0, x[i] <= 0.0 && !is_nan(x[i]));
+        y[i] = relu(x[i]);
+    }
+}
+
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn relu_forward4(at: Invocation) {
+    let i = element(at);
+    if i < ELEMENTS / 4u {
+        let v = x4[i];
+        y4[i] = vec4<f32>(relu(v.x), relu(v.y), relu(v.z), relu(v.w));
     }
 }
 
@@ -73,16 +99,48 @@ fn relu_forward(at: Invocation) {
 fn relu_backward(at: Invocation) {
     let i = element(at);
     if i < ELEMENTS {
-        input_gradient[i] = select(0.0, output_gradient[i], stored[i] > 0.0 || is_nan(stored[i]));
+        input_gradient[i] = relu_gradient(stored[i], output_gradient[i]);
     }
+}
+
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn relu_backward4(at: Invocation) {
+    let i = element(at);
+    if i < ELEMENTS / 4u {
+        let v = stored4[i];
+        let g = output_gradient4[i];
+        input_gradient4[i] = vec4<f32>(
+            relu_gradient(v.x, g.x),
+            relu_gradient(v.y, g.y),
+            relu_gradient(v.z, g.z),
+            relu_gradient(v.w, g.w),
+        );
+    }
+}
+
+fn leaky_relu(value: f32) -> f32 {
+    // A NaN stays one on either side.
+    return select(SLOPE * value, value, value > 0.0);
+}
+
+fn leaky_relu_gradient(side: f32, gradient: f32) -> f32 {
+    return select(SLOPE * gradient, gradient, side > 0.0 && !is_nan(side));
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn leaky_relu_forward(at: Invocation) {
     let i = element(at);
     if i < ELEMENTS {
-        // A NaN stays one on either side.
-        y[i] = select(SLOPE * x[i], x[i], x[i] > 0.0);
+        y[i] = leaky_relu(x[i]);
+    }
+}
+
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn leaky_relu_forward4(at: Invocation) {
+    let i = element(at);
+    if i < ELEMENTS / 4u {
+        let v = x4[i];
+        y4[i] = vec4<f32>(leaky_relu(v.x), leaky_relu(v.y), leaky_relu(v.z), leaky_relu(v.w));
     }
 }
 
@@ -90,8 +148,22 @@ fn leaky_relu_forward(at: Invocation) {
 fn leaky_relu_backward(at: Invocation) {
     let i = element(at);
     if i < ELEMENTS {
-        let gradient = output_gradient[i];
-        input_gradient[i] = select(SLOPE * gradient, gradient, stored[i] > 0.0 && !is_nan(stored[i]));
+        input_gradient[i] = leaky_relu_gradient(stored[i], output_gradient[i]);
+    }
+}
+
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn leaky_relu_backward4(at: Invocation) {
+    let i = element(at);
+    if i < ELEMENTS / 4u {
+        let v = stored4[i];
+        let g = output_gradient4[i];
+        input_gradient4[i] = vec4<f32>(
+            leaky_relu_gradient(v.x, g.x),
+            leaky_relu_gradient(v.y, g.y),
+            leaky_relu_gradient(v.z, g.z),
+            leaky_relu_gradient(v.w, g.w),
+        );
     }
 }
 
@@ -232,12 +304,31 @@ fn silu_backward(at: Invocation) {
     }
 }
 
+fn hard_swish(value: f32) -> f32 {
+    let is_defined = !is_nan(value) && bitcast<u32>(value) < 0xff800000u;
+    return defined(value * clamp(value / 6.0 + 0.5, 0.0, 1.0), is_defined);
+}
+
+fn hard_swish_gradient(value: f32, gradient: f32) -> f32 {
+    let inner = gradient * (value / 3.0 + 0.5);
+    let outer = select(0.0, gradient, value > 0.0);
+    return select(inner, outer, abs(value) >= 3.0 && !is_nan(value));
+}
+
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn hard_swish_forward(at: Invocation) {
     let i = element(at);
     if i < ELEMENTS {
-        let is_defined = !is_nan(x[i]) && bitcast<u32>(x[i]) < 0xff800000u;
-        y[i] = defined(x[i] * clamp(x[i] / 6.0 + 0.5, 0.0, 1.0), is_defined);
+        y[i] = hard_swish(x[i]);
+    }
+}
+
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn hard_swish_forward4(at: Invocation) {
+    let i = element(at);
+    if i < ELEMENTS / 4u {
+        let v = x4[i];
+        y4[i] = vec4<f32>(hard_swish(v.x), hard_swish(v.y), hard_swish(v.z), hard_swish(v.w));
     }
 }
 
@@ -245,10 +336,21 @@ fn hard_swish_forward(at: Invocation) {
 fn hard_swish_backward(at: Invocation) {
     let i = element(at);
     if i < ELEMENTS {
-        let value = x[i];
-        let gradient = output_gradient[i];
-        let inner = gradient * (value / 3.0 + 0.5);
-        let outer = select(0.0, gradient, value > 0.0);
-        input_gradient[i] = select(inner, outer, abs(value) >= 3.0 && !is_nan(value));
+        input_gradient[i] = hard_swish_gradient(x[i], output_gradient[i]);
+    }
+}
+
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn hard_swish_backward4(at: Invocation) {
+    let i = element(at);
+    if i < ELEMENTS / 4u {
+        let v = x4[i];
+        let g = output_gradient4[i];
+        input_gradient4[i] = vec4<f32>(
+            hard_swish_gradient(v.x, g.x),
+            hard_swish_gradient(v.y, g.y),
+            hard_swish_gradient(v.z, g.z),
+            hard_swish_gradient(v.w, g.w),
+        );
     }
 }

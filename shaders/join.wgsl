@@ -14,8 +14,8 @@
 // scale_backward_factors: one workgroup handles CHANNELS channels of one sample. Of the PARTS
 // invocations of a channel each adds up every PARTS-th position, then halves are added pairwise, so
 // that the order of the additions follows from the shape. Writes df.
-// All others: one invocation computes one element of y. Writes y.
-// CPU twins: the functions of the same names in src/cpu/join.rs.
+// All others: one invocation computes one element of y, or where the name ends in 4 four. Writes y.
+// CPU twins: the functions of the same names in src/cpu/join.rs, of those that end in 4 too.
 // Maths: Hu, Shen, Sun (2018), "Squeeze-and-Excitation Networks", for the scale.
 
 override ELEMENTS: u32 = 1;
@@ -39,6 +39,13 @@ const PARTS = WORKGROUP_SIZE / CHANNELS;
 @group(0) @binding(5) var<storage, read_write> y: array<f32>;
 @group(0) @binding(6) var<storage, read_write> factor_gradient: array<f32>;  // df
 
+// Four elements or channels at a time.
+@group(0) @binding(7) var<storage, read> a4: array<vec4<f32>>;
+@group(0) @binding(8) var<storage, read> b4: array<vec4<f32>>;
+@group(0) @binding(9) var<storage, read> x4: array<vec4<f32>>;
+@group(0) @binding(10) var<storage, read> factors4: array<vec4<f32>>;
+@group(0) @binding(11) var<storage, read_write> y4: array<vec4<f32>>;
+
 struct Invocation {
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
@@ -54,6 +61,14 @@ fn add(at: Invocation) {
     let i = element(at);
     if i < ELEMENTS {
         y[i] = a[i] + b[i];
+    }
+}
+
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn add4(at: Invocation) {
+    let i = element(at);
+    if i < ELEMENTS / 4u {
+        y4[i] = a4[i] + b4[i];
     }
 }
 
@@ -84,6 +99,15 @@ fn scale_forward(at: Invocation) {
     let i = element(at);
     if i < ELEMENTS {
         y[i] = x[i] * factors[i / (P * C) * C + i % C];
+    }
+}
+
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn scale_forward4(at: Invocation) {
+    let i = element(at);
+    let C4 = C / 4u;
+    if i < ELEMENTS / 4u {
+        y4[i] = x4[i] * factors4[i / (P * C4) * C4 + i % C4];
     }
 }
 

@@ -468,13 +468,11 @@ fn every_case_has_a_name_of_its_own() {
         .into_iter()
         .map(|case| format!("{} {}", case.kernel, case.variant))
         .collect();
-    let count = names.len();
     names.sort();
-    names.dedup();
-    assert_eq!(
-        names.len(),
-        count,
-        "two cases with the same name share their inputs"
+    let twice: Vec<_> = names.windows(2).filter(|two| two[0] == two[1]).collect();
+    assert!(
+        twice.is_empty(),
+        "two cases with the same name share their inputs: {twice:#?}"
     );
 }
 
@@ -842,7 +840,7 @@ fn a_dispatch_refuses_buffers_that_are_too_short() {
     let pooling = Pool2d::new(Shape::new(10, 10, 1), [2, 2], [2, 2]).unwrap();
     let refused = [
         (
-            "relu_forward: expected y of at least 100 words, found 99",
+            "relu_forward4: expected y of at least 100 words, found 99",
             activation_forward(Activation::Relu, long, short),
         ),
         (

@@ -72,10 +72,11 @@ pub fn leaky_relu_forward<T: Float>(slope: f32, x: &[T]) -> Vec<T> {
     map(x, |x| if x > T::zero() { x } else { slope * x })
 }
 
-/// `dx = dy where y > 0, else slope·dy`, for a slope that is not negative; also at a NaN, as in PyTorch.
-pub fn leaky_relu_backward<T: Float>(slope: f32, y: &[T], dy: &[T]) -> Vec<T> {
+/// `dx = dy where x > 0, else slope·dy`; so at a NaN, as in PyTorch. The output y does in place of x for
+/// a slope that is not negative: it has the same sign.
+pub fn leaky_relu_backward<T: Float>(slope: f32, x: &[T], dy: &[T]) -> Vec<T> {
     let slope: T = slope.into();
-    map2(y, dy, |y, dy| if y > T::zero() { dy } else { slope * dy })
+    map2(x, dy, |x, dy| if x > T::zero() { dy } else { slope * dy })
 }
 
 /// `y = tanh x`. Any shape.

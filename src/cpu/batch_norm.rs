@@ -164,6 +164,7 @@ pub fn batch_norm_backward_sums<T: Float>(
 /// `dx = γ·rstd·(dy − (Σ dy + x̂·Σ dy·x̂) / n)` in the n rows that count, 0 in the others.
 ///
 /// x, dy and dx `[rows, C]`, statistics, affine and gradient (of affine) `[2, C]`.
+#[allow(clippy::too_many_arguments)] // One for each tensor, as the kernel has them.
 pub fn batch_norm_backward_input<T: Float>(
     g: &BatchNorm,
     x: &[T],

@@ -588,7 +588,8 @@ fn joined_network() -> Model {
     let squeezed = push(&mean(|input| [input.height, input.width], 0), None, &[sum]);
     let squeezed = push(&dense(4), Some(Activation::HardSwish), &[squeezed]);
     let factors = push(&dense(3), Some(Activation::Sigmoid), &[squeezed]);
-    let scaled = push(&always(Op::Scale), None, &[sum, factors]);
+    let falling = Activation::LeakyRelu { slope: -0.3 };
+    let scaled = push(&always(Op::Scale), Some(falling), &[sum, factors]);
     let joined = push(&always(Op::Concat), None, &[scaled, second, 0, first]);
     let pooled = push(&max, Some(Activation::GeluTanh), &[joined]);
     let dropped = push(&always(Op::Dropout { probability: 0.3 }), None, &[pooled]);

@@ -112,6 +112,12 @@ pub fn squared_error<T: Float>(output: &[T], labels: &[u32], classes: usize) -> 
     })
 }
 
+/// The predicted class of every sample, see [`argmax`]: logits `[N, classes]`, returns `[N]`.
+pub fn predict<T: Float>(logits: &[T], classes: usize) -> Vec<u32> {
+    let samples = logits.chunks_exact(classes);
+    samples.map(|logits| argmax(logits) as u32).collect()
+}
+
 /// The sum of the losses and the number of correct samples.
 pub fn sum_metrics<T: Float>(loss: &[T], correct: &[u32]) -> (T, u32) {
     (loss.iter().copied().sum(), correct.iter().sum())

@@ -1,5 +1,5 @@
-//! The oracle: one plain function per WGSL entry point, under the same name, and a whole training
-//! step ([`Network`]). It is what the GPU is held against.
+//! The twins: one plain function per WGSL entry point, under the same name, and what carries out a plan
+//! with them ([`run`], [`Twins`]). They are what the GPU is held against.
 //!
 //! Everything is generic over f32 and f64: the GPU is compared with f32, finite differences
 //! ([`finite_difference_checks`]) need f64. Activations are NHWC; the parameters of a layer are one
@@ -7,8 +7,8 @@
 //! come in, vectors go out; the batch size N follows from a slice's length, and lengths that do not
 //! fit the geometry are a bug of the caller and panic.
 //!
-//! [`FastNetwork`] computes the same with matrix products from a crate, for training without a GPU;
-//! it is held against the oracle and proves nothing itself.
+//! [`fast`] has faster functions for the kernels that decide the speed of training without a GPU; they are
+//! held against the twins and prove nothing themselves.
 //!
 //! Work is spread over threads by output: by samples, by rows or by chunks of a fixed size, and
 //! every sum has one fixed order, so the bits do not depend on the number of threads.
@@ -57,7 +57,7 @@ pub use group_norm::{
 pub use grouped::{grouped_backward_input, grouped_backward_weight, grouped_forward};
 pub use im2col::{col2im, im2col};
 pub use loss::{
-    LossOutput, argmax, softmax_cross_entropy, squared_error, sum_metrics,
+    LossOutput, argmax, predict, softmax_cross_entropy, squared_error, sum_metrics,
     weighted_softmax_cross_entropy,
 };
 pub use optimizer::{adamw_update, sgd_update};

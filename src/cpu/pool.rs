@@ -263,6 +263,43 @@ mod tests {
     }
 
     #[test]
+    fn geometries_that_make_no_sense_are_refused_and_old_files_keep_their_meaning() {
+        let image = Shape::new(6, 5, 2);
+        let pool = |kernel, stride, padding| {
+            let pool = Pool2d::padded(image, kernel, stride, padding, true, true);
+            pool.map_err(|e| e.to_string())
+        };
+        for (found, needles) in [
+            (
+                pool([0, 2], [2, 2], [[0; 2]; 2]),
+                ["height", "found kernel 0"],
+            ),
+            (pool([2, 2], [2, 0], [[0; 2]; 2]), ["width", "stride 0"]),
+            (
+                pool([3, 2], [1, 1], [[0; 2], [0, 2]]),
+                ["(2) along the width", "found 2"],
+            ),
+            (
+                pool([9, 9], [1, 1], [[1; 2]; 2]),
+                ["kernel 9 over input height 6", "padding 1"],
+            ),
+            (
+                pool([9, 2], [1, 1], [[1, 0], [0, 0]]),
+                ["kernel 9 over input height 6", "1 and 0"],
+            ),
+        ] {
+            let message = found.unwrap_err();
+            assert!(needles.iter().all(|n| message.contains(n)), "{message}");
+        }
+        // Written before there was padding.
+        let text = r#"{"input":{"height":6,"width":5,"channels":2},"output":{"height":3,"width":2,"channels":2},"kernel":[2,2],"stride":[2,2]}"#;
+        let old: Pool2d = serde_json::from_str(text).unwrap();
+        assert_eq!(old, Pool2d::new(image, [2, 2], [2, 2]).unwrap());
+        let counted = Pool2d::padded(image, [2, 2], [2, 2], [[0; 2]; 2], false, true);
+        assert_eq!(old, counted.unwrap());
+    }
+
+    #[test]
     fn the_first_of_equal_values_wins_and_the_last_nan_beats_all() {
         let p = Pool2d::new(Shape::new(2, 2, 1), [2, 2], [2, 2]).unwrap();
         let nan = f64::NAN;

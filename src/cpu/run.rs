@@ -552,8 +552,7 @@ fn run_predict<T: Float>(spec: &KernelSpec, classes: usize, memory: &mut Memory<
     let view = |name| spec.view(name);
     let (step, _) = memory.step(spec);
     let (first, count) = (step.first as usize, step.count as usize);
-    let samples = memory.floats(view("logits")).chunks_exact(classes);
-    let prediction: Vec<u32> = samples.map(|logits| argmax(logits) as u32).collect();
+    let prediction = predict(memory.floats(view("logits")), classes);
     memory.put_words(view("prediction"), &prediction);
     let all = view("predictions");
     let at = View {

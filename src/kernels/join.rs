@@ -10,13 +10,22 @@ const CHANNELS: usize = 8;
 /// `y = a + b`, element by element, all of one length. Writes `y`.
 pub fn add(a: View, b: View, y: View) -> KernelSpec {
     let n = y.len;
+    let (entry, [a_at, b_at, y_at], invocations) = if n.is_multiple_of(4) {
+        ("add4", [7, 8, 11], n / 4)
+    } else {
+        ("add", [0, 1, 5], n)
+    };
     KernelSpec::new(
-        "add",
+        entry,
         SOURCE,
         Work::Add,
         &[("ELEMENTS", n as f64)],
-        vec![read(0, "a", a, n), read(1, "b", b, n), write(5, "y", y, n)],
-        n,
+        vec![
+            read(a_at, "a", a, n),
+            read(b_at, "b", b, n),
+            write(y_at, "y", y, n),
+        ],
+        invocations,
     )
 }
 
@@ -74,8 +83,13 @@ pub fn scale_forward(
     y: View,
 ) -> KernelSpec {
     let n = batch * positions * c;
+    let (entry, [x_at, factors_at, y_at], invocations) = if c.is_multiple_of(4) {
+        ("scale_forward4", [9, 10, 11], n / 4)
+    } else {
+        ("scale_forward", [2, 3, 5], n)
+    };
     KernelSpec::new(
-        "scale_forward",
+        entry,
         SOURCE,
         Work::Scale { channels: c },
         &[
@@ -84,11 +98,11 @@ pub fn scale_forward(
             ("C", c as f64),
         ],
         vec![
-            read(2, "x", x, n),
-            read(3, "factors", factors, batch * c),
-            write(5, "y", y, n),
+            read(x_at, "x", x, n),
+            read(factors_at, "factors", factors, batch * c),
+            write(y_at, "y", y, n),
         ],
-        n,
+        invocations,
     )
 }
 

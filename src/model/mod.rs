@@ -332,7 +332,8 @@ impl Pool2d {
             stride,
             padding: before,
             padding_after: after,
-            count_include_pad,
+            // One geometry without padding, whatever was asked for.
+            count_include_pad: count_include_pad && (before, after) != ([0; 2], [0; 2]),
         })
     }
 
@@ -514,7 +515,12 @@ impl Activation {
     /// Whether its derivative is computed from its output; from its input otherwise.
     pub fn by_output(&self) -> bool {
         use Activation::*;
-        matches!(self, Relu | Sigmoid | LeakyRelu { .. } | Tanh)
+        match self {
+            Relu | Sigmoid | Tanh => true,
+            // Its output has the sign of its input.
+            LeakyRelu { slope } => *slope >= 0.0,
+            Gelu | GeluTanh | Silu | HardSwish => false,
+        }
     }
 }
 

@@ -180,7 +180,12 @@ fn mask_text(variant: &str, masked: bool) -> String {
 }
 
 pub(crate) fn relu_forward_case(n: usize) -> Case {
-    Case::new("relu_forward", elements_text(n), move |b| {
+    let name = if n.is_multiple_of(4) {
+        "relu_forward4"
+    } else {
+        "relu_forward"
+    };
+    Case::new(name, elements_text(n), move |b| {
         let x = b.ties(n);
         let (x, y) = (b.input(&x), b.output("y", n, Tolerance::EXACT));
         vec![activation_forward(Activation::Relu, x, y)]
@@ -188,7 +193,12 @@ pub(crate) fn relu_forward_case(n: usize) -> Case {
 }
 
 pub(crate) fn relu_backward_case(n: usize) -> Case {
-    Case::new("relu_backward", elements_text(n), move |b| {
+    let name = if n.is_multiple_of(4) {
+        "relu_backward4"
+    } else {
+        "relu_backward"
+    };
+    Case::new(name, elements_text(n), move |b| {
         let (y, dy) = (cpu::relu_forward(&b.ties(n)), b.values(n));
         let (y, dy) = (b.input(&y), b.input(&dy));
         let dx = b.output("dx", n, Tolerance::EXACT);

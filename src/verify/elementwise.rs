@@ -5,7 +5,7 @@ use super::cases::*;
 use super::parity::{Case, Tolerance};
 use crate::cpu;
 use crate::kernels::activation::{activation_backward, activation_forward};
-use crate::kernels::{Step, dropout, join, loss};
+use crate::kernels::{Dtype, Step, View, dropout, join, loss};
 use crate::model::{Activation, Loss, Pool2d, Shape};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -85,8 +85,9 @@ pub fn nonfinite_cases() -> Vec<Case> {
 const VALID: &str = "the geometries of this list are valid";
 
 /// Those that [`super::cases`] has no cases for.
-const ACTIVATIONS: [Activation; 6] = [
+const ACTIVATIONS: [Activation; 7] = [
     Activation::LeakyRelu { slope: 0.1 },
+    Activation::LeakyRelu { slope: -0.3 },
     Activation::Gelu,
     Activation::GeluTanh,
     Activation::Silu,
@@ -104,9 +105,21 @@ const SAMPLES: [(usize, usize, usize, f32); 5] = [
     (70, 66, 5, 100.0),
 ];
 
-fn names(activation: Activation) -> [String; 2] {
-    let name = activation.name();
-    [format!("{name}_forward"), format!("{name}_backward")]
+/// Which of its kind, where there are several.
+fn kind(activation: Activation) -> String {
+    match activation {
+        Activation::LeakyRelu { slope } => format!(", slope {slope}"),
+        _ => String::new(),
+    }
+}
+
+/// Of the kernels for `n` elements.
+fn names(activation: Activation, n: usize) -> [&'static str; 2] {
+    let v = View::whole(0, Dtype::F32, n);
+    [
+        activation_forward(activation, v, v).entry,
+        activation_backward(activation, v, v, v).entry,
+    ]
 }
 
 fn tolerance(activation: Activation) -> Tolerance {
@@ -118,8 +131,9 @@ fn tolerance(activation: Activation) -> Tolerance {
 
 /// The inputs reach up to ± 1.5 · `factor`.
 fn forward_case(activation: Activation, n: usize, factor: f32) -> Case {
-    let [name, _] = names(activation);
-    Case::new(name, format!("{n} elements up to ±{factor}"), move |b| {
+    let [name, _] = names(activation, n);
+    let variant = format!("{n} elements up to ±{factor}{}", kind(activation));
+    Case::new(name, variant, move |b| {
         let x: Vec<f32> = b.values(n).iter().map(|x| x * factor).collect();
         let (x, y) = (b.input(&x), b.output("y", n, tolerance(activation)));
         vec![activation_forward(activation, x, y)]
@@ -127,8 +141,9 @@ fn forward_case(activation: Activation, n: usize, factor: f32) -> Case {
 }
 
 fn backward_case(activation: Activation, n: usize, factor: f32) -> Case {
-    let [_, name] = names(activation);
-    Case::new(name, format!("{n} elements up to ±{factor}"), move |b| {
+    let [_, name] = names(activation, n);
+    let variant = format!("{n} elements up to ±{factor}{}", kind(activation));
+    Case::new(name, variant, move |b| {
         let x: Vec<f32> = b.values(n).iter().map(|x| x * factor).collect();
         let saved = match activation.by_output() {
             true => cpu::activation_forward(activation, &x),
@@ -143,9 +158,12 @@ fn backward_case(activation: Activation, n: usize, factor: f32) -> Case {
 
 /// Where something might overflow, and where the pieces of a function meet.
 fn ends_case(activation: Activation, backward: bool) -> Case {
-    let name = &names(activation)[usize::from(backward)];
-    Case::new(name.as_str(), "at the ends", move |b| {
-        let mut x = vec![0.0, 0.62, 0.63, 3.0, 8.0, 9.99, 10.01, 12.99, 13.01, 30.0];
+    let name = names(activation, 4)[usize::from(backward)];
+    let variant = format!("at the ends{}", kind(activation));
+    Case::new(name, variant, move |b| {
+        let mut x = vec![
+            0.0, 0.1, 0.62, 0.63, 3.0, 8.0, 9.99, 10.01, 12.99, 13.01, 30.0,
+        ];
         x.extend([
             86.9, 87.1, 89.0, 104.0, 1e3, 1e5, 1e10, 1e19, 1e20, 1e30, 3e38,
         ]);
@@ -168,7 +186,7 @@ fn ends_case(activation: Activation, backward: bool) -> Case {
 /// Left of 0 the functions die away; what is left there must be right in its leading digits, however
 /// small it is.
 fn tail_case(activation: Activation) -> Case {
-    let [name, _] = names(activation);
+    let [name, _] = names(activation, 1);
     Case::new(name, "−6 to 0, to a relative 1e-4", move |b| {
         let x: Vec<f32> = (1..600).map(|i| -0.01 * i as f32).collect();
         let tail = Tolerance {
@@ -194,7 +212,8 @@ fn small_tanh_case() -> Case {
 }
 
 fn add_case(n: usize) -> Case {
-    Case::new("add", format!("{n} elements"), move |b| {
+    let name = if n.is_multiple_of(4) { "add4" } else { "add" };
+    Case::new(name, format!("{n} elements"), move |b| {
         let (u, v) = (b.values(n), b.values(n));
         let (u, v) = (b.input(&u), b.input(&v));
         let y = b.output("y", n, Tolerance::sum(1));
@@ -231,7 +250,12 @@ fn scale_text(batch: usize, positions: usize, c: usize) -> String {
 
 fn scale_case(batch: usize, positions: usize, c: usize) -> Case {
     let variant = scale_text(batch, positions, c);
-    Case::new("scale_forward", variant, move |b| {
+    let name = if c.is_multiple_of(4) {
+        "scale_forward4"
+    } else {
+        "scale_forward"
+    };
+    Case::new(name, variant, move |b| {
         let (x, factors) = (b.values(batch * positions * c), b.values(batch * c));
         let (x, factors) = (b.input(&x), b.input(&factors));
         let y = b.output("y", batch * positions * c, Tolerance::sum(1));

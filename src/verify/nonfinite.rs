@@ -95,6 +95,7 @@ fn layers() -> Vec<(Conv2d, Option<[usize; 2]>)> {
         conv([5, 5, 4], 4, [1, 1], [2, 2], [0, 0], None),
         (Conv2d::dense(37, 10), None),
         (Conv2d::dense(64, 12), None),
+        (Conv2d::dense(37, 10).without_bias(), None),
         dilated([8, 8, 8], 12, [3, 3], [2, 2], [[0, 1]; 2], [1, 1]),
         dilated([9, 8, 3], 5, [3, 2], [1, 2], [[2, 1], [0, 2]], [2, 3]),
     ]

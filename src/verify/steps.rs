@@ -71,6 +71,21 @@ fn models() -> Vec<Model> {
                { type = "dense", units = 9, bias = false },
                { type = "dense", units = "classes" }"#,
         ),
+        // Elements and channels in fours where the models above have them otherwise, and the other way round.
+        model(
+            "odd",
+            [5, 7, 3],
+            "softmax_cross_entropy",
+            r#"{ type = "conv2d", out_channels = 3, kernel = 3, padding = 1, activation = "leaky_relu", slope = -0.2, name = "leaky" },
+               { type = "conv2d", out_channels = 3, kernel = 1, activation = "hard_swish", name = "hard" },
+               { type = "add", inputs = ["leaky", "hard", "leaky"] },
+               { type = "conv2d", out_channels = 4, kernel = 1, name = "map" },
+               { type = "global_average_pool2d" },
+               { type = "dense", units = 4, activation = "sigmoid", name = "factors" },
+               { type = "scale", inputs = ["map", "factors"] },
+               { type = "mean_pool2d", kernel = 2, ceil_mode = true },
+               { type = "dense", units = "classes" }"#,
+        ),
         model(
             "fused",
             [14, 13, 1],
