@@ -131,9 +131,9 @@ fn grouped_backward_weight(
     let o = t % OC;
     let c = (t / OC) % rows % GC;
     let tap = (t / OC) % rows / GC;  // KH·KW for the bias
-    let length = (N * OH + CHUNKS - 1u) / CHUNKS;
-    let begin = t / (OC * rows) * length;
-    let end = min(begin + length, N * OH);
+    let per_chunk = (N * OH + CHUNKS - 1u) / CHUNKS;
+    let begin = t / (OC * rows) * per_chunk;
+    let end = min(begin + per_chunk, N * OH);
     var sum = 0.0;
     for (var row = begin; row < end; row++) {
         let h = row % OH * SH + tap / KW * DH - PH;
@@ -287,14 +287,14 @@ fn grouped_backward_weight4(
     let chunk = t / (C4 * places);
     let kh = place / fours;
     let kw = place % fours * 4u;
-    let length = (N * OH + CHUNKS - 1u) / CHUNKS;
-    let end = min((chunk + 1u) * length, N * OH);
+    let per_chunk = (N * OH + CHUNKS - 1u) / CHUNKS;
+    let end = min((chunk + 1u) * per_chunk, N * OH);
     var s0 = vec4<f32>();
     var s1 = vec4<f32>();
     var s2 = vec4<f32>();
     var s3 = vec4<f32>();
     var bias = vec4<f32>();
-    for (var row = chunk * length; row < end; row++) {
+    for (var row = chunk * per_chunk; row < end; row++) {
         let h = row % OH * SH + kh * DH - PH;
         let start = (row / OH * H + min(h, H - 1u)) * W;
         var x0: vec4<f32>;
