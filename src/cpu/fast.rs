@@ -618,8 +618,9 @@ mod tests {
     use crate::model::{Loss, Model, Shape};
     use crate::plan::{Mode, Options, Plan, Target};
 
-    /// Largest error of f32 sums, relative to the largest value of the same kind.
-    const TOLERANCE: f64 = 3e-6;
+    /// Largest error of f32 sums of up to some thousand terms, relative to the largest value of the
+    /// same kind.
+    const TOLERANCE: f64 = 1e-5;
 
     /// Every kind of layer between them.
     fn models() -> [Model; 3] {
