@@ -176,7 +176,7 @@ fn flags_override_the_recipe() {
         config["recipe"],
         json(
             r#"{"optimizer": {"name": "sgd", "momentum": 0.5, "weight_decay": 0.001},
-                "lr": 0.02, "schedule": "cosine", "epochs": 1, "batch_size": 13}"#
+                "lr": 0.02, "schedule": "cosine", "epochs": 1, "batch_size": 13, "label_smoothing": 0.0}"#
         )
     );
     assert_eq!(config["data"]["training_images"], 50);

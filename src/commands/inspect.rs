@@ -22,14 +22,20 @@ pub fn run(args: &InspectArgs) -> Result<()> {
         explicit_conv: args.conv == Some(Conv::Explicit),
         ..Options::of(&definition.recipe)
     };
+    // What a tensor may take differs from adapter to adapter, and is for training to find.
+    let adapter = |software| AdapterReport {
+        max_storage_binding_bytes: u64::MAX,
+        max_buffer_bytes: u64::MAX,
+        ..AdapterReport::imagined(software)
+    };
     if args.plan {
-        let (mode, adapter) = (Mode::Train(*optimizer), AdapterReport::imagined(false));
+        let (mode, adapter) = (Mode::Train(*optimizer), adapter(false));
         let plan = Plan::new(&model, batch_size, mode, &options, Target::Gpu(&adapter))?;
         return say(plan.to_string().trim_end());
     }
     // Tiles and fusions differ, and an evaluation takes larger batches on a GPU.
     let on = |software| {
-        let adapter = AdapterReport::imagined(software);
+        let adapter = adapter(software);
         memory(&model, batch_size, optimizer, &options, &adapter)
     };
     let mut rows: Vec<(String, [u64; 2])> = Vec::new();

@@ -70,7 +70,7 @@ fn logistic_tail(z: f32, v: f32, v_slope: f32) -> Tail {
 #[inline(always)]
 fn gelu_tanh_tail(x: f32) -> Tail {
     /// 2·√(2/π)
-    const FACTOR: f32 = 1.595_769_1;
+    const FACTOR: f32 = 1.595_769;
     let z = x.abs().min(10.0);
     let v = FACTOR * z * (1.0 + 0.044_715 * z * z);
     logistic_tail(z, v, FACTOR * (1.0 + 0.134_145 * z * z))
@@ -103,14 +103,9 @@ fn gated_slope(x: f32, tail: Tail) -> f32 {
 
 fn tanh(x: f32) -> f32 {
     let s = x * x;
-    let p = [
-        2.063_908_9e-2,
-        -5.373_971_6e-2,
-        1.333_144_2e-1,
-        -3.333_328_2e-1,
-    ]
-    .iter()
-    .fold(-5.704_988_7e-3, |sum, p| sum * s + p);
+    let p = [2.063_909e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328e-1]
+        .iter()
+        .fold(-5.704_988_7e-3, |sum, p| sum * s + p);
     let e = (-2.0 * x.abs()).exp();
     let far = ((1.0 - e) / (1.0 + e)).copysign(x);
     if x.abs() < 0.625 { x + x * s * p } else { far }

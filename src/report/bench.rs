@@ -4,9 +4,8 @@
 //! and each waited for inside the timed region. The inputs are made up and contain no denormals,
 //! which some processors handle a hundred times more slowly.
 //!
-//! A kernel is held against its CPU twin before it is timed: the same pipeline, with inputs of the
-//! harness. Where the twin would take seconds (products of more than 10⁹ operations, tensors of more
-//! than 2²⁴ elements) it is the same kernel on a smaller batch, see [`KernelReport::checked_batch`].
+//! The step is held against the CPU twins before its kernels are timed, kernel by kernel, on a batch of a
+//! few images: the same kernels, tiles and fusions at a smaller batch size.
 
 use super::profile::place;
 use crate::engine::{Engine, GpuEngine, Split};
@@ -17,8 +16,8 @@ use crate::kernels::{Cost, Dtype, Step, View, Work};
 use crate::model::recipe::Recipe;
 use crate::model::{Model, initial_parameters};
 use crate::plan::Options;
-use crate::verify::Case;
 use crate::verify::cases::{self, PEAK_FACTORS};
+use crate::verify::{self, Case, Outcome};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
@@ -176,6 +175,8 @@ pub fn run(
         peak_rss_mb: peak_rss_mb(),
     };
     if let (Some(gpu), Some(engine), false) = (gpu, engine.on_gpu(), settings.steps_only) {
+        progress("kernels against their twins");
+        expect_right(verify::step_of(gpu, model, settings.options)?)?;
         progress("peak of the adapter");
         let peak = measure_peak(gpu)?;
         report.kernels = kernels(gpu, engine, &peak, progress)?;
@@ -300,7 +301,7 @@ pub fn measure_peak(gpu: &Gpu) -> Result<Peak> {
     // Some 20 ms of work on a few cores, some milliseconds on a large GPU.
     let rounds = 512;
     let invocations = if report.software { 1 << 14 } else { 1 << 20 };
-    check(gpu, "peak", &cases::multiply_add_case(256, rounds))?;
+    check(gpu, &cases::multiply_add_case(256, rounds))?;
     let factors = gpu.upload("peak factors", &PEAK_FACTORS)?;
     let y = gpu.buffer("peak result", invocations)?;
     let view = |tensor, len| View::whole(tensor, Dtype::F32, len);
@@ -314,7 +315,7 @@ pub fn measure_peak(gpu: &Gpu) -> Result<Peak> {
         .max_storage_binding_bytes
         .min(report.max_buffer_bytes);
     let elements = (limit / 2).min(256 << 20) as usize / 16 * 4;
-    check(gpu, "peak", &cases::copy_case(1 << 16))?;
+    check(gpu, &cases::copy_case(1 << 16))?;
     let src = gpu.buffer("peak source", elements)?;
     let dst = gpu.buffer("peak destination", elements)?;
     let copy = peak::peak_copy(view(0, elements), view(1, elements));
@@ -327,15 +328,20 @@ pub fn measure_peak(gpu: &Gpu) -> Result<Peak> {
 }
 
 /// Holds a kernel against its twin.
-fn check(gpu: &Gpu, layer: &str, case: &Case) -> Result<()> {
-    let outcome = case.run(gpu)?;
+fn check(gpu: &Gpu, case: &Case) -> Result<()> {
+    expect_right(case.run(gpu)?)
+}
+
+/// # Errors
+/// [`Error::Verify`] where something is out of tolerance.
+fn expect_right(outcome: Outcome) -> Result<()> {
     if outcome.passed {
         return Ok(());
     }
     Err(Error::Verify(format!(
-        "{layer} {} ({}): expected what its CPU twin computes, found {}; see `wgrad verify`",
-        case.kernel,
-        case.variant,
+        "{} ({}): expected what its CPU twin computes, found {}; see `wgrad verify`",
+        outcome.kernel,
+        outcome.variant,
         outcome.detail.unwrap_or_default()
     )))
 }
@@ -484,13 +490,13 @@ mod tests {
             copy.constants[2].1 = 1.0;
             vec![copy]
         });
-        let refusal = check(&gpu, "peak", &wrong).unwrap_err();
+        let refusal = check(&gpu, &wrong).unwrap_err();
         assert_eq!(refusal.exit_code(), 1);
         let line = refusal.to_string();
         assert!(
             line.contains("CPU twin") && line.lines().count() == 1,
             "{line}"
         );
-        check(&gpu, "peak", &cases::copy_case(8)).unwrap();
+        check(&gpu, &cases::copy_case(8)).unwrap();
     }
 }

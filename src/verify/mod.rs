@@ -23,7 +23,7 @@ pub use parity::{
 pub(crate) use products::product_case;
 pub use products::products;
 pub use quick::quick;
-pub use steps::steps;
+pub use steps::{step_of, steps};
 
 use crate::error::Result;
 use crate::gpu::AdapterReport;

@@ -229,6 +229,22 @@ pub fn steps(gpu: Option<&Arc<Gpu>>, progress: &mut dyn FnMut(&str)) -> Result<V
     Ok(outcomes)
 }
 
+/// A training step of `model` as `options` have it planned for `gpu`, kernel by kernel as in [`steps`], on a
+/// batch of a few images.
+///
+/// # Errors
+/// As [`steps`], and as [`Plan::new`].
+pub fn step_of(gpu: &Arc<Gpu>, model: &Model, options: &Options) -> Result<Outcome> {
+    let data = Data {
+        class_weights: options.class_weights.clone(),
+        ..Data::of(model)
+    };
+    let plan = Plan::new(model, BATCH, ADAMW, options, Target::Gpu(gpu.report()))?;
+    each_kernel(&data, plan, ADAMW, &model.name, |twins| {
+        Ok(Box::new(OnGpu::of(gpu, twins)?))
+    })
+}
+
 const SGD: Mode = Mode::Train(RULE);
 const RULE: Optimizer = Optimizer::Sgd {
     momentum: 0.0,
@@ -254,7 +270,7 @@ impl Images {
                 .map(|_| rng.random())
                 .collect(),
             labels: (0..len)
-                .map(|_| rng.random_range(0..CLASSES as u32))
+                .map(|_| rng.random_range(0..model.classes as u32))
                 .collect(),
         }
     }
@@ -270,6 +286,7 @@ struct Data<'a> {
     steps: Vec<Step>,
     /// Scale and shift of every channel.
     normalization: Vec<f32>,
+    class_weights: Option<Vec<f32>>,
     parameters: Vec<f32>,
 }
 
@@ -296,6 +313,7 @@ impl Data<'_> {
                 })
                 .collect(),
             normalization: normalization.concat(),
+            class_weights: options(model).class_weights,
             parameters: initial_parameters(model, 3),
         }
     }
@@ -315,10 +333,10 @@ impl Data<'_> {
         *twins.floats("normalization") = wide(&self.normalization);
         *twins.floats("parameters") = wide(&self.parameters);
         *twins.floats("running") = wide(&initial_running(self.model));
-        if let Some(weights) = options(self.model).class_weights
+        if let Some(weights) = &self.class_weights
             && twins.plan.tensor("class_weights").is_some()
         {
-            *twins.floats("class_weights") = wide(&weights);
+            *twins.floats("class_weights") = wide(weights);
         }
         twins
     }
