@@ -489,17 +489,20 @@ fn maxpool2d_backward(p: &Pool2d, dy: &[f32], index: &[u8], y: Option<&[f32]>, d
         .enumerate()
         .for_each(|(sample, ((dx, dy), index))| {
             dx.fill(0.0);
-            let y = y.map(|y| &y[sample * output..][..output]);
-            let windows = dy.chunks_exact(c).zip(index.chunks_exact(c));
-            let mut passed = vec![0.0; c];
-            for (window, ((dy, index), corner)) in windows.zip(corners(p)).enumerate() {
-                passed.copy_from_slice(dy);
-                if let Some(y) = y {
-                    mask(&y[window * c..], &mut passed);
+            let mut passed = Vec::new();
+            let dy = match y {
+                None => dy,
+                Some(y) => {
+                    passed.extend_from_slice(dy);
+                    mask(&y[sample * output..], &mut passed);
+                    &passed
                 }
+            };
+            let windows = dy.chunks_exact(c).zip(index.chunks_exact(c));
+            for ((dy, index), corner) in windows.zip(corners(p)) {
                 for (tap, offset) in taps(p).enumerate() {
                     let dx = &mut dx[corner + offset..][..c];
-                    for ((dx, &dy), &index) in dx.iter_mut().zip(&passed).zip(index) {
+                    for ((dx, &dy), &index) in dx.iter_mut().zip(dy).zip(index) {
                         *dx = if index == tap as u8 { dy } else { 0.0 };
                     }
                 }
