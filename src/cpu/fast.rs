@@ -386,15 +386,15 @@ fn conv2d_backward_input(
 /// [`im2col`](super::im2col) with a column of ones behind it where there is a bias: x `[N,H,W,C]` to
 /// columns `[N·OH·OW, KH·KW·C + 1]`.
 fn im2col_with_ones(g: &Conv2d, x: &[f32], columns: &mut Vec<f32>) {
-    let rows = g.parameter_rows();
+    let (rows, run) = (g.parameter_rows(), taps_of_a_run(g) * g.input.channels);
     let sample = g.positions() * rows;
     columns.resize(batch(x.len(), g.input) * sample, 0.0);
     for (columns, x) in columns
         .chunks_exact_mut(sample)
         .zip(x.chunks_exact(g.input.elements()))
     {
-        for_each_run(g, |position, run, skipped, pixels| {
-            let columns = &mut columns[position * rows..][run];
+        for_each_run(g, |position, at, skipped, pixels| {
+            let columns = &mut columns[position * rows + at..][..run];
             let last = skipped + pixels.len();
             columns[..skipped].fill(0.0);
             columns[skipped..last].copy_from_slice(&x[pixels]);
@@ -410,26 +410,30 @@ fn im2col_with_ones(g: &Conv2d, x: &[f32], columns: &mut Vec<f32>) {
 
 /// [`col2im`](super::col2im) into dx.
 fn col2im(g: &Conv2d, columns: &[f32], dx: &mut [f32]) {
-    let patch = g.patch();
+    let (patch, run) = (g.patch(), taps_of_a_run(g) * g.input.channels);
     dx.fill(0.0);
     for (columns, dx) in columns
         .chunks_exact(g.positions() * patch)
         .zip(dx.chunks_exact_mut(g.input.elements()))
     {
-        for_each_run(g, |position, run, skipped, pixels| {
-            let columns = &columns[position * patch..][run];
+        for_each_run(g, |position, at, skipped, pixels| {
+            let columns = &columns[position * patch + at..][..run];
             add(&mut dx[pixels], &columns[skipped..]);
         });
     }
 }
 
-/// Calls `visit(position, run, skipped, pixels)` for every run of a window: elements of its row of the
-/// im2col matrix that lie side by side in the image too, at `pixels`, but for the first `skipped` and
-/// those beyond, which are padding. A row kh of the window is one run, or KW where it is dilated.
+/// Taps of a window that lie side by side in the image: a row of it, or one where it is dilated.
+fn taps_of_a_run(g: &Conv2d) -> usize {
+    if g.dilation[1] == 1 { g.kernel[1] } else { 1 }
+}
+
+/// Calls `visit(position, at, skipped, pixels)` for every run of a window: what lies from `at` on in its
+/// row of the im2col matrix lies side by side in the image too, at `pixels`, but for the first `skipped`
+/// and those beyond, which are padding.
 #[inline(always)]
-fn for_each_run(g: &Conv2d, mut visit: impl FnMut(usize, Range<usize>, usize, Range<usize>)) {
-    let c = g.input.channels;
-    let taps = if g.dilation[1] == 1 { g.kernel[1] } else { 1 };
+fn for_each_run(g: &Conv2d, mut visit: impl FnMut(usize, usize, usize, Range<usize>)) {
+    let (c, taps) = (g.input.channels, taps_of_a_run(g));
     for oh in 0..g.output.height {
         for ow in 0..g.output.width {
             for kw in (0..g.kernel[1]).step_by(taps) {
@@ -447,9 +451,8 @@ fn for_each_run(g: &Conv2d, mut visit: impl FnMut(usize, Range<usize>, usize, Ra
                     } else {
                         0..0
                     };
-                    let run = (kh * g.kernel[1] + kw) * c;
-                    let run = run..run + taps * c;
-                    visit(oh * g.output.width + ow, run, first * c, pixels);
+                    let at = (kh * g.kernel[1] + kw) * c;
+                    visit(oh * g.output.width + ow, at, first * c, pixels);
                 }
             }
         }
