@@ -12,7 +12,7 @@ use crate::host::fitting_batch;
 use crate::kernels::{Dtype, Metrics, STEP_ELEMENTS, Step};
 use crate::model::recipe::Optimizer;
 use crate::model::{Model, initial_running};
-use crate::plan::{Lifetime, Mode, Options, Plan, Target};
+use crate::plan::{Lifetime, Mode, Options, Plan, Target, most_samples};
 use indicatif::BinaryBytes;
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -113,6 +113,7 @@ fn evaluation_plan(
         room * training.batch / wanted
     });
     let fitting = ratios.min().unwrap_or(0).min(MOST_EVALUATED);
+    let fitting = fitting.min(most_samples(model, options)?);
     if fitting > training.batch {
         plan(fitting)
     } else {

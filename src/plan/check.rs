@@ -13,11 +13,9 @@ const MOST_BINDINGS: usize = 8;
 /// Words that the start of a binding is a multiple of, enough for every adapter.
 const ALIGNMENT: usize = crate::model::PARAMETER_ALIGNMENT;
 
-/// Refuses a batch that is empty or has more elements in a tensor than the kernels can index.
-///
-/// # Errors
-/// [`Error::Usage`] with the largest batch size.
-pub fn expect_batch(model: &Model, batch: usize, options: &Options) -> Result<()> {
+/// The tensor in which a sample takes the most elements, and how many: what bounds a batch, since the
+/// kernels index with 32 bits.
+fn largest_share(model: &Model, options: &Options) -> Result<(String, usize)> {
     // What one sample takes is what a batch takes, as often as it has samples.
     let one = Options {
         unfused: true,
@@ -27,9 +25,26 @@ pub fn expect_batch(model: &Model, batch: usize, options: &Options) -> Result<()
     let tensors = one.tensors.iter().filter(|t| t.per_sample);
     // Of equal ones the first.
     let largest = tensors.rev().max_by_key(|t| t.elements());
-    let (name, elements) = largest.map_or(("", 1), |t| (t.name.as_str(), t.elements()));
-    let most = MAX_ELEMENTS / elements as u128;
-    if (1..=most).contains(&(batch as u128)) {
+    Ok(largest.map_or((String::new(), 1), |t| (t.name.clone(), t.elements())))
+}
+
+/// The samples that a batch may have at most.
+///
+/// # Errors
+/// As [`Plan::new`].
+pub fn most_samples(model: &Model, options: &Options) -> Result<usize> {
+    let (_, elements) = largest_share(model, options)?;
+    Ok((MAX_ELEMENTS / elements as u128) as usize)
+}
+
+/// Refuses a batch that is empty or has more elements in a tensor than the kernels can index.
+///
+/// # Errors
+/// [`Error::Usage`] with the largest batch size.
+pub fn expect_batch(model: &Model, batch: usize, options: &Options) -> Result<()> {
+    let (name, elements) = largest_share(model, options)?;
+    let most = most_samples(model, options)?;
+    if (1..=most).contains(&batch) {
         return Ok(());
     }
     Err(Error::Usage(match most {

@@ -16,7 +16,7 @@ mod print;
 #[cfg(test)]
 mod tests;
 
-pub use check::expect_batch;
+pub use check::{expect_batch, most_samples};
 pub use memory::Slot;
 
 use crate::error::Result;
