@@ -28,11 +28,12 @@ pub fn run(args: &InspectArgs) -> Result<()> {
         max_buffer_bytes: u64::MAX,
         ..AdapterReport::imagined(software)
     };
+    let (mode, gpu) = (Mode::Train(*optimizer), adapter(false));
+    let plan = Plan::new(&model, batch_size, mode, &options, Target::Gpu(&gpu))?;
     if args.plan {
-        let (mode, adapter) = (Mode::Train(*optimizer), adapter(false));
-        let plan = Plan::new(&model, batch_size, mode, &options, Target::Gpu(&adapter))?;
         return say(plan.to_string().trim_end());
     }
+    let flops: f64 = plan.specs().map(|spec| spec.cost.flops).sum();
     // Tiles and fusions differ, and an evaluation takes larger batches on a GPU.
     let on = |software| {
         let adapter = adapter(software);
@@ -59,7 +60,7 @@ pub fn run(args: &InspectArgs) -> Result<()> {
     say(&summary(&model))?;
     say(&format!(
         "a training step takes {} multiply-adds per image\n",
-        HumanCount(model.training_multiply_adds())
+        HumanCount((flops / 2.0) as u64 / batch_size as u64)
     ))?;
     say_wrapped(&format!(
         "GPU memory of a training step, batch size {batch_size} (the dataset comes on top, a byte per value)"

@@ -723,13 +723,6 @@ impl Model {
     pub fn multiply_adds(&self) -> u64 {
         self.layers.iter().map(Layer::multiply_adds).sum()
     }
-
-    /// Multiply-adds of one sample's training step: forward, weight gradient, and the input
-    /// gradient of every layer but the first one with weights.
-    pub fn training_multiply_adds(&self) -> u64 {
-        let first = self.layers.iter().find(|l| !l.parameters.is_empty());
-        3 * self.multiply_adds() - first.map_or(0, Layer::multiply_adds)
-    }
 }
 
 #[cfg(test)]

@@ -7,9 +7,9 @@ use crate::kernels::{Dtype, KernelSpec, View, Work, batch_norm, grouped, im2col,
 use crate::model::{Activation, Conv2d};
 
 impl Plan {
-    /// Fuses what can be fused: an evaluated batch-norm and then a ReLU into the product before it, its mask into whatever makes the
-    /// gradient that it masks, and last, since the mask no longer looks at what was pooled, max-pooling
-    /// into the product.
+    /// Fuses what can be fused: an evaluated batch-norm and then a ReLU into the product before it, its
+    /// mask into whatever makes the gradient that it masks, and last, since the mask no longer looks at
+    /// what was pooled, max-pooling into the product.
     pub(super) fn fuse(&mut self, family: Family) {
         self.fold_batch_norms();
         self.rewrite(|plan, first, second| relu_into_product(plan.batch, first, second));

@@ -6,8 +6,8 @@ use std::fmt;
 
 impl fmt::Display for Plan {
     /// A line per kernel, section by section: its number and entry point, then what it writes from what
-    /// it reads, each with its shape where it is first written, and the slot where it lies; for a product the
-    /// tile. Then the memory.
+    /// it reads, each with its shape where it is first written, and the slot where it lies; then the tile
+    /// of a product and what is computed along. At the end the memory.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut section = None;
         let mut layer = "";
@@ -35,14 +35,9 @@ impl fmt::Display for Plan {
             if !read.is_empty() {
                 write!(f, " ← {read}")?;
             }
-            if let Work::Product(product) = &spec.work {
-                let also = if product.relu { ", relu" } else { "" };
-                let pool = if product.pool.is_some() {
-                    ", max-pooled"
-                } else {
-                    ""
-                };
-                write!(f, "  [{}{also}{pool}]", product.tile)?;
+            let how = how(&spec.work).join(", ");
+            if !how.is_empty() {
+                write!(f, "  [{how}]")?;
             }
             writeln!(f)?;
         }
@@ -55,6 +50,30 @@ impl fmt::Display for Plan {
         }
         Ok(())
     }
+}
+
+/// The tile of a product, and what a kernel computes along.
+fn how(work: &Work) -> Vec<String> {
+    let mut how = Vec::new();
+    let relu = match work {
+        Work::Product(product) => {
+            how.push(product.tile.to_string());
+            product.relu
+        }
+        Work::GroupedForward { relu, .. }
+        | Work::BatchNormForward { relu, .. }
+        | Work::BatchNormEvaluate { relu, .. } => *relu,
+        _ => false,
+    };
+    if relu {
+        how.push("relu".into());
+    }
+    if let Work::Product(product) = work
+        && product.pool.is_some()
+    {
+        how.push("max-pooled".into());
+    }
+    how
 }
 
 impl Plan {
