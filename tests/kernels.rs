@@ -100,6 +100,7 @@ fn kernels_and_twins_make_what_was_worked_out_by_hand() {
         gpu.submit("test", &[&dispatch], 1).unwrap();
         let mut memory = Memory {
             places: (0..tensors.len()).collect(),
+            offsets: vec![0; tensors.len()],
             values: tensors,
         };
         cpu::run(&spec, &mut memory);

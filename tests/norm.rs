@@ -231,6 +231,7 @@ const SGD: Mode = Mode::Train(Optimizer::Sgd {
 fn plan(model: &Model, mode: Mode, unfused: bool) -> Plan {
     let options = Options {
         unfused,
+        unshared: true,
         ..Options::default()
     };
     Plan::new(model, 4, mode, &options, Target::Cpu).unwrap()

@@ -611,7 +611,11 @@ fn network_error_with(model: &Model, options: &Options) -> f64 {
     });
     let adapter = AdapterReport::imagined(true);
     let labels = [2u32, 0, 1, 1];
-    let plan = Plan::new(model, labels.len(), mode, options, Target::Gpu(&adapter));
+    let apart = Options {
+        unshared: true,
+        ..options.clone()
+    };
+    let plan = Plan::new(model, labels.len(), mode, &apart, Target::Gpu(&adapter));
     let mut twins = Twins::<f64>::new(plan.expect(VALID), labels.len());
     let weights = options.class_weights.clone().unwrap_or(vec![1.0; 3]);
     if options.class_weights.is_some() {

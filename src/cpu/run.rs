@@ -6,6 +6,7 @@ use crate::kernels::{Dtype, KernelSpec, Metrics, Step, View, Work};
 use crate::model::Loss;
 use crate::model::recipe::{Optimizer, StepScalars};
 use crate::plan::{Lifetime, Plan, Section};
+use std::ops::Range;
 
 /// What a tensor holds.
 #[derive(Clone, Debug)]
@@ -38,8 +39,9 @@ impl<T: Float> Values<T> {
 /// The tensors of a plan; several that are never alive at the same time may share a place.
 #[derive(Clone, Debug, Default)]
 pub struct Memory<T> {
-    /// The place of each tensor.
+    /// The place of each tensor, and where it begins there.
     pub places: Vec<usize>,
+    pub offsets: Vec<usize>,
     pub values: Vec<Values<T>>,
 }
 
@@ -48,24 +50,30 @@ impl<T: Float> Memory<T> {
         &self.values[self.places[view.tensor]]
     }
 
+    /// Where in its place a view lies.
+    fn range(&self, view: View) -> Range<usize> {
+        let start = self.offsets[view.tensor] + view.start;
+        start..start + view.len
+    }
+
     /// The floats that `view` shows; like the others a mistake in this program where they are none.
     pub fn floats(&self, view: View) -> &[T] {
         match self.at(view) {
-            Values::Floats(values) => &values[view.start..view.start + view.len],
+            Values::Floats(values) => &values[self.range(view)],
             other => panic!("expected floats, found {other:?}"),
         }
     }
 
     pub fn words(&self, view: View) -> &[u32] {
         match self.at(view) {
-            Values::Words(values) => &values[view.start..view.start + view.len],
+            Values::Words(values) => &values[self.range(view)],
             other => panic!("expected words, found {other:?}"),
         }
     }
 
     pub fn bytes(&self, view: View) -> &[u8] {
         match self.at(view) {
-            Values::Bytes(values) => &values[view.start..view.start + view.len],
+            Values::Bytes(values) => &values[self.range(view)],
             other => panic!("expected bytes, found {other:?}"),
         }
     }
@@ -81,9 +89,7 @@ impl<T: Float> Memory<T> {
     /// The same on floats.
     pub fn change_floats(&mut self, view: View, change: impl FnOnce(&Self, &mut [T])) {
         self.change(view, |memory, values| match values {
-            Values::Floats(values) => {
-                change(memory, &mut values[view.start..view.start + view.len])
-            }
+            Values::Floats(values) => change(memory, &mut values[memory.range(view)]),
             other => panic!("expected floats, found {other:?}"),
         });
     }
@@ -95,16 +101,10 @@ impl<T: Float> Memory<T> {
         bytes: View,
         change: impl FnOnce(&Self, &mut [T], &mut [u8]),
     ) {
-        let place = self.places[bytes.tensor];
+        let (place, range) = (self.places[bytes.tensor], self.range(bytes));
         let mut taken = std::mem::replace(&mut self.values[place], Values::Words(Vec::new()));
         self.change_floats(floats, |memory, floats| match &mut taken {
-            Values::Bytes(values) => {
-                change(
-                    memory,
-                    floats,
-                    &mut values[bytes.start..bytes.start + bytes.len],
-                );
-            }
+            Values::Bytes(values) => change(memory, floats, &mut values[range]),
             other => panic!("expected bytes, found {other:?}"),
         });
         self.values[place] = taken;
@@ -112,23 +112,26 @@ impl<T: Float> Memory<T> {
 
     /// Puts floats where `view` shows; those that it has more keep what they held.
     pub fn put(&mut self, view: View, new: Vec<T>) {
+        let start = self.range(view).start;
         self.change(view, |_, values| match values {
             Values::Floats(values) if values.len() == new.len() => *values = new,
-            Values::Floats(values) => values[view.start..][..new.len()].copy_from_slice(&new),
+            Values::Floats(values) => values[start..][..new.len()].copy_from_slice(&new),
             other => panic!("expected floats, found {other:?}"),
         });
     }
 
     pub fn put_words(&mut self, view: View, new: &[u32]) {
+        let start = self.range(view).start;
         self.change(view, |_, values| match values {
-            Values::Words(values) => values[view.start..][..new.len()].copy_from_slice(new),
+            Values::Words(values) => values[start..][..new.len()].copy_from_slice(new),
             other => panic!("expected words, found {other:?}"),
         });
     }
 
     pub fn put_bytes(&mut self, view: View, new: &[u8]) {
+        let start = self.range(view).start;
         self.change(view, |_, values| match values {
-            Values::Bytes(values) => values[view.start..][..new.len()].copy_from_slice(new),
+            Values::Bytes(values) => values[start..][..new.len()].copy_from_slice(new),
             other => panic!("expected bytes, found {other:?}"),
         });
     }
@@ -642,9 +645,14 @@ impl<T: Float> Twins<T> {
                 values.len() - 1
             }));
         }
+        let offsets = plan.tensors.iter().map(|tensor| tensor.offset).collect();
         Twins {
             plan,
-            memory: Memory { places, values },
+            memory: Memory {
+                places,
+                offsets,
+                values,
+            },
         }
     }
 
@@ -652,6 +660,10 @@ impl<T: Float> Twins<T> {
     pub fn values(&mut self, name: &str) -> &mut Values<T> {
         let tensor = self.plan.tensor(name);
         let tensor = tensor.unwrap_or_else(|| panic!("the plan has no tensor '{name}'"));
+        assert_eq!(
+            self.plan.tensors[tensor].offset, 0,
+            "'{name}' shares its memory"
+        );
         &mut self.memory.values[self.memory.places[tensor]]
     }
 

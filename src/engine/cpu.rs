@@ -255,6 +255,8 @@ impl CpuEngine {
             let at = self.plan((split == Split::Train, step.count as usize))?;
             let (_, planned) = &self.plans[at];
             self.memory.places.clone_from(&planned.places);
+            let offsets = planned.plan.tensors.iter().map(|tensor| tensor.offset);
+            self.memory.offsets = offsets.collect();
             for (tensor, place) in planned.plan.tensors.iter().zip(&mut self.memory.places) {
                 if let Some(data) = tensors.get(tensor.name.as_str()) {
                     *place = *data;

@@ -353,7 +353,8 @@ impl GpuEngine {
                     (Lifetime::Kept, _) => self.kept[&tensor.name].slice(view.start, words),
                     (Lifetime::Step, slot) => {
                         let slot = slot.expect("a tensor that a kernel is bound to has memory");
-                        planned.slots[slot].slice(view.start, words)
+                        let start = view.dtype.words(tensor.offset + view.start);
+                        planned.slots[slot].slice(start, words)
                     }
                 }
             })

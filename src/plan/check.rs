@@ -1,6 +1,7 @@
 //! What a plan must keep: found without a device, and before one is asked.
 
-use super::{Lifetime, Mode, Options, Plan, Target};
+use super::memory::alignment;
+use super::{Lifetime, Mode, Options, Plan, Target, Tensor};
 use crate::error::{Error, Result};
 use crate::host::fitting_batch;
 use crate::kernels::{Access, AdapterReport, View};
@@ -9,9 +10,6 @@ use indicatif::BinaryBytes;
 
 /// Storage buffers that a kernel may be bound to on every adapter, by WebGPU's default limits.
 const MOST_BINDINGS: usize = 8;
-
-/// Words that the start of a binding is a multiple of, enough for every adapter.
-const ALIGNMENT: usize = crate::model::PARAMETER_ALIGNMENT;
 
 /// The tensor in which a sample takes the most elements, and how many: what bounds a batch, since the
 /// kernels index with 32 bits.
@@ -110,15 +108,25 @@ impl Plan {
         )))
     }
 
+    /// Whether two tensors of the step lie in the same memory, some of them at least.
+    fn overlap(&self, one: usize, other: usize) -> bool {
+        let [one, other] = [one, other].map(|tensor| &self.tensors[tensor]);
+        let end = |tensor: &Tensor| tensor.offset + tensor.elements();
+        one.slot.is_some()
+            && one.slot == other.slot
+            && one.offset < end(other)
+            && other.offset < end(one)
+    }
+
     /// What is wrong with the plan, a line each; nothing, unless this program has a mistake: every read
     /// has a writer before it, every write is to memory that nobody else needs any more, no kernel has
     /// more bindings than every adapter allows, is bound to less than it touches, or reads and writes
     /// one piece of memory.
     pub fn flaws(&self) -> Vec<String> {
         let mut flaws = Vec::new();
-        // What of each tensor was written so far, and which tensor each slot holds.
+        // What of each tensor was written so far, and which of them are as they were written.
         let mut written: Vec<Vec<[usize; 2]>> = vec![Vec::new(); self.tensors.len()];
-        let mut holds: Vec<Option<usize>> = vec![None; self.slots.len()];
+        let mut whole = vec![false; self.tensors.len()];
         for (number, (_, spec)) in self.kernels.iter().enumerate() {
             let mut flaw = |what: String| {
                 flaws.push(format!(
@@ -150,8 +158,9 @@ impl Plan {
                         argument.view.dtype, held.dtype
                     ));
                 }
-                if !start.is_multiple_of(ALIGNMENT) {
-                    flaw(format!("{name} starts at {start}"));
+                let from = held.offset + start;
+                if !from.is_multiple_of(alignment(held.dtype)) {
+                    flaw(format!("{name} starts at {from}"));
                 }
                 let shared = |other: &&crate::kernels::Argument| {
                     let other_place = self.tensors.get(other.view.tensor).and_then(|t| t.slot);
@@ -166,12 +175,15 @@ impl Plan {
                 }
                 let fresh = argument.access == Access::Write;
                 if let (Some(slot), Lifetime::Step) = (held.slot, held.lifetime) {
+                    if held.offset + held.elements() > self.slots[slot].elements {
+                        flaw(format!("{name} ('{}') reaches beyond its slot", held.name));
+                    }
                     if fresh {
-                        if holds[slot] != Some(tensor) {
+                        if !whole[tensor] {
                             written[tensor].clear();
                         }
                     } else if argument.elements > 0 {
-                        if holds[slot] != Some(tensor) {
+                        if !whole[tensor] && !written[tensor].is_empty() {
                             flaw(format!("{name} ('{}') was overwritten", held.name));
                         }
                         if !covers(&written[tensor], [start, start + argument.elements]) {
@@ -186,8 +198,8 @@ impl Plan {
                 let View {
                     tensor, start, len, ..
                 } = argument.view;
-                if let Some(slot) = self.tensors[tensor].slot {
-                    holds[slot] = Some(tensor);
+                for (other, whole) in whole.iter_mut().enumerate() {
+                    *whole = other == tensor || *whole && !self.overlap(tensor, other);
                 }
                 if argument.access == Access::Write && argument.elements < len {
                     flaws.push(format!(

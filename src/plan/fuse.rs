@@ -93,6 +93,7 @@ impl Plan {
             lifetime: Lifetime::Step,
             per_sample: false,
             slot: None,
+            offset: 0,
         });
         View::whole(self.tensors.len() - 1, Dtype::F32, elements)
     }
@@ -315,6 +316,7 @@ mod tests {
             let options = Options {
                 unfused,
                 explicit_conv,
+                unshared: true,
                 ..Options::default()
             };
             let target = Target::Gpu(&adapter);

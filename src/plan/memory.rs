@@ -1,9 +1,16 @@
-//! The memory of a step: tensors that are never alive at the same time share a slot.
+//! The memory of a step: buffers that tensors share, side by side and one after the other.
 
 use super::{Lifetime, Plan};
-use crate::kernels::{Access, Dtype};
+use crate::kernels::{Access, Argument, Dtype};
+use crate::model::PARAMETER_ALIGNMENT;
+use std::collections::HashSet;
 
-/// A piece of memory that several tensors take turns in.
+/// Elements that a tensor's place is a multiple of, so that every adapter can bind it.
+pub(super) fn alignment(dtype: Dtype) -> usize {
+    4 * PARAMETER_ALIGNMENT / dtype.bytes(1)
+}
+
+/// A buffer that several tensors share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slot {
     pub dtype: Dtype,
@@ -22,28 +29,67 @@ impl Plan {
         Some([first, last])
     }
 
-    /// Gives each tensor of the step its slot, the largest first, each in the first slot of its dtype
-    /// where nobody is alive while it is.
-    pub(super) fn share_memory(&mut self) {
+    /// The tensors that a kernel is bound to beside this one, where it writes one of the two: on a GPU they
+    /// may not lie in one buffer.
+    fn apart_from(&self, tensor: usize) -> HashSet<usize> {
+        let mut apart = HashSet::new();
+        for spec in self.specs() {
+            let writes = |a: &&Argument| a.access != Access::Read;
+            let Some(own) = spec.arguments.iter().find(|a| a.view.tensor == tensor) else {
+                continue;
+            };
+            let others = spec.arguments.iter().filter(|a| writes(&own) || writes(a));
+            apart.extend(others.map(|a| a.view.tensor));
+        }
+        apart
+    }
+
+    /// Gives each tensor of the step its place, the largest first: in the first slot of its dtype that
+    /// nothing lies in that it must stay apart from, at the lowest place where nobody is alive while it
+    /// is. Unless memory is `shared`, each has a slot of its own.
+    pub(super) fn share_memory(&mut self, shared: bool) {
         let mut tensors: Vec<(usize, [usize; 2])> = (0..self.tensors.len())
             .filter(|i| self.tensors[*i].lifetime == Lifetime::Step)
             .filter_map(|i| Some((i, self.alive(i)?)))
             .collect();
         tensors.sort_by_key(|(i, [first, _])| (usize::MAX - self.tensors[*i].elements(), *first));
-        let mut taken: Vec<Vec<[usize; 2]>> = Vec::new();
-        for (i, [first, last]) in tensors {
+        let mut held: Vec<Vec<(usize, [usize; 2])>> = Vec::new();
+        for (i, alive) in tensors {
             let (dtype, elements) = (self.tensors[i].dtype, self.tensors[i].elements());
-            let free = self.slots.iter().zip(&taken).position(|(slot, taken)| {
-                let apart = |[f, l]: &[usize; 2]| last < *f || *l < first;
-                slot.dtype == dtype && taken.iter().all(apart)
-            });
-            let slot = free.unwrap_or_else(|| {
+            let apart = self.apart_from(i);
+            let room = |slot: &Slot, held: &[(usize, [usize; 2])]| {
+                if slot.dtype != dtype || held.iter().any(|(other, _)| apart.contains(other)) {
+                    return None;
+                }
+                let meanwhile = |[first, last]: [usize; 2]| first <= alive[1] && alive[0] <= last;
+                let taken = held.iter().filter(|(_, other)| meanwhile(*other));
+                let mut taken: Vec<[usize; 2]> = taken
+                    .map(|(other, _)| {
+                        let other = &self.tensors[*other];
+                        let end = other.offset + other.elements();
+                        [other.offset, end.next_multiple_of(alignment(dtype))]
+                    })
+                    .collect();
+                taken.sort();
+                let mut offset = 0;
+                for [from, to] in taken {
+                    if offset + elements <= from {
+                        break;
+                    }
+                    offset = offset.max(to);
+                }
+                (offset + elements <= slot.elements).then_some(offset)
+            };
+            let mut slots = self.slots.iter().zip(&held).enumerate();
+            let found = slots.find_map(|(at, (slot, held))| Some((at, room(slot, held)?)));
+            let (slot, offset) = found.filter(|_| shared).unwrap_or_else(|| {
                 self.slots.push(Slot { dtype, elements });
-                taken.push(Vec::new());
-                taken.len() - 1
+                held.push(Vec::new());
+                (held.len() - 1, 0)
             });
-            taken[slot].push([first, last]);
+            held[slot].push((i, alive));
             self.tensors[i].slot = Some(slot);
+            self.tensors[i].offset = offset;
         }
     }
 

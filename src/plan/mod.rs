@@ -54,6 +54,8 @@ pub struct Options {
     pub explicit_conv: bool,
     /// Every kernel by itself, none computed along by the one before it.
     pub unfused: bool,
+    /// Every tensor in memory of its own, for those who look at it after each kernel.
+    pub unshared: bool,
     /// Choices of tile that were made before (by an earlier run or by measurement); used for the
     /// products they fit, in place of the built-in choice. The result's bits do not depend on them.
     pub choices: Vec<Product>,
@@ -102,6 +104,8 @@ pub struct Tensor {
     pub per_sample: bool,
     /// Its place in [`Plan::slots`]; `None` for what is not of a step.
     pub slot: Option<usize>,
+    /// Where it lies in its slot, in elements.
+    pub offset: usize,
 }
 
 impl Tensor {
@@ -193,7 +197,7 @@ impl Plan {
         if let Target::Gpu(adapter) = target {
             plan.choose_tiles(family, adapter, model, &options.choices)?;
         }
-        plan.share_memory();
+        plan.share_memory(!options.unshared);
         Ok(plan)
     }
 
@@ -304,6 +308,7 @@ impl<'a> Builder<'a> {
                 lifetime,
                 per_sample,
                 slot: None,
+                offset: 0,
             });
             View::whole(tensors.len() - 1, dtype, shape.iter().product())
         };
@@ -367,6 +372,7 @@ impl<'a> Builder<'a> {
             lifetime: Lifetime::Step,
             per_sample: false,
             slot: None,
+            offset: 0,
         });
         View::whole(self.tensors.len() - 1, dtype, shape.iter().product())
     }

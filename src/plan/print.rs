@@ -44,7 +44,11 @@ impl fmt::Display for Plan {
         writeln!(f, "memory")?;
         for (i, slot) in self.slots.iter().enumerate() {
             let held = self.tensors.iter().filter(|t| t.slot == Some(i));
-            let held: Vec<_> = held.map(|t| t.name.as_str()).collect();
+            let held = held.map(|t| match t.offset {
+                0 => t.name.clone(),
+                offset => format!("{} at {offset}", t.name),
+            });
+            let held: Vec<_> = held.collect();
             let bytes = 4 * slot.dtype.words(slot.elements);
             writeln!(f, "    slot {i}, {bytes} bytes: {}", held.join(", "))?;
         }

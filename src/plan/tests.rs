@@ -108,9 +108,12 @@ fn a_flaw_is_found() {
     // Its output, which the way back reads at the end.
     let early = good.kernels[1].1.view("y").tensor;
     broken("was overwritten", &|plan| {
-        let taken = plan.tensors[early].slot;
+        let (slot, offset) = (plan.tensors[early].slot, plan.tensors[early].offset);
         let late = plan.tensor("logits.gradient").unwrap();
-        plan.tensors[late].slot = taken;
+        (plan.tensors[late].slot, plan.tensors[late].offset) = (slot, offset);
+    });
+    broken("reaches beyond its slot", &|plan| {
+        plan.tensors[early].offset += 64
     });
     broken("shares its memory", &|plan| {
         let x = plan.kernels[1].1.view("x").tensor;

@@ -283,6 +283,7 @@ impl Case {
         let (kernels, tensors) = self.build();
         let mut memory = Memory {
             places: (0..tensors.len()).collect(),
+            offsets: vec![0; tensors.len()],
             values: tensors.iter().map(Tensor::values).collect(),
         };
         for kernel in &kernels {

@@ -134,7 +134,16 @@ struct Way<'a> {
 impl Way<'_> {
     fn plan(&self, model: &Model, mode: Mode) -> Result<Plan> {
         let target = self.adapter.map_or(Target::Cpu, Target::Gpu);
-        Plan::new(model, BATCH, mode, &self.options, target)
+        Plan::new(model, BATCH, mode, &apart(&self.options), target)
+    }
+}
+
+/// The same with every tensor in memory of its own, where it can be looked at after each kernel. How
+/// tensors share memory is for [`Plan::flaws`] to judge, and for the steps that run in one go.
+fn apart(options: &Options) -> Options {
+    Options {
+        unshared: true,
+        ..options.clone()
     }
 }
 
@@ -239,7 +248,8 @@ pub fn step_of(gpu: &Arc<Gpu>, model: &Model, options: &Options) -> Result<Outco
         class_weights: options.class_weights.clone(),
         ..Data::of(model)
     };
-    let plan = Plan::new(model, BATCH, ADAMW, options, Target::Gpu(gpu.report()))?;
+    let (options, target) = (apart(options), Target::Gpu(gpu.report()));
+    let plan = Plan::new(model, BATCH, ADAMW, &options, target)?;
     each_kernel(&data, plan, ADAMW, &model.name, |twins| {
         Ok(Box::new(OnGpu::of(gpu, twins)?))
     })
@@ -421,6 +431,7 @@ impl Fast {
         Fast {
             memory: Memory {
                 places: twins.memory.places.clone(),
+                offsets: twins.memory.offsets.clone(),
                 values: twins.memory.values.iter().map(narrow).collect(),
             },
             scratch: fast::Scratch::default(),
@@ -775,7 +786,7 @@ struct Reference<'a> {
 fn simplest(model: &Model, batch: usize, mode: Mode) -> Result<Plan> {
     let options = Options {
         unfused: true,
-        ..options(model)
+        ..apart(&options(model))
     };
     Plan::new(model, batch, mode, &options, Target::Cpu)
 }
