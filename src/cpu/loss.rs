@@ -43,7 +43,7 @@ pub fn softmax_cross_entropy<T: Float>(
     })
 }
 
-/// [`softmax_cross_entropy`] with t[k] times the weight of class k, and the gradient of the *weighted*
+/// [`softmax_cross_entropy`] with `t[k]` times the weight of class k, and the gradient of the *weighted*
 /// mean, `gradient = (p Σ_k t[k] − t) / Σ_i weights[label_i]`: PyTorch's `CrossEntropyLoss(weight,
 /// label_smoothing)`.
 ///

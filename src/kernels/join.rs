@@ -47,7 +47,7 @@ pub fn concat(rows: usize, ca: usize, cb: usize, a: View, b: View, y: View) -> K
 }
 
 /// `y[r,k] = x[r,first+k]` for k below `count`: x `[rows,c]`, y `[rows,count]`; the gradient of
-/// [`concat`]. Writes `y`.
+/// [`fn@concat`]. Writes `y`.
 pub fn slice_channels(
     rows: usize,
     c: usize,

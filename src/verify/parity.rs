@@ -551,8 +551,8 @@ impl Bench {
         (0..len).map(|_| self.rng.random_range(0..limit)).collect()
     }
 
-    /// A read-only input. Kernels are bound to [`GUARD_WORDS`] words more, of [`BEYOND`] or
-    /// [`BEYOND_FINITE`].
+    /// A read-only input. Kernels are bound to [`GUARD_WORDS`] words more, of [`BEYOND`], or of
+    /// a large number where a kernel redoes its NaNs.
     pub fn input<T: Element>(&mut self, data: &[T]) -> View {
         let mut bytes = bytemuck::cast_slice::<T, u8>(data).to_vec();
         // What is left of the last word belongs to the guard.
