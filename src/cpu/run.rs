@@ -36,7 +36,7 @@ impl<T: Float> Values<T> {
     }
 }
 
-/// The tensors of a plan; several that are never alive at the same time may share a place.
+/// The tensors of a plan; several may share a place, but none that one kernel is bound to and writes.
 #[derive(Clone, Debug, Default)]
 pub struct Memory<T> {
     /// The place of each tensor, and where it begins there.
