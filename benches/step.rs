@@ -59,14 +59,10 @@ fn models(c: &mut Criterion) {
         let order: Vec<u32> = (0..LEN as u32).collect();
         let table: Vec<Step> = (0..BATCHES)
             .map(|i| Step {
-                first: (i * BATCH) as u32,
-                count: BATCH as u32,
                 lr: 1e-4,
                 bias_correction1: 0.5,
                 bias_correction2: 0.5,
-                seed: 0,
-                epoch: 0,
-                padding: 0,
+                ..Step::new(i * BATCH, BATCH)
             })
             .collect();
         let run = |engine: &mut Engine, steps: usize| {

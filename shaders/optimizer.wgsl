@@ -30,6 +30,10 @@ struct Step {
     bias_correction2: f32,
     seed: u32,
     epoch: u32,
+    base: u32,
+    total: f32,
+    micro: u32,
+    average: f32,
     padding: u32,
 }
 

@@ -194,14 +194,10 @@ fn a_profile_names_every_dispatch_and_its_trace_is_in_order() {
         .upload_dataset(Split::Train, images, &labels, &[0.01, -1.0])
         .unwrap();
     let step = Step {
-        first: 0,
-        count: batch as u32,
         lr: 1e-3,
         bias_correction1: 0.5,
         bias_correction2: 0.5,
-        seed: 0,
-        epoch: 0,
-        padding: 0,
+        ..Step::new(0, batch)
     };
     network
         .train_epoch(&[0, 1, 2, 3, 4, 5], &[step], &mut |_| {

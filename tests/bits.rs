@@ -47,14 +47,10 @@ fn hash(name: &str, gpu: Option<&Arc<Gpu>>) -> String {
         .map(|i| {
             let scalars = optimizer.step_scalars(0.01, i as u64 + 1);
             Step {
-                first: (i * BATCH) as u32,
-                count: BATCH.min(SAMPLES - i * BATCH) as u32,
                 lr: scalars.lr,
                 bias_correction1: scalars.bias_correction1,
                 bias_correction2: scalars.bias_correction2,
-                seed: 0,
-                epoch: 0,
-                padding: 0,
+                ..Step::new(i * BATCH, BATCH.min(SAMPLES - i * BATCH))
             }
         })
         .collect();

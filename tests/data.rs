@@ -130,16 +130,16 @@ fn the_largest_label_of_either_split_counts() {
 fn a_label_that_invents_classes_is_noted() {
     let folder = folder();
     // Labels 0, 4, 1: the test image of class 2 has no training image, nor has 3.
-    let note = load(&folder).unwrap().note.unwrap();
+    let note = load(&folder).unwrap().notes.remove(0);
     for word in ["warning", "classes 2, 3 of 5", "largest label, 4"] {
         assert!(note.contains(word), "no {word:?} in {note}");
     }
     put(&folder, TRAIN_LABELS, &idx(&[3], &[0, 255, 2]));
-    let note = load(&folder).unwrap().note.unwrap();
+    let note = load(&folder).unwrap().notes.remove(0);
     assert!(note.contains("classes 1, 3–254 of 256"), "{note}");
     put(&folder, TRAIN_LABELS, &idx(&[3], &[0, 1, 2]));
-    assert_eq!(load(&folder).unwrap().note, None);
-    assert_eq!(data::load("mnist").unwrap().note, None);
+    assert_eq!(load(&folder).unwrap().notes, Vec::<String>::new());
+    assert_eq!(data::load("mnist").unwrap().notes, Vec::<String>::new());
 }
 
 #[test]

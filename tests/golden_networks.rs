@@ -145,14 +145,9 @@ fn check(device: &str, gpu: Option<Arc<Gpu>>, name: &str, model: &Model, golden:
     let steps = STEPS.map(|count| {
         first += count;
         Step {
-            first: (first - count) as u32,
-            count: count as u32,
             lr: 0.05,
-            bias_correction1: 1.0,
-            bias_correction2: 1.0,
             seed: 1,
-            epoch: 0,
-            padding: 0,
+            ..Step::new(first - count, count)
         }
     });
     let order: Vec<u32> = (0..len as u32).collect();

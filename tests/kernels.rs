@@ -56,14 +56,10 @@ fn kernels_and_twins_make_what_was_worked_out_by_hand() {
     // Two rows, of which the second is current, and the counter that says so.
     let steps = |first, count, lr, bias_correction1, bias_correction2| {
         let current = Step {
-            first,
-            count,
             lr,
             bias_correction1,
             bias_correction2,
-            seed: 0,
-            epoch: 0,
-            padding: 0,
+            ..Step::new(first, count)
         };
         let other = Step {
             first: 1,
@@ -336,7 +332,7 @@ fn kernels_and_twins_make_what_was_worked_out_by_hand() {
             vec![
                 floats(&logits),
                 words(labels),
-                steps(2, count as u32, 0.0, 1.0, 1.0),
+                steps(2, count, 0.0, 1.0, 1.0),
                 words(&[1]),
                 empty(2),
                 empty(4),

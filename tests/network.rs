@@ -93,14 +93,10 @@ fn a_larger_evaluation_batch_changes_nothing_but_the_order_of_a_sum() {
             // An evaluation uses buffers of the training step: neither may disturb the other.
             let order: Vec<u32> = (0..LEN as u32).collect();
             let step = Step {
-                first: 3,
-                count: 8,
                 lr: 1e-3,
                 bias_correction1: 0.3,
                 bias_correction2: 0.1,
-                seed: 0,
-                epoch: 0,
-                padding: 0,
+                ..Step::new(3, 8)
             };
             network
                 .train_epoch(&order, &[step], &mut |_| Ok(ControlFlow::Continue(())))

@@ -357,10 +357,7 @@ fn folded_and_unfolded_give_the_same() {
         *twins.floats("parameters") = noise(1, model.parameter_elements).collect();
         let x: Vec<f64> = noise(2, 4 * model.input.elements()).collect();
         twins.floats("input")[..x.len()].copy_from_slice(&x);
-        let step = StepRow {
-            count: 4,
-            ..bytemuck::Zeroable::zeroed()
-        };
+        let step = StepRow::new(0, 4);
         *twins.words("steps") = bytemuck::cast_slice(&[step]).to_vec();
         twins.run(&[Section::Forward, Section::Loss]);
         twins.floats("losses")[..4].to_vec()

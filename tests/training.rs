@@ -697,14 +697,8 @@ fn a_break_ends_an_epoch_between_two_steps() {
         }
         let order: Vec<u32> = (0..TRAIN_IMAGES as u32).collect();
         let step = wgrad::kernels::Step {
-            first: 0,
-            count: 20,
             lr: 0.01,
-            bias_correction1: 1.0,
-            bias_correction2: 1.0,
-            seed: 0,
-            epoch: 0,
-            padding: 0,
+            ..wgrad::kernels::Step::new(0, 20)
         };
         let mut seen = Vec::new();
         let metrics = engine

@@ -148,14 +148,10 @@ fn trained(gpu: &Arc<Gpu>, family: Family, choices: &[Product]) -> Vec<u32> {
     let order: Vec<u32> = (0..len as u32).collect();
     let steps: Vec<Step> = (0..3)
         .map(|i| Step {
-            first: i * BATCH as u32,
-            count: BATCH as u32,
             lr: 1e-2,
             bias_correction1: 0.5,
             bias_correction2: 0.5,
-            seed: 0,
-            epoch: 0,
-            padding: 0,
+            ..Step::new(i * BATCH, BATCH)
         })
         .collect();
     let normalization = [1.0 / 128.0, -1.0];

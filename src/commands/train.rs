@@ -459,9 +459,7 @@ fn settings(recipe: &Recipe) -> [(&'static str, String); 6] {
 /// The data, and a line about what is odd in them.
 fn load_data(source: &str) -> Result<Splits> {
     let data = data::load(source)?;
-    if let Some(note) = &data.note {
-        say_wrapped(note)?;
-    }
+    data.notes.iter().try_for_each(|note| say_wrapped(note))?;
     Ok(data)
 }
 

@@ -624,10 +624,7 @@ fn network_error_with(model: &Model, options: &Options) -> f64 {
     let counted: f32 = labels.iter().map(|label| weights[*label as usize]).sum();
     *twins.words("order") = vec![5, 2, 9, 7];
     let x = noise(16, labels.len() * model.input.elements());
-    let step = Step {
-        count: labels.len() as u32,
-        ..bytemuck::Zeroable::zeroed()
-    };
+    let step = Step::new(0, labels.len());
     *twins.words("steps") = bytemuck::cast_slice(&[step]).to_vec();
     let parameters = noise(15, model.parameter_elements);
     let mut run = |parameters: &[f64], sections: &[Section]| {

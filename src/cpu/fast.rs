@@ -679,11 +679,10 @@ mod tests {
         let mut step = Twins::<T>::new(plan, count);
         let scalars = rule.step_scalars(0.01, 1);
         *step.words("steps") = bytemuck::cast_slice(&[Step {
-            count: count as u32,
             lr: scalars.lr,
             bias_correction1: scalars.bias_correction1,
             bias_correction2: scalars.bias_correction2,
-            ..bytemuck::Zeroable::zeroed()
+            ..Step::new(0, count)
         }])
         .to_vec();
         let images = noise(1, count * model.input.elements());

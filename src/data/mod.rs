@@ -68,15 +68,18 @@ impl Dataset {
     }
 }
 
-/// A dataset for training and one for testing, with the same image shape and classes.
+/// A dataset for training, one for testing and maybe one for validation, with the same image shape and classes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Splits {
     /// What [`load`] was asked for.
     pub name: String,
     pub train: Dataset,
+    /// What decides when and which; not trained on.
+    pub validation: Option<Dataset>,
+    /// What the result is measured on; decides nothing.
     pub test: Dataset,
-    /// What looks wrong about them, if something does, in one line.
-    pub note: Option<String>,
+    /// What looks wrong about them, a line each.
+    pub notes: Vec<String>,
 }
 
 /// Loads `"mnist"`, which is part of the binary, or a folder of IDX files (a folder that is itself
@@ -179,8 +182,9 @@ fn splits(
     let (train, test) = (dataset(train), dataset(test));
     Ok(Splits {
         name: name.into(),
-        note: without_images(&train),
+        notes: without_images(&train).into_iter().collect(),
         train,
+        validation: None,
         test,
     })
 }

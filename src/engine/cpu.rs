@@ -27,8 +27,8 @@ pub struct CpuEngine {
     /// Where in the memory the tensors of these names are.
     places: HashMap<String, usize>,
     scratch: fast::Scratch,
-    train: Option<Samples>,
-    test: Option<Samples>,
+    /// By [`Split`].
+    splits: [Option<Samples>; 3],
 }
 
 /// Whether a plan trains, and its batch.
@@ -66,8 +66,7 @@ impl CpuEngine {
             memory: Memory::default(),
             places: HashMap::new(),
             scratch: fast::Scratch::default(),
-            train: None,
-            test: None,
+            splits: [None, None, None],
         };
         engine.plan((true, batch))?;
         engine.set_kept("running", &initial_running(model))?;
@@ -160,12 +159,8 @@ impl CpuEngine {
         expect_dataset(&self.model, &images, labels, normalization)?;
         let len = labels.len();
         let steps = len.div_ceil(self.batch);
-        let old = match split {
-            Split::Train => &mut self.train,
-            Split::Test => &mut self.test,
-        };
         // Another split takes the place of one that was there.
-        let old = old
+        let old = self.splits[split as usize]
             .take()
             .map(|samples| samples.tensors)
             .unwrap_or_default();
@@ -190,14 +185,10 @@ impl CpuEngine {
             put("metrics", words(2 * steps)),
             put("predictions", words(len)),
         ];
-        let samples = Some(Samples {
+        self.splits[split as usize] = Some(Samples {
             len,
             tensors: tensors.into_iter().collect(),
         });
-        match split {
-            Split::Train => self.train = samples,
-            Split::Test => self.test = samples,
-        }
         Ok(())
     }
 
@@ -207,7 +198,7 @@ impl CpuEngine {
         steps: &[Step],
         progress: StepProgress,
     ) -> Result<Vec<Metrics>> {
-        let samples = uploaded(&self.train)?;
+        let samples = uploaded(&self.splits[Split::Train as usize])?;
         expect_epoch(samples.len, self.batch, order, steps)?;
         let place = samples.tensors["order"];
         self.memory.values[place] = Values::Words(order.to_vec());
@@ -216,19 +207,20 @@ impl CpuEngine {
 
     pub(super) fn evaluate(
         &mut self,
+        split: Split,
         progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
     ) -> Result<Evaluation> {
-        let len = uploaded(&self.test)?.len;
+        let len = uploaded(&self.splits[split as usize])?.len;
         let steps = evaluation_steps(len, self.batch);
         let (batch, mut done, mut loss_sum) = (self.batch, 0, 0.0);
-        self.run(Split::Test, &steps, &mut |new| {
+        self.run(split, &steps, &mut |new| {
             for metrics in new {
                 done += steps[done / batch].count as usize;
                 loss_sum += f64::from(metrics.loss_sum);
             }
             Ok(progress(done))
         })?;
-        let mut predictions = self.words(Split::Test, "predictions").to_vec();
+        let mut predictions = self.words(split, "predictions").to_vec();
         predictions.truncate(done);
         Ok(Evaluation {
             loss_sum,
@@ -243,11 +235,7 @@ impl CpuEngine {
         steps: &[Step],
         progress: StepProgress,
     ) -> Result<Vec<Metrics>> {
-        let samples = match split {
-            Split::Train => &self.train,
-            Split::Test => &self.test,
-        };
-        let tensors = uploaded(samples)?.tensors.clone();
+        let tensors = uploaded(&self.splits[split as usize])?.tensors.clone();
         self.memory.values[tensors["steps"]] = Values::Words(bytemuck::cast_slice(steps).to_vec());
         self.memory.values[tensors["counter"]] = Values::Words(vec![0]);
         let mut all = Vec::with_capacity(steps.len());
@@ -277,11 +265,8 @@ impl CpuEngine {
 
     /// A tensor of words of a split that was uploaded.
     fn words(&self, split: Split, name: &'static str) -> &[u32] {
-        let samples = match split {
-            Split::Train => &self.train,
-            Split::Test => &self.test,
-        };
-        let place = samples.as_ref().map(|samples| samples.tensors[name]);
+        let samples = self.splits[split as usize].as_ref();
+        let place = samples.map(|samples| samples.tensors[name]);
         match place.map(|place| &self.memory.values[place]) {
             Some(Values::Words(words)) => words,
             _ => &[],

@@ -37,12 +37,13 @@ fn expect_images(
     }
     let what = match split {
         Split::Train => "training",
+        Split::Validation => "validation",
         Split::Test => "test",
     };
     let advice = match (limit / elements as u64, split) {
         (0, _) => "use smaller images, or".into(),
         (most, Split::Train) => format!("use --limit {most} or fewer, or"),
-        (most, Split::Test) => format!("use at most {most} of them, or"),
+        (most, _) => format!("use at most {most} of them, or"),
     };
     Err(Error::Usage(format!(
         "expected {what} images of at most {limit} bytes on {}, found {size}; {advice} another --device: cpu has no such limit",
@@ -67,8 +68,8 @@ pub struct GpuEngine {
     kept: HashMap<String, Buffer>,
     training: Planned,
     evaluation: Planned,
-    train: Option<Resident>,
-    test: Option<Resident>,
+    /// By [`Split`].
+    splits: [Option<Resident>; 3],
 }
 
 /// A plan with its memory.
@@ -251,8 +252,7 @@ impl GpuEngine {
             kept,
             training,
             evaluation,
-            train: None,
-            test: None,
+            splits: [None, None, None],
         };
         engine.set_kept("running", &initial_running(model))?;
         if let Some(weights) = &options.class_weights {
@@ -310,7 +310,7 @@ impl GpuEngine {
         expect_images(split, len, self.model.input.elements(), gpu.report())?;
         let planned = match split {
             Split::Train => &self.training,
-            Split::Test => &self.evaluation,
+            Split::Validation | Split::Test => &self.evaluation,
         };
         let rows = len.div_ceil(planned.plan.batch);
         let images = gpu.upload("dataset images", images).map_err(|e| match e {
@@ -325,7 +325,7 @@ impl GpuEngine {
                     BinaryBytes(allocated),
                     match split {
                         Split::Train => format!("a smaller --limit (these are {len} images) or "),
-                        Split::Test => String::new(),
+                        _ => String::new(),
                     }
                 ),
                 allocated,
@@ -360,21 +360,17 @@ impl GpuEngine {
             })
         });
         let dispatches = dispatches.collect::<Result<_>>()?;
-        if split == Split::Test {
+        if split != Split::Train {
             let order: Vec<u32> = (0..len as u32).collect();
             gpu.write("order", &tensors["order"], &order)?;
             let steps = evaluation_steps(len, planned.plan.batch);
             gpu.write("step table", &tensors["steps"], &steps)?;
         }
-        let resident = Some(Resident {
+        self.splits[split as usize] = Some(Resident {
             len,
             tensors,
             dispatches,
         });
-        match split {
-            Split::Train => self.train = resident,
-            Split::Test => self.test = resident,
-        }
         Ok(())
     }
 
@@ -385,7 +381,7 @@ impl GpuEngine {
         steps: &[Step],
         progress: StepProgress,
     ) -> Result<Vec<Metrics>> {
-        let resident = uploaded(&self.train)?;
+        let resident = uploaded(&self.splits[Split::Train as usize])?;
         expect_epoch(resident.len, self.training.plan.batch, order, steps)?;
         self.gpu.write("order", &resident.tensors["order"], order)?;
         self.gpu
@@ -393,12 +389,13 @@ impl GpuEngine {
         self.run(resident, steps.len(), progress)
     }
 
-    /// As [`super::Engine::evaluate`] for the test split.
+    /// As [`super::Engine::evaluate`].
     pub fn evaluate(
         &mut self,
+        split: Split,
         progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
     ) -> Result<Evaluation> {
-        let resident = uploaded(&self.test)?;
+        let resident = uploaded(&self.splits[split as usize])?;
         let (len, batch) = (resident.len, self.evaluation.plan.batch);
         let mut done = 0;
         let metrics = self.run(resident, len.div_ceil(batch), &mut |new| {
@@ -430,7 +427,7 @@ impl GpuEngine {
     /// # Errors
     /// [`Error::Shape`] before the training split was uploaded, or what the device reports.
     pub fn dispatches(&self) -> Result<Vec<&Dispatch>> {
-        let resident = uploaded(&self.train)?;
+        let resident = uploaded(&self.splits[Split::Train as usize])?;
         self.gpu
             .write("step counter", &resident.tensors["counter"], &[0u32])?;
         Ok(resident.dispatches.iter().collect())

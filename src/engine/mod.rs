@@ -22,6 +22,7 @@ use std::sync::Arc;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Split {
     Train,
+    Validation,
     Test,
 }
 
@@ -105,7 +106,7 @@ impl Engine {
         }
     }
 
-    /// Runs the whole test split forward. `progress` gets the number of samples done; when it says break,
+    /// Runs the whole validation or test split forward. `progress` gets the number of samples done; when it says break,
     /// the evaluation ends early and has fewer predictions than the split has samples.
     ///
     /// # Errors
@@ -118,12 +119,12 @@ impl Engine {
     ) -> Result<Evaluation> {
         if split == Split::Train {
             return Err(Error::Usage(
-                "expected the test split: the training split's steps also update the parameters; upload the images as a test split to evaluate them".into(),
+                "expected the validation or the test split: the training split's steps also update the parameters; upload the images as a test split to evaluate them".into(),
             ));
         }
         match self {
-            Engine::Gpu(e) => e.evaluate(progress),
-            Engine::Cpu(e) => e.evaluate(progress),
+            Engine::Gpu(e) => e.evaluate(split, progress),
+            Engine::Cpu(e) => e.evaluate(split, progress),
         }
     }
 
@@ -303,16 +304,7 @@ fn expect_epoch(len: usize, batch: usize, order: &[u32], steps: &[Step]) -> Resu
 /// The steps of an evaluation: the split in its order.
 fn evaluation_steps(len: usize, batch: usize) -> Vec<Step> {
     (0..len.div_ceil(batch))
-        .map(|i| Step {
-            first: (i * batch) as u32,
-            count: batch.min(len - i * batch) as u32,
-            lr: 0.0,
-            bias_correction1: 1.0,
-            bias_correction2: 1.0,
-            seed: 0,
-            epoch: 0,
-            padding: 0,
-        })
+        .map(|i| Step::new(i * batch, batch.min(len - i * batch)))
         .collect()
 }
 

@@ -32,7 +32,35 @@ pub struct Step {
     /// Keys of the random draws on the device; 0 where nothing draws.
     pub seed: u32,
     pub epoch: u32,
+    /// Place in the epoch's order of the first image that is on the device; 0 where all of them are.
+    pub base: u32,
+    /// What the mean of the loss is over: the samples of the whole batch that this step is a part of.
+    pub total: f32,
+    /// Which part of its batch, from 0; 0 where a step is a whole batch.
+    pub micro: u32,
+    /// Share that the average of the parameters keeps of itself, where there is one.
+    pub average: f32,
     pub padding: u32,
+}
+
+impl Step {
+    /// A step on these samples that is a whole batch, draws nothing and changes nothing.
+    pub fn new(first: usize, count: usize) -> Step {
+        Step {
+            first: first as u32,
+            count: count as u32,
+            lr: 0.0,
+            bias_correction1: 1.0,
+            bias_correction2: 1.0,
+            seed: 0,
+            epoch: 0,
+            base: 0,
+            total: count as f32,
+            micro: 0,
+            average: 0.0,
+            padding: 0,
+        }
+    }
 }
 
 /// Loss and correct count of one step, laid out like `struct Metrics` in the shaders.

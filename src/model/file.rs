@@ -31,7 +31,7 @@
 
 use super::block::{Blocks, Node, expand};
 use super::keys::Table;
-use super::recipe::{Optimizer, Recipe, Schedule};
+use super::recipe::{ClassWeights, Optimizer, Recipe, Schedule};
 use super::{Loss, Model, Op, Shape};
 use crate::error::{Error, Result};
 use serde::Deserialize;
@@ -176,7 +176,7 @@ impl Definition {
             return Err(error("model", what));
         }
 
-        if let Some(weights) = &self.recipe.class_weights
+        if let Some(ClassWeights::Given(weights)) = &self.recipe.class_weights
             && weights.len() != classes
         {
             let what = format!(
@@ -472,7 +472,8 @@ impl RecipeTable {
             epochs: self.epochs.0,
             batch_size: self.batch_size.0,
             label_smoothing: fraction(&self.label_smoothing, 0.0)?,
-            class_weights: class_weights.transpose()?,
+            class_weights: class_weights.transpose()?.map(ClassWeights::Given),
+            ..Recipe::default()
         })
     }
 }
@@ -564,8 +565,7 @@ units = "classes"
                 schedule: Schedule::Cosine,
                 epochs: 2,
                 batch_size: 4,
-                label_smoothing: 0.0,
-                class_weights: None,
+                ..Recipe::default()
             }
         );
     }
@@ -576,7 +576,10 @@ units = "classes"
         let text = SMALL.replace("epochs = 2", more);
         let definition = Definition::parse(&text, "small.toml").unwrap();
         assert_eq!(definition.recipe.label_smoothing, 0.1);
-        assert_eq!(definition.recipe.class_weights, Some(vec![0.5, 1.0, 2.5]));
+        assert_eq!(
+            definition.recipe.class_weights,
+            Some(ClassWeights::Given(vec![0.5, 1.0, 2.5]))
+        );
         definition.resolve(definition.input, 3).unwrap();
         let error = definition.resolve(definition.input, 4).unwrap_err();
         assert!(error.to_string().starts_with("small.toml:12: "), "{error}");

@@ -5,6 +5,7 @@
 //! input and output shape and where its parameters lie in the flat parameter vector. This module
 //! knows nothing of wgpu; the GPU path and the CPU oracle both build on it.
 
+pub mod augment;
 mod block;
 mod file;
 mod init;

@@ -3,6 +3,7 @@
 //! Pure numbers without a device: the update rules themselves are `shaders/optimizer.wgsl` and
 //! their CPU twins.
 
+use super::augment::Augment;
 use serde::{Deserialize, Serialize};
 
 /// Update rule and its constants.
@@ -95,20 +96,135 @@ impl Schedule {
     }
 }
 
-/// The defaults that an architecture file brings along; flags override them one by one.
+/// In which proportion the classes of an epoch come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Sampler {
+    /// Every training image once.
+    #[default]
+    Shuffle,
+    /// As many images as there are, of every class the same share: images of a rare class several
+    /// times, of a frequent one some of them only.
+    Balanced,
+}
+
+/// What a sample of each class counts in softmax cross-entropy.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ClassWeights {
+    /// `samples / (classes · samples of the class)`, as in scikit-learn's `class_weight="balanced"`.
+    Balanced,
+    /// One for each class, above 0.
+    #[serde(untagged)]
+    Given(Vec<f32>),
+}
+
+/// How the parameters of one role or place are trained differently from the rest.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Groups {
+    /// Factor on the learning rate of biases and of what normalisations shift and scale by.
+    pub bias_lr: f32,
+    /// Factor on the learning rate of the last layer's weight.
+    pub head_lr: f32,
+    /// Whether biases and normalisations decay as weights do.
+    pub decay_bias: bool,
+    /// Parameters that are not trained: their names (`conv2d1.weight`) or a layer's (`conv2d1`), with
+    /// `*` for anything.
+    pub freeze: Vec<String>,
+}
+
+impl Default for Groups {
+    fn default() -> Groups {
+        Groups {
+            bias_lr: 1.0,
+            head_lr: 1.0,
+            decay_bias: true,
+            freeze: Vec::new(),
+        }
+    }
+}
+
+/// In which views an image is shown for an evaluation; its logits are the views' weighted mean.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Views {
+    /// As it is.
+    #[default]
+    One,
+    /// And mirrored.
+    Mirror,
+    /// Both, and both moved by a pixel up and left and by a pixel down and right, with half the weight
+    /// (Jordan, 2024, arXiv 2404.00498).
+    Six,
+}
+
+/// How a model is trained. An architecture file brings one along, a recipe file may replace it, and
+/// flags override its values one by one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Recipe {
     pub optimizer: Optimizer,
     pub lr: f64,
     pub schedule: Schedule,
+    /// Epochs in which the learning rate rises from 0 to what the schedule says.
+    #[serde(default)]
+    pub warm_up: f64,
     pub epochs: usize,
     pub batch_size: usize,
+    /// Samples that are computed at a time where a batch is too large for the device; their gradients
+    /// are added up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub micro_batch: Option<usize>,
+    #[serde(default)]
+    pub groups: Groups,
+    /// Largest L2 norm of all gradients together; a larger one is scaled down to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip_norm: Option<f32>,
+    /// Share that an exponential moving average of the parameters keeps of itself in each step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub average: Option<f32>,
+    #[serde(default)]
+    pub sampler: Sampler,
+    #[serde(default)]
+    pub augment: Augment,
+    #[serde(default)]
+    pub views: Views,
+    /// Epochs without a better accuracy on the validation split after which training ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub patience: Option<usize>,
     /// How much of the target of softmax cross-entropy is spread over all classes, from 0 to below 1.
     #[serde(default)]
     pub label_smoothing: f32,
     /// What a sample of each class counts in softmax cross-entropy, above 0; 1 without.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub class_weights: Option<Vec<f32>>,
+    pub class_weights: Option<ClassWeights>,
+}
+
+impl Default for Recipe {
+    /// Plain SGD with momentum for one epoch, and nothing besides.
+    fn default() -> Recipe {
+        Recipe {
+            optimizer: Optimizer::Sgd {
+                momentum: 0.9,
+                weight_decay: 0.0,
+            },
+            lr: 0.05,
+            schedule: Schedule::Constant,
+            warm_up: 0.0,
+            epochs: 1,
+            batch_size: 128,
+            micro_batch: None,
+            groups: Groups::default(),
+            clip_norm: None,
+            average: None,
+            sampler: Sampler::Shuffle,
+            augment: Augment::default(),
+            views: Views::One,
+            patience: None,
+            label_smoothing: 0.0,
+            class_weights: None,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -325,10 +325,7 @@ mod tests {
             let norms = of(|work| matches!(work, Work::BatchNormEvaluate { .. }));
             let relus = of(|work| matches!(work, Work::ActivationForward(_)));
             let mut twins = Twins::<f64>::new(plan, 2);
-            let step = Step {
-                count: 2,
-                ..bytemuck::Zeroable::zeroed()
-            };
+            let step = Step::new(0, 2);
             *twins.words("steps") = bytemuck::cast_slice(&[step]).to_vec();
             // Some positive, so that variances are.
             let fill = |values: &mut Vec<f64>, signs: bool| {

@@ -25,7 +25,7 @@ use crate::kernels::{
     Access, AdapterReport, Dtype, KernelSpec, STEP_ELEMENTS, View, Work, gather, loss, optimizer,
     step,
 };
-use crate::model::recipe::{Optimizer, Recipe};
+use crate::model::recipe::{ClassWeights, Optimizer, Recipe};
 use crate::model::{Layer, Loss, Model, Shape};
 use std::collections::HashMap;
 
@@ -75,7 +75,11 @@ impl Options {
     pub fn of(recipe: &Recipe) -> Options {
         Options {
             label_smoothing: recipe.label_smoothing,
-            class_weights: recipe.class_weights.clone(),
+            class_weights: match &recipe.class_weights {
+                Some(ClassWeights::Given(weights)) => Some(weights.clone()),
+                // What balances a dataset's classes is known when the dataset is.
+                _ => None,
+            },
             ..Options::default()
         }
     }
@@ -125,8 +129,10 @@ pub enum Section {
     Loss,
     /// From there to the gradients by the parameters.
     Backward,
-    /// The optimiser, and on to the next step.
+    /// The optimiser; once for a batch that is taken in several parts.
     Update,
+    /// On to the next row of the step table.
+    Advance,
 }
 
 /// A step as data.
@@ -183,7 +189,7 @@ impl Plan {
             builder.backward(gradient);
             builder.update(&optimizer);
         }
-        builder.section = Section::Update;
+        builder.section = Section::Advance;
         builder.emit(step::advance_step(builder.data.counter));
         let mut plan = Plan {
             batch,

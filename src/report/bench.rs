@@ -243,14 +243,12 @@ fn steps(
     let scalars = recipe.optimizer.step_scalars(1e-6, 100);
     let table: Vec<Step> = (0..epoch)
         .map(|i| Step {
-            first: (i * batch) as u32,
-            count: batch as u32,
             lr: scalars.lr,
             bias_correction1: scalars.bias_correction1,
             bias_correction2: scalars.bias_correction2,
             seed: 1,
             epoch: 1,
-            padding: 0,
+            ..Step::new(i * batch, batch)
         })
         .collect();
     engine.set_parameters(&initial_parameters(model, 1))?;

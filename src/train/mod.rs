@@ -358,14 +358,12 @@ fn step_table(recipe: &Recipe, samples: usize, seed: u64, epoch: usize) -> Vec<S
             let lr = recipe.schedule.lr_at(recipe.lr, step, total);
             let scalars = recipe.optimizer.step_scalars(lr, step + 1);
             Step {
-                first: first as u32,
-                count: recipe.batch_size.min(samples - first) as u32,
                 lr: scalars.lr,
                 bias_correction1: scalars.bias_correction1,
                 bias_correction2: scalars.bias_correction2,
                 seed: seed as u32 ^ (seed >> 32) as u32,
                 epoch: epoch as u32,
-                padding: 0,
+                ..Step::new(first, recipe.batch_size.min(samples - first))
             }
         })
         .collect()
@@ -478,7 +476,7 @@ mod tests {
             epochs: 2,
             batch_size: 4,
             label_smoothing: 0.0,
-            class_weights: None,
+            ..Recipe::default()
         };
         let (first, second) = (step_table(&recipe, 10, 7, 1), step_table(&recipe, 10, 7, 2));
         let spans: Vec<_> = first.iter().map(|s| (s.first, s.count)).collect();

@@ -90,16 +90,11 @@ impl Config {
     /// The run's id, or what it would be.
     fn id_or_new(&self) -> String {
         self.id.clone().unwrap_or_else(|| {
-            let Recipe {
-                optimizer,
-                lr,
-                schedule,
-                batch_size,
-                epochs: _,
-                // No flag changes these, so the architecture says them.
-                label_smoothing: _,
-                class_weights: _,
-            } = &self.recipe;
+            // The number of epochs may change.
+            let recipe = Recipe {
+                epochs: 0,
+                ..self.recipe.clone()
+            };
             let ModelRecord {
                 input,
                 classes,
@@ -111,10 +106,7 @@ impl Config {
                 input,
                 classes,
                 self.normalization,
-                optimizer,
-                lr,
-                schedule,
-                batch_size,
+                recipe,
                 self.seed
             ]);
             sha256([decides.to_string().as_bytes()])

@@ -37,14 +37,12 @@ const VALID: &str = "the geometries of this list are valid";
 /// that says so.
 pub(super) fn step_table(bench: &mut Bench, step: Step) -> [View; 2] {
     let other = Step {
-        first: 1,
-        count: 1,
         lr: 7.0,
         bias_correction1: 0.5,
         bias_correction2: 0.25,
         seed: 3,
         epoch: 5,
-        padding: 0,
+        ..Step::new(1, 1)
     };
     [
         bench.input(&[other, other, step, other]),
@@ -54,16 +52,7 @@ pub(super) fn step_table(bench: &mut Bench, step: Step) -> [View; 2] {
 
 /// A row that trains on `count` samples from `first` on.
 pub(super) fn samples(first: usize, count: usize) -> Step {
-    Step {
-        first: first as u32,
-        count: count as u32,
-        lr: 0.0,
-        bias_correction1: 1.0,
-        bias_correction2: 1.0,
-        seed: 0,
-        epoch: 0,
-        padding: 0,
-    }
+    Step::new(first, count)
 }
 
 pub(crate) fn gather_case(shape: Shape, batch: usize, count: usize) -> Case {

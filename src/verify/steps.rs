@@ -312,14 +312,10 @@ impl Data<'_> {
             order: (0..len as u32).rev().collect(),
             steps: (0..STEPS)
                 .map(|i| Step {
-                    first: (i * BATCH) as u32,
-                    count: BATCH.min(len - i * BATCH) as u32,
                     lr: 0.05,
-                    bias_correction1: 1.0,
-                    bias_correction2: 1.0,
                     seed: 11,
                     epoch: 2,
-                    padding: 0,
+                    ..Step::new(i * BATCH, BATCH.min(len - i * BATCH))
                 })
                 .collect(),
             normalization: normalization.concat(),
@@ -791,12 +787,13 @@ fn simplest(model: &Model, batch: usize, mode: Mode) -> Result<Plan> {
     Plan::new(model, batch, mode, &options, Target::Cpu)
 }
 
-const EVERYTHING: [Section; 5] = [
+const EVERYTHING: [Section; 6] = [
     Section::Gather,
     Section::Forward,
     Section::Loss,
     Section::Backward,
     Section::Update,
+    Section::Advance,
 ];
 
 impl Reference<'_> {
@@ -891,9 +888,9 @@ fn evaluate(engine: &mut Engine, data: &Data, name: &str) -> Result<Outcome> {
     let plan = simplest(data.model, TEST_IMAGES, Mode::Evaluate)?;
     let all: Vec<u32> = (0..TEST_IMAGES as u32).collect();
     let step = Step {
-        first: 0,
-        count: TEST_IMAGES as u32,
-        ..data.steps[0]
+        seed: data.steps[0].seed,
+        epoch: data.steps[0].epoch,
+        ..Step::new(0, TEST_IMAGES)
     };
     let mut twins = data.twins(plan, test, &all, &[step]);
     *twins.floats("parameters") = wide(&engine.parameters()?);
