@@ -55,6 +55,14 @@ pub(super) fn samples(first: usize, count: usize) -> Step {
     Step::new(first, count)
 }
 
+/// The same where these are a part of a batch, or have weights: the loss is the mean over something else.
+pub(super) fn part(first: usize, count: usize) -> Step {
+    Step {
+        total: 1.75 * count as f32,
+        ..samples(first, count)
+    }
+}
+
 pub(crate) fn gather_case(shape: Shape, batch: usize, count: usize, streamed: bool) -> Case {
     let how = if streamed { ", streamed" } else { "" };
     let variant = format!("{shape}, {count} of batch {batch}{how}");
@@ -410,7 +418,7 @@ pub(crate) fn loss_case(
         // What the step does not cover must stay as it was.
         let before = b.below(1000, first + batch + 5);
         let (logits, labels) = (b.input(&logits), b.input(&labels));
-        let [steps, counter] = step_table(b, samples(first, count));
+        let [steps, counter] = step_table(b, part(first, count));
         let losses = b.output("loss", batch, tolerance);
         let gradient = b.output("gradient", batch * classes, tolerance);
         let prediction = b.output_words("prediction", batch);
@@ -558,7 +566,27 @@ fn reduce_cases() -> Vec<Case> {
         reduce_case(5, 100),
         reduce_case(37, 333),
         reduce_case(200, 65),
+        accumulate_case(1, 0),
+        accumulate_case(333, 0),
+        accumulate_case(333, 1),
+        accumulate_case(1000, 7),
     ]
+}
+
+/// Part `micro` of a batch.
+pub(crate) fn accumulate_case(n: usize, micro: u32) -> Case {
+    let variant = format!("{n} elements, part {micro}");
+    Case::new("accumulate", variant, move |b| {
+        let (gradients, before) = (b.values(n), b.values(n));
+        let row = Step {
+            micro,
+            ..samples(0, 1)
+        };
+        let gradients = b.input(&gradients);
+        let accumulated = b.updated("accumulated", &before, Tolerance::EXACT);
+        let [steps, counter] = step_table(b, row);
+        vec![reduce::accumulate(gradients, accumulated, steps, counter)]
+    })
 }
 
 pub(crate) fn step_case() -> Case {
