@@ -23,7 +23,7 @@ use crate::error::Result;
 use crate::kernels::conv2d::{Family, Pass, Product, Tile};
 use crate::kernels::{
     Access, AdapterReport, Dtype, KernelSpec, STEP_ELEMENTS, View, Work, gather, loss, optimizer,
-    step,
+    reduce, step,
 };
 use crate::model::recipe::{ClassWeights, Optimizer, Recipe};
 use crate::model::{Layer, Loss, Model, Shape};
@@ -68,6 +68,15 @@ pub struct Options {
     pub label_smoothing: f32,
     /// What a training sample of each class counts in softmax cross-entropy, `[classes]`; 1 without.
     pub class_weights: Option<Vec<f32>>,
+    /// Whether the images on the device are those of a slab, in the epoch's order from the row's
+    /// [`crate::kernels::Step::base`] on, instead of all of a split.
+    pub streamed: bool,
+    /// Most bytes of images on the device at a time: a split that has more is streamed in slabs of so
+    /// many (of one batch at least). Unless given, what the adapter holds is kept there. The CPU has
+    /// all images at hand and takes no slabs.
+    pub slab_bytes: Option<u64>,
+    /// Whether a step may be a part of a batch: gradients of all parts are added up before the update.
+    pub micro: bool,
 }
 
 impl Options {
@@ -80,6 +89,9 @@ impl Options {
                 // What balances a dataset's classes is known when the dataset is.
                 _ => None,
             },
+            micro: recipe
+                .micro_batch
+                .is_some_and(|micro| micro < recipe.batch_size),
             ..Options::default()
         }
     }
@@ -182,11 +194,14 @@ impl Plan {
             Target::Cpu => Family::Cpu,
         };
         let mut builder = Builder::new(model, batch, mode, options, family);
-        builder.gather();
+        builder.gather(options);
         builder.forward();
         let gradient = builder.loss(options);
         if let Mode::Train(optimizer) = mode {
             builder.backward(gradient);
+            if options.micro {
+                builder.accumulate();
+            }
             builder.update(&optimizer);
         }
         builder.section = Section::Advance;
@@ -287,6 +302,8 @@ pub(crate) struct Builder<'a> {
     data: Data,
     parameters: View,
     gradients: Option<View>,
+    /// Their sum over the parts of a batch so far, where it has parts.
+    accumulated: Option<View>,
     running: View,
     /// The network's input and the output of every layer.
     values: Vec<View>,
@@ -345,6 +362,7 @@ impl<'a> Builder<'a> {
                 )),
                 Mode::Evaluate => None,
             },
+            accumulated: None,
             values: vec![add("input", &dims, f32, step, true)],
             labels: add("batch_labels", &[batch], u32, step, true),
             losses: add("losses", &[batch], f32, step, true),
@@ -410,6 +428,12 @@ impl<'a> Builder<'a> {
         gradients.slice(range.start, range.len())
     }
 
+    /// The gradients of a whole batch, all of them: what the update goes by.
+    pub(crate) fn batch_gradients(&self) -> View {
+        let gradients = self.accumulated.or(self.gradients);
+        gradients.expect("a training plan has gradients")
+    }
+
     /// The layer's running statistics.
     pub(crate) fn running_of(&self, layer: &Layer) -> View {
         let range = layer.running_range();
@@ -430,11 +454,12 @@ impl<'a> Builder<'a> {
         matches!(self.mode, Mode::Train(_))
     }
 
-    fn gather(&mut self) {
+    fn gather(&mut self, options: &Options) {
         let data = &self.data;
         let spec = gather::gather_batch(
             self.model.input,
             self.batch,
+            options.streamed,
             data.images,
             data.labels,
             data.order,
@@ -513,6 +538,16 @@ impl<'a> Builder<'a> {
         gradient
     }
 
+    /// Adds the gradients to those of the batch's parts before this one.
+    fn accumulate(&mut self) {
+        let gradients = self.batch_gradients();
+        let accumulated = self.tensor("accumulated", &[gradients.len], Dtype::F32);
+        self.tensors[accumulated.tensor].lifetime = Lifetime::Kept;
+        let [steps, counter] = self.step();
+        self.emit(reduce::accumulate(gradients, accumulated, steps, counter));
+        self.accumulated = Some(accumulated);
+    }
+
     fn update(&mut self, rule: &Optimizer) {
         self.section = Section::Update;
         let state: Vec<View> = (0..rule.state_vectors())
@@ -526,7 +561,7 @@ impl<'a> Builder<'a> {
                 view
             })
             .collect();
-        let gradients = self.gradients.expect("a training plan has gradients");
+        let gradients = self.batch_gradients();
         let [steps, counter] = self.step();
         self.emit(optimizer::update_parameters(
             rule,
