@@ -25,6 +25,7 @@ use crate::kernels::{
     Access, AdapterReport, Dtype, KernelSpec, STEP_ELEMENTS, View, Work, gather, loss, optimizer,
     step,
 };
+use crate::model::augment::Augment;
 use crate::model::recipe::{ClassWeights, Optimizer, Recipe};
 use crate::model::{Layer, Loss, Model, Shape};
 use std::collections::HashMap;
@@ -68,6 +69,8 @@ pub struct Options {
     pub label_smoothing: f32,
     /// What a training sample of each class counts in softmax cross-entropy, `[classes]`; 1 without.
     pub class_weights: Option<Vec<f32>>,
+    /// How training images are changed at random; an evaluation shows them as they are.
+    pub augment: Augment,
 }
 
 impl Options {
@@ -80,6 +83,7 @@ impl Options {
                 // What balances a dataset's classes is known when the dataset is.
                 _ => None,
             },
+            augment: recipe.augment,
             ..Options::default()
         }
     }
