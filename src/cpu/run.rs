@@ -248,6 +248,13 @@ pub fn run<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
             let sums = reduce_chunks(floats("partials"), *chunks);
             memory.put(view("result"), sums);
         }
+        Work::Accumulate => {
+            let first = memory.step(spec).0.micro == 0;
+            let gradients = view("gradients");
+            memory.change_floats(view("accumulated"), |memory, accumulated| {
+                accumulate(memory.floats(gradients), first, accumulated);
+            });
+        }
         Work::MaxPoolForward(pool) => {
             let (y, index) = maxpool2d_forward(pool, floats("x"));
             memory.put(view("y"), y);

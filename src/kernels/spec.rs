@@ -122,6 +122,7 @@ pub enum Work {
     ReduceChunks {
         chunks: usize,
     },
+    Accumulate,
     MaxPoolForward(Pool2d),
     MaxPoolBackward {
         pool: Pool2d,

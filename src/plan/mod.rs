@@ -23,7 +23,7 @@ use crate::error::Result;
 use crate::kernels::conv2d::{Family, Pass, Product, Tile};
 use crate::kernels::{
     Access, AdapterReport, Dtype, KernelSpec, STEP_ELEMENTS, View, Work, gather, loss, optimizer,
-    step,
+    reduce, step,
 };
 use crate::model::augment::Augment;
 use crate::model::recipe::{ClassWeights, Optimizer, Recipe};
@@ -203,6 +203,9 @@ impl Plan {
         let gradient = builder.loss(options);
         if let Mode::Train(optimizer) = mode {
             builder.backward(gradient);
+            if options.micro {
+                builder.accumulate();
+            }
             builder.update(&optimizer);
         }
         builder.section = Section::Advance;
@@ -303,6 +306,8 @@ pub(crate) struct Builder<'a> {
     data: Data,
     parameters: View,
     gradients: Option<View>,
+    /// Their sum over the parts of a batch so far, where it has parts.
+    accumulated: Option<View>,
     running: View,
     /// The network's input and the output of every layer.
     values: Vec<View>,
@@ -361,6 +366,7 @@ impl<'a> Builder<'a> {
                 )),
                 Mode::Evaluate => None,
             },
+            accumulated: None,
             values: vec![add("input", &dims, f32, step, true)],
             labels: add("batch_labels", &[batch], u32, step, true),
             losses: add("losses", &[batch], f32, step, true),
@@ -424,6 +430,12 @@ impl<'a> Builder<'a> {
         let range = layer.range();
         let gradients = self.gradients.expect("a training plan has gradients");
         gradients.slice(range.start, range.len())
+    }
+
+    /// The gradients of a whole batch, all of them: what the update goes by.
+    pub(crate) fn batch_gradients(&self) -> View {
+        let gradients = self.accumulated.or(self.gradients);
+        gradients.expect("a training plan has gradients")
     }
 
     /// The layer's running statistics.
@@ -530,6 +542,16 @@ impl<'a> Builder<'a> {
         gradient
     }
 
+    /// Adds the gradients to those of the batch's parts before this one.
+    fn accumulate(&mut self) {
+        let gradients = self.batch_gradients();
+        let accumulated = self.tensor("accumulated", &[gradients.len], Dtype::F32);
+        self.tensors[accumulated.tensor].lifetime = Lifetime::Kept;
+        let [steps, counter] = self.step();
+        self.emit(reduce::accumulate(gradients, accumulated, steps, counter));
+        self.accumulated = Some(accumulated);
+    }
+
     fn update(&mut self, rule: &Optimizer) {
         self.section = Section::Update;
         let state: Vec<View> = (0..rule.state_vectors())
@@ -543,7 +565,7 @@ impl<'a> Builder<'a> {
                 view
             })
             .collect();
-        let gradients = self.gradients.expect("a training plan has gradients");
+        let gradients = self.batch_gradients();
         let [steps, counter] = self.step();
         self.emit(optimizer::update_parameters(
             rule,
