@@ -25,6 +25,7 @@ use crate::kernels::{
     Access, AdapterReport, Dtype, KernelSpec, STEP_ELEMENTS, View, Work, gather, loss, optimizer,
     reduce, step,
 };
+use crate::model::augment::Augment;
 use crate::model::recipe::{ClassWeights, Optimizer, Recipe};
 use crate::model::{Layer, Loss, Model, Shape};
 use std::collections::HashMap;
@@ -68,6 +69,8 @@ pub struct Options {
     pub label_smoothing: f32,
     /// What a training sample of each class counts in softmax cross-entropy, `[classes]`; 1 without.
     pub class_weights: Option<Vec<f32>>,
+    /// How training images are changed at random; an evaluation shows them as they are.
+    pub augment: Augment,
     /// Whether the images on the device are those of a slab, in the epoch's order from the row's
     /// [`crate::kernels::Step::base`] on, instead of all of a split.
     pub streamed: bool,
@@ -89,6 +92,7 @@ impl Options {
                 // What balances a dataset's classes is known when the dataset is.
                 _ => None,
             },
+            augment: recipe.augment,
             micro: recipe
                 .micro_batch
                 .is_some_and(|micro| micro < recipe.batch_size),
