@@ -390,6 +390,7 @@ fn step_table(
                     // Those that balance a dataset are given when it is known.
                     _ => count as f32,
                 },
+                average: recipe.average_at(step),
                 ..Step::new(first, count)
             }
         })
