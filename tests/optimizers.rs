@@ -360,6 +360,28 @@ fn the_way_back_ends_where_nothing_is_trained() {
     assert!(has(&middle, "conv2d1 conv2d_backward_weight"));
     assert!(has(&middle, "conv2d2 conv2d_backward_input"));
     assert!(!has(&middle, "conv2d2 conv2d_backward_weight"));
+
+    // Where only the head is trained, a step is little more than its way there.
+    let definition = model::load("resnet18-cifar").unwrap();
+    let model = definition.resolve(definition.input, definition.classes);
+    let model = model.unwrap();
+    let layers = model.layers.iter().filter(|l| !l.parameters.is_empty());
+    let names = layers.map(|l| l.name.clone());
+    let freeze = names.filter(|name| *name != "dense1").collect();
+    let groups = Groups {
+        freeze,
+        ..Groups::default()
+    };
+    let flops = |groups: Groups| -> f64 {
+        let options = Options {
+            groups,
+            ..Options::default()
+        };
+        let plan = Plan::new(&model, 8, Mode::Train(NESTEROV), &options, Target::Cpu).unwrap();
+        plan.specs().map(|spec| spec.cost.flops).sum()
+    };
+    let share = flops(groups) / flops(Groups::default());
+    assert!(share < 0.34, "{share}");
 }
 
 /// A gradient shorter than the limit stays as it is, to the bit; one that is NaN makes all NaN.
@@ -457,6 +479,96 @@ fn without_an_average_there_is_none_to_exchange() {
     assert_eq!(engine.average().unwrap(), None);
     let message = engine.swap_average().unwrap_err().to_string();
     assert!(message.contains("found none"), "{message}");
+}
+
+/// Stopped in the middle and carried on by another engine, a training has the bits of one that was not.
+#[test]
+fn what_goes_on_has_the_bits_of_what_was_not_interrupted() {
+    let model = network();
+    let options = Options {
+        groups: Groups {
+            bias_lr: 2.0,
+            ..Groups::default()
+        },
+        clip_norm: Some(0.2),
+        average: true,
+        ..Options::default()
+    };
+    for (device, gpu) in devices() {
+        for rule in [NESTEROV, ADAMW, LION, MUON] {
+            let steps = steps(&rule, 0.02);
+            let new = || engine(gpu.clone(), &model, &rule, &options);
+            let held = |engine: &Engine| {
+                let mut all = vec![engine.parameters().unwrap(), engine.running().unwrap()];
+                all.extend(engine.optimizer_state().unwrap());
+                all.extend(engine.average().unwrap().unwrap());
+                let bits = all.into_iter().flatten().map(f32::to_bits);
+                bits.collect::<Vec<_>>()
+            };
+            let mut whole = new();
+            train(&mut whole, &steps);
+            let mut first = new();
+            train(&mut first, &steps[..2]);
+            let mut second = new();
+            second.set_parameters(&first.parameters().unwrap()).unwrap();
+            second.set_running(&first.running().unwrap()).unwrap();
+            let state = first.optimizer_state().unwrap();
+            second.set_optimizer_state(&state).unwrap();
+            let average = first.average().unwrap().unwrap();
+            second.set_average(&average).unwrap();
+            train(&mut second, &steps[2..]);
+            assert_eq!(held(&second), held(&whole), "{rule:?} on {device}");
+        }
+    }
+}
+
+/// Clipping, Muon and the average see the gradients of a whole batch, in however many parts it comes.
+#[test]
+fn a_batch_in_parts_is_updated_once() {
+    let text = NETWORK.replace("batch_norm", "layer_norm");
+    let definition = Definition::parse(&text, "small").unwrap();
+    let model = definition.resolve(definition.input, CLASSES).unwrap();
+    let options = Options {
+        clip_norm: Some(0.2),
+        average: true,
+        ..Options::default()
+    };
+    for (device, gpu) in devices() {
+        for rule in [NESTEROV, MUON] {
+            let whole_steps = &steps(&rule, 0.05)[..2];
+            let mut whole = engine(gpu.clone(), &model, &rule, &options);
+            train(&mut whole, whole_steps);
+            let micro = Options {
+                micro: true,
+                ..options.clone()
+            };
+            let mut parts = engine(gpu.clone(), &model, &rule, &micro);
+            let part = |step: &Step, micro: u32| Step {
+                first: step.first + 2 * micro,
+                count: [2, 4][micro as usize],
+                micro,
+                ..*step
+            };
+            let part_steps = whole_steps
+                .iter()
+                .flat_map(|step| [part(step, 0), part(step, 1)]);
+            train(&mut parts, &part_steps.collect::<Vec<_>>());
+            let held = |engine: &Engine| {
+                let [average, _] = engine.average().unwrap().unwrap();
+                [engine.parameters().unwrap(), average]
+            };
+            for (found, expected) in held(&parts).iter().zip(&held(&whole)) {
+                assert_ne!(*found, parameters(&model));
+                for (found, expected) in found.iter().zip(expected) {
+                    let error = (found - expected).abs();
+                    assert!(
+                        error <= 2e-5 * (1.0 + expected.abs()),
+                        "{rule:?} on {device}"
+                    );
+                }
+            }
+        }
+    }
 }
 
 /// Three steps of Newton and Schulz bring singular values that were an order of magnitude apart near 1: of

@@ -155,7 +155,8 @@ impl Engine {
         self.set_kept("parameters", parameters)
     }
 
-    /// Gradients of the last training step, laid out like the parameters.
+    /// Gradients of the last training step, laid out like the parameters: clipped where a recipe clips them,
+    /// 0 where a frozen weight needs none.
     pub fn gradients(&self) -> Result<Vec<f32>> {
         self.kept("gradients")
     }

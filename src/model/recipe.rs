@@ -171,7 +171,8 @@ pub struct Groups {
     /// Whether biases and normalisations decay as weights do.
     pub decay_bias: bool,
     /// Parameters that are not trained: their names (`conv2d1.weight`) or a layer's (`conv2d1`), with
-    /// `*` for anything.
+    /// `*` for anything. They keep their bits; the running statistics of a frozen normalisation go on, as in
+    /// PyTorch's train mode.
     pub freeze: Vec<String>,
 }
 

@@ -116,6 +116,8 @@ impl Plan {
             let name = match tensor.name.as_str() {
                 "running" => "running statistics",
                 name if name.starts_with("state") => "optimiser state",
+                name if name.starts_with("average") => "moving average",
+                "factors" => "parameter groups",
                 name => name,
             };
             let bytes = 4 * tensor.elements() as u64;
