@@ -16,8 +16,17 @@ impl Groups {
     /// The factors of the parameters of each layer of `model`, in order.
     ///
     /// # Errors
-    /// [`Error::Usage`] for a name to freeze that nothing has, and when nothing is left to be trained.
+    /// [`Error::Usage`] for a factor below 0 or not finite, for a name to freeze that nothing has, and when
+    /// nothing is left to be trained.
     pub fn factors(&self, model: &Model) -> Result<Vec<Vec<Factors>>> {
+        for (key, factor) in [("bias_lr", self.bias_lr), ("head_lr", self.head_lr)] {
+            // Written so that NaN is refused.
+            if !(0.0..=f32::MAX).contains(&factor) {
+                return Err(Error::Usage(format!(
+                    "expected {key} to be a number of at least 0, found {factor}; leave it out for 1"
+                )));
+            }
+        }
         let head = model.layers.iter().rposition(|l| l.op.product().is_some());
         for pattern in &self.freeze {
             let parameters = || model.layers.iter().flat_map(|l| &l.parameters);
@@ -158,6 +167,14 @@ mod tests {
         let line = error.to_string();
         assert!(line.contains("'stage1.*'") && line.contains("conv2d1.weight, conv2d1.bias, "));
         assert_eq!((error.exit_code(), line.lines().count()), (2, 1));
+        for head_lr in [-1.0, f32::NAN, f32::INFINITY] {
+            let groups = Groups {
+                head_lr,
+                ..Groups::default()
+            };
+            let error = groups.factors(&model).unwrap_err().to_string();
+            assert!(error.contains("expected head_lr"), "{error}");
+        }
         let error = freeze("*").factors(&model).unwrap_err().to_string();
         assert!(error.contains("all of them frozen by *"), "{error}");
     }
