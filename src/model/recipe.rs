@@ -171,8 +171,9 @@ pub struct Recipe {
     pub warm_up: f64,
     pub epochs: usize,
     pub batch_size: usize,
-    /// Samples that are computed at a time where a batch is too large for the device; their gradients
-    /// are added up.
+    /// Samples that are computed at a time, at most, where a batch is too large for the device; their
+    /// gradients are added up. The same as the whole batch to rounding, but that a batch-norm takes its
+    /// statistics of each part.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub micro_batch: Option<usize>,
     #[serde(default)]
@@ -198,6 +199,14 @@ pub struct Recipe {
     /// What a sample of each class counts in softmax cross-entropy, above 0; 1 without.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub class_weights: Option<ClassWeights>,
+}
+
+impl Recipe {
+    /// Samples that are computed at a time: a batch, or a part of it.
+    pub fn step_batch(&self) -> usize {
+        let part = |micro: usize| micro.clamp(1, self.batch_size.max(1));
+        self.micro_batch.map_or(self.batch_size, part)
+    }
 }
 
 impl Default for Recipe {

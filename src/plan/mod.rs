@@ -89,9 +89,7 @@ impl Options {
                 // What balances a dataset's classes is known when the dataset is.
                 _ => None,
             },
-            micro: recipe
-                .micro_batch
-                .is_some_and(|micro| micro < recipe.batch_size),
+            micro: recipe.step_batch() < recipe.batch_size,
             ..Options::default()
         }
     }
@@ -174,7 +172,7 @@ impl Plan {
         expect_batch(model, batch, options)?;
         let plan = Plan::unchecked(model, batch, mode, options, target)?;
         if let Target::Gpu(adapter) = target {
-            plan.expect_bindings(adapter, |batch| {
+            plan.expect_bindings(adapter, options.micro, |batch| {
                 Plan::unchecked(model, batch, mode, options, target)
             })?;
         }
