@@ -15,18 +15,20 @@ mod norm;
 mod print;
 #[cfg(test)]
 mod tests;
+mod update;
 
 pub use check::{expect_batch, most_samples};
 pub use memory::Slot;
+pub use update::factors;
 
 use crate::error::Result;
 use crate::kernels::conv2d::{Family, Pass, Product, Tile};
 use crate::kernels::{
-    Access, AdapterReport, Dtype, KernelSpec, STEP_ELEMENTS, View, Work, gather, loss, optimizer,
-    reduce, step,
+    Access, AdapterReport, Dtype, KernelSpec, STEP_ELEMENTS, View, Work, gather, loss, reduce, step,
 };
-use crate::model::recipe::{ClassWeights, Optimizer, Recipe};
-use crate::model::{Layer, Loss, Model, Shape};
+use crate::model::augment::Augment;
+use crate::model::recipe::{ClassWeights, Groups, Optimizer, Recipe};
+use crate::model::{Factors, Layer, Loss, Model, Shape};
 use std::collections::HashMap;
 
 /// What a plan is for.
@@ -68,6 +70,8 @@ pub struct Options {
     pub label_smoothing: f32,
     /// What a training sample of each class counts in softmax cross-entropy, `[classes]`; 1 without.
     pub class_weights: Option<Vec<f32>>,
+    /// How training images are changed at random; an evaluation shows them as they are.
+    pub augment: Augment,
     /// Whether the images on the device are those of a slab, in the epoch's order from the row's
     /// [`crate::kernels::Step::base`] on, instead of all of a split.
     pub streamed: bool,
@@ -77,6 +81,15 @@ pub struct Options {
     pub slab_bytes: Option<u64>,
     /// Whether a step may be a part of a batch: gradients of all parts are added up before the update.
     pub micro: bool,
+    /// How the parameters of one role or place are trained differently from the rest.
+    pub groups: Groups,
+    /// Largest L2 norm of all gradients together; a larger one is scaled down to it.
+    pub clip_norm: Option<f32>,
+    /// Whether a moving average of the parameters and the running statistics is kept.
+    pub average: bool,
+    /// The recipe's learning rate, by which that of what Muon does not take is measured; the same as that
+    /// without.
+    pub lr: Option<f64>,
 }
 
 impl Options {
@@ -89,7 +102,12 @@ impl Options {
                 // What balances a dataset's classes is known when the dataset is.
                 _ => None,
             },
+            augment: recipe.augment,
             micro: recipe.step_batch() < recipe.batch_size,
+            groups: recipe.groups.clone(),
+            clip_norm: recipe.clip_norm,
+            average: recipe.average.is_some(),
+            lr: Some(recipe.lr),
             ..Options::default()
         }
     }
@@ -154,6 +172,8 @@ pub struct Plan {
     pub kernels: Vec<(Section, KernelSpec)>,
     /// The memory of the step: tensors that are never alive at the same time share one.
     pub slots: Vec<Slot>,
+    /// Where in the gradients those lie that no kernel writes, since their parameters are frozen.
+    frozen: Vec<[usize; 2]>,
 }
 
 impl Plan {
@@ -192,6 +212,9 @@ impl Plan {
             Target::Cpu => Family::Cpu,
         };
         let mut builder = Builder::new(model, batch, mode, options, family);
+        if let Mode::Train(_) = mode {
+            builder.factors = options.groups.factors(model)?;
+        }
         builder.gather(options);
         builder.forward();
         let gradient = builder.loss(options);
@@ -200,7 +223,7 @@ impl Plan {
             if options.micro {
                 builder.accumulate();
             }
-            builder.update(&optimizer);
+            builder.update(&optimizer, options);
         }
         builder.section = Section::Advance;
         builder.emit(step::advance_step(builder.data.counter));
@@ -209,6 +232,7 @@ impl Plan {
             tensors: builder.tensors,
             kernels: builder.kernels,
             slots: Vec::new(),
+            frozen: builder.frozen,
         };
         if !options.unfused {
             plan.fuse(family);
@@ -249,7 +273,8 @@ impl Plan {
         choices: &[Product],
     ) -> Result<()> {
         let layers = model.layers.iter().filter(|l| l.op.product().is_some());
-        let most = Pass::ALL.len() * layers.count();
+        let muon = self.specs().filter(|s| matches!(s.work, Work::MuonScale));
+        let most = Pass::ALL.len() * (layers.count() + muon.count());
         for (_, spec) in &mut self.kernels {
             let Work::Product(p) = &spec.work else {
                 continue;
@@ -310,6 +335,9 @@ pub(crate) struct Builder<'a> {
     prediction: View,
     /// What a layer's forward pass keeps for its way back, by the layer's number and a name.
     saved: HashMap<(usize, &'static str), View>,
+    /// How the parameters of each layer are trained; empty where none are.
+    factors: Vec<Vec<Factors>>,
+    frozen: Vec<[usize; 2]>,
 }
 
 impl<'a> Builder<'a> {
@@ -378,6 +406,8 @@ impl<'a> Builder<'a> {
             section: Section::Gather,
             layer: String::new(),
             saved: HashMap::new(),
+            factors: Vec::new(),
+            frozen: Vec::new(),
         }
     }
 
@@ -544,30 +574,5 @@ impl<'a> Builder<'a> {
         let [steps, counter] = self.step();
         self.emit(reduce::accumulate(gradients, accumulated, steps, counter));
         self.accumulated = Some(accumulated);
-    }
-
-    fn update(&mut self, rule: &Optimizer) {
-        self.section = Section::Update;
-        let state: Vec<View> = (0..rule.state_vectors())
-            .map(|i| {
-                let view = self.tensor(
-                    optimizer::STATE_NAMES[i],
-                    &[self.parameters.len],
-                    Dtype::F32,
-                );
-                self.tensors[view.tensor].lifetime = Lifetime::Kept;
-                view
-            })
-            .collect();
-        let gradients = self.batch_gradients();
-        let [steps, counter] = self.step();
-        self.emit(optimizer::update_parameters(
-            rule,
-            self.parameters,
-            gradients,
-            &state,
-            steps,
-            counter,
-        ));
     }
 }
