@@ -15,12 +15,13 @@ use wgrad::model::recipe::Schedule;
 use wgrad::plan::Options;
 use wgrad::train::{
     CheckpointEvery, Config, Control, DataRecord, DeviceRecord, EpochRecord, FORMAT, ModelRecord,
-    Observer, Outcome, Run, train,
+    Observer, Outcome, Run, Weights, train,
 };
 use wgrad::{Error, Result};
 
 const CHECKPOINT: &str = "checkpoint.safetensors";
 const PREVIOUS: &str = "checkpoint.previous.safetensors";
+const BEST: &str = "best.safetensors";
 
 /// The files of a run folder that can be damaged.
 const FILES: [&str; 4] = ["metrics.jsonl", CHECKPOINT, "model.safetensors", "run.json"];
@@ -46,7 +47,7 @@ impl Device {
             Device::Cpu => None,
             Device::Gpu(gpu) => Some(gpu.clone()),
         };
-        Engine::new(gpu, model, batch, optimizer, &Options::default()).unwrap()
+        Engine::new(gpu, model, batch, optimizer, &Options::of(recipe)).unwrap()
     }
 }
 
@@ -88,8 +89,10 @@ impl Observer for StopAfter<'_> {
         Ok(())
     }
 
-    fn evaluated(&mut self, images: usize) {
-        self.images[1] = self.images[1].max(images);
+    fn evaluated(&mut self, split: Split, images: usize) {
+        if split == Split::Test {
+            self.images[1] = self.images[1].max(images);
+        }
         if self.interrupt.is_some_and(|(at, _)| at > TRAIN_IMAGES) {
             self.interrupt_at(usize::MAX);
         }
@@ -179,6 +182,18 @@ impl Bench {
         train(run, self.data.clone(), &mut engine, control, observer)
     }
 
+    /// With a validation split that a network which learns does ever worse on: the test images under
+    /// the labels of others.
+    fn contrary(device: Device) -> Bench {
+        let mut bench = Bench::new(device);
+        let mut validation = bench.data.test.clone();
+        for label in &mut validation.labels {
+            *label = (*label + 1) % 4;
+        }
+        bench.data.validation = Some(validation);
+        bench
+    }
+
     /// A whole training; the trained run.
     fn trained(&self, name: &str, config: Config) -> Run {
         let mut run = self.create(name, config);
@@ -205,11 +220,9 @@ fn read(folder: &Path, file: &str) -> Vec<u8> {
 /// That two runs ended with the same bits and the same metrics (but for the time they took).
 fn assert_same(a: &Run, b: &Run) {
     assert_eq!(hash(a), hash(b));
-    for file in ["checkpoint.safetensors", "model.safetensors"] {
-        assert!(
-            read(a.folder(), file) == read(b.folder(), file),
-            "{file} differs"
-        );
+    for file in [CHECKPOINT, "model.safetensors", BEST] {
+        let read = |run: &Run| std::fs::read(run.folder().join(file)).ok();
+        assert!(read(a) == read(b), "{file} differs");
     }
     let timeless = |run: &Run| {
         let run = Run::open(run.folder()).unwrap();
@@ -408,6 +421,7 @@ fn a_kill_at_any_moment_loses_at_most_the_epoch_at_hand() {
             "metrics.jsonl",
             PREVIOUS,
             CHECKPOINT,
+            BEST,
             "model.safetensors",
             "run.json",
         ];
@@ -420,7 +434,8 @@ fn a_kill_at_any_moment_loses_at_most_the_epoch_at_hand() {
         }
         order.get(done).copied()
     }
-    let bench = Bench::new(Device::Cpu);
+    let mut bench = Bench::new(Device::Cpu);
+    bench.data.validation = Some(bench.data.test.clone());
     let config = || bench.config(1, 3, Schedule::Cosine);
     let whole = bench.trained("whole", config());
     let names = |folder: &Path| -> Vec<String> {
@@ -439,7 +454,7 @@ fn a_kill_at_any_moment_loses_at_most_the_epoch_at_hand() {
             files
         };
         let (old, new) = (after(epoch), after(epoch + 1));
-        for written in 0..=5 {
+        for written in 0..=6 {
             // Before the first epoch there is no checkpoint to become the previous one.
             if epoch == 0 && written > 1 {
                 continue;
@@ -717,6 +732,177 @@ fn a_break_ends_an_epoch_between_two_steps() {
     }
 }
 
+/// The validation split is measured after each epoch like the test split, which it is here.
+fn validation_is_measured(device: Device) {
+    let mut bench = Bench::new(device);
+    let config = || bench.config(1, 2, Schedule::Constant);
+    let plain = bench.trained("plain", config());
+    let text = String::from_utf8(read(plain.folder(), "metrics.jsonl")).unwrap();
+    assert!(!text.contains("validation"), "{text}");
+    assert!(!plain.folder().join(BEST).exists());
+    let config = config();
+    bench.data.validation = Some(bench.data.test.clone());
+    let run = bench.trained("run", config);
+    // It decides nothing about what is trained.
+    assert_eq!(hash(&run), hash(&plain));
+    for (record, plain) in run.metrics().iter().zip(plain.metrics()) {
+        assert_eq!(record.test_loss, plain.test_loss);
+        assert_eq!(record.validation_loss, Some(record.test_loss));
+        assert_eq!(record.validation_accuracy, Some(record.test_accuracy));
+    }
+    let text = String::from_utf8(read(run.folder(), "metrics.jsonl")).unwrap();
+    assert_eq!(text.matches("\"validation_accuracy\":").count(), 2);
+    assert_eq!(Run::open(run.folder()).unwrap().metrics(), run.metrics());
+    let best = String::from_utf8_lossy(&read(run.folder(), BEST)).into_owned();
+    let epoch = run.best().unwrap().epoch;
+    for part in [format!("epoch\\\":{epoch}"), "validation_accuracy".into()] {
+        assert!(best.contains(&part), "no {part:?} in {best}");
+    }
+}
+
+#[test]
+fn validation_is_measured_on_the_cpu() {
+    validation_is_measured(Device::Cpu);
+}
+
+#[test]
+fn validation_is_measured_on_the_gpu() {
+    validation_is_measured(Device::gpu());
+}
+
+#[test]
+fn patience_ends_a_training_and_the_best_weights_stay() {
+    let bench = Bench::contrary(Device::Cpu);
+    let config = || {
+        let mut config = bench.config(1, 12, Schedule::OneCycle);
+        config.recipe.patience = Some(3);
+        config
+    };
+    let mut run = bench.create("run", config());
+    let never = AtomicBool::new(false);
+    let control = |stop_after| Control {
+        checkpoint_every: CheckpointEvery::Epoch,
+        stop_after,
+        interrupted: &never,
+    };
+    let mut observer = StopAfter::default();
+    let outcome = bench.train_with(&mut run, &control(None), &mut observer);
+    assert_eq!(outcome.unwrap(), Outcome::OutOfPatience);
+    let best = run.best().unwrap().epoch;
+    let last = run.metrics().last().unwrap();
+    assert_eq!(last.epoch, best + 3);
+    assert!(last.epoch < 12, "{:?}", run.metrics());
+    assert!(last.test_accuracy > run.metrics()[0].test_accuracy);
+
+    // The weights are those of that epoch, which another run is stopped after.
+    let mut stopped = bench.create("stopped", config());
+    let mut observer = StopAfter::default();
+    bench
+        .train_with(&mut stopped, &control(Some(best)), &mut observer)
+        .unwrap();
+    let weights = |run: &Run, which| Run::open(run.folder()).unwrap().weights_of(which).unwrap();
+    assert_eq!(
+        weights(&run, Weights::Best),
+        weights(&stopped, Weights::Last)
+    );
+    assert_ne!(weights(&run, Weights::Best), weights(&run, Weights::Last));
+
+    // It has ended for good, and resuming changes nothing.
+    let before = contents(run.folder());
+    let mut run = reopen(run);
+    let mut observer = StopAfter::default();
+    let outcome = bench.train_with(&mut run, &control(None), &mut observer);
+    assert_eq!(outcome.unwrap(), Outcome::OutOfPatience);
+    assert!(observer.epochs.is_empty());
+    assert!(contents(run.folder()) == before);
+
+    // Interrupted again and again, also while it is evaluated: the same epoch is the last.
+    let mut cut = bench.create("cut", config());
+    let outcome = 'training: loop {
+        for at in [40, 97, 97] {
+            let flag = AtomicBool::new(false);
+            let control = Control {
+                interrupted: &flag,
+                ..control(None)
+            };
+            let mut observer = StopAfter {
+                interrupt: Some((at, &flag)),
+                ..StopAfter::default()
+            };
+            let outcome = bench.train_with(&mut cut, &control, &mut observer).unwrap();
+            if !matches!(outcome, Outcome::Interrupted { .. }) {
+                break 'training outcome;
+            }
+            cut = reopen(cut);
+        }
+        // One epoch undisturbed, or there would be no end.
+        let next = cut.metrics().len() + 1;
+        let mut observer = StopAfter::default();
+        let outcome = bench.train_with(&mut cut, &control(Some(next)), &mut observer);
+        match outcome.unwrap() {
+            Outcome::Stopped => cut = reopen(cut),
+            outcome => break outcome,
+        }
+    };
+    assert_eq!(outcome, Outcome::OutOfPatience);
+    assert_same(&run, &cut);
+}
+
+#[test]
+fn patience_needs_a_validation_split() {
+    let bench = Bench::new(Device::Cpu);
+    let mut config = bench.config(1, 2, Schedule::Constant);
+    config.recipe.patience = Some(3);
+    let mut run = bench.create("run", config);
+    let error = bench.train(&mut run, 0).0.unwrap_err();
+    assert_eq!(error.exit_code(), 2);
+    let error = error.to_string();
+    assert!(
+        error.contains("--validation") && !error.contains('\n'),
+        "{error}"
+    );
+    run.config_mut().recipe.patience = Some(0);
+    let error = bench.train(&mut run, 0).0.unwrap_err().to_string();
+    assert!(error.contains("at least 1 epoch"), "{error}");
+}
+
+/// After a damaged checkpoint a training goes back by an epoch, and so do the best weights: to those of
+/// the checkpoint, or to none, until there are better ones.
+#[test]
+fn best_weights_of_an_epoch_that_is_undone_go() {
+    let mut bench = Bench::new(Device::Cpu);
+    bench.data.validation = Some(bench.data.test.clone());
+    let config = || bench.config(1, 3, Schedule::Constant);
+    let whole = bench.trained("whole", config());
+    assert_eq!(whole.best().unwrap().epoch, 3, "{:?}", whole.metrics());
+    let damaged = |name: &str| {
+        let folder = bench.trained(name, config()).folder().to_path_buf();
+        std::fs::write(folder.join(CHECKPOINT), b"damaged").unwrap();
+        folder
+    };
+    let mut run = Run::resume(&damaged("run")).unwrap();
+    run.restore().unwrap();
+    assert_eq!(run.best().unwrap().epoch, 2);
+    assert_eq!(run.weights_of(Weights::Best).unwrap(), run.weights().unwrap());
+    bench.train(&mut run, 0).0.unwrap();
+    assert_same(&whole, &run);
+
+    let folder = damaged("gone");
+    let metrics = folder.join("metrics.jsonl");
+    let lines = std::fs::read_to_string(&metrics).unwrap();
+    let mut lines: Vec<_> = lines.lines().map(String::from).collect();
+    let mut first: serde_json::Value = serde_json::from_str(&lines[0]).unwrap();
+    first["validation_accuracy"] = 1.0.into();
+    first["validation_loss"] = 0.0.into();
+    lines[0] = first.to_string();
+    std::fs::write(&metrics, lines.join("\n") + "\n").unwrap();
+    let mut run = Run::resume(&folder).unwrap();
+    run.restore().unwrap();
+    assert_eq!(run.best().unwrap().epoch, 1);
+    let error = run.weights_of(Weights::Best).unwrap_err().to_string();
+    assert!(error.contains("the file is gone"), "{error}");
+}
+
 #[test]
 fn a_planned_stop_comes_to_the_bits_of_the_whole() {
     let bench = Bench::new(Device::Cpu);
@@ -791,6 +977,7 @@ fn runs_of_older_versions_open_evaluate_and_go_on() {
     for (name, device) in [
         ("format-0-cpu", Device::Cpu),
         ("format-0-adapter", Device::gpu()),
+        ("format-1-cpu", Device::Cpu),
     ] {
         let bench = Bench::new(device);
         let folder = bench.folder.path().join(name);
@@ -799,7 +986,8 @@ fn runs_of_older_versions_open_evaluate_and_go_on() {
             std::fs::write(folder.join(file), bytes).unwrap();
         }
         let run = Run::open(&folder).unwrap();
-        assert_eq!((run.config().format, run.metrics().len()), (0, 2));
+        let format = u32::from(name.contains("format-1"));
+        assert_eq!((run.config().format, run.metrics().len()), (format, 2));
         // Read only, nothing is changed.
         assert!(contents(&folder) == contents(&runs.join(name)));
         let mut engine = bench.device.engine(&run);
@@ -883,7 +1071,7 @@ fn what_is_unknown_in_run_json_is_passed_over() {
     write(&future);
     let error = Run::open(run.folder()).unwrap_err().to_string();
     assert!(
-        error.contains("9.8.7") && error.contains("format 1"),
+        error.contains("9.8.7") && error.contains("format 2"),
         "{error}"
     );
     assert!(!error.contains('\n'), "{error}");

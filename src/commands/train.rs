@@ -1,7 +1,7 @@
 //! `wgrad train`: a new run, or an earlier one continued.
 
 use super::device::Device;
-use super::progress::Progress;
+use super::progress::{self, Progress};
 use super::signals::Signals;
 use super::{say, say_wrapped, table};
 use crate::cli::{Conv, OptimizerName, TrainArgs};
@@ -17,7 +17,8 @@ use wgrad::model::{Model, load, summary};
 use wgrad::plan::{Mode, Options, Plan, Target};
 use wgrad::report::profile::Profile;
 use wgrad::train::{
-    Config, Control, DataRecord, DeviceRecord, FORMAT, ModelRecord, Outcome, Run, train,
+    Config, Control, DataRecord, DeviceRecord, EpochRecord, FORMAT, ModelRecord, Outcome, Run,
+    expect_validation, train,
 };
 use wgrad::{Error, Result, tune};
 
@@ -84,7 +85,11 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         Outcome::Finished if progress.epochs == 0 => say(&format!(
             "nothing to train: all {total} epochs are finished; raise --epochs to go on"
         ))?,
+        Outcome::OutOfPatience => say_wrapped(&out_of_patience(&run, progress.epochs))?,
         Outcome::Finished => {}
+    }
+    if let Some(result) = progress::result(&run) {
+        say(&result)?;
     }
     if let Some(hash) = &run.config().parameter_sha256 {
         say(&format!("weights  sha256 {hash}"))?;
@@ -98,6 +103,20 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         say(&format!("profile  {}", file.display()))?;
     }
     say(&format!("run      {folder}"))
+}
+
+/// Why a training ended before its last planned epoch; `trained` are the epochs of this process.
+fn out_of_patience(run: &Run, trained: usize) -> String {
+    let epoch = |record: Option<&EpochRecord>| record.map_or(0, |record| record.epoch);
+    let (last, best) = (epoch(run.metrics().last()), epoch(run.best()));
+    let what = match trained {
+        0 => "nothing to train: ended",
+        _ => "ended   ",
+    };
+    format!(
+        "{what} after epoch {last} of {}: by the validation split none was better than epoch {best}",
+        run.config().recipe.epochs
+    )
 }
 
 /// The command that goes on with a run, to be copied.
@@ -125,6 +144,7 @@ fn start(args: &TrainArgs) -> Result<Prepared> {
         data.train.truncate(limit)?;
         data.test.truncate(limit)?;
     }
+    expect_validation(&recipe, &data)?;
     let model = definition.resolve(data.train.shape, data.train.classes)?;
     let images = data.train.len();
     if recipe.batch_size > images {

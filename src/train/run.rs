@@ -7,24 +7,27 @@
 //! | `checkpoint.safetensors` | [`Checkpoint`]: what a resume starts from |
 //! | `checkpoint.previous.safetensors` | the one before it, for when it is damaged |
 //! | `model.safetensors` | the parameters alone, in PyTorch's order, for everybody else |
+//! | `best.safetensors` | likewise those of the epoch that the validation split likes best |
 //! | `.lock` | empty; locked by the process that trains |
 //!
 //! Every file is replaced in one go (see `files::replace`), and after each epoch in this order:
-//! metrics, checkpoint, weights, configuration. In the middle of an epoch the checkpoint alone is
+//! metrics, checkpoint, best weights, weights, configuration. In the middle of an epoch the checkpoint alone is
 //! written. When a new checkpoint is on disk, the old one takes the name of the previous one and
 //! then the new one takes its place. So the checkpoint alone decides how far a run is. A kill before
 //! it leaves one line too many in the metrics, a kill after it weights and configuration of the
 //! epoch before, and a kill between the two names the previous checkpoint alone; [`Run::restore`]
 //! puts all that right.
 //!
-//! Both safetensors files carry a hash of themselves and the [`Config::id`] of their run, so neither
+//! Which epoch is the best one, and whether the patience is at an end, follows from the metrics alone.
+//!
+//! All safetensors files carry a hash of themselves and the [`Config::id`] of their run, so neither
 //! a damaged one nor another run's is ever taken.
 
 use super::checkpoint::{Checkpoint, Loaded, object, parameter_hash};
 use crate::data::{Dataset, Normalization, Splits};
 use crate::error::{Error, Result};
 use crate::export::{Contents, read_safetensors, write_safetensors};
-use crate::files::{rename, replace, replace_keeping, sha256, sweep};
+use crate::files::{remove, rename, replace, replace_keeping, sha256, sweep};
 use crate::kernels::conv2d::{Family, Product};
 use crate::model::recipe::Recipe;
 use crate::model::{Definition, Model, Shape};
@@ -34,6 +37,7 @@ use serde_json::{Value, json};
 use std::fs::{self, File, TryLockError};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 /// Where run folders go when nothing else is said.
 const RUNS: &str = "runs";
@@ -43,14 +47,17 @@ const METRICS: &str = "metrics.jsonl";
 const CHECKPOINT: &str = "checkpoint.safetensors";
 const PREVIOUS: &str = "checkpoint.previous.safetensors";
 const WEIGHTS: &str = "model.safetensors";
+const BEST: &str = "best.safetensors";
 const LOCK: &str = ".lock";
 
 /// What the folder's files mean. Raised when an older wgrad would misread them; a field that it may
 /// leave out of account is no reason.
 ///
 /// 0: no `format`, no hashes, a checkpoint after each epoch only. 1: hashes and ids in both
-/// safetensors files, hashes of the data, checkpoints in the middle of an epoch.
-pub const FORMAT: u32 = 1;
+/// safetensors files, hashes of the data, checkpoints in the middle of an epoch. 2: recipes with more than
+/// the rule, its rate, the number of epochs, the batch and the smoothing, which older versions would leave
+/// out; an average of the weights in the checkpoint.
+pub const FORMAT: u32 = 2;
 
 /// `run.json`: everything that decides a run, and how far it has come. What is not known to this
 /// version is passed over when it is read; what only hints or reports may be missing.
@@ -210,7 +217,12 @@ pub struct EpochRecord {
     pub train_loss: f64,
     #[serde(default = "nan", deserialize_with = "number_or_null")]
     pub train_accuracy: f64,
-    /// Means over the test images after the epoch.
+    /// Means over the validation images after the epoch, where there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation_loss: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation_accuracy: Option<f64>,
+    /// Likewise over the test images.
     #[serde(default = "nan", deserialize_with = "number_or_null")]
     pub test_loss: f64,
     #[serde(default = "nan", deserialize_with = "number_or_null")]
@@ -227,6 +239,14 @@ pub struct EpochRecord {
     pub lr: f64,
 }
 
+/// The epoch that the validation split likes best: of the highest accuracy, where that is equal of the
+/// lowest loss, and where that is equal too, the first.
+fn best(metrics: &[EpochRecord]) -> Option<&EpochRecord> {
+    let measured = metrics.iter().filter(|r| r.validation_accuracy.is_some());
+    let rank = |r: &EpochRecord| (r.validation_accuracy, r.validation_loss.map(|loss| -loss));
+    measured.reduce(|best, r| if rank(r) > rank(best) { r } else { best })
+}
+
 fn nan() -> f64 {
     f64::NAN
 }
@@ -235,12 +255,46 @@ fn number_or_null<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<f64
     Ok(Option::deserialize(from)?.unwrap_or(f64::NAN))
 }
 
-/// Metadata of `model.safetensors`: what is needed to use the weights without the folder.
+/// Which of the weights that a run folder holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Weights {
+    /// `model.safetensors`: those after the last epoch.
+    #[default]
+    Last,
+    /// `best.safetensors`: those of the epoch that the validation split likes best.
+    Best,
+}
+
+impl Weights {
+    fn file(self) -> &'static str {
+        match self {
+            Weights::Last => WEIGHTS,
+            Weights::Best => BEST,
+        }
+    }
+}
+
+/// `last` or `best`.
+impl FromStr for Weights {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text {
+            "last" => Ok(Weights::Last),
+            "best" => Ok(Weights::Best),
+            _ => Err(format!("expected last or best, found '{text}'")),
+        }
+    }
+}
+
+/// Metadata of a file with weights: what is needed to use them without the folder.
 #[derive(Serialize)]
 struct WeightsMetadata<'a> {
     wgrad: &'a str,
     run: &'a str,
     epoch: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    validation_accuracy: Option<f64>,
     model: &'a ModelRecord,
     normalization: &'a Normalization,
 }
@@ -405,6 +459,23 @@ impl Run {
         &self.metrics
     }
 
+    /// What the epoch gave that the validation split likes best; `None` without such a split.
+    pub fn best(&self) -> Option<&EpochRecord> {
+        best(&self.metrics)
+    }
+
+    /// Whether the validation split has seen no better epoch for as many as the recipe has patience.
+    pub fn out_of_patience(&self) -> bool {
+        match (
+            self.config.recipe.patience,
+            self.best(),
+            self.metrics.last(),
+        ) {
+            (Some(patience), Some(best), Some(last)) => last.epoch - best.epoch >= patience,
+            _ => false,
+        }
+    }
+
     /// Reads the last whole checkpoint and makes the other files agree with it.
     ///
     /// # Errors
@@ -496,8 +567,12 @@ impl Run {
 
     /// Removes what kills left behind: scratch files, and metrics after `finished` epochs.
     fn settle(&mut self, finished: usize) -> Result<()> {
-        let names = [CONFIG, METRICS, CHECKPOINT, PREVIOUS, WEIGHTS];
+        let names = [CONFIG, METRICS, CHECKPOINT, PREVIOUS, WEIGHTS, BEST];
         sweep(&self.folder, &names)?;
+        // Of an epoch that is trained anew, which may go differently on another device.
+        if matches!(self.read_weights(Weights::Best), Ok((Some(epoch), _)) if epoch > finished) {
+            remove(&self.path(BEST))?;
+        }
         self.metrics.retain(|record| record.epoch <= finished);
         self.write_metrics()
     }
@@ -660,22 +735,41 @@ impl Run {
         Ok(())
     }
 
-    /// The flat parameters and running statistics in `model.safetensors`.
+    /// The flat parameters and running statistics after the last epoch.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] when no epoch was finished, or for a damaged file.
+    /// As [`Run::weights_of`].
     pub fn weights(&self) -> Result<[Vec<f32>; 2]> {
-        let path = self.path(WEIGHTS);
+        self.weights_of(Weights::Last)
+    }
+
+    /// The flat parameters and running statistics of `which` weights.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] when there are none, or for a damaged file.
+    pub fn weights_of(&self, which: Weights) -> Result<[Vec<f32>; 2]> {
+        self.read_weights(which).map(|(_, weights)| weights)
+    }
+
+    /// The same with the epoch that they are of.
+    fn read_weights(&self, which: Weights) -> Result<(Option<usize>, [Vec<f32>; 2])> {
+        let path = self.path(which.file());
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == ErrorKind::NotFound => {
-                return Err(Error::checkpoint(
-                    &path,
-                    format!(
-                        "expected trained weights, found none: no epoch was finished; go on with `wgrad train --resume {}`",
-                        self.folder.display()
+                let folder = self.folder.display();
+                let what = match which {
+                    Weights::Best if !self.metrics.is_empty() && self.best().is_none() => {
+                        "expected weights chosen by the validation split, found none: the run has no such split; start one with --validation, or use the last weights".into()
+                    }
+                    Weights::Best if self.best().is_some() => {
+                        "expected weights chosen by the validation split, found none: the file is gone; use the last weights".into()
+                    }
+                    _ => format!(
+                        "expected trained weights, found none: no epoch was finished; go on with `wgrad train --resume {folder}`"
                     ),
-                ));
+                };
+                return Err(Error::checkpoint(&path, what));
             }
             Err(e) => return Err(Error::io("read", &path, e)),
         };
@@ -692,30 +786,45 @@ impl Run {
         // A process that trains may have replaced this file since run.json was read.
         let recorded = Some((epoch.unwrap_or(usize::MAX), &weights)).filter(|_| !hashed);
         self.expect_own(&path, run.filter(|_| hashed), recorded)?;
-        Ok([weights, running])
+        Ok((epoch, [weights, running]))
     }
 
     /// Weights and configuration of a checkpoint that is on disk.
     fn publish(&mut self, checkpoint: &Checkpoint) -> Result<()> {
-        let path = self.path(WEIGHTS);
-        let metadata = WeightsMetadata {
-            wgrad: env!("CARGO_PKG_VERSION"),
-            run: &self.config.id_or_new(),
-            epoch: checkpoint.epoch,
-            model: &self.config.model,
-            normalization: &self.config.normalization,
-        };
-        let vectors = [("", &checkpoint.parameters[..])];
-        let bytes = write_safetensors(
-            &self.model,
-            &vectors,
-            &checkpoint.running,
-            object(&path, &metadata)?,
-        )?;
-        replace(&path, &bytes)?;
+        let record = self.metrics.iter().find(|r| r.epoch == checkpoint.epoch);
+        let validation_accuracy = record.and_then(|record| record.validation_accuracy);
+        let weights = [&checkpoint.parameters, &checkpoint.running];
+        let is_best = self.best().is_some_and(|r| r.epoch == checkpoint.epoch);
+        for which in [Weights::Best, Weights::Last] {
+            if which == Weights::Last || is_best {
+                self.write_weights(which, checkpoint.epoch, validation_accuracy, weights)?;
+            }
+        }
         self.config.finished_epochs = checkpoint.epoch;
         self.config.parameter_sha256 = Some(parameter_hash(&checkpoint.parameters));
         self.write_config()
+    }
+
+    fn write_weights(
+        &self,
+        which: Weights,
+        epoch: usize,
+        validation_accuracy: Option<f64>,
+        [parameters, running]: [&Vec<f32>; 2],
+    ) -> Result<()> {
+        let path = self.path(which.file());
+        let metadata = WeightsMetadata {
+            wgrad: env!("CARGO_PKG_VERSION"),
+            run: &self.config.id_or_new(),
+            epoch,
+            validation_accuracy,
+            model: &self.config.model,
+            normalization: &self.config.normalization,
+        };
+        let vectors = [("", &parameters[..])];
+        let metadata = object(&path, &metadata)?;
+        let bytes = write_safetensors(&self.model, &vectors, running, metadata)?;
+        replace(&path, &bytes)
     }
 
     fn path(&self, file: &str) -> PathBuf {
@@ -835,4 +944,45 @@ fn read(path: &Path) -> Result<Option<String>> {
 
 fn not_json(path: &Path, e: serde_json::Error) -> Error {
     Error::checkpoint(path, format!("cannot be written as JSON: {e}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_best_epoch_is_the_first_of_the_lowest_loss_of_the_highest_accuracy() {
+        let record = |(i, measured): (usize, &Option<(f64, f64)>)| EpochRecord {
+            epoch: i + 1,
+            step: 0,
+            train_loss: 0.0,
+            train_accuracy: 0.0,
+            validation_loss: measured.map(|(_, loss)| loss),
+            validation_accuracy: measured.map(|(accuracy, _)| accuracy),
+            // The test split has no say.
+            test_loss: 0.0,
+            test_accuracy: i as f64,
+            images_per_second: 0.0,
+            seconds: 0.0,
+            lr: 0.0,
+        };
+        let best_of = |measured: &[Option<(f64, f64)>]| {
+            let metrics: Vec<_> = measured.iter().enumerate().map(record).collect();
+            best(&metrics).map(|record| record.epoch)
+        };
+        assert_eq!(best_of(&[]), None);
+        assert_eq!(best_of(&[None, None]), None);
+        assert_eq!(
+            best_of(&[Some((0.5, 1.0)), Some((0.75, 9.0)), None]),
+            Some(2)
+        );
+        let ties = [
+            (0.5, 0.1),
+            (0.75, 3.0),
+            (0.75, 2.0),
+            (0.75, 2.0),
+            (0.7, 0.1),
+        ];
+        assert_eq!(best_of(&ties.map(Some)), Some(3));
+    }
 }
