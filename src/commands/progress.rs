@@ -225,10 +225,17 @@ fn epoch_line(
         .map(|(loss, accuracy)| measured("validation", loss, accuracy, validation));
     let on_test = measured("test", record.test_loss, record.test_accuracy, test);
     let rate = HumanCount(record.images_per_second as u64);
+    // In the order of the splits.
+    let average = record.average_test_accuracy.map(|test| {
+        let all = record.average_validation_accuracy.into_iter().chain([test]);
+        let all: Vec<String> = all.map(|p| format!("{:.2} %", 100.0 * p)).collect();
+        format!("average {}", all.join(", "))
+    });
     let figures = [
         Some(format!("loss {:.4}", record.train_loss)),
         on_validation,
         Some(on_test),
+        average,
         Some(format!("{:.1} s", record.seconds)),
         Some(format!("{rate} images/s")),
     ];
@@ -257,6 +264,9 @@ pub(super) fn result(run: &Run) -> Option<String> {
     let (last, images) = (run.metrics().last()?, run.config().data.test_images);
     let test = |record: &EpochRecord| format!("test {}", percent(record.test_accuracy, images));
     let mut figures = vec![format!("last epoch: {}", test(last))];
+    if let Some(average) = last.average_test_accuracy {
+        figures.push(format!("its average: test {}", percent(average, images)));
+    }
     if let Some(best) = run.best() {
         let epoch = best.epoch;
         figures.push(format!("best by validation: epoch {epoch}, {}", test(best)));
@@ -313,18 +323,24 @@ mod tests {
             validation_accuracy: Some(0.5),
             test_loss: 1.23456,
             test_accuracy: 1.0,
+            average_validation_loss: Some(1.0),
+            average_validation_accuracy: Some(0.5),
+            average_test_loss: Some(1.0),
+            average_test_accuracy: Some(1.0),
             images_per_second: 123_456.0,
             seconds: 1234.5,
             lr: 0.1,
         };
         let text = epoch_line(&record, 100, [1000, 10_000], 80);
         let expected = "epoch 100/100  loss 12.3456  validation 1.2346, 50.00 % ± 1.58
-               test 1.2346, 100.00 % ± 0.00  1234.5 s  123,456 images/s";
+               test 1.2346, 100.00 % ± 0.00  average 50.00 %, 100.00 %
+               1234.5 s  123,456 images/s";
         assert_eq!(text, expected);
         let plain = EpochRecord {
             epoch: 3,
             validation_loss: None,
             validation_accuracy: None,
+            average_test_accuracy: None,
             train_loss: 0.1234,
             test_accuracy: 0.9851,
             seconds: 12.3,

@@ -28,6 +28,7 @@ mod im2col;
 pub mod join;
 mod loss;
 mod optimizer;
+mod outputs;
 mod peak;
 mod pool;
 pub mod random;
@@ -61,6 +62,7 @@ pub use loss::{
     weighted_softmax_cross_entropy,
 };
 pub use optimizer::{adamw_update, sgd_update};
+pub use outputs::store_logits;
 pub use peak::{peak_copy, peak_multiply_add};
 pub use pool::{
     maxpool2d_backward, maxpool2d_backward_overlapping, maxpool2d_forward, meanpool2d_backward,

@@ -332,7 +332,7 @@ impl GpuEngine {
             },
             other => other,
         })?;
-        let tensors = HashMap::from([
+        let mut tensors = HashMap::from([
             ("images", images),
             ("labels", gpu.upload("dataset labels", labels)?),
             ("normalization", gpu.upload("normalisation", normalization)?),
@@ -342,6 +342,9 @@ impl GpuEngine {
             ("metrics", gpu.buffer("metrics", rows * 2)?),
             ("predictions", gpu.buffer("predictions", len)?),
         ]);
+        if planned.plan.tensor("outputs").is_some() {
+            tensors.insert("outputs", gpu.buffer("outputs", len * self.model.classes)?);
+        }
         let dispatches = planned.plan.specs().map(|spec| {
             gpu.dispatch(spec, |argument| {
                 let view = argument.view;
@@ -406,9 +409,15 @@ impl GpuEngine {
             .gpu
             .read("predictions", &resident.tensors["predictions"])?;
         predictions.truncate(metrics.len() * batch);
+        let logits = resident.tensors.get("outputs").map(|outputs| {
+            let mut logits: Vec<f32> = self.gpu.read("outputs", outputs)?;
+            logits.truncate(predictions.len() * self.model.classes);
+            Ok(logits)
+        });
         Ok(Evaluation {
             loss_sum: metrics.iter().map(|m| f64::from(m.loss_sum)).sum(),
             predictions,
+            logits: logits.transpose()?,
         })
     }
 

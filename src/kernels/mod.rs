@@ -22,6 +22,7 @@ pub mod join;
 pub mod lanes;
 pub mod loss;
 pub mod optimizer;
+pub mod outputs;
 pub mod peak;
 pub mod pool;
 pub mod reduce;

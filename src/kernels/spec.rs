@@ -193,6 +193,9 @@ pub enum Work {
     Predict {
         classes: usize,
     },
+    StoreLogits {
+        classes: usize,
+    },
     SumMetrics,
     Update(Optimizer),
     AdvanceStep,

@@ -141,6 +141,9 @@ pub fn train(
             engine.set_parameters(&checkpoint.parameters)?;
             engine.set_running(&checkpoint.running)?;
             engine.set_optimizer_state(&checkpoint.optimizer_state)?;
+            if let Some(average) = &checkpoint.average {
+                engine.set_average(average)?;
+            }
             (finished, partial) = (checkpoint.epoch, checkpoint.partial);
         }
         None => engine.set_parameters(&initial_parameters(run.model(), run.config().seed))?,
@@ -289,10 +292,26 @@ impl Epoch<'_> {
         let Some(measured) = self.measure()? else {
             return self.interrupt(epoch, at, steps.len());
         };
+        let average = match recipe.average {
+            Some(_) => {
+                self.engine.swap_average()?;
+                let average = self.measure();
+                // Whatever came of it, the training goes on with its own.
+                self.engine.swap_average()?;
+                match average? {
+                    None => return self.interrupt(epoch, at, steps.len()),
+                    average => average,
+                }
+            }
+            None => None,
+        };
+        let average_validation = average.as_ref().and_then(|average| average.validation);
         let last_step = before + steps.len();
-        for result in [Some(measured.test), measured.validation].iter().flatten() {
-            if !result.loss.is_finite() {
-                return Err(diverged(result.loss, last_step));
+        for Measured { validation, test } in std::iter::once(&measured).chain(&average) {
+            for result in validation.iter().chain([test]) {
+                if !result.loss.is_finite() {
+                    return Err(diverged(result.loss, last_step));
+                }
             }
         }
         let mean = |sum: f64| sum / samples as f64;
@@ -306,6 +325,10 @@ impl Epoch<'_> {
             validation_accuracy: measured.validation.map(|result| result.accuracy),
             test_loss: measured.test.loss,
             test_accuracy: measured.test.accuracy,
+            average_validation_loss: average_validation.map(|result| result.loss),
+            average_validation_accuracy: average_validation.map(|result| result.accuracy),
+            average_test_loss: average.as_ref().map(|average| average.test.loss),
+            average_test_accuracy: average.as_ref().map(|average| average.test.accuracy),
             images_per_second: images_per_second(samples, at.seconds),
             seconds: at.seconds + start.elapsed().as_secs_f64(),
             lr: recipe
@@ -393,6 +416,7 @@ impl Epoch<'_> {
             parameters: self.engine.parameters()?,
             running: self.engine.running()?,
             optimizer_state: self.engine.optimizer_state()?,
+            average: self.engine.average()?,
         })
     }
 }

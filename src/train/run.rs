@@ -8,10 +8,11 @@
 //! | `checkpoint.previous.safetensors` | the one before it, for when it is damaged |
 //! | `model.safetensors` | the parameters alone, in PyTorch's order, for everybody else |
 //! | `best.safetensors` | likewise those of the epoch that the validation split likes best |
+//! | `average.safetensors` | likewise the moving average of the parameters, where the recipe has one |
 //! | `.lock` | empty; locked by the process that trains |
 //!
 //! Every file is replaced in one go (see `files::replace`), and after each epoch in this order:
-//! metrics, checkpoint, best weights, weights, configuration. In the middle of an epoch the checkpoint alone is
+//! metrics, checkpoint, the files with weights, configuration. In the middle of an epoch the checkpoint alone is
 //! written. When a new checkpoint is on disk, the old one takes the name of the previous one and
 //! then the new one takes its place. So the checkpoint alone decides how far a run is. A kill before
 //! it leaves one line too many in the metrics, a kill after it weights and configuration of the
@@ -48,6 +49,7 @@ const CHECKPOINT: &str = "checkpoint.safetensors";
 const PREVIOUS: &str = "checkpoint.previous.safetensors";
 const WEIGHTS: &str = "model.safetensors";
 const BEST: &str = "best.safetensors";
+const AVERAGE: &str = "average.safetensors";
 const LOCK: &str = ".lock";
 
 /// What the folder's files mean. Raised when an older wgrad would misread them; a field that it may
@@ -227,6 +229,15 @@ pub struct EpochRecord {
     pub test_loss: f64,
     #[serde(default = "nan", deserialize_with = "number_or_null")]
     pub test_accuracy: f64,
+    /// The same of the averaged weights, where there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub average_validation_loss: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub average_validation_accuracy: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub average_test_loss: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub average_test_accuracy: Option<f64>,
     /// Training images per second, evaluation and checkpoints not counted; NaN where no time passed
     /// by the clock.
     #[serde(default = "nan", deserialize_with = "number_or_null")]
@@ -263,6 +274,8 @@ pub enum Weights {
     Last,
     /// `best.safetensors`: those of the epoch that the validation split likes best.
     Best,
+    /// `average.safetensors`: the moving average of all steps so far.
+    Average,
 }
 
 impl Weights {
@@ -270,11 +283,12 @@ impl Weights {
         match self {
             Weights::Last => WEIGHTS,
             Weights::Best => BEST,
+            Weights::Average => AVERAGE,
         }
     }
 }
 
-/// `last` or `best`.
+/// `last`, `best` or `average`.
 impl FromStr for Weights {
     type Err = String;
 
@@ -282,7 +296,8 @@ impl FromStr for Weights {
         match text {
             "last" => Ok(Weights::Last),
             "best" => Ok(Weights::Best),
-            _ => Err(format!("expected last or best, found '{text}'")),
+            "average" => Ok(Weights::Average),
+            _ => Err(format!("expected last, best or average, found '{text}'")),
         }
     }
 }
@@ -567,10 +582,10 @@ impl Run {
 
     /// Removes what kills left behind: scratch files, and metrics after `finished` epochs.
     fn settle(&mut self, finished: usize) -> Result<()> {
-        let names = [CONFIG, METRICS, CHECKPOINT, PREVIOUS, WEIGHTS, BEST];
+        let names = [CONFIG, METRICS, CHECKPOINT, PREVIOUS, WEIGHTS, BEST, AVERAGE];
         sweep(&self.folder, &names)?;
         // Of an epoch that is trained anew, which may go differently on another device.
-        if matches!(self.read_weights(Weights::Best), Ok((Some(epoch), _)) if epoch > finished) {
+        if matches!(self.weights_of(Weights::Best), Ok((Some(epoch), _)) if epoch > finished) {
             remove(&self.path(BEST))?;
         }
         self.metrics.retain(|record| record.epoch <= finished);
@@ -580,7 +595,7 @@ impl Run {
     /// Reads a checkpoint and makes sure that it is one of this run.
     fn load(&self, file: &str) -> Result<Option<Loaded>> {
         let (path, config) = (self.path(file), &self.config);
-        let Some(loaded) = Checkpoint::load(&path, &self.model, &config.recipe.optimizer)? else {
+        let Some(loaded) = Checkpoint::load(&path, &self.model, &config.recipe)? else {
             return Ok(None);
         };
         let Checkpoint {
@@ -740,34 +755,35 @@ impl Run {
     /// # Errors
     /// As [`Run::weights_of`].
     pub fn weights(&self) -> Result<[Vec<f32>; 2]> {
-        self.weights_of(Weights::Last)
+        self.weights_of(Weights::Last).map(|(_, weights)| weights)
     }
 
-    /// The flat parameters and running statistics of `which` weights.
+    /// The flat parameters and running statistics of `which` weights, and the epoch that they are of.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] when there are none, or for a damaged file.
-    pub fn weights_of(&self, which: Weights) -> Result<[Vec<f32>; 2]> {
-        self.read_weights(which).map(|(_, weights)| weights)
-    }
-
-    /// The same with the epoch that they are of.
-    fn read_weights(&self, which: Weights) -> Result<(Option<usize>, [Vec<f32>; 2])> {
+    /// [`Error::Usage`] for weights that a run like this has none of, [`Error::Checkpoint`] when there
+    /// are none yet, or for a damaged file.
+    pub fn weights_of(&self, which: Weights) -> Result<(Option<usize>, [Vec<f32>; 2])> {
         let path = self.path(which.file());
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == ErrorKind::NotFound => {
                 let folder = self.folder.display();
                 let what = match which {
-                    Weights::Best if !self.metrics.is_empty() && self.best().is_none() => {
-                        "expected weights chosen by the validation split, found none: the run has no such split; start one with --validation, or use the last weights".into()
-                    }
-                    Weights::Best if self.best().is_some() => {
-                        "expected weights chosen by the validation split, found none: the file is gone; use the last weights".into()
-                    }
-                    _ => format!(
+                    _ if self.metrics.is_empty() => format!(
                         "expected trained weights, found none: no epoch was finished; go on with `wgrad train --resume {folder}`"
                     ),
+                    Weights::Best if self.best().is_none() => {
+                        return Err(Error::Usage(format!(
+                            "expected a run with a validation split for the best weights by it, found none in {folder}; use --weights last, or train with --validation 0.1"
+                        )));
+                    }
+                    Weights::Average if self.config.recipe.average.is_none() => {
+                        return Err(Error::Usage(format!(
+                            "expected a run that averages its weights, found none in {folder}; use --weights last, or train with a recipe that has an average"
+                        )));
+                    }
+                    _ => "expected trained weights, found none: the file is gone; use a copy of it, or other --weights".into(),
                 };
                 return Err(Error::checkpoint(&path, what));
             }
@@ -775,11 +791,11 @@ impl Run {
         };
         let Contents {
             mut vectors,
-            running,
+            mut running,
             metadata,
             hashed,
-        } = read_safetensors(&self.model, &bytes, &[""], &path)?;
-        let weights = vectors.remove(0);
+        } = read_safetensors(&self.model, &bytes, &[""], &[""], &path)?;
+        let (weights, running) = (vectors.remove(0), running.remove(0));
         let run = metadata.get("run").and_then(Value::as_str);
         let epoch = metadata.get("epoch").and_then(Value::as_u64);
         let epoch = epoch.and_then(|n| usize::try_from(n).ok());
@@ -795,9 +811,15 @@ impl Run {
         let validation_accuracy = record.and_then(|record| record.validation_accuracy);
         let weights = [&checkpoint.parameters, &checkpoint.running];
         let is_best = self.best().is_some_and(|r| r.epoch == checkpoint.epoch);
-        for which in [Weights::Best, Weights::Last] {
-            if which == Weights::Last || is_best {
-                self.write_weights(which, checkpoint.epoch, validation_accuracy, weights)?;
+        let average = checkpoint.average.as_ref().map(|[p, r]| [p, r]);
+        let averaged = record.and_then(|record| record.average_validation_accuracy);
+        for (which, weights, accuracy) in [
+            (Weights::Best, Some(weights).filter(|_| is_best), validation_accuracy),
+            (Weights::Average, average, averaged),
+            (Weights::Last, Some(weights), validation_accuracy),
+        ] {
+            if let Some(weights) = weights {
+                self.write_weights(which, checkpoint.epoch, accuracy, weights)?;
             }
         }
         self.config.finished_epochs = checkpoint.epoch;
@@ -823,7 +845,7 @@ impl Run {
         };
         let vectors = [("", &parameters[..])];
         let metadata = object(&path, &metadata)?;
-        let bytes = write_safetensors(&self.model, &vectors, running, metadata)?;
+        let bytes = write_safetensors(&self.model, &vectors, &[("", &running[..])], metadata)?;
         replace(&path, &bytes)
     }
 
@@ -962,6 +984,10 @@ mod tests {
             // The test split has no say.
             test_loss: 0.0,
             test_accuracy: i as f64,
+            average_validation_loss: None,
+            average_validation_accuracy: None,
+            average_test_loss: None,
+            average_test_accuracy: None,
             images_per_second: 0.0,
             seconds: 0.0,
             lr: 0.0,
