@@ -377,7 +377,53 @@ pub fn run<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
             };
             memory.put_words(at, bytemuck::cast_slice(&[metrics]));
         }
-        Work::Update(optimizer) => run_update(spec, optimizer, memory),
+        Work::Update { rule, grouped } => run_update(spec, rule, *grouped, memory),
+        Work::SumSquares { run, grouped } => {
+            let factors = grouped.then(|| floats("factors"));
+            let sums = sum_squares(floats("x"), factors, *run);
+            memory.put(view("result"), sums);
+        }
+        Work::Norm => {
+            let norm = norm(floats("x"));
+            memory.put(view("result"), vec![norm]);
+        }
+        Work::ClipGradients { limit } => {
+            let norm = floats("norm_of_all")[0];
+            memory.change_floats(view("gradients"), |_, g| clip_gradients(*limit, g, norm));
+        }
+        Work::MuonMomentum { momentum } => {
+            let mut x = Vec::new();
+            memory.change_floats(view("velocity"), |memory, v| {
+                x = muon_momentum(*momentum, memory.floats(view("gradients")), v);
+            });
+            memory.put(view("x"), x);
+        }
+        Work::MuonScale => {
+            let norm = floats("norm")[0];
+            memory.change_floats(view("x"), |_, x| muon_scale(x, norm));
+        }
+        Work::MuonPolynomial { side } => {
+            let p = muon_polynomial(*side, floats("a"), floats("aa"));
+            memory.put(view("p"), p);
+        }
+        Work::MuonUpdate { size, rate } => {
+            let ((step, _), norm) = (memory.step(spec), floats("norm")[0]);
+            memory.change_floats(view("parameters"), |memory, w| {
+                let direction = memory.floats(view("direction"));
+                muon_update(*size, *rate, step.lr, w, norm, direction);
+            });
+        }
+        Work::AverageValues => {
+            let (step, _) = memory.step(spec);
+            memory.change_floats(view("average"), |memory, average| {
+                average_values(step.average, average, memory.floats(view("values")));
+            });
+        }
+        Work::SwapValues => {
+            let mut a = floats("a").to_vec();
+            memory.change_floats(view("b"), |_, b| swap_values(&mut a, b));
+            memory.put(view("a"), a);
+        }
         Work::AdvanceStep => {
             let counter = view("counter");
             let row = memory.words(counter)[0];
@@ -584,7 +630,12 @@ fn run_predict<T: Float>(spec: &KernelSpec, classes: usize, memory: &mut Memory<
     memory.put_words(at, &prediction[..count]);
 }
 
-fn run_update<T: Float>(spec: &KernelSpec, optimizer: &Optimizer, memory: &mut Memory<T>) {
+fn run_update<T: Float>(
+    spec: &KernelSpec,
+    rule: &Optimizer,
+    grouped: bool,
+    memory: &mut Memory<T>,
+) {
     let (step, _) = memory.step(spec);
     let scalars = StepScalars {
         lr: step.lr,
@@ -597,21 +648,31 @@ fn run_update<T: Float>(spec: &KernelSpec, optimizer: &Optimizer, memory: &mut M
         std::mem::replace(values, Values::Words(Vec::new()))
     };
     let (mut parameters, mut first) = (take("parameters"), take("state1"));
-    let mut second = match optimizer {
-        Optimizer::Sgd { .. } => Values::Floats(Vec::new()),
-        Optimizer::Adamw { .. } => take("state2"),
+    let mut second = match rule.state_vectors() {
+        1 => Values::Floats(Vec::new()),
+        _ => take("state2"),
     };
     let gradients = memory.floats(view("gradients"));
+    let factors = grouped.then(|| memory.floats(view("factors")));
     let (Values::Floats(w), Values::Floats(m), Values::Floats(v)) =
         (&mut parameters, &mut first, &mut second)
     else {
         panic!("expected parameters and state of floats");
     };
-    match *optimizer {
+    match *rule {
         Optimizer::Sgd {
             momentum,
-            weight_decay,
-        } => sgd_update(w, gradients, m, momentum, weight_decay, scalars),
+            nesterov,
+            weight_decay: decay,
+        } => sgd_update(
+            w,
+            gradients,
+            m,
+            factors,
+            (momentum, nesterov),
+            decay,
+            scalars,
+        ),
         Optimizer::Adamw {
             beta1,
             beta2,
@@ -621,16 +682,23 @@ fn run_update<T: Float>(spec: &KernelSpec, optimizer: &Optimizer, memory: &mut M
             w,
             gradients,
             [m, v],
+            factors,
             [beta1, beta2],
             epsilon,
             weight_decay,
             scalars,
         ),
+        Optimizer::Lion {
+            beta1,
+            beta2,
+            weight_decay: decay,
+        } => lion_update(w, gradients, m, factors, [beta1, beta2], decay, scalars),
+        Optimizer::Muon { .. } => unreachable!("it leaves elements to SGD"),
     }
     let mut give = |name, values| memory.values[memory.places[spec.view(name).tensor]] = values;
     give("parameters", parameters);
     give("state1", first);
-    if let Optimizer::Adamw { .. } = optimizer {
+    if rule.state_vectors() > 1 {
         give("state2", second);
     }
 }

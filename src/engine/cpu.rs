@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::kernels::{Dtype, Metrics, Step};
 use crate::model::recipe::Optimizer;
 use crate::model::{Model, initial_running};
-use crate::plan::{Lifetime, Mode, Options, Plan, Target};
+use crate::plan::{self, Lifetime, Mode, Options, Plan, Target};
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 
@@ -73,6 +73,12 @@ impl CpuEngine {
         if let Some(weights) = &options.class_weights {
             engine.set_kept("class_weights", weights)?;
         }
+        if let Some(factors) = plan::factors(model, optimizer, options)? {
+            engine.set_kept("factors", &factors)?;
+        }
+        if options.average {
+            engine.set_kept("average_running", &initial_running(model))?;
+        }
         Ok(engine)
     }
 
@@ -104,6 +110,18 @@ impl CpuEngine {
         };
         expect_len(name, "values", kept.len(), values.len())?;
         kept.copy_from_slice(values);
+        Ok(())
+    }
+
+    pub(super) fn averages(&self) -> bool {
+        self.options.average
+    }
+
+    /// Exchanges two vectors that are kept.
+    pub(super) fn swap(&mut self, [one, other]: [&'static str; 2]) -> Result<()> {
+        self.memory
+            .values
+            .swap(self.places[one], self.places[other]);
         Ok(())
     }
 

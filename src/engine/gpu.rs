@@ -9,10 +9,10 @@ use super::{
 use crate::error::{Error, Result};
 use crate::gpu::{AdapterReport, Buffer, Dispatch, Gpu, Readback, Span, Ticket};
 use crate::host::fitting_batch;
-use crate::kernels::{Dtype, Metrics, STEP_ELEMENTS, Step};
+use crate::kernels::{Dtype, Metrics, STEP_ELEMENTS, Step, View, average};
 use crate::model::recipe::Optimizer;
 use crate::model::{Model, initial_running};
-use crate::plan::{Lifetime, Mode, Options, Plan, Target, most_samples};
+use crate::plan::{self, Lifetime, Mode, Options, Plan, Target, most_samples};
 use indicatif::BinaryBytes;
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -258,6 +258,12 @@ impl GpuEngine {
         if let Some(weights) = &options.class_weights {
             engine.set_kept("class_weights", weights)?;
         }
+        if let Some(factors) = plan::factors(model, optimizer, options)? {
+            engine.set_kept("factors", &factors)?;
+        }
+        if options.average {
+            engine.set_kept("average_running", &initial_running(model))?;
+        }
         Ok(engine)
     }
 
@@ -289,6 +295,24 @@ impl GpuEngine {
     pub(super) fn set_kept(&mut self, name: &'static str, values: &[f32]) -> Result<()> {
         expect_len(name, "values", self.len_of(name), values.len())?;
         self.gpu.write(name, &self.kept[name], values)
+    }
+
+    pub(super) fn averages(&self) -> bool {
+        self.kept.contains_key("average_parameters")
+    }
+
+    /// Exchanges two vectors that are kept.
+    pub(super) fn swap(&mut self, names: [&'static str; 2]) -> Result<()> {
+        let len = self.len_of(names[0]);
+        if len == 0 {
+            return Ok(());
+        }
+        let [a, b] = [0, 1].map(|tensor| View::whole(tensor, Dtype::F32, len));
+        let buffers = names.map(|name| &self.kept[name]);
+        let swap = average::swap_values(a, b);
+        let dispatch = self.gpu.dispatch_on(&swap, &buffers)?;
+        let ticket = self.gpu.submit(swap.entry, &[&dispatch], 1)?;
+        self.gpu.wait(&ticket)
     }
 
     fn len_of(&self, name: &str) -> usize {

@@ -45,6 +45,12 @@ pub enum Engine {
     Cpu(Box<CpuEngine>),
 }
 
+/// What is averaged: the name of the average, and of what it is one.
+const AVERAGES: [[&str; 2]; 2] = [
+    ["average_parameters", "parameters"],
+    ["average_running", "running"],
+];
+
 /// Hears the metrics of newly finished steps and says whether to go on.
 pub type StepProgress<'a> = &'a mut dyn FnMut(&[Metrics]) -> Result<ControlFlow<()>>;
 
@@ -136,9 +142,14 @@ impl Engine {
         self.kept("parameters")
     }
 
+    /// With a moving average, that starts from them, too.
+    ///
     /// # Errors
     /// [`Error::Shape`] when the length is not the model's.
     pub fn set_parameters(&mut self, parameters: &[f32]) -> Result<()> {
+        if self.averages() {
+            self.set_kept("average_parameters", parameters)?;
+        }
         self.set_kept("parameters", parameters)
     }
 
@@ -152,9 +163,14 @@ impl Engine {
         self.kept("running")
     }
 
+    /// With a moving average, that starts from them, too.
+    ///
     /// # Errors
     /// [`Error::Shape`] when the length is not the model's.
     pub fn set_running(&mut self, running: &[f32]) -> Result<()> {
+        if self.averages() {
+            self.set_kept("average_running", running)?;
+        }
         self.set_kept("running", running)
     }
 
@@ -177,6 +193,54 @@ impl Engine {
         named
             .into_iter()
             .try_for_each(|(name, values)| self.set_kept(name, values))
+    }
+
+    /// The moving averages of the parameters and of the running statistics, where they are kept.
+    pub fn average(&self) -> Result<Option<[Vec<f32>; 2]>> {
+        if !self.averages() {
+            return Ok(None);
+        }
+        let [parameters, running] = AVERAGES.map(|[average, _]| self.kept(average));
+        Ok(Some([parameters?, running?]))
+    }
+
+    /// # Errors
+    /// [`Error::Usage`] where no average is kept, [`Error::Shape`] when a length is not the model's.
+    pub fn set_average(&mut self, average: &[Vec<f32>; 2]) -> Result<()> {
+        self.expect_average()?;
+        let pairs = AVERAGES.iter().zip(average);
+        pairs
+            .into_iter()
+            .try_for_each(|([name, _], values)| self.set_kept(name, values))
+    }
+
+    /// Exchanges parameters and running statistics with their moving averages: evaluate, and call it again.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] where no average is kept, or what the device reports.
+    pub fn swap_average(&mut self) -> Result<()> {
+        self.expect_average()?;
+        AVERAGES.into_iter().try_for_each(|names| match self {
+            Engine::Gpu(e) => e.swap(names),
+            Engine::Cpu(e) => e.swap(names),
+        })
+    }
+
+    fn averages(&self) -> bool {
+        match self {
+            Engine::Gpu(e) => e.averages(),
+            Engine::Cpu(e) => e.averages(),
+        }
+    }
+
+    fn expect_average(&self) -> Result<()> {
+        if self.averages() {
+            return Ok(());
+        }
+        Err(Error::Usage(
+            "expected a moving average of the parameters, found none; plan it with Options::average"
+                .into(),
+        ))
     }
 
     fn state_vectors(&self) -> usize {

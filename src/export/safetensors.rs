@@ -595,7 +595,8 @@ mod tests {
             (variance.shape(), variance.data()),
             (&[3][..], &expected[..])
         );
-        let read = read_safetensors(&model, &bytes, &["", "velocity."], &[""], Path::new("x")).unwrap();
+        let read =
+            read_safetensors(&model, &bytes, &["", "velocity."], &[""], Path::new("x")).unwrap();
         assert_eq!(read.vectors, [&parameters[..], &parameters[..]]);
         // Gaps come back as zeros.
         for layer in &model.layers {
@@ -606,7 +607,7 @@ mod tests {
         assert!(error.is_err(), "statistics left out");
 
         // A model with another layer at its end takes what fits, to the same places.
-        let other = file(
+        let other = self::file(
             "{ type = \"batch_norm\" }, { type = \"conv2d\", out_channels = 3, kernel = 1, bias = false }, { type = \"batch_norm\" }, { type = \"dense\", units = 4 }, { type = \"dense\", units = 2 }",
         );
         let mut taken = vec![-1.0; other.parameter_elements];
@@ -616,7 +617,12 @@ mod tests {
         let left: Vec<&str> = fitting.left.iter().map(|(name, _)| &name[..]).collect();
         assert_eq!(
             left,
-            ["dense1.weight", "dense1.bias", "dense2.weight", "dense2.bias"]
+            [
+                "dense1.weight",
+                "dense1.bias",
+                "dense2.weight",
+                "dense2.bias"
+            ]
         );
         assert_eq!(fitting.left[0].1, "[2, 18] F32");
         assert_eq!(fitting.left[2].1, "no such tensor");
@@ -626,7 +632,11 @@ mod tests {
             let range = layer.running_range();
             assert_eq!(statistics[range.clone()], running[range]);
         }
-        assert!(other.layers[3..].iter().all(|l| taken[l.range()].iter().all(|v| *v == -1.0)));
+        assert!(
+            other.layers[3..]
+                .iter()
+                .all(|l| taken[l.range()].iter().all(|v| *v == -1.0))
+        );
     }
 
     #[test]

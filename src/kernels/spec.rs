@@ -197,7 +197,31 @@ pub enum Work {
         classes: usize,
     },
     SumMetrics,
-    Update(Optimizer),
+    Update {
+        rule: Optimizer,
+        grouped: bool,
+    },
+    SumSquares {
+        run: usize,
+        grouped: bool,
+    },
+    Norm,
+    ClipGradients {
+        limit: f32,
+    },
+    MuonMomentum {
+        momentum: f32,
+    },
+    MuonScale,
+    MuonPolynomial {
+        side: usize,
+    },
+    MuonUpdate {
+        size: f32,
+        rate: f32,
+    },
+    AverageValues,
+    SwapValues,
     AdvanceStep,
     /// What measures a device and stands in no plan; see `kernels/peak.rs` and `kernels/fingerprint.rs`.
     PeakMultiplyAdd {

@@ -8,6 +8,7 @@
 pub mod augment;
 mod block;
 mod file;
+mod groups;
 mod init;
 mod keys;
 mod op;
@@ -17,6 +18,7 @@ pub mod recipe;
 mod summary;
 
 pub use file::{Definition, MAX_ELEMENTS, SHIPPED, load};
+pub use groups::Factors;
 pub use init::{initial_parameters, initial_running};
 pub use op::Op;
 pub use parameters::{Init, Parameter, Role};

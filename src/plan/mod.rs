@@ -15,18 +15,20 @@ mod norm;
 mod print;
 #[cfg(test)]
 mod tests;
+mod update;
 
 pub use check::{expect_batch, most_samples};
 pub use memory::Slot;
+pub use update::factors;
 
 use crate::error::Result;
 use crate::kernels::conv2d::{Family, Pass, Product, Tile};
 use crate::kernels::{
-    Access, AdapterReport, Dtype, KernelSpec, STEP_ELEMENTS, View, Work, gather, loss, optimizer,
-    outputs, step,
+    Access, AdapterReport, Dtype, KernelSpec, STEP_ELEMENTS, View, Work, gather, loss, outputs,
+    step,
 };
-use crate::model::recipe::{ClassWeights, Optimizer, Recipe};
-use crate::model::{Layer, Loss, Model, Shape};
+use crate::model::recipe::{ClassWeights, Groups, Optimizer, Recipe};
+use crate::model::{Factors, Layer, Loss, Model, Shape};
 use std::collections::HashMap;
 
 /// What a plan is for.
@@ -70,6 +72,15 @@ pub struct Options {
     pub keep_logits: bool,
     /// What a training sample of each class counts in softmax cross-entropy, `[classes]`; 1 without.
     pub class_weights: Option<Vec<f32>>,
+    /// How the parameters of one role or place are trained differently from the rest.
+    pub groups: Groups,
+    /// Largest L2 norm of all gradients together; a larger one is scaled down to it.
+    pub clip_norm: Option<f32>,
+    /// Whether a moving average of the parameters and the running statistics is kept.
+    pub average: bool,
+    /// The recipe's learning rate, by which that of what Muon does not take is measured; the same as that
+    /// without.
+    pub lr: Option<f64>,
 }
 
 impl Options {
@@ -82,6 +93,10 @@ impl Options {
                 // What balances a dataset's classes is known when the dataset is.
                 _ => None,
             },
+            groups: recipe.groups.clone(),
+            clip_norm: recipe.clip_norm,
+            average: recipe.average.is_some(),
+            lr: Some(recipe.lr),
             ..Options::default()
         }
     }
@@ -146,6 +161,8 @@ pub struct Plan {
     pub kernels: Vec<(Section, KernelSpec)>,
     /// The memory of the step: tensors that are never alive at the same time share one.
     pub slots: Vec<Slot>,
+    /// Where in the gradients those lie that no kernel writes, since their parameters are frozen.
+    frozen: Vec<[usize; 2]>,
 }
 
 impl Plan {
@@ -184,12 +201,15 @@ impl Plan {
             Target::Cpu => Family::Cpu,
         };
         let mut builder = Builder::new(model, batch, mode, options, family);
+        if let Mode::Train(_) = mode {
+            builder.factors = options.groups.factors(model)?;
+        }
         builder.gather();
         builder.forward();
         let gradient = builder.loss(options);
         if let Mode::Train(optimizer) = mode {
             builder.backward(gradient);
-            builder.update(&optimizer);
+            builder.update(&optimizer, options);
         }
         builder.section = Section::Advance;
         builder.emit(step::advance_step(builder.data.counter));
@@ -198,6 +218,7 @@ impl Plan {
             tensors: builder.tensors,
             kernels: builder.kernels,
             slots: Vec::new(),
+            frozen: builder.frozen,
         };
         if !options.unfused {
             plan.fuse(family);
@@ -238,7 +259,8 @@ impl Plan {
         choices: &[Product],
     ) -> Result<()> {
         let layers = model.layers.iter().filter(|l| l.op.product().is_some());
-        let most = Pass::ALL.len() * layers.count();
+        let muon = self.specs().filter(|s| matches!(s.work, Work::MuonScale));
+        let most = Pass::ALL.len() * (layers.count() + muon.count());
         for (_, spec) in &mut self.kernels {
             let Work::Product(p) = &spec.work else {
                 continue;
@@ -297,6 +319,9 @@ pub(crate) struct Builder<'a> {
     prediction: View,
     /// What a layer's forward pass keeps for its way back, by the layer's number and a name.
     saved: HashMap<(usize, &'static str), View>,
+    /// How the parameters of each layer are trained; empty where none are.
+    factors: Vec<Vec<Factors>>,
+    frozen: Vec<[usize; 2]>,
 }
 
 impl<'a> Builder<'a> {
@@ -364,6 +389,8 @@ impl<'a> Builder<'a> {
             section: Section::Gather,
             layer: String::new(),
             saved: HashMap::new(),
+            factors: Vec::new(),
+            frozen: Vec::new(),
         }
     }
 
@@ -520,30 +547,5 @@ impl<'a> Builder<'a> {
             metrics,
         ));
         gradient
-    }
-
-    fn update(&mut self, rule: &Optimizer) {
-        self.section = Section::Update;
-        let state: Vec<View> = (0..rule.state_vectors())
-            .map(|i| {
-                let view = self.tensor(
-                    optimizer::STATE_NAMES[i],
-                    &[self.parameters.len],
-                    Dtype::F32,
-                );
-                self.tensors[view.tensor].lifetime = Lifetime::Kept;
-                view
-            })
-            .collect();
-        let gradients = self.gradients.expect("a training plan has gradients");
-        let [steps, counter] = self.step();
-        self.emit(optimizer::update_parameters(
-            rule,
-            self.parameters,
-            gradients,
-            &state,
-            steps,
-            counter,
-        ));
     }
 }

@@ -69,7 +69,8 @@ const AVERAGE: &str = "average.";
 /// of the optimiser's state vectors.
 fn prefixes(optimizer: &Optimizer) -> &'static [&'static str] {
     match optimizer {
-        Optimizer::Sgd { .. } => &["", "velocity."],
+        Optimizer::Sgd { .. } | Optimizer::Muon { .. } => &["", "velocity."],
+        Optimizer::Lion { .. } => &["", "first_moment."],
         Optimizer::Adamw { .. } => &["", "first_moment.", "second_moment."],
     }
 }
@@ -121,11 +122,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// [`Error::Checkpoint`] for a file that is damaged or belongs to another model or recipe.
-    pub(super) fn load(
-        path: &Path,
-        model: &Model,
-        recipe: &Recipe,
-    ) -> Result<Option<Loaded>> {
+    pub(super) fn load(path: &Path, model: &Model, recipe: &Recipe) -> Result<Option<Loaded>> {
         let bytes = match fs::read(path) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
@@ -142,7 +139,9 @@ impl Checkpoint {
             metadata,
             hashed,
         } = read_safetensors(model, &bytes, &prefixes, &of_running, path)?;
-        let average = recipe.average.and_then(|_| vectors.pop().zip(running.pop()));
+        let average = recipe
+            .average
+            .and_then(|_| vectors.pop().zip(running.pop()));
         let wrong = |expected: &str| {
             let what = format!(
                 "expected {expected} in the metadata, found {metadata}; use a copy of it, or train again"

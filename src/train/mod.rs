@@ -462,6 +462,7 @@ fn step_table(recipe: &Recipe, samples: usize, seed: u64, epoch: usize) -> Vec<S
                 bias_correction2: scalars.bias_correction2,
                 seed: seed as u32 ^ (seed >> 32) as u32,
                 epoch: epoch as u32,
+                average: recipe.average_at(step),
                 ..Step::new(first, recipe.batch_size.min(samples - first))
             }
         })

@@ -582,7 +582,9 @@ impl Run {
 
     /// Removes what kills left behind: scratch files, and metrics after `finished` epochs.
     fn settle(&mut self, finished: usize) -> Result<()> {
-        let names = [CONFIG, METRICS, CHECKPOINT, PREVIOUS, WEIGHTS, BEST, AVERAGE];
+        let names = [
+            CONFIG, METRICS, CHECKPOINT, PREVIOUS, WEIGHTS, BEST, AVERAGE,
+        ];
         sweep(&self.folder, &names)?;
         // Of an epoch that is trained anew, which may go differently on another device.
         if matches!(self.weights_of(Weights::Best), Ok((Some(epoch), _)) if epoch > finished) {
@@ -814,7 +816,11 @@ impl Run {
         let average = checkpoint.average.as_ref().map(|[p, r]| [p, r]);
         let averaged = record.and_then(|record| record.average_validation_accuracy);
         for (which, weights, accuracy) in [
-            (Weights::Best, Some(weights).filter(|_| is_best), validation_accuracy),
+            (
+                Weights::Best,
+                Some(weights).filter(|_| is_best),
+                validation_accuracy,
+            ),
             (Weights::Average, average, averaged),
             (Weights::Last, Some(weights), validation_accuracy),
         ] {
