@@ -15,7 +15,7 @@ use wgrad::model::recipe::Schedule;
 use wgrad::plan::Options;
 use wgrad::train::{
     CheckpointEvery, Config, Control, DataRecord, DeviceRecord, EpochRecord, FORMAT, ModelRecord,
-    Observer, Outcome, Run, Weights, train,
+    Observer, Outcome, Run, Start, Weights, start_from, train,
 };
 use wgrad::{Error, Result};
 
@@ -147,6 +147,7 @@ impl Bench {
             normalization: Normalization::of(&self.data.train),
             recipe,
             seed,
+            init: None,
             device: DeviceRecord::default(),
             finished_epochs: 0,
             parameter_sha256: None,
@@ -902,6 +903,310 @@ fn best_weights_of_an_epoch_that_is_undone_go() {
     assert_eq!(run.best().unwrap().epoch, 1);
     let error = run.weights_of(Weights::Best).unwrap_err().to_string();
     assert!(error.contains("the file is gone"), "{error}");
+}
+
+/// An engine with weights of a run and the test images.
+fn evaluating(bench: &Bench, run: &Run, which: Weights, options: &Options) -> Engine {
+    let (model, recipe) = (run.model(), &run.config().recipe);
+    let gpu = match &bench.device {
+        Device::Cpu => None,
+        Device::Gpu(gpu) => Some(gpu.clone()),
+    };
+    let (batch, optimizer) = (recipe.batch_size, &recipe.optimizer);
+    let mut engine = Engine::new(gpu, model, batch, optimizer, options).unwrap();
+    let (_, [parameters, running]) = run.weights_of(which).unwrap();
+    engine.set_parameters(&parameters).unwrap();
+    engine.set_running(&running).unwrap();
+    let (test, normalization) = (&bench.data.test, run.config().scale_and_shift());
+    engine
+        .upload_dataset(
+            Split::Test,
+            test.images.clone(),
+            &test.labels,
+            &normalization,
+        )
+        .unwrap();
+    engine
+}
+
+/// All logits of a split, whose last batch is not full, in its order.
+fn an_evaluation_keeps_the_logits(device: Device) {
+    let mut bench = Bench::new(device);
+    bench.data.test.truncate(37).unwrap();
+    let run = bench.trained("run", bench.config(1, 1, Schedule::Constant));
+    let options = Options {
+        keep_logits: true,
+        ..Options::default()
+    };
+    let mut engine = evaluating(&bench, &run, Weights::Last, &options);
+    let go_on = &mut |_| std::ops::ControlFlow::Continue(());
+    let evaluation = engine.evaluate(Split::Test, go_on).unwrap();
+    let logits = evaluation.logits.unwrap();
+    assert_eq!(logits.len(), 37 * 4);
+    let (mut loss_sum, mut predictions) = (0.0, Vec::new());
+    for (z, label) in logits.chunks(4).zip(&bench.data.test.labels) {
+        let exponentials: Vec<f64> = z.iter().map(|z| f64::from(*z).exp()).collect();
+        let sum: f64 = exponentials.iter().sum();
+        loss_sum += sum.ln() - f64::from(z[*label as usize]);
+        predictions.push((0..4).max_by(|a, b| z[*a].total_cmp(&z[*b])).unwrap() as u32);
+    }
+    assert_eq!(predictions, evaluation.predictions);
+    let difference = (loss_sum - evaluation.loss_sum).abs();
+    assert!(
+        difference < 1e-4 * loss_sum,
+        "{loss_sum}, not {}",
+        evaluation.loss_sum
+    );
+    // Nobody pays for them who does not ask.
+    let mut plain = evaluating(&bench, &run, Weights::Last, &Options::default());
+    let plain = plain.evaluate(Split::Test, go_on).unwrap();
+    assert_eq!((plain.logits, plain.loss_sum), (None, evaluation.loss_sum));
+}
+
+#[test]
+fn an_evaluation_on_the_cpu_keeps_the_logits() {
+    an_evaluation_keeps_the_logits(Device::Cpu);
+}
+
+#[test]
+fn an_evaluation_on_the_gpu_keeps_the_logits() {
+    an_evaluation_keeps_the_logits(Device::gpu());
+}
+
+/// The average of the weights is evaluated beside them, changes nothing about them, and survives
+/// interruptions.
+fn averages(device: Device) {
+    let mut bench = Bench::new(device);
+    bench.data.validation = Some(bench.data.test.clone());
+    let text = common::MODEL.replacen(
+        "type = \"max_pool2d\"",
+        "type = \"batch_norm\"\n\n[[layer]]\ntype = \"max_pool2d\"",
+        1,
+    );
+    let config = |average| {
+        let mut config = bench.config(1, 3, Schedule::OneCycle);
+        config.model.architecture.clone_from(&text);
+        config.recipe.average = average;
+        config
+    };
+    let plain = bench.trained("plain", config(None));
+    let whole = bench.trained("whole", config(Some(0.9)));
+    assert_eq!(hash(&plain), hash(&whole));
+    assert!(!plain.folder().join("average.safetensors").exists());
+    for (plain, averaged) in plain.metrics().iter().zip(whole.metrics()) {
+        assert_eq!(plain.test_loss, averaged.test_loss);
+        assert_eq!(plain.average_test_loss, None);
+        let loss = averaged.average_test_loss.unwrap();
+        assert_ne!(loss, averaged.test_loss);
+        // The splits are the same images.
+        assert_eq!(averaged.average_validation_loss, Some(loss));
+        assert_eq!(
+            averaged.average_validation_accuracy,
+            averaged.average_test_accuracy
+        );
+    }
+    // What was measured is what the file holds.
+    let mut engine = evaluating(&bench, &whole, Weights::Average, &Options::default());
+    let go_on = &mut |_| std::ops::ControlFlow::Continue(());
+    let evaluation = engine.evaluate(Split::Test, go_on).unwrap();
+    let loss = evaluation.loss_sum / TEST_IMAGES as f64;
+    assert_eq!(whole.metrics()[2].average_test_loss, Some(loss));
+
+    let mut cut = bench.create("cut", config(Some(0.9)));
+    for (at, more) in [(40, None), (97, None), (60, Some(2))] {
+        let flag = AtomicBool::new(false);
+        let control = Control {
+            checkpoint_every: CheckpointEvery::Epoch,
+            stop_after: more,
+            interrupted: &flag,
+        };
+        let mut observer = StopAfter {
+            interrupt: Some((at, &flag)).filter(|_| more.is_none()),
+            ..StopAfter::default()
+        };
+        let outcome = bench.train_with(&mut cut, &control, &mut observer).unwrap();
+        assert_ne!(outcome, Outcome::Finished);
+        cut = reopen(cut);
+    }
+    bench.train(&mut cut, 0).0.unwrap();
+    assert_same(&whole, &cut);
+    let error = plain.weights_of(Weights::Average).unwrap_err();
+    assert_eq!(error.exit_code(), 2);
+}
+
+#[test]
+fn the_cpu_evaluates_averages() {
+    averages(Device::Cpu);
+}
+
+#[test]
+fn the_gpu_evaluates_averages() {
+    averages(Device::gpu());
+}
+
+/// Weights of another run, as far as they fit; the run goes on without them.
+#[test]
+fn a_training_starts_from_other_weights() {
+    let bench = Bench::new(Device::Cpu);
+    let source = bench.trained("source", bench.config(1, 1, Schedule::Constant));
+    let wider = common::MODEL.replace("kernel = 2", "kernel = 4");
+    assert_ne!(wider, common::MODEL);
+    let config = |init| {
+        let mut config = bench.config(7, 2, Schedule::Constant);
+        config.model.architecture.clone_from(&wider);
+        config.init = init;
+        config
+    };
+    let seeded = bench.create("seeded", config(None));
+    let Start {
+        parameters,
+        running,
+        record,
+    } = start_from(source.folder(), seeded.model(), 7).unwrap();
+    assert_eq!(
+        record.fitting.taken,
+        ["conv2d1.weight", "conv2d1.bias", "dense1.bias"]
+    );
+    assert_eq!(
+        record.fitting.left,
+        [("dense1.weight".into(), "[4, 48] F32".into())]
+    );
+    assert_eq!(
+        record.source,
+        source
+            .folder()
+            .join("model.safetensors")
+            .display()
+            .to_string()
+    );
+    // The convolution is the source's, the head the seed's.
+    let conv = source.model().layers[0].range();
+    let own = wgrad::model::initial_parameters(seeded.model(), 7);
+    assert_eq!(parameters[conv.clone()], source.weights().unwrap()[0][conv]);
+    let head = &seeded.model().layers[2].parameters[0];
+    let head = head.start..head.start + head.elements();
+    assert_eq!(parameters[head.clone()], own[head]);
+
+    let start = |name| {
+        let run = bench.create(name, config(Some(record.clone())));
+        run.begin(parameters.clone(), running.clone()).unwrap();
+        run
+    };
+    let mut whole = start("whole");
+    let mut cut = start("cut");
+    let mut gone = start("gone");
+    // From here on nothing needs the source.
+    std::fs::remove_dir_all(source.folder()).unwrap();
+    bench.train(&mut whole, 0).0.unwrap();
+    let other = bench.trained("other", config(None));
+    assert_ne!(hash(&whole), hash(&other));
+    assert_ne!(whole.config().id, other.config().id);
+    cut = reopen(cut);
+    assert_eq!(cut.config().init.as_ref(), Some(&record));
+    assert!(bench.train(&mut cut, 1).0.is_err());
+    let mut cut = reopen(cut);
+    bench.train(&mut cut, 0).0.unwrap();
+    assert_same(&whole, &cut);
+    // Never from the seed alone instead.
+    std::fs::remove_file(gone.folder().join(CHECKPOINT)).unwrap();
+    gone = reopen(gone);
+    let error = gone.restore().unwrap_err().to_string();
+    assert!(error.contains("found none"), "{error}");
+    gone.discard();
+    let mut none = start("none");
+    none = reopen(none);
+    let folder = none.folder().to_path_buf();
+    none.discard();
+    assert!(!folder.exists());
+}
+
+#[test]
+fn weights_that_fit_nowhere_are_refused() {
+    let bench = Bench::new(Device::Cpu);
+    let source = bench.trained("source", bench.config(1, 1, Schedule::Constant));
+    let mlp = wgrad::model::load("mlp-sigmoid").unwrap();
+    let shape = bench.data.train.shape;
+    let mlp = mlp.resolve(shape, 3).unwrap();
+    for (path, word) in [
+        (
+            source.folder().to_path_buf(),
+            "found none that has the name",
+        ),
+        (bench.folder.path().join("nowhere"), "found no"),
+        (bench.folder.path().to_path_buf(), "found no"),
+    ] {
+        let error = start_from(&path, &mlp, 1).unwrap_err();
+        assert_eq!(error.exit_code(), 2, "{error}");
+        let error = error.to_string();
+        assert!(error.contains(word) && error.contains("--init"), "{error}");
+        assert!(!error.contains('\n'), "{error}");
+    }
+    let file = source.folder().join("model.safetensors");
+    let mut damaged = std::fs::read(&file).unwrap();
+    let last = damaged.len() - 1;
+    damaged[last] ^= 1;
+    std::fs::write(&file, damaged).unwrap();
+    let error = start_from(&file, source.model(), 1).unwrap_err();
+    assert!(error.to_string().contains("damaged"), "{error}");
+}
+
+/// Digits 0 to 4, then with frozen convolutions and another head few of 5 to 9.
+#[test]
+fn fine_tuning_beats_a_new_start_and_leaves_frozen_layers_alone() {
+    let mnist = data::load("mnist").unwrap();
+    let digits = |set: &data::Dataset, from: u32, count: usize| {
+        let elements = set.shape.elements();
+        let (mut images, mut labels) = (Vec::new(), Vec::new());
+        let all = set.images.chunks(elements).zip(&set.labels);
+        let some = all.filter(|(_, label)| (from..from + 5).contains(*label));
+        for (image, label) in some.take(count) {
+            images.extend_from_slice(image);
+            labels.push(label - from);
+        }
+        data::Dataset {
+            images,
+            labels,
+            shape: set.shape,
+            classes: 5,
+            class_names: (from..from + 5).map(|digit| digit.to_string()).collect(),
+        }
+    };
+    let mut bench = Bench::new(Device::Cpu);
+    let text = common::MODEL
+        .replace("[8, 6, 1]", "[28, 28, 1]")
+        .replace("classes = 4", "classes = 5")
+        .replace("out_channels = 4", "out_channels = 16")
+        .replace("kernel = 2", "kernel = 4");
+    let config = |bench: &Bench, epochs, init| {
+        let mut config = bench.config(1, epochs, Schedule::Constant);
+        config.model.architecture.clone_from(&text);
+        config.init = init;
+        config
+    };
+    bench.data.train = digits(&mnist.train, 0, 2000);
+    bench.data.test = digits(&mnist.test, 0, 500);
+    let source = bench.trained("source", config(&bench, 2, None));
+    bench.data.train = digits(&mnist.train, 5, 200);
+    bench.data.test = digits(&mnist.test, 5, 1000);
+    let scratch = bench.trained("scratch", config(&bench, 1, None));
+
+    let start = start_from(source.folder(), source.model(), 1).unwrap();
+    let mut config = config(&bench, 1, Some(start.record));
+    config.recipe.groups.freeze = vec!["conv2d*".into()];
+    let mut tuned = bench.create("tuned", config);
+    tuned.begin(start.parameters, start.running).unwrap();
+    bench.train(&mut tuned, 0).0.unwrap();
+    let [before, after] = [&source, &tuned].map(|run| run.weights().unwrap()[0].clone());
+    let conv = source.model().layers[0].range();
+    assert_eq!(before[conv.clone()], after[conv.clone()]);
+    assert_ne!(before[conv.end..], after[conv.end..]);
+    let accuracy = |run: &Run| run.metrics()[0].test_accuracy;
+    assert!(
+        accuracy(&tuned) > accuracy(&scratch) + 0.05,
+        "{} against {}",
+        accuracy(&tuned),
+        accuracy(&scratch)
+    );
 }
 
 #[test]

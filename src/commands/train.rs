@@ -11,14 +11,15 @@ use std::fmt::Display;
 use std::path::{Path, absolute};
 use wgrad::data::{self, Normalization, Splits};
 use wgrad::engine::{CpuEngine, Engine};
+use wgrad::export::Fitting;
 use wgrad::kernels::conv2d::Product;
 use wgrad::model::recipe::{Optimizer, Recipe, Schedule};
 use wgrad::model::{Model, load, summary};
 use wgrad::plan::{Mode, Options, Plan, Target};
 use wgrad::report::profile::Profile;
 use wgrad::train::{
-    Config, Control, DataRecord, DeviceRecord, EpochRecord, FORMAT, ModelRecord, Outcome, Run,
-    expect_validation, train,
+    Config, Control, DataRecord, DeviceRecord, EpochRecord, FORMAT, InitRecord, ModelRecord,
+    Outcome, Run, expect_validation, start_from, train,
 };
 use wgrad::{Error, Result, tune};
 
@@ -179,6 +180,11 @@ fn start(args: &TrainArgs) -> Result<Prepared> {
         )?;
     }
     device.expect_memory(&model, &recipe, &options)?;
+    let seed = args.seed.unwrap_or(1);
+    let begin = match &args.init {
+        Some(source) => Some(start_from(source, &model, seed)?),
+        None => None,
+    };
     let config = Config {
         format: FORMAT,
         wgrad: env!("CARGO_PKG_VERSION").into(),
@@ -194,12 +200,16 @@ fn start(args: &TrainArgs) -> Result<Prepared> {
         data: DataRecord::of(absolute_source(source)?, args.limit, &data),
         normalization: Normalization::of(&data.train),
         recipe,
-        seed: args.seed.unwrap_or(1),
+        seed,
+        init: begin.as_ref().map(|begin| begin.record.clone()),
         device: device_record(requested, &device, &options),
         finished_epochs: 0,
         parameter_sha256: None,
     };
     let run = Run::create(args.out.as_deref(), config)?;
+    if let Some(begin) = begin {
+        run.begin(begin.parameters, begin.running)?;
+    }
     Ok(Prepared {
         run,
         data,
@@ -568,13 +578,41 @@ fn device_record(requested: &str, device: &Device, options: &Options) -> DeviceR
     }
 }
 
+/// Which weights were taken from where, and which are the seed's.
+fn describe_init(init: &InitRecord) -> String {
+    let Fitting { taken, left } = &init.fitting;
+    let mut layers: Vec<&str> = taken
+        .iter()
+        .filter_map(|name| name.split('.').next())
+        .collect();
+    layers.dedup();
+    let mut text = format!(
+        "\ninit     {} of {} tensors from {}: {}",
+        taken.len(),
+        taken.len() + left.len(),
+        init.source,
+        layers.join(", ")
+    );
+    if !left.is_empty() {
+        let left: Vec<String> = left
+            .iter()
+            .map(|(n, found)| format!("{n} ({found})"))
+            .collect();
+        text += &format!(
+            "; by the seed, for what is in the file: {}",
+            left.join(", ")
+        );
+    }
+    text
+}
+
 /// What is about to happen, above the model's table.
 fn describe(config: &Config) -> String {
     let (data, model, recipe) = (&config.data, &config.model, &config.recipe);
     let settings = settings(recipe);
     let [(_, optimizer), (_, lr), .., (_, schedule), (_, batch)] = &settings;
     format!(
-        "device   {}\ndata     {}: {} training and {} test images of {} in {} classes\nrecipe   {optimizer}, {schedule} learning rate {lr}, batch size {batch}, epochs {}, seed {}",
+        "device   {}\ndata     {}: {} training and {} test images of {} in {} classes\nrecipe   {optimizer}, {schedule} learning rate {lr}, batch size {batch}, epochs {}, seed {}{}",
         config.device.description,
         data.source,
         HumanCount(data.training_images as u64),
@@ -582,6 +620,7 @@ fn describe(config: &Config) -> String {
         model.input,
         model.classes,
         recipe.epochs,
-        config.seed
+        config.seed,
+        config.init.as_ref().map(describe_init).unwrap_or_default()
     )
 }

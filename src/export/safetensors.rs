@@ -15,6 +15,7 @@ use crate::files::sha256;
 use crate::model::{Layer, Model, Op, Parameter};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::HashMap;
 use std::path::Path;
@@ -337,7 +338,7 @@ pub fn read_safetensors(
 }
 
 /// What [`read_fitting`] did with the tensors of a model.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Fitting {
     /// Names of those that it took from the file.
     pub taken: Vec<String>,

@@ -5,11 +5,16 @@
 //! gives the same bits, and so does a run that was interrupted and resumed in between.
 
 mod checkpoint;
+mod ensemble;
+mod init;
 mod run;
 
 pub use checkpoint::{Checkpoint, Partial, parameter_hash};
+pub use ensemble::{class_shares, expect_alike, mean_shares};
+pub use init::{Start, start_from};
 pub use run::{
-    Config, DataRecord, DeviceRecord, EpochRecord, FORMAT, ModelRecord, Restored, Run, Weights,
+    Config, DataRecord, DeviceRecord, EpochRecord, FORMAT, InitRecord, ModelRecord, Restored, Run,
+    Weights,
 };
 
 use crate::data::{Dataset, Splits};

@@ -24,10 +24,10 @@
 //! All safetensors files carry a hash of themselves and the [`Config::id`] of their run, so neither
 //! a damaged one nor another run's is ever taken.
 
-use super::checkpoint::{Checkpoint, Loaded, object, parameter_hash};
+use super::checkpoint::{Checkpoint, Loaded, Partial, object, parameter_hash};
 use crate::data::{Dataset, Normalization, Splits};
 use crate::error::{Error, Result};
-use crate::export::{Contents, read_safetensors, write_safetensors};
+use crate::export::{Contents, Fitting, read_safetensors, write_safetensors};
 use crate::files::{remove, rename, replace, replace_keeping, sha256, sweep};
 use crate::kernels::conv2d::{Family, Product};
 use crate::model::recipe::Recipe;
@@ -47,7 +47,7 @@ const CONFIG: &str = "run.json";
 const METRICS: &str = "metrics.jsonl";
 const CHECKPOINT: &str = "checkpoint.safetensors";
 const PREVIOUS: &str = "checkpoint.previous.safetensors";
-const WEIGHTS: &str = "model.safetensors";
+pub(super) const WEIGHTS: &str = "model.safetensors";
 const BEST: &str = "best.safetensors";
 const AVERAGE: &str = "average.safetensors";
 const LOCK: &str = ".lock";
@@ -71,8 +71,8 @@ pub struct Config {
     /// Version of wgrad that trained it last.
     #[serde(default)]
     pub wgrad: String,
-    /// What both safetensors files name as their run: SHA-256 of model, recipe (but for the number
-    /// of epochs), normalisation and seed as they were at the start. Set by [`Run::create`].
+    /// What its safetensors files name as their run: SHA-256 of model, recipe (but for the number of
+    /// epochs), normalisation, seed and [`Config::init`] as they were at the start. Set by [`Run::create`].
     pub id: Option<String>,
     pub model: ModelRecord,
     pub data: DataRecord,
@@ -81,6 +81,9 @@ pub struct Config {
     /// learning rate spans.
     pub recipe: Recipe,
     pub seed: u64,
+    /// The weights that it started from, where these are not the seed's alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init: Option<InitRecord>,
     #[serde(default)]
     pub device: DeviceRecord,
     #[serde(default)]
@@ -116,7 +119,8 @@ impl Config {
                 classes,
                 self.normalization,
                 recipe,
-                self.seed
+                self.seed,
+                self.init
             ]);
             sha256([decides.to_string().as_bytes()])
         })
@@ -135,6 +139,18 @@ pub struct ModelRecord {
     pub parameters: usize,
     /// The whole text of the architecture file.
     pub architecture: String,
+}
+
+/// The weights that a training started from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct InitRecord {
+    /// The absolute path of the file, which nothing needs any more.
+    pub source: String,
+    /// Of the file.
+    pub sha256: String,
+    /// Which tensors were taken from it.
+    #[serde(flatten)]
+    pub fitting: Fitting,
 }
 
 /// The data as it was used.
@@ -288,6 +304,16 @@ impl Weights {
     }
 }
 
+impl std::fmt::Display for Weights {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.write_str(match self {
+            Weights::Last => "last",
+            Weights::Best => "best",
+            Weights::Average => "average",
+        })
+    }
+}
+
 /// `last`, `best` or `average`.
 impl FromStr for Weights {
     type Err = String;
@@ -392,7 +418,7 @@ impl Run {
     /// Takes back a run that came to nothing before its first step: its files and its folder go.
     pub fn discard(mut self) {
         self.lock = None;
-        for file in [CONFIG, LOCK] {
+        for file in [CHECKPOINT, CONFIG, LOCK] {
             // What cannot be removed does no harm: it is a run of 0 epochs.
             let _ = fs::remove_file(self.folder.join(file));
         }
@@ -527,7 +553,9 @@ impl Run {
         let finished = self.config.finished_epochs;
         let Some(Loaded { checkpoint, run }) = loaded else {
             // After the metrics of the first epoch comes its checkpoint, so a kill leaves one line.
-            if finished > 0 || self.metrics.len() > 1 || self.path(WEIGHTS).exists() {
+            // What started from other weights has one from its beginning.
+            let begun = self.config.init.is_some() || self.path(WEIGHTS).exists();
+            if finished > 0 || self.metrics.len() > 1 || begun {
                 return Err(Error::checkpoint(
                     &self.path(CHECKPOINT),
                     format!(
@@ -674,6 +702,26 @@ impl Run {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Lets a new run start from these parameters and running statistics instead of its seed's, by a
+    /// checkpoint before the first step.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Shape`] for vectors of another model.
+    pub fn begin(&self, parameters: Vec<f32>, running: Vec<f32>) -> Result<()> {
+        let recipe = &self.config.recipe;
+        let zeros = vec![0.0; self.model.parameter_elements];
+        self.write_checkpoint(&Checkpoint {
+            epoch: 0,
+            partial: Partial::default(),
+            optimizer_state: vec![zeros; recipe.optimizer.state_vectors()],
+            average: recipe
+                .average
+                .map(|_| [parameters.clone(), running.clone()]),
+            parameters,
+            running,
+        })
     }
 
     /// Adds an epoch to the folder.
