@@ -820,10 +820,7 @@ impl Run {
             Err(e) if e.kind() == ErrorKind::NotFound => {
                 let folder = self.folder.display();
                 let what = match which {
-                    _ if self.metrics.is_empty() => format!(
-                        "expected trained weights, found none: no epoch was finished; go on with `wgrad train --resume {folder}`"
-                    ),
-                    Weights::Best if self.best().is_none() => {
+                    Weights::Best if self.best().is_none() && !self.metrics.is_empty() => {
                         return Err(Error::Usage(format!(
                             "expected a run with a validation split for the best weights by it, found none in {folder}; use --weights last, or train with --validation 0.1"
                         )));
@@ -833,7 +830,10 @@ impl Run {
                             "expected a run that averages its weights, found none in {folder}; use --weights last, or train with a recipe that has an average"
                         )));
                     }
-                    _ => "expected trained weights, found none: the file is gone; use a copy of it, or other --weights".into(),
+                    Weights::Best if self.best().is_some() => "expected the weights that the validation split likes best, found none: the file is gone; use a copy of it, or other --weights".into(),
+                    _ => format!(
+                        "expected trained weights, found none: no epoch was finished, or the file is gone; go on with `wgrad train --resume {folder}`"
+                    ),
                 };
                 return Err(Error::checkpoint(&path, what));
             }
