@@ -7,7 +7,7 @@ use common::{TEST_IMAGES, TRAIN_IMAGES, contents};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use wgrad::data::{self, Normalization};
+use wgrad::data::{self, Normalization, Request};
 use wgrad::engine::{Engine, Split};
 use wgrad::gpu::{Choice, Gpu};
 use wgrad::model::Definition;
@@ -117,7 +117,12 @@ impl Bench {
     fn new(device: Device) -> Bench {
         let folder = tempfile::tempdir().unwrap();
         common::write_model_and_data(folder.path());
-        let data = data::load(folder.path().join("shapes").to_str().unwrap()).unwrap();
+        let data = data::load(
+            folder.path().join("shapes").to_str().unwrap(),
+            &Request::default(),
+            &mut |_, _| (),
+        )
+        .unwrap();
         Bench {
             folder,
             data,
@@ -143,7 +148,12 @@ impl Bench {
                 parameters: 0,
                 architecture: definition.text,
             },
-            data: DataRecord::of(self.data.name.clone(), None, &self.data),
+            data: DataRecord::of(
+                self.data.name.clone(),
+                None,
+                &Request::default(),
+                &self.data,
+            ),
             normalization: Normalization::of(&self.data.train),
             recipe,
             seed,
@@ -1153,7 +1163,7 @@ fn weights_that_fit_nowhere_are_refused() {
 /// Digits 0 to 4, then with frozen convolutions and another head few of 5 to 9.
 #[test]
 fn fine_tuning_beats_a_new_start_and_leaves_frozen_layers_alone() {
-    let mnist = data::load("mnist").unwrap();
+    let mnist = data::load("mnist", &data::Request::default(), &mut |_, _| {}).unwrap();
     let digits = |set: &data::Dataset, from: u32, count: usize| {
         let elements = set.shape.elements();
         let (mut images, mut labels) = (Vec::new(), Vec::new());

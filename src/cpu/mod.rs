@@ -74,7 +74,7 @@ pub use pool::{
     maxpool2d_backward, maxpool2d_backward_overlapping, maxpool2d_forward, meanpool2d_backward,
     meanpool2d_forward,
 };
-pub use reduce::{reduce_chunks, reduce_splits};
+pub use reduce::{accumulate, reduce_chunks, reduce_splits};
 pub use run::{Memory, Twins, Values, run};
 
 use crate::model::Shape;

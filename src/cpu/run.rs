@@ -158,6 +158,18 @@ impl<T: Float> Memory<T> {
             .collect()
     }
 
+    /// Where the batch's images lie among those at hand.
+    fn batch_places(&self, spec: &KernelSpec, batch: usize, streamed: bool) -> Vec<u32> {
+        if !streamed {
+            return self.batch_samples(spec, batch);
+        }
+        let (step, _) = self.step(spec);
+        let first = step.first - step.base;
+        (0..batch as u32)
+            .map(|i| first + i.min(step.count - 1))
+            .collect()
+    }
+
     /// All of the tensor that an argument belongs to: a dataset is longer than its plan knows.
     fn all_words(&self, view: View) -> &[u32] {
         match self.at(view) {
@@ -179,9 +191,10 @@ pub fn run<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
     let view = |name| spec.view(name);
     let floats = |name| memory.floats(view(name));
     match &spec.work {
-        Work::GatherBatch(shape) => {
+        Work::GatherBatch { shape, streamed } => {
             let (x, batch_labels) = (view("x"), view("batch_labels"));
-            let picked = memory.batch_samples(spec, batch_labels.len);
+            let samples = memory.batch_samples(spec, batch_labels.len);
+            let places = memory.batch_places(spec, batch_labels.len, *streamed);
             let (images, labels) = (view("images"), view("labels"));
             let normalization = memory.at(view("normalization"));
             let Values::Floats(normalization) = normalization else {
@@ -190,8 +203,9 @@ pub fn run<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
             let (scale, shift) = normalization.split_at(shape.channels);
             let (values, labels) = gather_batch(
                 memory.all_bytes(images),
+                &places,
                 memory.all_words(labels),
-                &picked,
+                &samples,
                 *shape,
                 scale,
                 shift,
@@ -233,6 +247,13 @@ pub fn run<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
         Work::ReduceChunks { chunks } => {
             let sums = reduce_chunks(floats("partials"), *chunks);
             memory.put(view("result"), sums);
+        }
+        Work::Accumulate => {
+            let first = memory.step(spec).0.micro == 0;
+            let gradients = view("gradients");
+            memory.change_floats(view("accumulated"), |memory, accumulated| {
+                accumulate(memory.floats(gradients), first, accumulated);
+            });
         }
         Work::MaxPoolForward(pool) => {
             let (y, index) = maxpool2d_forward(pool, floats("x"));
@@ -323,18 +344,18 @@ pub fn run<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
             classes,
             smoothing,
         } => {
-            run_loss(spec, memory, |logits, labels| match loss {
+            run_loss(spec, memory, |logits, labels, total| match loss {
                 Loss::SoftmaxCrossEntropy => {
-                    softmax_cross_entropy(logits, labels, *classes, *smoothing)
+                    softmax_cross_entropy(logits, labels, *classes, *smoothing, total)
                 }
-                Loss::SquaredError => squared_error(logits, labels, *classes),
+                Loss::SquaredError => squared_error(logits, labels, *classes, total),
             });
             run_predict(spec, *classes, memory);
         }
         Work::WeightedLoss { smoothing } => {
             let weights = floats("class_weights").to_vec();
-            run_loss(spec, memory, |logits, labels| {
-                weighted_softmax_cross_entropy(logits, labels, &weights, *smoothing)
+            run_loss(spec, memory, |logits, labels, total| {
+                weighted_softmax_cross_entropy(logits, labels, &weights, *smoothing, total)
             });
         }
         Work::Predict { classes } => run_predict(spec, *classes, memory),
@@ -601,14 +622,15 @@ fn run_group_norm<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
 fn run_loss<T: Float>(
     spec: &KernelSpec,
     memory: &mut Memory<T>,
-    function: impl Fn(&[T], &[u32]) -> LossOutput<T>,
+    function: impl Fn(&[T], &[u32], f32) -> LossOutput<T>,
 ) {
     let view = |name| spec.view(name);
     let (step, _) = memory.step(spec);
     let count = step.count as usize;
     let (losses, gradient) = (view("loss"), view("gradient"));
     let logits = &memory.floats(view("logits"))[..count * (gradient.len / losses.len)];
-    let mut output = function(logits, &memory.words(view("labels"))[..count]);
+    let labels = &memory.words(view("labels"))[..count];
+    let mut output = function(logits, labels, step.total);
     output.loss.resize(losses.len, T::zero());
     output.gradient.resize(gradient.len, T::zero());
     memory.put(losses, output.loss);

@@ -80,9 +80,14 @@ impl Engine {
     /// Takes a split: `images` as N×H×W×C bytes (its own from now on, so that nobody holds them
     /// twice), a label each, and `normalization` as scale per channel, then shift per channel.
     ///
+    /// On a GPU the images go to the device. Where they exceed what it binds at once, 4 GiB, its memory
+    /// or [`Options::slab_bytes`], they stay on the host, and while the device computes on some of them,
+    /// the next follow. The bits do not depend on which.
+    ///
     /// # Errors
-    /// [`Error::Shape`] when the lengths do not fit the model; on a GPU [`Error::Usage`] when the images
-    /// exceed what the adapter binds at once or 4 GiB, [`Error::OutOfMemory`].
+    /// [`Error::Shape`] when the lengths do not fit the model; on a GPU [`Error::OutOfMemory`] when there
+    /// is no room for a part of the images either, [`Error::Usage`] when the adapter does not bind the
+    /// samples' numbers.
     pub fn upload_dataset(
         &mut self,
         split: Split,
@@ -91,7 +96,7 @@ impl Engine {
         normalization: &[f32],
     ) -> Result<()> {
         match self {
-            Engine::Gpu(e) => e.upload_dataset(split, &images, labels, normalization),
+            Engine::Gpu(e) => e.upload_dataset(split, images, labels, normalization),
             Engine::Cpu(e) => e.upload_dataset(split, images, labels, normalization),
         }
     }
@@ -347,13 +352,36 @@ fn expect_dataset(
     Ok(())
 }
 
-/// Refuses an epoch whose order or steps reach beyond the `len` samples of the split.
-fn expect_epoch(len: usize, batch: usize, order: &[u32], steps: &[Step]) -> Result<()> {
+/// The steps that an epoch over `len` samples has at most, `batch` of them at a time. Parts of a larger
+/// batch may be smaller than that, but not by half.
+fn most_rows(len: usize, batch: usize, micro: bool) -> usize {
+    len.div_ceil(batch) * if micro { 2 } else { 1 }
+}
+
+/// Whether the step in this row is the last part of its batch.
+fn ends_batch(steps: &[Step], row: usize) -> bool {
+    steps.get(row + 1).is_none_or(|next| next.micro == 0)
+}
+
+/// Refuses an epoch whose order or steps reach beyond the `len` samples of the split, or one with
+/// parts of batches that are out of order, or where steps are no `micro` ones.
+fn expect_epoch(
+    len: usize,
+    batch: usize,
+    micro: bool,
+    order: &[u32],
+    steps: &[Step],
+) -> Result<()> {
+    let before = std::iter::once(None).chain(steps.iter().map(Some));
     let fits = order.len() == len
         && order.iter().all(|i| (*i as usize) < len)
-        && steps.len() <= len.div_ceil(batch)
-        && steps.iter().all(|s| {
-            s.count as usize <= batch && s.count > 0 && s.first as usize + s.count as usize <= len
+        && steps.len() <= most_rows(len, batch, micro)
+        && steps.iter().zip(before).all(|(s, before)| {
+            let next = before.map_or(0, |before| before.micro + 1);
+            s.count as usize <= batch
+                && s.count > 0
+                && s.first as usize + s.count as usize <= len
+                && (s.micro == 0 || micro && s.micro == next)
         });
     if fits {
         return Ok(());

@@ -25,8 +25,9 @@ use crate::error::Result;
 use crate::kernels::conv2d::{Family, Pass, Product, Tile};
 use crate::kernels::{
     Access, AdapterReport, Dtype, KernelSpec, STEP_ELEMENTS, View, Work, gather, loss, outputs,
-    step,
+    reduce, step,
 };
+use crate::model::augment::Augment;
 use crate::model::recipe::{ClassWeights, Groups, Optimizer, Recipe};
 use crate::model::{Factors, Layer, Loss, Model, Shape};
 use std::collections::HashMap;
@@ -72,6 +73,17 @@ pub struct Options {
     pub keep_logits: bool,
     /// What a training sample of each class counts in softmax cross-entropy, `[classes]`; 1 without.
     pub class_weights: Option<Vec<f32>>,
+    /// How training images are changed at random; an evaluation shows them as they are.
+    pub augment: Augment,
+    /// Whether the images on the device are those of a slab, in the epoch's order from the row's
+    /// [`crate::kernels::Step::base`] on, instead of all of a split.
+    pub streamed: bool,
+    /// Most bytes of images on the device at a time: a split that has more is streamed in slabs of so
+    /// many (of one batch at least). Unless given, what the adapter holds is kept there. The CPU has
+    /// all images at hand and takes no slabs.
+    pub slab_bytes: Option<u64>,
+    /// Whether a step may be a part of a batch: gradients of all parts are added up before the update.
+    pub micro: bool,
     /// How the parameters of one role or place are trained differently from the rest.
     pub groups: Groups,
     /// Largest L2 norm of all gradients together; a larger one is scaled down to it.
@@ -93,6 +105,10 @@ impl Options {
                 // What balances a dataset's classes is known when the dataset is.
                 _ => None,
             },
+            augment: recipe.augment,
+            micro: recipe
+                .micro_batch
+                .is_some_and(|micro| micro < recipe.batch_size),
             groups: recipe.groups.clone(),
             clip_norm: recipe.clip_norm,
             average: recipe.average.is_some(),
@@ -204,11 +220,14 @@ impl Plan {
         if let Mode::Train(_) = mode {
             builder.factors = options.groups.factors(model)?;
         }
-        builder.gather();
+        builder.gather(options);
         builder.forward();
         let gradient = builder.loss(options);
         if let Mode::Train(optimizer) = mode {
             builder.backward(gradient);
+            if options.micro {
+                builder.accumulate();
+            }
             builder.update(&optimizer, options);
         }
         builder.section = Section::Advance;
@@ -311,6 +330,8 @@ pub(crate) struct Builder<'a> {
     data: Data,
     parameters: View,
     gradients: Option<View>,
+    /// Their sum over the parts of a batch so far, where it has parts.
+    accumulated: Option<View>,
     running: View,
     /// The network's input and the output of every layer.
     values: Vec<View>,
@@ -372,6 +393,7 @@ impl<'a> Builder<'a> {
                 )),
                 Mode::Evaluate => None,
             },
+            accumulated: None,
             values: vec![add("input", &dims, f32, step, true)],
             labels: add("batch_labels", &[batch], u32, step, true),
             losses: add("losses", &[batch], f32, step, true),
@@ -439,6 +461,12 @@ impl<'a> Builder<'a> {
         gradients.slice(range.start, range.len())
     }
 
+    /// The gradients of a whole batch, all of them: what the update goes by.
+    pub(crate) fn batch_gradients(&self) -> View {
+        let gradients = self.accumulated.or(self.gradients);
+        gradients.expect("a training plan has gradients")
+    }
+
     /// The layer's running statistics.
     pub(crate) fn running_of(&self, layer: &Layer) -> View {
         let range = layer.running_range();
@@ -459,11 +487,12 @@ impl<'a> Builder<'a> {
         matches!(self.mode, Mode::Train(_))
     }
 
-    fn gather(&mut self) {
+    fn gather(&mut self, options: &Options) {
         let data = &self.data;
         let spec = gather::gather_batch(
             self.model.input,
             self.batch,
+            options.streamed,
             data.images,
             data.labels,
             data.order,
@@ -547,5 +576,15 @@ impl<'a> Builder<'a> {
             metrics,
         ));
         gradient
+    }
+
+    /// Adds the gradients to those of the batch's parts before this one.
+    fn accumulate(&mut self) {
+        let gradients = self.batch_gradients();
+        let accumulated = self.tensor("accumulated", &[gradients.len], Dtype::F32);
+        self.tensors[accumulated.tensor].lifetime = Lifetime::Kept;
+        let [steps, counter] = self.step();
+        self.emit(reduce::accumulate(gradients, accumulated, steps, counter));
+        self.accumulated = Some(accumulated);
     }
 }

@@ -48,11 +48,6 @@ fn are_needed(rule: &Optimizer, groups: &[Vec<Factors>]) -> bool {
 }
 
 impl Builder<'_> {
-    /// The gradients of the whole batch.
-    fn batch_gradients(&self) -> View {
-        self.gradients.expect("a training plan has gradients")
-    }
-
     fn kept(&mut self, name: &str, shape: &[usize]) -> View {
         let view = self.tensor(name, shape, Dtype::F32);
         self.tensors[view.tensor].lifetime = Lifetime::Kept;

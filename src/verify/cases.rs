@@ -55,8 +55,17 @@ pub(super) fn samples(first: usize, count: usize) -> Step {
     Step::new(first, count)
 }
 
-pub(crate) fn gather_case(shape: Shape, batch: usize, count: usize) -> Case {
-    let variant = format!("{shape}, {count} of batch {batch}");
+/// The same where these are a part of a batch, or have weights: the loss is the mean over something else.
+pub(super) fn part(first: usize, count: usize) -> Step {
+    Step {
+        total: 1.75 * count as f32,
+        ..samples(first, count)
+    }
+}
+
+pub(crate) fn gather_case(shape: Shape, batch: usize, count: usize, streamed: bool) -> Case {
+    let how = if streamed { ", streamed" } else { "" };
+    let variant = format!("{shape}, {count} of batch {batch}{how}");
     Case::new("gather_batch", variant, move |b| {
         // Images of odd sizes start anywhere inside a word, and the order ends with the batch.
         let (dataset, first) = (19, 6);
@@ -67,13 +76,20 @@ pub(crate) fn gather_case(shape: Shape, batch: usize, count: usize) -> Case {
         let (scale, shift) = (b.values(shape.channels), b.values(shape.channels));
         let scale: Vec<f32> = scale.iter().map(|s| s / 255.0).collect();
         let (images, labels, order) = (b.input(&images), b.input(&labels), b.input(&order));
-        let [steps, counter] = step_table(b, samples(first, count));
+        // A slab that begins before the batch does.
+        let base = if streamed { 4 } else { 0 };
+        let row = Step {
+            base,
+            ..samples(first, count)
+        };
+        let [steps, counter] = step_table(b, row);
         let normalization = b.input(&[scale, shift].concat());
         let x = b.output("x", batch * shape.elements(), Tolerance::sum(2));
         let batch_labels = b.output_words("batch_labels", batch);
         vec![gather::gather_batch(
             shape,
             batch,
+            streamed,
             images,
             labels,
             order,
@@ -88,11 +104,13 @@ pub(crate) fn gather_case(shape: Shape, batch: usize, count: usize) -> Case {
 
 fn gather_cases() -> Vec<Case> {
     vec![
-        gather_case(Shape::new(1, 1, 1), 1, 1),
-        gather_case(Shape::new(28, 28, 1), 7, 7),
-        gather_case(Shape::new(5, 7, 3), 7, 4),
-        gather_case(Shape::new(3, 3, 5), 7, 1),
-        gather_case(Shape::new(4, 3, 33), 1, 1),
+        gather_case(Shape::new(1, 1, 1), 1, 1, false),
+        gather_case(Shape::new(28, 28, 1), 7, 7, false),
+        gather_case(Shape::new(5, 7, 3), 7, 4, false),
+        gather_case(Shape::new(3, 3, 5), 7, 1, false),
+        gather_case(Shape::new(4, 3, 33), 1, 1, false),
+        gather_case(Shape::new(28, 28, 1), 7, 7, true),
+        gather_case(Shape::new(5, 7, 3), 7, 4, true),
     ]
 }
 
@@ -400,7 +418,7 @@ pub(crate) fn loss_case(
         // What the step does not cover must stay as it was.
         let before = b.below(1000, first + batch + 5);
         let (logits, labels) = (b.input(&logits), b.input(&labels));
-        let [steps, counter] = step_table(b, samples(first, count));
+        let [steps, counter] = step_table(b, part(first, count));
         let losses = b.output("loss", batch, tolerance);
         let gradient = b.output("gradient", batch * classes, tolerance);
         let prediction = b.output_words("prediction", batch);
@@ -582,7 +600,27 @@ fn reduce_cases() -> Vec<Case> {
         reduce_case(5, 100),
         reduce_case(37, 333),
         reduce_case(200, 65),
+        accumulate_case(1, 0),
+        accumulate_case(333, 0),
+        accumulate_case(333, 1),
+        accumulate_case(1000, 7),
     ]
+}
+
+/// Part `micro` of a batch.
+pub(crate) fn accumulate_case(n: usize, micro: u32) -> Case {
+    let variant = format!("{n} elements, part {micro}");
+    Case::new("accumulate", variant, move |b| {
+        let (gradients, before) = (b.values(n), b.values(n));
+        let row = Step {
+            micro,
+            ..samples(0, 1)
+        };
+        let gradients = b.input(&gradients);
+        let accumulated = b.updated("accumulated", &before, Tolerance::EXACT);
+        let [steps, counter] = step_table(b, row);
+        vec![reduce::accumulate(gradients, accumulated, steps, counter)]
+    })
 }
 
 pub(crate) fn step_case() -> Case {
