@@ -200,6 +200,17 @@ pub enum Views {
     Six,
 }
 
+impl Views {
+    /// How many there are.
+    pub fn count(self) -> usize {
+        match self {
+            Views::One => 1,
+            Views::Mirror => 2,
+            Views::Six => 6,
+        }
+    }
+}
+
 /// How a model is trained. An architecture file brings one along, a recipe file may replace it, and
 /// flags override its values one by one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
