@@ -7,6 +7,7 @@ mod drawn;
 mod elementwise;
 mod fingerprint;
 mod grouped;
+mod mixed;
 mod nonfinite;
 mod norm;
 mod parity;
@@ -38,6 +39,8 @@ pub fn cases(adapter: &AdapterReport) -> Vec<Case> {
     cases.extend(nonfinite::cases(adapter));
     cases.extend(elementwise::cases());
     cases.extend(elementwise::nonfinite_cases());
+    cases.extend(mixed::cases());
+    cases.extend(mixed::nonfinite_cases());
     cases
 }
 
