@@ -1,7 +1,7 @@
 //! `wgrad train`: a new run, or an earlier one continued.
 
 use super::device::Device;
-use super::progress::Progress;
+use super::progress::{self, Progress};
 use super::signals::Signals;
 use super::{load_data, say, say_wrapped, table};
 use crate::cli::{Conv, OptimizerName, TrainArgs};
@@ -11,13 +11,15 @@ use std::fmt::Display;
 use std::path::{Path, absolute};
 use wgrad::data::{Normalization, Request, Splits};
 use wgrad::engine::{CpuEngine, Engine};
+use wgrad::export::Fitting;
 use wgrad::kernels::conv2d::Product;
 use wgrad::model::recipe::{Optimizer, Recipe, Schedule};
 use wgrad::model::{Model, load, summary};
 use wgrad::plan::{Mode, Options, Plan, Target};
 use wgrad::report::profile::Profile;
 use wgrad::train::{
-    Config, Control, DataRecord, DeviceRecord, FORMAT, ModelRecord, Outcome, Run, train,
+    Config, Control, DataRecord, DeviceRecord, EpochRecord, FORMAT, InitRecord, ModelRecord,
+    Outcome, Run, expect_validation, start_from, train,
 };
 use wgrad::{Error, Result, tune};
 
@@ -84,7 +86,11 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         Outcome::Finished if progress.epochs == 0 => say(&format!(
             "nothing to train: all {total} epochs are finished; raise --epochs to go on"
         ))?,
+        Outcome::OutOfPatience => say_wrapped(&out_of_patience(&run, progress.epochs))?,
         Outcome::Finished => {}
+    }
+    if let Some(result) = progress::result(&run) {
+        say(&result)?;
     }
     if let Some(hash) = &run.config().parameter_sha256 {
         say(&format!("weights  sha256 {hash}"))?;
@@ -98,6 +104,20 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         say(&format!("profile  {}", file.display()))?;
     }
     say(&format!("run      {folder}"))
+}
+
+/// Why a training ended before its last planned epoch; `trained` are the epochs of this process.
+fn out_of_patience(run: &Run, trained: usize) -> String {
+    let epoch = |record: Option<&EpochRecord>| record.map_or(0, |record| record.epoch);
+    let (last, best) = (epoch(run.metrics().last()), epoch(run.best()));
+    let what = match trained {
+        0 => "nothing to train: ended",
+        _ => "ended   ",
+    };
+    format!(
+        "{what} after epoch {last} of {}: by the validation split none was better than epoch {best}",
+        run.config().recipe.epochs
+    )
 }
 
 /// The command that goes on with a run, to be copied.
@@ -126,6 +146,7 @@ fn start(args: &TrainArgs) -> Result<Prepared> {
     if let Some(limit) = args.data.limit {
         data.truncate(limit)?;
     }
+    expect_validation(&recipe, &data)?;
     let model = definition.resolve(data.train.shape, data.train.classes)?;
     let images = data.train.len();
     if recipe.batch_size > images {
@@ -160,6 +181,11 @@ fn start(args: &TrainArgs) -> Result<Prepared> {
         )?;
     }
     device.expect_memory(&model, &recipe, &options)?;
+    let seed = args.seed.unwrap_or(1);
+    let begin = match &args.init {
+        Some(source) => Some(start_from(source, &model, seed)?),
+        None => None,
+    };
     let config = Config {
         format: FORMAT,
         wgrad: env!("CARGO_PKG_VERSION").into(),
@@ -175,12 +201,16 @@ fn start(args: &TrainArgs) -> Result<Prepared> {
         data: DataRecord::of(absolute_source(source)?, args.data.limit, &request, &data),
         normalization: Normalization::of(&data.train),
         recipe,
-        seed: args.seed.unwrap_or(1),
+        seed,
+        init: begin.as_ref().map(|begin| begin.record.clone()),
         device: device_record(requested, &device, &options),
         finished_epochs: 0,
         parameter_sha256: None,
     };
     let run = Run::create(args.out.as_deref(), config)?;
+    if let Some(begin) = begin {
+        run.begin(begin.parameters, begin.running)?;
+    }
     Ok(Prepared {
         run,
         data,
@@ -567,13 +597,41 @@ fn device_record(requested: &str, device: &Device, options: &Options) -> DeviceR
     }
 }
 
+/// Which weights were taken from where, and which are the seed's.
+fn describe_init(init: &InitRecord) -> String {
+    let Fitting { taken, left } = &init.fitting;
+    let mut layers: Vec<&str> = taken
+        .iter()
+        .filter_map(|name| name.split('.').next())
+        .collect();
+    layers.dedup();
+    let mut text = format!(
+        "\ninit     {} of {} tensors from {}: {}",
+        taken.len(),
+        taken.len() + left.len(),
+        init.source,
+        layers.join(", ")
+    );
+    if !left.is_empty() {
+        let left: Vec<String> = left
+            .iter()
+            .map(|(n, found)| format!("{n} ({found})"))
+            .collect();
+        text += &format!(
+            "; by the seed, for what is in the file: {}",
+            left.join(", ")
+        );
+    }
+    text
+}
+
 /// What is about to happen, above the model's table.
 fn describe(config: &Config) -> String {
     let (data, model, recipe) = (&config.data, &config.model, &config.recipe);
     let settings = settings(recipe);
     let [(_, optimizer), (_, lr), .., (_, schedule), (_, batch)] = &settings;
     format!(
-        "device   {}\ndata     {}: {} training{} and {} test images of {} in {} classes\nrecipe   {optimizer}, {schedule} learning rate {lr}, batch size {batch}, epochs {}, seed {}",
+        "device   {}\ndata     {}: {} training{} and {} test images of {} in {} classes\nrecipe   {optimizer}, {schedule} learning rate {lr}, batch size {batch}, epochs {}, seed {}{}",
         config.device.description,
         data.source,
         HumanCount(data.training_images as u64),
@@ -585,6 +643,7 @@ fn describe(config: &Config) -> String {
         model.input,
         model.classes,
         recipe.epochs,
-        config.seed
+        config.seed,
+        config.init.as_ref().map(describe_init).unwrap_or_default()
     )
 }

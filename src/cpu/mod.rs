@@ -32,6 +32,7 @@ mod loss;
 mod mix;
 mod muon;
 mod optimizer;
+mod outputs;
 mod peak;
 mod pool;
 pub mod random;
@@ -70,6 +71,7 @@ pub use loss::{
 pub use mix::{draw_mixes, mix_batch};
 pub use muon::{muon_momentum, muon_polynomial, muon_scale, muon_update};
 pub use optimizer::{adamw_update, lion_update, sgd_update};
+pub use outputs::store_logits;
 pub use peak::{peak_copy, peak_multiply_add};
 pub use pool::{
     maxpool2d_backward, maxpool2d_backward_overlapping, maxpool2d_forward, meanpool2d_backward,

@@ -214,10 +214,12 @@ impl CpuEngine {
             put("metrics", words(2 * steps)),
             put("predictions", words(len)),
         ];
-        self.splits[split as usize] = Some(Samples {
-            len,
-            tensors: tensors.into_iter().collect(),
-        });
+        let mut tensors: HashMap<_, _> = tensors.into_iter().collect();
+        if self.options.keep_logits && split != Split::Train {
+            let values = Values::zeros(Dtype::F32, len * self.model.classes);
+            tensors.extend([put("outputs", values)]);
+        }
+        self.splits[split as usize] = Some(Samples { len, tensors });
         Ok(())
     }
 
@@ -253,9 +255,17 @@ impl CpuEngine {
         })?;
         let mut predictions = self.words(split, "predictions").to_vec();
         predictions.truncate(done);
+        let outputs = uploaded(&self.splits[split as usize])?
+            .tensors
+            .get("outputs");
+        let logits = outputs.map(|place| match &self.memory.values[*place] {
+            Values::Floats(values) => values[..done * self.model.classes].to_vec(),
+            _ => Vec::new(),
+        });
         Ok(Evaluation {
             loss_sum,
             predictions,
+            logits,
         })
     }
 

@@ -473,7 +473,7 @@ impl GpuEngine {
                     other => other,
                 })?,
         };
-        let tensors = HashMap::from([
+        let mut tensors = HashMap::from([
             ("labels", gpu.upload("dataset labels", labels)?),
             ("normalization", gpu.upload("normalisation", normalization)?),
             ("order", gpu.buffer("order", len)?),
@@ -482,6 +482,9 @@ impl GpuEngine {
             ("metrics", gpu.buffer("metrics", rows * 2)?),
             ("predictions", gpu.buffer("predictions", len)?),
         ]);
+        if planned.plan.tensor("outputs").is_some() {
+            tensors.insert("outputs", gpu.buffer("outputs", len * self.model.classes)?);
+        }
         let options = Options {
             streamed: true,
             ..self.options.clone()
@@ -594,9 +597,15 @@ impl GpuEngine {
             .gpu
             .read("predictions", &resident.tensors["predictions"])?;
         predictions.truncate(metrics.len() * batch);
+        let logits = resident.tensors.get("outputs").map(|outputs| {
+            let mut logits: Vec<f32> = self.gpu.read("outputs", outputs)?;
+            logits.truncate(predictions.len() * self.model.classes);
+            Ok(logits)
+        });
         Ok(Evaluation {
             loss_sum: metrics.iter().map(|m| f64::from(m.loss_sum)).sum(),
             predictions,
+            logits: logits.transpose()?,
         })
     }
 

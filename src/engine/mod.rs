@@ -33,6 +33,9 @@ pub struct Evaluation {
     pub loss_sum: f64,
     /// Predicted class of every sample that was done, in the split's order.
     pub predictions: Vec<u32>,
+    /// `[samples, classes]`, the outputs of the network behind them, where [`Options::keep_logits`] asks
+    /// for them.
+    pub logits: Option<Vec<f32>>,
 }
 
 /// A network on a device, with the data that it learns from. Vectors of parameters, running statistics

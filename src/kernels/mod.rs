@@ -26,6 +26,7 @@ pub mod loss;
 pub mod mix;
 pub mod muon;
 pub mod optimizer;
+pub mod outputs;
 pub mod peak;
 pub mod pool;
 pub mod reduce;

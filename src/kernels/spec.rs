@@ -210,6 +210,9 @@ pub enum Work {
     Predict {
         classes: usize,
     },
+    StoreLogits {
+        classes: usize,
+    },
     SumMetrics,
     Update {
         rule: Optimizer,

@@ -25,8 +25,8 @@ use crate::error::{Error, Result};
 use crate::kernels::conv2d::{Family, Pass, Product, Tile};
 use crate::kernels::mix::{self, Mix};
 use crate::kernels::{
-    Access, AdapterReport, Dtype, KernelSpec, STEP_ELEMENTS, View, Work, gather, loss, reduce,
-    step, views,
+    Access, AdapterReport, Dtype, KernelSpec, STEP_ELEMENTS, View, Work, gather, loss, outputs,
+    reduce, step, views,
 };
 use crate::model::augment::Augment;
 use crate::model::recipe::{ClassWeights, Groups, Optimizer, Recipe, Views};
@@ -71,6 +71,8 @@ pub struct Options {
     /// How much of the target of softmax cross-entropy is spread over all classes while training, from 0
     /// to 1. An evaluation gives the plain loss whatever it was trained by.
     pub label_smoothing: f32,
+    /// Whether an evaluation keeps the logits of all samples, not their predictions alone.
+    pub keep_logits: bool,
     /// What a training sample of each class counts in softmax cross-entropy, `[classes]`; 1 without.
     pub class_weights: Option<Vec<f32>>,
     /// How training images are changed at random; an evaluation shows them as they are.
@@ -679,6 +681,13 @@ impl<'a> Builder<'a> {
                 gradient,
                 self.prediction,
                 predictions,
+            ));
+        }
+        if options.keep_logits && !self.trains() {
+            let outputs = self.maps("outputs", Shape::new(1, 1, classes), Dtype::F32);
+            self.tensors[outputs.tensor].lifetime = Lifetime::Data;
+            self.emit(outputs::store_logits(
+                batch, classes, logits, steps, counter, outputs,
             ));
         }
         self.emit(loss::sum_metrics(
