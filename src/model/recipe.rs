@@ -5,6 +5,8 @@
 
 use super::augment::Augment;
 use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
 
 /// Update rule and its constants.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -207,6 +209,30 @@ impl Views {
             Views::One => 1,
             Views::Mirror => 2,
             Views::Six => 6,
+        }
+    }
+}
+
+impl fmt::Display for Views {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Views::One => "one",
+            Views::Mirror => "mirror",
+            Views::Six => "six",
+        })
+    }
+}
+
+/// `one`, `mirror` or `six`.
+impl FromStr for Views {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "one" => Ok(Views::One),
+            "mirror" => Ok(Views::Mirror),
+            "six" => Ok(Views::Six),
+            _ => Err(format!("expected one, mirror or six, found '{text}'")),
         }
     }
 }
