@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use wgrad::data::Request;
 use wgrad::kernels::conv2d::Family;
 use wgrad::model::recipe::Schedule;
+use wgrad::model::recipe::Views;
 use wgrad::train::{CheckpointEvery, Weights};
 use wgrad::verify::DRAWS;
 use wgrad::{Error, Result, tune};
@@ -198,6 +199,10 @@ pub struct EvalArgs {
         hide_default_value = true
     )]
     pub weights: Weights,
+    /// Views of each image that are evaluated, and their mean taken: one, mirror (as it is and mirrored) or
+    /// six (both also moved by a pixel either way) [default: the run's]
+    #[arg(long, value_name = "one|mirror|six")]
+    pub views: Option<Views>,
     /// Data whose test images are used, all of them: mnist or a folder of IDX files [default: the
     /// run's, as many as it was tested on]
     #[arg(long, value_name = "mnist|DIR")]

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use std::ops::ControlFlow;
 use wgrad::data::Request;
 use wgrad::engine::Split;
+use wgrad::model::recipe::Views;
 use wgrad::plan::Options;
 use wgrad::train::{Run, Weights, class_shares, expect_alike, mean_shares};
 use wgrad::{Error, Result, tune};
@@ -16,6 +17,7 @@ use wgrad::{Error, Result, tune};
 /// What one run gives for the test images.
 struct Member {
     epoch: Option<usize>,
+    views: Views,
     loss: f64,
     predictions: Vec<u32>,
     /// See [`class_shares`]; empty where nobody asks for them.
@@ -57,7 +59,12 @@ pub fn run(args: &EvalArgs) -> Result<()> {
             false => test.images.clone(),
         };
         let which = args.weights;
-        let (member, engine) = evaluate(run, which, &device, images, &test.labels, several)?;
+        let options = Options {
+            views: args.views.unwrap_or(run.config().recipe.views),
+            keep_logits: several,
+            ..Options::default()
+        };
+        let (member, engine) = evaluate(run, which, &device, images, &test.labels, &options)?;
         members.push(member);
         description = engine;
     }
@@ -91,6 +98,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
                 "run": run.folder().display().to_string(),
                 "weights": args.weights.to_string(),
                 "epoch": member.epoch,
+                "views": member.views,
                 "loss": member.loss,
                 "accuracy": accuracy,
                 "accuracy_standard_error": standard_error(accuracy, n),
@@ -151,6 +159,9 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         if let (true, Some(epoch)) = (args.weights != Weights::Last, epoch) {
             say(&format!("weights   {}, epoch {epoch}", args.weights))?;
         }
+        if members[0].views != Views::One {
+            say(&format!("views     {}", members[0].views))?;
+        }
         say(&format!("loss      {loss:.4}"))?;
         say(&format!("accuracy  {}", percent(accuracy(&predictions), n)))?;
     }
@@ -173,15 +184,11 @@ fn evaluate(
     device: &Device,
     images: Vec<u8>,
     labels: &[u32],
-    keep_logits: bool,
+    options: &Options,
 ) -> Result<(Member, String)> {
     let (config, model) = (run.config(), run.model());
     let (epoch, [parameters, running]) = run.weights_of(which)?;
-    let options = Options {
-        keep_logits,
-        ..Options::default()
-    };
-    let mut engine = device.engine(model, &config.recipe, &options)?;
+    let mut engine = device.engine(model, &config.recipe, options)?;
     engine.set_parameters(&parameters)?;
     engine.set_running(&running)?;
     engine.upload_dataset(Split::Test, images, labels, &config.scale_and_shift())?;
@@ -196,6 +203,7 @@ fn evaluate(
     let logits = evaluation.logits.unwrap_or_default();
     let member = Member {
         epoch,
+        views: options.views,
         loss: evaluation.loss_sum / labels.len() as f64,
         predictions: evaluation.predictions,
         shares: class_shares(model.loss, &logits, model.classes),

@@ -5,8 +5,9 @@ use super::WORKGROUP_SIZE;
 use super::batch_norm::BatchNorm;
 use super::conv2d::Product;
 use super::group_norm::GroupNorm;
+use super::mix::Mix;
 use crate::error::Result;
-use crate::model::recipe::Optimizer;
+use crate::model::recipe::{Optimizer, Views};
 use crate::model::{Activation, Conv2d, Loss, Pool2d, Shape};
 use std::borrow::Cow;
 
@@ -98,6 +99,14 @@ pub enum Work {
         shape: Shape,
         streamed: bool,
     },
+    GatherViews {
+        shape: Shape,
+        views: Views,
+        streamed: bool,
+    },
+    AverageViews(Views),
+    DrawMixes(Mix),
+    MixBatch(Shape),
     Im2col(Conv2d),
     Col2im {
         geometry: Conv2d,
@@ -193,6 +202,10 @@ pub enum Work {
     },
     WeightedLoss {
         smoothing: f32,
+    },
+    MixedLoss {
+        smoothing: f32,
+        weighted: bool,
     },
     Predict {
         classes: usize,

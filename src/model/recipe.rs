@@ -5,6 +5,8 @@
 
 use super::augment::Augment;
 use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
 
 /// Update rule and its constants.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -199,6 +201,41 @@ pub enum Views {
     /// Both, and both moved by a pixel up and left and by a pixel down and right, with half the weight
     /// (Jordan, 2024, arXiv 2404.00498).
     Six,
+}
+
+impl Views {
+    /// How many there are.
+    pub fn count(self) -> usize {
+        match self {
+            Views::One => 1,
+            Views::Mirror => 2,
+            Views::Six => 6,
+        }
+    }
+}
+
+impl fmt::Display for Views {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Views::One => "one",
+            Views::Mirror => "mirror",
+            Views::Six => "six",
+        })
+    }
+}
+
+/// `one`, `mirror` or `six`.
+impl FromStr for Views {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "one" => Ok(Views::One),
+            "mirror" => Ok(Views::Mirror),
+            "six" => Ok(Views::Six),
+            _ => Err(format!("expected one, mirror or six, found '{text}'")),
+        }
+    }
 }
 
 /// How a model is trained. An architecture file brings one along, a recipe file may replace it, and

@@ -7,6 +7,7 @@ mod drawn;
 mod elementwise;
 mod fingerprint;
 mod grouped;
+mod mixed;
 mod nonfinite;
 mod norm;
 mod parity;
@@ -41,6 +42,8 @@ pub fn cases(adapter: &AdapterReport) -> Vec<Case> {
     cases.extend(elementwise::nonfinite_cases());
     cases.extend(updates::cases());
     cases.extend(updates::nonfinite_cases());
+    cases.extend(mixed::cases());
+    cases.extend(mixed::nonfinite_cases());
     cases
 }
 
