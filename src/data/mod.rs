@@ -3,9 +3,12 @@
 //! Bytes stay bytes until the GPU's batch gather makes them f32 by the [`Normalization`]. This
 //! module knows nothing of models or devices.
 
+mod cifar;
 mod idx;
 mod mnist;
+mod npz;
 mod split;
+pub mod survey;
 
 use crate::error::{Error, Result};
 use crate::model::Shape;
@@ -129,6 +132,10 @@ pub fn load(
     let path = Path::new(spec);
     let mut splits = if spec == "mnist" {
         mnist::load()?
+    } else if cifar::holds(path) {
+        cifar::load(spec, path)?
+    } else if npz::is(path) {
+        npz::load(spec, path)?
     } else if path.is_dir() {
         idx::load_folder(path)?
     } else {
@@ -148,6 +155,7 @@ pub fn load(
     {
         splits.validation = Some(split::carve(&mut splits.train, share, request.split_seed));
     }
+    splits.notes.extend(survey::leak(&splits));
     Ok(splits)
 }
 
@@ -197,26 +205,9 @@ impl Normalization {
     /// The normalisation that gives each channel mean 0 and variance 1 over all images of
     /// `dataset`; a channel that is constant becomes 0. Sums are exact, rounding comes last.
     pub fn of(dataset: &Dataset) -> Normalization {
-        let channels = dataset.shape.channels;
-        let mut histograms = vec![[0u64; 256]; channels];
-        for pixel in dataset.images.chunks_exact(channels) {
-            for (histogram, &byte) in histograms.iter_mut().zip(pixel) {
-                histogram[usize::from(byte)] += 1;
-            }
-        }
-        let (scale, shift) = histograms
-            .iter()
-            .map(|histogram| {
-                let moment = |power| {
-                    (0u128..)
-                        .zip(histogram)
-                        .map(|(byte, &n)| byte.pow(power) * u128::from(n))
-                        .sum::<u128>()
-                };
-                let (n, sum, squares) = (moment(0).max(1), moment(1), moment(2));
-                let mean = sum as f64 / n as f64;
-                // n²·variance, a whole number: 0 exactly when the channel is constant.
-                let deviation = ((n * squares - sum * sum) as f64).sqrt() / n as f64;
+        let (scale, shift) = moments(dataset)
+            .into_iter()
+            .map(|[mean, deviation]| {
                 let scale = if deviation > 0.0 {
                     1.0 / deviation
                 } else {
@@ -229,6 +220,33 @@ impl Normalization {
     }
 }
 
+/// Mean and standard deviation of the bytes of each channel. Sums are exact, rounding comes last; the
+/// deviation is 0 exactly when the channel is constant.
+fn moments(dataset: &Dataset) -> Vec<[f64; 2]> {
+    let channels = dataset.shape.channels;
+    let mut histograms = vec![[0u64; 256]; channels];
+    for pixel in dataset.images.chunks_exact(channels) {
+        for (histogram, &byte) in histograms.iter_mut().zip(pixel) {
+            histogram[usize::from(byte)] += 1;
+        }
+    }
+    histograms
+        .iter()
+        .map(|histogram| {
+            let moment = |power| {
+                (0u128..)
+                    .zip(histogram)
+                    .map(|(byte, &n)| byte.pow(power) * u128::from(n))
+                    .sum::<u128>()
+            };
+            let (n, sum, squares) = (moment(0).max(1), moment(1), moment(2));
+            // n²·variance, a whole number.
+            let deviation = ((n * squares - sum * sum) as f64).sqrt() / n as f64;
+            [sum as f64 / n as f64, deviation]
+        })
+        .collect()
+}
+
 /// Puts the two splits of a dataset together; `path` is what errors name.
 fn splits(
     name: &str,
@@ -237,15 +255,6 @@ fn splits(
     train: (idx::Images, Vec<u8>),
     test: (idx::Images, Vec<u8>),
 ) -> Result<Splits> {
-    if train.0.shape != test.0.shape {
-        return Err(Error::data(
-            path,
-            format!(
-                "expected test images of the shape of the training images ({}), found {}; use files of one dataset",
-                train.0.shape, test.0.shape
-            ),
-        ));
-    }
     let dataset = |(images, labels): (idx::Images, Vec<u8>)| Dataset {
         images: images.bytes,
         labels: labels.into_iter().map(u32::from).collect(),
@@ -253,12 +262,34 @@ fn splits(
         classes,
         class_names: (0..classes).map(|class| class.to_string()).collect(),
     };
-    let (train, test) = (dataset(train), dataset(test));
+    assembled(name, path, dataset(train), None, dataset(test))
+}
+
+/// The splits of a dataset, which must have one image shape; `path` is what errors name.
+fn assembled(
+    name: &str,
+    path: &Path,
+    train: Dataset,
+    validation: Option<Dataset>,
+    test: Dataset,
+) -> Result<Splits> {
+    let others = validation.iter().map(|split| ("validation", split));
+    for (which, split) in others.chain([("test", &test)]) {
+        if split.shape != train.shape {
+            return Err(Error::data(
+                path,
+                format!(
+                    "expected {which} images of the shape of the training images ({}), found {}; use files of one dataset",
+                    train.shape, split.shape
+                ),
+            ));
+        }
+    }
     Ok(Splits {
         name: name.into(),
         notes: without_images(&train).into_iter().collect(),
         train,
-        validation: None,
+        validation,
         test,
     })
 }
