@@ -244,6 +244,7 @@ mod check {
             let (momentum, weight_decay) = (case.momentum, case.weight_decay);
             let rule = Optimizer::Sgd {
                 momentum,
+                nesterov: false,
                 weight_decay,
             };
             let mut w: Vec<T> = numbers(&case.start);
@@ -253,7 +254,8 @@ mod check {
                     &mut w,
                     &numbers(&step.gradient),
                     &mut velocity,
-                    momentum,
+                    None,
+                    (momentum, false),
                     weight_decay,
                     rule.step_scalars(step.lr, i as u64 + 1),
                 );
@@ -278,6 +280,7 @@ mod check {
                     &mut w,
                     &numbers(&step.gradient),
                     [&mut m, &mut v],
+                    None,
                     [case.beta1, case.beta2],
                     case.epsilon,
                     case.weight_decay,

@@ -158,6 +158,18 @@ impl<T: Float> Memory<T> {
             .collect()
     }
 
+    /// Where the batch's images lie among those at hand.
+    fn batch_places(&self, spec: &KernelSpec, batch: usize, streamed: bool) -> Vec<u32> {
+        if !streamed {
+            return self.batch_samples(spec, batch);
+        }
+        let (step, _) = self.step(spec);
+        let first = step.first - step.base;
+        (0..batch as u32)
+            .map(|i| first + i.min(step.count - 1))
+            .collect()
+    }
+
     /// All of the tensor that an argument belongs to: a dataset is longer than its plan knows.
     fn all_words(&self, view: View) -> &[u32] {
         match self.at(view) {
@@ -179,9 +191,10 @@ pub fn run<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
     let view = |name| spec.view(name);
     let floats = |name| memory.floats(view(name));
     match &spec.work {
-        Work::GatherBatch(shape) => {
+        Work::GatherBatch { shape, streamed } => {
             let (x, batch_labels) = (view("x"), view("batch_labels"));
-            let picked = memory.batch_samples(spec, batch_labels.len);
+            let samples = memory.batch_samples(spec, batch_labels.len);
+            let places = memory.batch_places(spec, batch_labels.len, *streamed);
             let (images, labels) = (view("images"), view("labels"));
             let normalization = memory.at(view("normalization"));
             let Values::Floats(normalization) = normalization else {
@@ -190,8 +203,9 @@ pub fn run<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
             let (scale, shift) = normalization.split_at(shape.channels);
             let (values, labels) = gather_batch(
                 memory.all_bytes(images),
+                &places,
                 memory.all_words(labels),
-                &picked,
+                &samples,
                 *shape,
                 scale,
                 shift,
@@ -233,6 +247,13 @@ pub fn run<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
         Work::ReduceChunks { chunks } => {
             let sums = reduce_chunks(floats("partials"), *chunks);
             memory.put(view("result"), sums);
+        }
+        Work::Accumulate => {
+            let first = memory.step(spec).0.micro == 0;
+            let gradients = view("gradients");
+            memory.change_floats(view("accumulated"), |memory, accumulated| {
+                accumulate(memory.floats(gradients), first, accumulated);
+            });
         }
         Work::MaxPoolForward(pool) => {
             let (y, index) = maxpool2d_forward(pool, floats("x"));
@@ -359,7 +380,53 @@ pub fn run<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
             };
             memory.put_words(at, bytemuck::cast_slice(&[metrics]));
         }
-        Work::Update(optimizer) => run_update(spec, optimizer, memory),
+        Work::Update { rule, grouped } => run_update(spec, rule, *grouped, memory),
+        Work::SumSquares { run, grouped } => {
+            let factors = grouped.then(|| floats("factors"));
+            let sums = sum_squares(floats("x"), factors, *run);
+            memory.put(view("result"), sums);
+        }
+        Work::Norm => {
+            let norm = norm(floats("x"));
+            memory.put(view("result"), vec![norm]);
+        }
+        Work::ClipGradients { limit } => {
+            let norm = floats("norm_of_all")[0];
+            memory.change_floats(view("gradients"), |_, g| clip_gradients(*limit, g, norm));
+        }
+        Work::MuonMomentum { momentum } => {
+            let mut x = Vec::new();
+            memory.change_floats(view("velocity"), |memory, v| {
+                x = muon_momentum(*momentum, memory.floats(view("gradients")), v);
+            });
+            memory.put(view("x"), x);
+        }
+        Work::MuonScale => {
+            let norm = floats("norm")[0];
+            memory.change_floats(view("x"), |_, x| muon_scale(x, norm));
+        }
+        Work::MuonPolynomial { side } => {
+            let p = muon_polynomial(*side, floats("a"), floats("aa"));
+            memory.put(view("p"), p);
+        }
+        Work::MuonUpdate { size, rate } => {
+            let ((step, _), norm) = (memory.step(spec), floats("norm")[0]);
+            memory.change_floats(view("parameters"), |memory, w| {
+                let direction = memory.floats(view("direction"));
+                muon_update(*size, *rate, step.lr, w, norm, direction);
+            });
+        }
+        Work::AverageValues => {
+            let (step, _) = memory.step(spec);
+            memory.change_floats(view("average"), |memory, average| {
+                average_values(step.average, average, memory.floats(view("values")));
+            });
+        }
+        Work::SwapValues => {
+            let mut a = floats("a").to_vec();
+            memory.change_floats(view("b"), |_, b| swap_values(&mut a, b));
+            memory.put(view("a"), a);
+        }
         Work::AdvanceStep => {
             let counter = view("counter");
             let row = memory.words(counter)[0];
@@ -567,7 +634,12 @@ fn run_predict<T: Float>(spec: &KernelSpec, classes: usize, memory: &mut Memory<
     memory.put_words(at, &prediction[..count]);
 }
 
-fn run_update<T: Float>(spec: &KernelSpec, optimizer: &Optimizer, memory: &mut Memory<T>) {
+fn run_update<T: Float>(
+    spec: &KernelSpec,
+    rule: &Optimizer,
+    grouped: bool,
+    memory: &mut Memory<T>,
+) {
     let (step, _) = memory.step(spec);
     let scalars = StepScalars {
         lr: step.lr,
@@ -580,21 +652,31 @@ fn run_update<T: Float>(spec: &KernelSpec, optimizer: &Optimizer, memory: &mut M
         std::mem::replace(values, Values::Words(Vec::new()))
     };
     let (mut parameters, mut first) = (take("parameters"), take("state1"));
-    let mut second = match optimizer {
-        Optimizer::Sgd { .. } => Values::Floats(Vec::new()),
-        Optimizer::Adamw { .. } => take("state2"),
+    let mut second = match rule.state_vectors() {
+        1 => Values::Floats(Vec::new()),
+        _ => take("state2"),
     };
     let gradients = memory.floats(view("gradients"));
+    let factors = grouped.then(|| memory.floats(view("factors")));
     let (Values::Floats(w), Values::Floats(m), Values::Floats(v)) =
         (&mut parameters, &mut first, &mut second)
     else {
         panic!("expected parameters and state of floats");
     };
-    match *optimizer {
+    match *rule {
         Optimizer::Sgd {
             momentum,
-            weight_decay,
-        } => sgd_update(w, gradients, m, momentum, weight_decay, scalars),
+            nesterov,
+            weight_decay: decay,
+        } => sgd_update(
+            w,
+            gradients,
+            m,
+            factors,
+            (momentum, nesterov),
+            decay,
+            scalars,
+        ),
         Optimizer::Adamw {
             beta1,
             beta2,
@@ -604,16 +686,23 @@ fn run_update<T: Float>(spec: &KernelSpec, optimizer: &Optimizer, memory: &mut M
             w,
             gradients,
             [m, v],
+            factors,
             [beta1, beta2],
             epsilon,
             weight_decay,
             scalars,
         ),
+        Optimizer::Lion {
+            beta1,
+            beta2,
+            weight_decay: decay,
+        } => lion_update(w, gradients, m, factors, [beta1, beta2], decay, scalars),
+        Optimizer::Muon { .. } => unreachable!("it leaves elements to SGD"),
     }
     let mut give = |name, values| memory.values[memory.places[spec.view(name).tensor]] = values;
     give("parameters", parameters);
     give("state1", first);
-    if let Optimizer::Adamw { .. } = optimizer {
+    if rule.state_vectors() > 1 {
         give("state2", second);
     }
 }

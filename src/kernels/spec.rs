@@ -94,7 +94,10 @@ pub struct Argument {
 /// several that compute the same thing in different ways.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Work {
-    GatherBatch(Shape),
+    GatherBatch {
+        shape: Shape,
+        streamed: bool,
+    },
     Im2col(Conv2d),
     Col2im {
         geometry: Conv2d,
@@ -119,6 +122,7 @@ pub enum Work {
     ReduceChunks {
         chunks: usize,
     },
+    Accumulate,
     MaxPoolForward(Pool2d),
     MaxPoolBackward {
         pool: Pool2d,
@@ -194,7 +198,31 @@ pub enum Work {
         classes: usize,
     },
     SumMetrics,
-    Update(Optimizer),
+    Update {
+        rule: Optimizer,
+        grouped: bool,
+    },
+    SumSquares {
+        run: usize,
+        grouped: bool,
+    },
+    Norm,
+    ClipGradients {
+        limit: f32,
+    },
+    MuonMomentum {
+        momentum: f32,
+    },
+    MuonScale,
+    MuonPolynomial {
+        side: usize,
+    },
+    MuonUpdate {
+        size: f32,
+        rate: f32,
+    },
+    AverageValues,
+    SwapValues,
     AdvanceStep,
     /// What measures a device and stands in no plan; see `kernels/peak.rs` and `kernels/fingerprint.rs`.
     PeakMultiplyAdd {

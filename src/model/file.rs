@@ -29,6 +29,7 @@
 //! units = "classes"              # or a number
 //! ```
 
+use super::augment::AugmentTable;
 use super::block::{Blocks, Node, expand};
 use super::keys::Table;
 use super::recipe::{ClassWeights, Optimizer, Recipe, Schedule};
@@ -317,7 +318,11 @@ impl Source<'_> {
 
     /// A complaint of the TOML reader or of serde in the words of a TOML file, on one line.
     fn toml_error(&self, error: &toml::de::Error) -> Error {
-        let span = error.span().unwrap_or(0..0);
+        self.toml_error_at(&error.span().unwrap_or(0..0), error)
+    }
+
+    /// The same for a complaint that does not know its place.
+    pub fn toml_error_at(&self, span: &Range<usize>, error: &toml::de::Error) -> Error {
         let mut what = error
             .message()
             .lines()
@@ -335,7 +340,7 @@ impl Source<'_> {
         {
             what += &format!(", found {found}");
         }
-        self.error(&span, what)
+        self.error(span, what)
     }
 }
 
@@ -368,6 +373,8 @@ struct RecipeTable {
     batch_size: Whole<1>,
     label_smoothing: Option<Spanned<f64>>,
     class_weights: Option<Spanned<Vec<Spanned<f64>>>>,
+    #[serde(default)]
+    augment: AugmentTable,
 }
 
 #[derive(Clone, Copy, Deserialize)]
@@ -449,6 +456,7 @@ impl RecipeTable {
         let optimizer = match self.optimizer {
             OptimizerName::Sgd => Optimizer::Sgd {
                 momentum: fraction(&self.momentum, 0.0)?,
+                nesterov: false,
                 weight_decay: decay(0.0)?,
             },
             OptimizerName::Adamw => Optimizer::Adamw {
@@ -473,6 +481,7 @@ impl RecipeTable {
             batch_size: self.batch_size.0,
             label_smoothing: fraction(&self.label_smoothing, 0.0)?,
             class_weights: class_weights.transpose()?.map(ClassWeights::Given),
+            augment: self.augment.augment(source)?,
             ..Recipe::default()
         })
     }
@@ -559,6 +568,7 @@ units = "classes"
             Recipe {
                 optimizer: Optimizer::Sgd {
                     momentum: 0.0,
+                    nesterov: false,
                     weight_decay: 0.0
                 },
                 lr: 1.0,
@@ -670,6 +680,19 @@ units = "classes"
             ("lr = 1", "lr = 1\nclass_weights = [1, 2]", 9, &["each of 3 classes, found 2"]),
             ("lr = 1", "lr = 1\nclass_weights = [1,\n0, 2]", 10, &["above 0", "found 0"]),
             ("\"softmax_cross_entropy\"\n\n[recipe]\n", "\"squared_error\"\n[recipe]\nlabel_smoothing = 0.1\n", 6, &["belongs to the loss softmax_cross_entropy"]),
+            // What is in a table of its own.
+            ("\n\n[[layer]]", "\n[recipe.augment]\nrotate = 181\n[[layer]]", 13, &["`rotate` from 0 to 180, found 181"]),
+            ("\n\n[[layer]]", "\n[recipe.augment]\nflip = 'random'\nscale = -0.5\n[[layer]]", 14, &["`scale` from 0 to 0.9, found -0.5"]),
+            ("\n\n[[layer]]", "\n[recipe.augment]\nerase = nan\n[[layer]]", 13, &["`erase` from 0 to 1, found NaN"]),
+            ("\n\n[[layer]]", "\n[recipe.augment]\nflip = 'vertical'\n[[layer]]", 13, &["unknown value `vertical`", "`alternating`"]),
+            ("\n\n[[layer]]", "\n[recipe.augment]\ncrop = 2\nrotat = 5\n[[layer]]", 14, &["unknown key `rotat`", "`rotate`"]),
+            ("\n\n[[layer]]", "\n[recipe.augment]\ncrop = 257\n[[layer]]", 13, &["`crop`", "from 0 to 256, found 257"]),
+            ("\n\n[[layer]]", "\n[recipe.augment]\ncrop = -1\n[[layer]]", 13, &["-1"]),
+            ("\n\n[[layer]]", "\n[recipe.augment]\ncrop = 1.5\n[[layer]]", 13, &["1.5"]),
+            ("\n\n[[layer]]", "\n[recipe.augment]\nshift = '3'\n[[layer]]", 13, &["expected"]),
+            ("\n\n[[layer]]", "\n[recipe.augment]\nresized_crop = [0.5, 0.4]\n[[layer]]", 13, &["[smallest, largest]", "found [0.5, 0.4]"]),
+            ("\n\n[[layer]]", "\n[recipe.augment]\nerase_size = [0, 0.4]\n[[layer]]", 13, &["`erase_size`", "found [0, 0.4]"]),
+            ("lr = 1", "lr = 1\naugment = 3", 9, &["expected"]),
             // Shapes.
             ("kernel = [3, 2]", "kernel = [10, 2]", 13, &["conv2d", "kernel 10 over input height 9"]),
             ("padding = [0, 1]", "padding = [0, 2]", 13, &["padding smaller than the kernel"]),
