@@ -59,28 +59,50 @@ pub struct StepScalars {
     pub bias_correction2: f32,
 }
 
-/// How the learning rate moves over the whole training.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// How the learning rate moves over the training, or over what a warm-up leaves of it. `rate` is the
+/// recipe's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Schedule {
     /// The same rate at every step.
     Constant,
+    /// The rate times `factor` from the end of each of these epochs on, which count from the start of
+    /// the training and rise (`torch.optim.lr_scheduler.MultiStepLR`).
+    Step { epochs: Vec<usize>, factor: f32 },
     /// Half a cosine from the rate to 0 (Loshchilov & Hutter, 2017, without restarts).
     Cosine,
     /// Cosine up from rate/25 over the first 30 % of the steps, cosine down to rate/250,000 over
     /// the rest (Smith & Topin, 2018; the constants of `torch.optim.lr_scheduler.OneCycleLR`).
     OneCycle,
+    /// A straight line up from 0 to the rate at this share of the steps, another down to 0 (Smith,
+    /// 2017, for one cycle).
+    Triangular { peak_at: f32 },
+    /// A straight line from the rate to 0.
+    Linear,
 }
 
 impl Schedule {
-    /// Learning rate of update number `step` (from 0) out of `total`, with peak or base rate `lr`.
+    /// As recipes call it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Schedule::Constant => "constant",
+            Schedule::Step { .. } => "step",
+            Schedule::Cosine => "cosine",
+            Schedule::OneCycle => "onecycle",
+            Schedule::Triangular { .. } => "triangular",
+            Schedule::Linear => "linear",
+        }
+    }
+
+    /// Learning rate of update number `step` (from 0) out of `total`, with peak or base rate `lr`;
+    /// [`Schedule::Step`], which counts epochs, as if there were one.
     pub fn lr_at(&self, lr: f64, step: u64, total: u64) -> f64 {
         let cosine = |from: f64, to: f64, t: f64| {
             to + (from - to) * (1.0 + (std::f64::consts::PI * t.clamp(0.0, 1.0)).cos()) / 2.0
         };
         let (step, total) = (step as f64, total.max(1) as f64);
         match self {
-            Schedule::Constant => lr,
+            Schedule::Constant | Schedule::Step { .. } => lr,
             Schedule::Cosine => cosine(lr, 0.0, step / total),
             Schedule::OneCycle => {
                 let start = lr / 25.0;
@@ -92,6 +114,18 @@ impl Schedule {
                     cosine(lr, start / 1e4, (step - peak) / (total - 1.0 - peak))
                 }
             }
+            Schedule::Triangular { peak_at } => {
+                // The ends of the lines, of rate 0, lie one step before the first and one behind the
+                // last, so that no step is for nothing.
+                let (at, end) = (step + 1.0, total + 1.0);
+                let peak = f64::from(*peak_at) * end;
+                if at < peak {
+                    lr * at / peak
+                } else {
+                    lr * (end - at) / (end - peak)
+                }
+            }
+            Schedule::Linear => lr * (1.0 - step / total).max(0.0),
         }
     }
 }
@@ -223,6 +257,31 @@ impl Default for Recipe {
             patience: None,
             label_smoothing: 0.0,
             class_weights: None,
+        }
+    }
+}
+
+impl Recipe {
+    /// Learning rate of update number `step` (from 0), where an epoch has `per_epoch` updates. The first
+    /// `warm_up` epochs, w steps in all, lead from 0 (a step before the training) straight to the
+    /// schedule's first rate: step i of them takes (i + 1)/(w + 1) of it, as
+    /// `torch.optim.lr_scheduler.LinearLR` does from a factor of 1/(w + 1). The schedule spans the steps
+    /// that are left.
+    pub fn lr_at(&self, step: u64, per_epoch: usize) -> f64 {
+        let total = (per_epoch * self.epochs) as u64;
+        let warm = ((self.warm_up * per_epoch as f64).round() as u64).min(total);
+        let rate = |step: u64| match &self.schedule {
+            Schedule::Step { epochs, factor } => {
+                let epoch = step / per_epoch.max(1) as u64;
+                let drops = epochs.iter().filter(|e| **e as u64 <= epoch).count();
+                self.lr * f64::from(*factor).powi(drops as i32)
+            }
+            schedule => schedule.lr_at(self.lr, step - warm, total - warm),
+        };
+        if step < warm {
+            rate(warm) * (step + 1) as f64 / (warm + 1) as f64
+        } else {
+            rate(step)
         }
     }
 }

@@ -261,7 +261,6 @@ impl Epoch<'_> {
         let predictions = evaluation.predictions.iter().zip(&self.data.test.labels);
         let test_correct = predictions.filter(|(prediction, label)| prediction == label);
         let mean = |sum: f64, count: usize| sum / count as f64;
-        let total = (recipe.epochs * steps.len()) as u64;
         let record = EpochRecord {
             epoch,
             step: last_step as u64,
@@ -271,9 +270,7 @@ impl Epoch<'_> {
             test_accuracy: mean(test_correct.count() as f64, tested),
             images_per_second: images_per_second(samples, at.seconds),
             seconds: at.seconds + start.elapsed().as_secs_f64(),
-            lr: recipe
-                .schedule
-                .lr_at(recipe.lr, last_step as u64 - 1, total),
+            lr: recipe.lr_at(last_step as u64 - 1, steps.len()),
         };
         let checkpoint = self.state(epoch, Partial::default())?;
         self.run.finish_epoch(record.clone(), &checkpoint)?;
@@ -350,12 +347,11 @@ fn images_per_second(images: usize, seconds: f64) -> f64 {
 /// schedule has for each.
 fn step_table(recipe: &Recipe, samples: usize, seed: u64, epoch: usize) -> Vec<Step> {
     let per_epoch = samples.div_ceil(recipe.batch_size);
-    let total = (per_epoch * recipe.epochs) as u64;
     (0..per_epoch)
         .map(|i| {
             let first = i * recipe.batch_size;
             let step = ((epoch - 1) * per_epoch + i) as u64;
-            let lr = recipe.schedule.lr_at(recipe.lr, step, total);
+            let lr = recipe.lr_at(step, per_epoch);
             let scalars = recipe.optimizer.step_scalars(lr, step + 1);
             Step {
                 lr: scalars.lr,
