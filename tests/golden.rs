@@ -242,6 +242,7 @@ mod check {
             let (momentum, weight_decay) = (case.momentum, case.weight_decay);
             let rule = Optimizer::Sgd {
                 momentum,
+                nesterov: false,
                 weight_decay,
             };
             let mut w: Vec<T> = numbers(&case.start);
@@ -251,7 +252,8 @@ mod check {
                     &mut w,
                     &numbers(&step.gradient),
                     &mut velocity,
-                    momentum,
+                    None,
+                    (momentum, false),
                     weight_decay,
                     rule.step_scalars(step.lr, i as u64 + 1),
                 );
@@ -276,6 +278,7 @@ mod check {
                     &mut w,
                     &numbers(&step.gradient),
                     [&mut m, &mut v],
+                    None,
                     [case.beta1, case.beta2],
                     case.epsilon,
                     case.weight_decay,

@@ -363,6 +363,7 @@ fn override_recipe(mut recipe: Recipe, args: &TrainArgs) -> Result<Recipe> {
             recipe.lr = 0.05;
             recipe.optimizer = Optimizer::Sgd {
                 momentum: 0.9,
+                nesterov: false,
                 weight_decay: 0.0,
             };
         }
@@ -385,8 +386,9 @@ fn override_recipe(mut recipe: Recipe, args: &TrainArgs) -> Result<Recipe> {
             &given,
         )?;
         match &mut recipe.optimizer {
-            Optimizer::Sgd { momentum, .. } => *momentum = given,
+            Optimizer::Sgd { momentum, .. } | Optimizer::Muon { momentum, .. } => *momentum = given,
             Optimizer::Adamw { .. } => check(false, "--momentum", "with sgd only", &"adamw")?,
+            Optimizer::Lion { .. } => check(false, "--momentum", "with sgd only", &"lion")?,
         }
     }
     if let Some(given) = args.weight_decay {
@@ -398,7 +400,10 @@ fn override_recipe(mut recipe: Recipe, args: &TrainArgs) -> Result<Recipe> {
             &given,
         )?;
         match &mut recipe.optimizer {
-            Optimizer::Sgd { weight_decay, .. } | Optimizer::Adamw { weight_decay, .. } => {
+            Optimizer::Sgd { weight_decay, .. }
+            | Optimizer::Adamw { weight_decay, .. }
+            | Optimizer::Lion { weight_decay, .. }
+            | Optimizer::Muon { weight_decay, .. } => {
                 *weight_decay = given;
             }
         }
@@ -434,12 +439,23 @@ fn settings(recipe: &Recipe) -> [(&'static str, String); 6] {
         Optimizer::Sgd {
             momentum,
             weight_decay,
+            ..
         } => ("sgd", momentum, weight_decay),
         Optimizer::Adamw {
             beta1,
             weight_decay,
             ..
         } => ("adamw", beta1, weight_decay),
+        Optimizer::Lion {
+            beta1,
+            weight_decay,
+            ..
+        } => ("lion", beta1, weight_decay),
+        Optimizer::Muon {
+            momentum,
+            weight_decay,
+            ..
+        } => ("muon", momentum, weight_decay),
     };
     let schedule = match recipe.schedule {
         Schedule::Constant => "constant",

@@ -607,6 +607,7 @@ pub(super) fn network_error(model: &Model) -> f64 {
 fn network_error_with(model: &Model, options: &Options) -> f64 {
     let mode = Mode::Train(Optimizer::Sgd {
         momentum: 0.0,
+        nesterov: false,
         weight_decay: 0.0,
     });
     let adapter = AdapterReport::imagined(true);

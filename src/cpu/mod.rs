@@ -60,7 +60,7 @@ pub use loss::{
     LossOutput, argmax, predict, softmax_cross_entropy, squared_error, sum_metrics,
     weighted_softmax_cross_entropy,
 };
-pub use optimizer::{adamw_update, sgd_update};
+pub use optimizer::{adamw_update, lion_update, sgd_update};
 pub use peak::{peak_copy, peak_multiply_add};
 pub use pool::{
     maxpool2d_backward, maxpool2d_backward_overlapping, maxpool2d_forward, meanpool2d_backward,

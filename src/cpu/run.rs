@@ -359,7 +359,7 @@ pub fn run<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
             };
             memory.put_words(at, bytemuck::cast_slice(&[metrics]));
         }
-        Work::Update(optimizer) => run_update(spec, optimizer, memory),
+        Work::Update { rule, grouped } => run_update(spec, rule, *grouped, memory),
         Work::AdvanceStep => {
             let counter = view("counter");
             let row = memory.words(counter)[0];
@@ -566,7 +566,12 @@ fn run_predict<T: Float>(spec: &KernelSpec, classes: usize, memory: &mut Memory<
     memory.put_words(at, &prediction[..count]);
 }
 
-fn run_update<T: Float>(spec: &KernelSpec, optimizer: &Optimizer, memory: &mut Memory<T>) {
+fn run_update<T: Float>(
+    spec: &KernelSpec,
+    rule: &Optimizer,
+    grouped: bool,
+    memory: &mut Memory<T>,
+) {
     let (step, _) = memory.step(spec);
     let scalars = StepScalars {
         lr: step.lr,
@@ -579,21 +584,31 @@ fn run_update<T: Float>(spec: &KernelSpec, optimizer: &Optimizer, memory: &mut M
         std::mem::replace(values, Values::Words(Vec::new()))
     };
     let (mut parameters, mut first) = (take("parameters"), take("state1"));
-    let mut second = match optimizer {
-        Optimizer::Sgd { .. } => Values::Floats(Vec::new()),
-        Optimizer::Adamw { .. } => take("state2"),
+    let mut second = match rule.state_vectors() {
+        1 => Values::Floats(Vec::new()),
+        _ => take("state2"),
     };
     let gradients = memory.floats(view("gradients"));
+    let factors = grouped.then(|| memory.floats(view("factors")));
     let (Values::Floats(w), Values::Floats(m), Values::Floats(v)) =
         (&mut parameters, &mut first, &mut second)
     else {
         panic!("expected parameters and state of floats");
     };
-    match *optimizer {
+    match *rule {
         Optimizer::Sgd {
             momentum,
-            weight_decay,
-        } => sgd_update(w, gradients, m, momentum, weight_decay, scalars),
+            nesterov,
+            weight_decay: decay,
+        } => sgd_update(
+            w,
+            gradients,
+            m,
+            factors,
+            (momentum, nesterov),
+            decay,
+            scalars,
+        ),
         Optimizer::Adamw {
             beta1,
             beta2,
@@ -603,16 +618,23 @@ fn run_update<T: Float>(spec: &KernelSpec, optimizer: &Optimizer, memory: &mut M
             w,
             gradients,
             [m, v],
+            factors,
             [beta1, beta2],
             epsilon,
             weight_decay,
             scalars,
         ),
+        Optimizer::Lion {
+            beta1,
+            beta2,
+            weight_decay: decay,
+        } => lion_update(w, gradients, m, factors, [beta1, beta2], decay, scalars),
+        Optimizer::Muon { .. } => unreachable!("it leaves elements to SGD"),
     }
     let mut give = |name, values| memory.values[memory.places[spec.view(name).tensor]] = values;
     give("parameters", parameters);
     give("state1", first);
-    if let Optimizer::Adamw { .. } = optimizer {
+    if rule.state_vectors() > 1 {
         give("state2", second);
     }
 }

@@ -194,7 +194,10 @@ pub enum Work {
         classes: usize,
     },
     SumMetrics,
-    Update(Optimizer),
+    Update {
+        rule: Optimizer,
+        grouped: bool,
+    },
     AdvanceStep,
     /// What measures a device and stands in no plan; see `kernels/peak.rs` and `kernels/fingerprint.rs`.
     PeakMultiplyAdd {

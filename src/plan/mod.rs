@@ -532,6 +532,7 @@ impl<'a> Builder<'a> {
             rule,
             self.parameters,
             gradients,
+            None,
             &state,
             steps,
             counter,
