@@ -323,18 +323,18 @@ pub fn run<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
             classes,
             smoothing,
         } => {
-            run_loss(spec, memory, |logits, labels| match loss {
+            run_loss(spec, memory, |logits, labels, total| match loss {
                 Loss::SoftmaxCrossEntropy => {
-                    softmax_cross_entropy(logits, labels, *classes, *smoothing)
+                    softmax_cross_entropy(logits, labels, *classes, *smoothing, total)
                 }
-                Loss::SquaredError => squared_error(logits, labels, *classes),
+                Loss::SquaredError => squared_error(logits, labels, *classes, total),
             });
             run_predict(spec, *classes, memory);
         }
         Work::WeightedLoss { smoothing } => {
             let weights = floats("class_weights").to_vec();
-            run_loss(spec, memory, |logits, labels| {
-                weighted_softmax_cross_entropy(logits, labels, &weights, *smoothing)
+            run_loss(spec, memory, |logits, labels, total| {
+                weighted_softmax_cross_entropy(logits, labels, &weights, *smoothing, total)
             });
         }
         Work::Predict { classes } => run_predict(spec, *classes, memory),
@@ -537,14 +537,15 @@ fn run_group_norm<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
 fn run_loss<T: Float>(
     spec: &KernelSpec,
     memory: &mut Memory<T>,
-    function: impl Fn(&[T], &[u32]) -> LossOutput<T>,
+    function: impl Fn(&[T], &[u32], f32) -> LossOutput<T>,
 ) {
     let view = |name| spec.view(name);
     let (step, _) = memory.step(spec);
     let count = step.count as usize;
     let (losses, gradient) = (view("loss"), view("gradient"));
     let logits = &memory.floats(view("logits"))[..count * (gradient.len / losses.len)];
-    let mut output = function(logits, &memory.words(view("labels"))[..count]);
+    let labels = &memory.words(view("labels"))[..count];
+    let mut output = function(logits, labels, step.total);
     output.loss.resize(losses.len, T::zero());
     output.gradient.resize(gradient.len, T::zero());
     memory.put(losses, output.loss);

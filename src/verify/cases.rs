@@ -55,6 +55,14 @@ pub(super) fn samples(first: usize, count: usize) -> Step {
     Step::new(first, count)
 }
 
+/// The same where these are a part of a batch, or have weights: the loss is the mean over something else.
+pub(super) fn part(first: usize, count: usize) -> Step {
+    Step {
+        total: 1.75 * count as f32,
+        ..samples(first, count)
+    }
+}
+
 pub(crate) fn gather_case(shape: Shape, batch: usize, count: usize) -> Case {
     let variant = format!("{shape}, {count} of batch {batch}");
     Case::new("gather_batch", variant, move |b| {
@@ -400,7 +408,7 @@ pub(crate) fn loss_case(
         // What the step does not cover must stay as it was.
         let before = b.below(1000, first + batch + 5);
         let (logits, labels) = (b.input(&logits), b.input(&labels));
-        let [steps, counter] = step_table(b, samples(first, count));
+        let [steps, counter] = step_table(b, part(first, count));
         let losses = b.output("loss", batch, tolerance);
         let gradient = b.output("gradient", batch * classes, tolerance);
         let prediction = b.output_words("prediction", batch);
