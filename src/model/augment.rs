@@ -6,3 +6,11 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Augment {}
+
+impl Augment {
+    /// # Errors
+    /// The first key whose value is out of range, and what was expected and found.
+    pub fn check(&self) -> std::result::Result<(), (&'static str, String)> {
+        Ok(())
+    }
+}

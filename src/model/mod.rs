@@ -14,6 +14,7 @@ mod op;
 mod order;
 mod parameters;
 pub mod recipe;
+pub mod recipe_file;
 mod summary;
 
 pub use file::{Definition, MAX_ELEMENTS, SHIPPED, load};

@@ -14,21 +14,19 @@
 //! rotate = 10
 //! ```
 
+use super::Loss;
 use super::augment::Augment;
 use super::file::{FINITE, MAX_ELEMENTS, Source};
 use super::keys::{Table, Value};
 use super::recipe::{ClassWeights, Groups, Optimizer, Recipe, Sampler, Schedule, Views};
-use super::Loss;
 use crate::error::{Error, Result};
 use std::fmt::Display;
 use std::ops::Range;
 use std::path::Path;
 
 /// The recipes that come with the binary: name and text of the file in `recipes/`.
-pub const SHIPPED: &[(&str, &str)] = &[(
-    "cifar-fast",
-    include_str!("../../recipes/cifar-fast.toml"),
-)];
+pub const SHIPPED: &[(&str, &str)] =
+    &[("cifar-fast", include_str!("../../recipes/cifar-fast.toml"))];
 
 /// Every key of a recipe but those of `augment`, which are [`Augment`]'s fields.
 const KEYS: [&str; 29] = [
@@ -171,7 +169,7 @@ pub fn load_recipe(spec: &str) -> Result<RecipeFile> {
 
 impl RecipeFile {
     fn parse(text: &str, origin: &str, name: &str) -> Result<RecipeFile> {
-        let source = Source::new(text, origin);
+        let source = Source { text, origin };
         let mut table: Table = source.toml()?;
         let mut take = |key: &str| {
             let found = table.0.iter().position(|(name, _)| name.get_ref() == key);
@@ -205,7 +203,8 @@ impl Settings {
     /// # Errors
     /// [`Error::Model`] with the line of an unknown key or a table where a value belongs.
     pub(super) fn of_table(source: &Source, table: &Table, more: &[&str]) -> Result<Settings> {
-        let place = |span: &Range<usize>| Place::Line(source.origin.into(), source.line(span.start));
+        let place =
+            |span: &Range<usize>| Place::Line(source.origin.into(), source.line(span.start));
         let mut settings = Settings::default();
         settings.add_table(source, table, &place, more)?;
         Ok(settings)
@@ -245,7 +244,7 @@ impl Settings {
         let line = |value: &str| format!("{key} = {value}");
         let (text, quoted) = (line(value), line(&format!("{value:?}")));
         for text in [&text, &quoted] {
-            let source = Source::new(text, "");
+            let source = Source { text, origin: "" };
             let Ok(table) = source.toml::<Table>() else {
                 if !plain {
                     break;
@@ -356,7 +355,14 @@ impl Settings {
             "sgd",
         )?;
         self.expect_owner("optimizer", optimizer, &OPTIMIZER_KEYS)?;
-        let schedules = ["constant", "step", "cosine", "onecycle", "triangular", "linear"];
+        let schedules = [
+            "constant",
+            "step",
+            "cosine",
+            "onecycle",
+            "triangular",
+            "linear",
+        ];
         let schedule = self.choice("schedule", &schedules.map(|name| (name, name)), "constant")?;
         self.expect_owner("schedule", schedule, &SCHEDULE_KEYS)?;
         for key in ["label_smoothing", "class_weights"] {
@@ -367,8 +373,10 @@ impl Settings {
             }
         }
         let fraction = |key: &str, default: f32| {
-            self.number(key, "a number from 0 to below 1", |x| (0.0..1.0).contains(&x))
-                .map(|found| found.map_or(default, |x| x as f32))
+            self.number(key, "a number from 0 to below 1", |x| {
+                (0.0..1.0).contains(&x)
+            })
+            .map(|found| found.map_or(default, |x| x as f32))
         };
         let above_zero = |key: &str| {
             self.number(key, &format!("a number above 0{FINITE}"), |x| {
@@ -469,13 +477,20 @@ impl Settings {
             },
             sampler: self.choice(
                 "sampler",
-                &[("shuffle", Sampler::Shuffle), ("balanced", Sampler::Balanced)],
+                &[
+                    ("shuffle", Sampler::Shuffle),
+                    ("balanced", Sampler::Balanced),
+                ],
                 plain.sampler,
             )?,
             augment: self.augment()?,
             views: self.choice(
                 "views",
-                &[("one", Views::One), ("mirror", Views::Mirror), ("six", Views::Six)],
+                &[
+                    ("one", Views::One),
+                    ("mirror", Views::Mirror),
+                    ("six", Views::Six),
+                ],
                 plain.views,
             )?,
             patience: self.whole("patience")?,
@@ -723,6 +738,8 @@ impl Recipe {
         } = self;
         let mut all = Vec::new();
         let mut set = |key: &str, value: &dyn Display| all.push((key.into(), value.to_string()));
+        // With a point or an exponent, so that any size of number is TOML.
+        let float = |number: &dyn std::fmt::Debug| format!("{number:?}");
         let quoted = |word: &str| format!("{word:?}");
         let list = |values: Vec<String>| format!("[{}]", values.join(", "));
         match optimizer {
@@ -732,10 +749,10 @@ impl Recipe {
                 weight_decay,
             } => {
                 set("optimizer", &"\"sgd\"");
-                set("lr", lr);
-                set("momentum", momentum);
+                set("lr", &float(lr));
+                set("momentum", &float(momentum));
                 set("nesterov", nesterov);
-                set("weight_decay", weight_decay);
+                set("weight_decay", &float(weight_decay));
             }
             Optimizer::Adamw {
                 beta1,
@@ -744,11 +761,11 @@ impl Recipe {
                 weight_decay,
             } => {
                 set("optimizer", &"\"adamw\"");
-                set("lr", lr);
-                set("beta1", beta1);
-                set("beta2", beta2);
-                set("epsilon", epsilon);
-                set("weight_decay", weight_decay);
+                set("lr", &float(lr));
+                set("beta1", &float(beta1));
+                set("beta2", &float(beta2));
+                set("epsilon", &float(epsilon));
+                set("weight_decay", &float(weight_decay));
             }
             Optimizer::Lion {
                 beta1,
@@ -756,10 +773,10 @@ impl Recipe {
                 weight_decay,
             } => {
                 set("optimizer", &"\"lion\"");
-                set("lr", lr);
-                set("beta1", beta1);
-                set("beta2", beta2);
-                set("weight_decay", weight_decay);
+                set("lr", &float(lr));
+                set("beta1", &float(beta1));
+                set("beta2", &float(beta2));
+                set("weight_decay", &float(weight_decay));
             }
             Optimizer::Muon {
                 momentum,
@@ -768,11 +785,11 @@ impl Recipe {
                 other_momentum,
             } => {
                 set("optimizer", &"\"muon\"");
-                set("lr", lr);
-                set("momentum", momentum);
-                set("weight_decay", weight_decay);
-                set("other_lr", other_lr);
-                set("other_momentum", other_momentum);
+                set("lr", &float(lr));
+                set("momentum", &float(momentum));
+                set("weight_decay", &float(weight_decay));
+                set("other_lr", &float(other_lr));
+                set("other_momentum", &float(other_momentum));
             }
         }
         let Groups {
@@ -781,36 +798,38 @@ impl Recipe {
             decay_bias,
             freeze,
         } = groups;
-        set("bias_lr", bias_lr);
-        set("head_lr", head_lr);
+        set("bias_lr", &float(bias_lr));
+        set("head_lr", &float(head_lr));
         set("decay_bias", decay_bias);
         set("freeze", &list(freeze.iter().map(|f| quoted(f)).collect()));
         set("schedule", &quoted(schedule.name()));
         match schedule {
             Schedule::Step { epochs, factor } => {
                 set("step_epochs", &format!("{epochs:?}"));
-                set("step_factor", factor);
+                set("step_factor", &float(factor));
             }
-            Schedule::Triangular { peak_at } => set("peak_at", peak_at),
+            Schedule::Triangular { peak_at } => set("peak_at", &float(peak_at)),
             _ => {}
         }
-        set("warm_up", warm_up);
+        set("warm_up", &float(warm_up));
         set("epochs", epochs);
         set("batch_size", batch_size);
         if let Some(micro_batch) = micro_batch {
             set("micro_batch", micro_batch);
         }
         if let Some(norm) = clip_norm {
-            set("clip_norm", norm);
+            set("clip_norm", &float(norm));
         }
         if let Some(share) = average {
-            set("average", share);
+            set("average", &float(share));
         }
-        set("label_smoothing", label_smoothing);
+        if *label_smoothing != 0.0 {
+            set("label_smoothing", &float(label_smoothing));
+        }
         match class_weights {
             Some(ClassWeights::Balanced) => set("class_weights", &"\"balanced\""),
             Some(ClassWeights::Given(weights)) => {
-                let weights = weights.iter().map(f32::to_string).collect();
+                let weights = weights.iter().map(|w| float(w)).collect();
                 set("class_weights", &list(weights));
             }
             None => {}

@@ -1,5 +1,6 @@
 //! Measurements, for people and for machines: [`mod@bench`] for kernels and steps against the adapter's
-//! own peak, [`profile`] for where the time of a training step goes.
+//! own peak, [`profile`] for where the time of a training step goes; [`plot`] for pictures.
 
 pub mod bench;
+pub mod plot;
 pub mod profile;

@@ -5,10 +5,14 @@
 //! gives the same bits, and so does a run that was interrupted and resumed in between.
 
 mod checkpoint;
+mod lr_find;
 mod run;
+mod seeds;
 
 pub use checkpoint::{Checkpoint, Partial, parameter_hash};
+pub use lr_find::{Point, Range, RangeTest, range_test};
 pub use run::{Config, DataRecord, DeviceRecord, EpochRecord, FORMAT, ModelRecord, Restored, Run};
+pub use seeds::{SeedRun, SeedsRecord};
 
 use crate::data::Splits;
 use crate::engine::{Engine, Split};
