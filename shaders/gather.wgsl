@@ -1,7 +1,11 @@
-// One batch out of the resident dataset: bytes to normalised f32.
+// One batch out of the dataset: bytes to normalised f32.
 //
-//   s = order[first + min(i, count − 1)]            first, count: the current row of the step table
+//   p = first + min(i, count − 1)            first, count, base: the current row of the step table
+//   s = order[p]
 //   x[i,h,w,c] = images[s,h,w,c] · scale[c] + shift[c],   batch_labels[i] = labels[s]
+//
+// STREAMED: images holds a part of the set only, in the epoch's order from place base on, and
+// images[p − base] stands for images[s].
 //
 // Layout: images [samples,H,W,C] as bytes, four to a word, lowest byte first, without a gap between
 // images; normalization [scale of C channels, shift of C channels]; x [BATCH,H,W,C]; ELEMENTS =
@@ -13,6 +17,7 @@
 override BATCH: u32;
 override ELEMENTS: u32;
 override CHANNELS: u32;
+override STREAMED: bool = false;
 
 const WORKGROUP_SIZE = 64u;
 
@@ -53,10 +58,12 @@ fn gather_batch(
     let i = t / ELEMENTS;
     let element = t % ELEMENTS;
     let row = counter[0];
-    let image = order[steps[row].first + min(i, steps[row].count - 1u)];
+    let place = steps[row].first + min(i, steps[row].count - 1u);
+    let sample = order[place];
     if element == 0u {
-        batch_labels[i] = labels[image];
+        batch_labels[i] = labels[sample];
     }
+    let image = select(sample, place - steps[row].base, STREAMED);
     let at = image * ELEMENTS + element;
     let byte = (images[at / 4u] >> (8u * (at % 4u))) & 0xffu;
     let c = element % CHANNELS;

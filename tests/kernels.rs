@@ -145,7 +145,11 @@ fn kernels_and_twins_make_what_was_worked_out_by_hand() {
             empty(12),
             words(&[77; 3]),
         ],
-        &|v| gather_batch(pixels, 3, v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7]),
+        &|v| {
+            gather_batch(
+                pixels, 3, false, v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7],
+            )
+        },
         &[
             (
                 6,

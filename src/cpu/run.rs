@@ -158,6 +158,18 @@ impl<T: Float> Memory<T> {
             .collect()
     }
 
+    /// Where the batch's images lie among those at hand.
+    fn batch_places(&self, spec: &KernelSpec, batch: usize, streamed: bool) -> Vec<u32> {
+        if !streamed {
+            return self.batch_samples(spec, batch);
+        }
+        let (step, _) = self.step(spec);
+        let first = step.first - step.base;
+        (0..batch as u32)
+            .map(|i| first + i.min(step.count - 1))
+            .collect()
+    }
+
     /// All of the tensor that an argument belongs to: a dataset is longer than its plan knows.
     fn all_words(&self, view: View) -> &[u32] {
         match self.at(view) {
@@ -179,9 +191,10 @@ pub fn run<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
     let view = |name| spec.view(name);
     let floats = |name| memory.floats(view(name));
     match &spec.work {
-        Work::GatherBatch(shape) => {
+        Work::GatherBatch { shape, streamed } => {
             let (x, batch_labels) = (view("x"), view("batch_labels"));
-            let picked = memory.batch_samples(spec, batch_labels.len);
+            let samples = memory.batch_samples(spec, batch_labels.len);
+            let places = memory.batch_places(spec, batch_labels.len, *streamed);
             let (images, labels) = (view("images"), view("labels"));
             let normalization = memory.at(view("normalization"));
             let Values::Floats(normalization) = normalization else {
@@ -190,8 +203,9 @@ pub fn run<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
             let (scale, shift) = normalization.split_at(shape.channels);
             let (values, labels) = gather_batch(
                 memory.all_bytes(images),
+                &places,
                 memory.all_words(labels),
-                &picked,
+                &samples,
                 *shape,
                 scale,
                 shift,

@@ -1,4 +1,4 @@
-//! `shaders/gather.wgsl`: a batch out of the resident dataset.
+//! `shaders/gather.wgsl`: a batch out of the dataset.
 
 use super::{KernelSpec, STEP_ELEMENTS, View, Work, read, write};
 use crate::model::Shape;
@@ -9,11 +9,13 @@ const SOURCE: &str = include_str!("../../shaders/gather.wgsl");
 /// `first` and `count` are those of row `counter[0]` of the step table `steps`; a batch that is not
 /// full repeats its last sample. Writes `x` and `batch_labels` `[batch]`.
 ///
-/// `images` holds bytes `[samples,H,W,C]` without gaps, `labels` one class per sample,
+/// `images` holds bytes `[samples,H,W,C]` without gaps; where `streamed`, only those from place `base` of
+/// the order on, in that order. `labels` has one class per sample,
 /// `normalization` the scales of all channels, then their shifts.
 pub fn gather_batch(
     shape: Shape,
     batch: usize,
+    streamed: bool,
     images: View,
     labels: View,
     order: View,
@@ -27,11 +29,12 @@ pub fn gather_batch(
     KernelSpec::new(
         "gather_batch",
         SOURCE,
-        Work::GatherBatch(shape),
+        Work::GatherBatch { shape, streamed },
         &[
             ("BATCH", batch as f64),
             ("ELEMENTS", elements as f64),
             ("CHANNELS", shape.channels as f64),
+            ("STREAMED", f64::from(u8::from(streamed))),
         ],
         vec![
             // As many as a batch has: what is read of a larger set.

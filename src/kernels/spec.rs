@@ -94,7 +94,10 @@ pub struct Argument {
 /// several that compute the same thing in different ways.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Work {
-    GatherBatch(Shape),
+    GatherBatch {
+        shape: Shape,
+        streamed: bool,
+    },
     Im2col(Conv2d),
     Col2im {
         geometry: Conv2d,

@@ -25,6 +25,7 @@ use crate::kernels::{
     Access, AdapterReport, Dtype, KernelSpec, STEP_ELEMENTS, View, Work, gather, loss, optimizer,
     step,
 };
+use crate::model::augment::Augment;
 use crate::model::recipe::{ClassWeights, Optimizer, Recipe};
 use crate::model::{Layer, Loss, Model, Shape};
 use std::collections::HashMap;
@@ -68,6 +69,17 @@ pub struct Options {
     pub label_smoothing: f32,
     /// What a training sample of each class counts in softmax cross-entropy, `[classes]`; 1 without.
     pub class_weights: Option<Vec<f32>>,
+    /// How training images are changed at random; an evaluation shows them as they are.
+    pub augment: Augment,
+    /// Whether the images on the device are those of a slab, in the epoch's order from the row's
+    /// [`crate::kernels::Step::base`] on, instead of all of a split.
+    pub streamed: bool,
+    /// Most bytes of images on the device at a time: a split that has more is streamed in slabs of so
+    /// many (of one batch at least). Unless given, what the adapter holds is kept there. The CPU has
+    /// all images at hand and takes no slabs.
+    pub slab_bytes: Option<u64>,
+    /// Whether a step may be a part of a batch: gradients of all parts are added up before the update.
+    pub micro: bool,
 }
 
 impl Options {
@@ -80,6 +92,10 @@ impl Options {
                 // What balances a dataset's classes is known when the dataset is.
                 _ => None,
             },
+            augment: recipe.augment,
+            micro: recipe
+                .micro_batch
+                .is_some_and(|micro| micro < recipe.batch_size),
             ..Options::default()
         }
     }
@@ -182,7 +198,7 @@ impl Plan {
             Target::Cpu => Family::Cpu,
         };
         let mut builder = Builder::new(model, batch, mode, options, family);
-        builder.gather();
+        builder.gather(options);
         builder.forward();
         let gradient = builder.loss(options);
         if let Mode::Train(optimizer) = mode {
@@ -430,11 +446,12 @@ impl<'a> Builder<'a> {
         matches!(self.mode, Mode::Train(_))
     }
 
-    fn gather(&mut self) {
+    fn gather(&mut self, options: &Options) {
         let data = &self.data;
         let spec = gather::gather_batch(
             self.model.input,
             self.batch,
+            options.streamed,
             data.images,
             data.labels,
             data.order,

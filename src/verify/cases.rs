@@ -63,8 +63,9 @@ pub(super) fn part(first: usize, count: usize) -> Step {
     }
 }
 
-pub(crate) fn gather_case(shape: Shape, batch: usize, count: usize) -> Case {
-    let variant = format!("{shape}, {count} of batch {batch}");
+pub(crate) fn gather_case(shape: Shape, batch: usize, count: usize, streamed: bool) -> Case {
+    let how = if streamed { ", streamed" } else { "" };
+    let variant = format!("{shape}, {count} of batch {batch}{how}");
     Case::new("gather_batch", variant, move |b| {
         // Images of odd sizes start anywhere inside a word, and the order ends with the batch.
         let (dataset, first) = (19, 6);
@@ -75,13 +76,20 @@ pub(crate) fn gather_case(shape: Shape, batch: usize, count: usize) -> Case {
         let (scale, shift) = (b.values(shape.channels), b.values(shape.channels));
         let scale: Vec<f32> = scale.iter().map(|s| s / 255.0).collect();
         let (images, labels, order) = (b.input(&images), b.input(&labels), b.input(&order));
-        let [steps, counter] = step_table(b, samples(first, count));
+        // A slab that begins before the batch does.
+        let base = if streamed { 4 } else { 0 };
+        let row = Step {
+            base,
+            ..samples(first, count)
+        };
+        let [steps, counter] = step_table(b, row);
         let normalization = b.input(&[scale, shift].concat());
         let x = b.output("x", batch * shape.elements(), Tolerance::sum(2));
         let batch_labels = b.output_words("batch_labels", batch);
         vec![gather::gather_batch(
             shape,
             batch,
+            streamed,
             images,
             labels,
             order,
@@ -96,11 +104,13 @@ pub(crate) fn gather_case(shape: Shape, batch: usize, count: usize) -> Case {
 
 fn gather_cases() -> Vec<Case> {
     vec![
-        gather_case(Shape::new(1, 1, 1), 1, 1),
-        gather_case(Shape::new(28, 28, 1), 7, 7),
-        gather_case(Shape::new(5, 7, 3), 7, 4),
-        gather_case(Shape::new(3, 3, 5), 7, 1),
-        gather_case(Shape::new(4, 3, 33), 1, 1),
+        gather_case(Shape::new(1, 1, 1), 1, 1, false),
+        gather_case(Shape::new(28, 28, 1), 7, 7, false),
+        gather_case(Shape::new(5, 7, 3), 7, 4, false),
+        gather_case(Shape::new(3, 3, 5), 7, 1, false),
+        gather_case(Shape::new(4, 3, 33), 1, 1, false),
+        gather_case(Shape::new(28, 28, 1), 7, 7, true),
+        gather_case(Shape::new(5, 7, 3), 7, 4, true),
     ]
 }
 

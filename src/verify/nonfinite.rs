@@ -43,7 +43,7 @@ fn simple_cases() -> Vec<Case> {
     };
     let geometry = Conv2d::new(Shape::new(8, 6, 3), 1, [5, 3], [2, 1], [2, 0]).expect(VALID);
     let mut cases = vec![
-        gather_case(Shape::new(4, 3, 33), 7, 4),
+        gather_case(Shape::new(4, 3, 33), 7, 4, false),
         im2col_case(geometry, 7),
         relu_forward_case(200),
         relu_backward_case(200),
