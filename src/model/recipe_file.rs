@@ -654,8 +654,13 @@ impl Setting {
     }
 
     fn wrong(&self, expected: &str) -> Error {
+        let found = match (&self.place, self.word()) {
+            // The quotes may be ours.
+            (Place::Flag(_), Some(word)) => word,
+            _ => &self.text,
+        };
         self.place
-            .error(format!("expected {expected}, found {}", self.text))
+            .error(format!("expected {expected}, found {found}"))
     }
 
     fn number(&self, expected: &str, good: fn(f32) -> bool) -> Result<f64> {
@@ -848,5 +853,292 @@ impl Recipe {
             set(&format!("augment.{key}"), value);
         }
         all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::augment::Flip;
+
+    const CROSS: Loss = Loss::SoftmaxCrossEntropy;
+
+    fn read(text: &str) -> Result<Recipe> {
+        RecipeFile::parse(text, "mine.toml", "mine")?
+            .settings
+            .recipe(CROSS)
+    }
+
+    /// One of each optimiser and schedule, nothing as it is by default.
+    const WHOLE: [&str; 4] = [
+        "optimizer = 'sgd'\nlr = 0.125\nmomentum = 0.75\nnesterov = true\nweight_decay = 1e-30\nbias_lr = 64\nhead_lr = 0.5\ndecay_bias = false\nfreeze = ['conv2d1', 'a.*']\nschedule = 'step'\nstep_epochs = [2, 4]\nstep_factor = 0.2\nwarm_up = 0.5\nepochs = 6\nbatch_size = 7\nmicro_batch = 3\nclip_norm = 2\naverage = 0.999\nlabel_smoothing = 0.1\nclass_weights = [1, 2.5]\nsampler = 'balanced'\nviews = 'six'\npatience = 4\n[augment]\nrotate = 12.5\nflip = 'alternating'\nresized_crop = [0.25, 1]",
+        "optimizer = 'adamw'\nlr = 3e-38\nbeta1 = 0.7\nbeta2 = 0.9\nepsilon = 1e-9\nweight_decay = 0.3\nschedule = 'triangular'\npeak_at = 0.2\nepochs = 2\nbatch_size = 1\nclass_weights = 'balanced'\nviews = 'mirror'",
+        "optimizer = 'lion'\nlr = 1e38\nbeta1 = 0.8\nbeta2 = 0.95\nweight_decay = 1\nschedule = 'linear'",
+        "optimizer = 'muon'\nlr = 0.24\nmomentum = 0.5\nother_lr = 1\nother_momentum = 0.8\nweight_decay = 0.01\nschedule = 'onecycle'",
+    ];
+
+    #[test]
+    fn every_key_arrives() {
+        let recipe = read(WHOLE[0]).unwrap();
+        let expected = Recipe {
+            optimizer: Optimizer::Sgd {
+                momentum: 0.75,
+                nesterov: true,
+                weight_decay: 1e-30,
+            },
+            lr: 0.125,
+            schedule: Schedule::Step {
+                epochs: vec![2, 4],
+                factor: 0.2,
+            },
+            warm_up: 0.5,
+            epochs: 6,
+            batch_size: 7,
+            micro_batch: Some(3),
+            groups: Groups {
+                bias_lr: 64.0,
+                head_lr: 0.5,
+                decay_bias: false,
+                freeze: vec!["conv2d1".into(), "a.*".into()],
+            },
+            clip_norm: Some(2.0),
+            average: Some(0.999),
+            sampler: Sampler::Balanced,
+            augment: Augment {
+                rotate: 12.5,
+                flip: Flip::Alternating,
+                resized_crop: Some([0.25, 1.0]),
+                ..Augment::default()
+            },
+            views: Views::Six,
+            patience: Some(4),
+            label_smoothing: 0.1,
+            class_weights: Some(ClassWeights::Given(vec![1.0, 2.5])),
+        };
+        assert_eq!(recipe, expected);
+        let file = RecipeFile::parse("model = 'a'\ndescription = 'b'", "m.toml", "m").unwrap();
+        assert_eq!(file.model.as_deref(), Some("a"));
+        assert_eq!(file.description.as_deref(), Some("b"));
+        assert_eq!(
+            file.settings.recipe(CROSS).unwrap().optimizer,
+            Optimizer::Sgd {
+                momentum: 0.0,
+                nesterov: false,
+                weight_decay: 0.0
+            }
+        );
+    }
+
+    /// A resume reads what a run's recipe is written as.
+    #[test]
+    fn what_is_listed_is_read() {
+        let texts = WHOLE.iter().chain(&["", "lr = 0.1"]);
+        for recipe in texts.map(|text| read(text).unwrap()) {
+            let settings = Settings::of_recipe(&recipe, "run.json");
+            assert_eq!(settings.entries.len(), recipe.settings().len());
+            assert_eq!(settings.recipe(CROSS).unwrap(), recipe);
+        }
+        let plain = Settings::of_recipe(&Recipe::default(), "run.json");
+        assert_eq!(plain.recipe(Loss::SquaredError).unwrap(), Recipe::default());
+    }
+
+    /// Each mistake in a file: the text, the line it is reported at, and words of the message.
+    #[test]
+    fn mistakes_are_reported_with_their_line() {
+        #[rustfmt::skip]
+        let cases: &[(&str, usize, &[&str])] = &[
+            ("lr = ", 1, &["value"]),
+            ("lr = 1\nlr = 2", 2, &["duplicate key"]),
+            ("\nlearning_rate = 1", 2, &["unknown key `learning_rate`", "`model`", "`lr`", "`augment`"]),
+            ("name = 'x'", 1, &["unknown key `name`"]),
+            ("model = 3", 1, &["`model`", "text in quotes"]),
+            ("lr = 1\ndescription = \"a\\nb\"", 2, &["`description` as a line"]),
+            ("lr = {a = 1}", 1, &["expected a value, found a table"]),
+            ("augment = 3", 1, &["`augment` as a table"]),
+            ("lr = '1'", 1, &["above 0", "found '1'"]),
+            ("lr = -1", 1, &["above 0", "found -1"]),
+            ("optimizer = 'adam'", 1, &["unknown value `adam` for `optimizer`", "`lion`", "`muon`"]),
+            ("optimizer = 3", 1, &["unknown value `3`"]),
+            ("optimizer = 'lion'\nepsilon = 1e-8", 2, &["`epsilon` belongs to the optimizer adamw, not to lion"]),
+            ("optimizer = 'lion'\nmomentum = 0.9", 2, &["sgd and muon, not to lion", "optimizer = \"sgd\""]),
+            ("optimizer = 'adamw'\nnesterov = true", 2, &["`nesterov` belongs to the optimizer sgd"]),
+            ("other_lr = 1", 1, &["`other_lr` belongs to the optimizer muon"]),
+            ("other_momentum = 0.5", 1, &["belongs to the optimizer muon"]),
+            ("optimizer = 'muon'\nother_lr = 0", 2, &["above 0", "found 0"]),
+            ("optimizer = 'muon'\nother_momentum = 1", 2, &["below 1, found 1"]),
+            ("nesterov = 1", 1, &["true or false, found 1"]),
+            ("decay_bias = 'no'", 1, &["true or false, found 'no'"]),
+            ("bias_lr = -1", 1, &["at least 0", "found -1"]),
+            ("head_lr = inf", 1, &["at least 0", "found inf"]),
+            ("freeze = [1]", 1, &["names in quotes", "found 1"]),
+            ("freeze = ['a',\n'']", 2, &["names in quotes", "found ''"]),
+            ("schedule = 'cyclic'", 1, &["unknown value `cyclic`", "`triangular`", "`linear`"]),
+            ("schedule = 'step'", 1, &["missing key `step_epochs`", "[30, 60, 80]"]),
+            ("schedule = 'step'\nstep_epochs = []", 2, &["epochs that rise"]),
+            ("schedule = 'step'\nstep_epochs = [2, 2]", 2, &["epochs that rise", "found [2, 2]"]),
+            ("schedule = 'step'\nstep_epochs = [1, 0.5]", 2, &["whole number", "found 0.5"]),
+            ("schedule = 'step'\nstep_epochs = [3]\nstep_factor = 0", 3, &["above 0"]),
+            ("step_epochs = [3]", 1, &["`step_epochs` belongs to the schedule step, not to constant"]),
+            ("schedule = 'cosine'\nstep_factor = 1", 2, &["belongs to the schedule step, not to cosine"]),
+            ("peak_at = 0.3", 1, &["belongs to the schedule triangular"]),
+            ("schedule = 'triangular'\npeak_at = 1.5", 2, &["from 0 to 1", "found 1.5"]),
+            ("warm_up = -1", 1, &["at least 0"]),
+            ("epochs = 2\nwarm_up = 2", 2, &["`warm_up` below the 2 epochs, found 2"]),
+            ("epochs = 0", 1, &["whole number from 1", "found 0"]),
+            ("micro_batch = 0", 1, &["whole number from 1", "found 0"]),
+            ("batch_size = 3000000000", 1, &["2147483648, found 3000000000"]),
+            ("clip_norm = 0", 1, &["above 0"]),
+            ("average = 1", 1, &["below 1"]),
+            ("label_smoothing = 1", 1, &["below 1"]),
+            ("class_weights = 'even'", 1, &["\"balanced\" or a list", "found 'even'"]),
+            ("class_weights = [1,\n-1]", 2, &["above 0", "found -1"]),
+            ("sampler = 'random'", 1, &["`shuffle`, `balanced`"]),
+            ("views = 2", 1, &["unknown value `2`", "`one`, `mirror`, `six`"]),
+            ("patience = 0", 1, &["whole number from 1"]),
+            ("[augment]\nrotat = 1", 2, &["unknown key `rotat`", "`rotate`"]),
+            ("[augment]\ncrop = 1\nrotate = 181", 3, &["from 0 to 180, found 181"]),
+            ("[augment]\nflip = 'up'", 2, &["unknown value `up`", "`alternating`"]),
+            ("[augment]\ncrop = 1.5", 2, &["augment.crop", "whole number"]),
+        ];
+        let mut failures = Vec::new();
+        for (text, expected, words) in cases {
+            match read(text) {
+                Err(Error::Model { file, line, what }) => {
+                    let good = file == "mine.toml"
+                        && line == *expected
+                        && !what.contains('\n')
+                        && words.iter().all(|word| what.contains(word));
+                    if !good {
+                        failures.push(format!("{text:?}: expected line {expected} and {words:?}, found {file}:{line}: {what}"));
+                    }
+                }
+                other => failures.push(format!("{text:?}: {other:?}")),
+            }
+        }
+        assert!(failures.is_empty(), "{}", failures.join("\n"));
+        let settings = RecipeFile::parse("label_smoothing = 0.1", "mine.toml", "mine");
+        let error = settings.unwrap().settings.recipe(Loss::SquaredError);
+        let error = error.unwrap_err().to_string();
+        assert!(error.starts_with("mine.toml:1: `label_smoothing` belongs to the loss"));
+    }
+
+    #[test]
+    fn flags_are_read_like_files() {
+        let set = |key: &str, value: &str| {
+            let mut settings = Settings::default();
+            settings.set("--flag", key, value)?;
+            settings.recipe(CROSS)
+        };
+        assert_eq!(set("lr", "0.5").unwrap().lr, 0.5);
+        assert_eq!(set("augment.rotate", "10").unwrap().augment.rotate, 10.0);
+        assert_eq!(
+            set("schedule", "cosine").unwrap().schedule,
+            Schedule::Cosine
+        );
+        let quoted = set("schedule", "'linear'").unwrap();
+        assert_eq!(quoted.schedule, Schedule::Linear);
+        let freeze = set("freeze", "conv2d1.*").unwrap().groups.freeze;
+        assert_eq!(freeze, ["conv2d1.*"]);
+        let freeze = set("freeze", "[\"a\", \"b\"]").unwrap().groups.freeze;
+        assert_eq!(freeze, ["a", "b"]);
+        for (key, value, words) in [
+            ("lr", "0", "found 0"),
+            ("lr", "NaN", "found NaN"),
+            ("lr", "many", "found many"),
+            ("lr", "[1", "a TOML value"),
+            ("lr", "", "a TOML value"),
+            ("lr", "1\nepochs = 2\nx = 3", "unknown key `x`"),
+            ("rate", "1", "unknown key `rate`"),
+            ("augment.rotat", "1", "unknown key `rotat`"),
+            ("augment", "1", "`augment` as a table"),
+            ("lr.x", "1", "found a table"),
+            ("schedule", "poly", "unknown value `poly`"),
+            ("a b", "1", "a TOML value"),
+            ("momentum", "1", "found 1"),
+        ] {
+            let error = set(key, value).unwrap_err();
+            assert!(matches!(error, Error::Usage(_)), "{error}");
+            let error = error.to_string();
+            assert!(error.starts_with("--flag: "), "{error}");
+            assert!(error.contains(words) && !error.contains('\n'), "{error}");
+        }
+    }
+
+    #[test]
+    fn another_optimiser_begins_anew() {
+        let file = |text: &str| RecipeFile::parse(text, "m.toml", "m").unwrap().settings;
+        let over = |lower: &str, upper: &Settings| {
+            let mut settings = file(lower);
+            settings.lay_over(upper);
+            settings.recipe(CROSS)
+        };
+        let adamw = "optimizer = 'adamw'\nlr = 0.5\nbeta1 = 0.5\nweight_decay = 0.5\nbias_lr = 9\nepochs = 7";
+        // The same one, however it is written, keeps what it has.
+        let same = over(adamw, &file("optimizer = \"adamw\"\nbeta2 = 0.5")).unwrap();
+        let expected = Optimizer::Adamw {
+            beta1: 0.5,
+            beta2: 0.5,
+            epsilon: 1e-8,
+            weight_decay: 0.5,
+        };
+        assert_eq!((same.optimizer, same.lr, same.epochs), (expected, 0.5, 7));
+        assert_eq!(same.groups.bias_lr, 9.0);
+        let sgd = over(adamw, &file("optimizer = 'sgd'")).unwrap();
+        let expected = Optimizer::Sgd {
+            momentum: 0.0,
+            nesterov: false,
+            weight_decay: 0.0,
+        };
+        assert_eq!((sgd.optimizer, sgd.lr, sgd.epochs), (expected, 0.05, 7));
+        assert_eq!(sgd.groups.bias_lr, 1.0);
+        // The command line's has momentum, as most users expect.
+        let mut flag = Settings::default();
+        flag.set("--optimizer", "optimizer", "sgd").unwrap();
+        flag.set("--lr", "lr", "2").unwrap();
+        let sgd = over(adamw, &flag).unwrap();
+        let expected = Optimizer::Sgd {
+            momentum: 0.9,
+            nesterov: false,
+            weight_decay: 0.0,
+        };
+        assert_eq!((sgd.optimizer, sgd.lr), (expected, 2.0));
+        let kept = over("optimizer = 'sgd'\nlr = 1", &flag).unwrap();
+        assert_eq!(kept.optimizer, read("").unwrap().optimizer);
+        // So does another schedule.
+        let linear = over(
+            "schedule = 'step'\nstep_epochs = [1]\nlr = 2",
+            &file("schedule = 'linear'"),
+        );
+        let linear = linear.unwrap();
+        assert_eq!((linear.schedule, linear.lr), (Schedule::Linear, 2.0));
+    }
+
+    #[test]
+    fn shipped_recipes_are_recipes() {
+        for (name, _) in SHIPPED {
+            let recipe = load_recipe(name).unwrap();
+            assert_eq!(recipe.name, *name);
+            assert!(recipe.description.is_some(), "{name}");
+            recipe.settings.recipe(CROSS).unwrap();
+        }
+        let error = load_recipe("best-of-all").unwrap_err().to_string();
+        assert!(
+            error.contains("'best-of-all'") && error.contains("cifar-fast"),
+            "{error}"
+        );
+        assert!(matches!(
+            load_recipe("no.toml").unwrap_err(),
+            Error::Io { .. }
+        ));
+    }
+
+    #[test]
+    fn a_model_file_is_found_beside_its_recipe() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("mine.toml");
+        std::fs::write(&path, "model = 'net.toml'").unwrap();
+        let recipe = load_recipe(path.to_str().unwrap()).unwrap();
+        let model = folder.path().join("net.toml").display().to_string();
+        assert_eq!(recipe.model, Some(model));
     }
 }
