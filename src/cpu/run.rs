@@ -248,6 +248,13 @@ pub fn run<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
             let sums = reduce_chunks(floats("partials"), *chunks);
             memory.put(view("result"), sums);
         }
+        Work::Accumulate => {
+            let first = memory.step(spec).0.micro == 0;
+            let gradients = view("gradients");
+            memory.change_floats(view("accumulated"), |memory, accumulated| {
+                accumulate(memory.floats(gradients), first, accumulated);
+            });
+        }
         Work::MaxPoolForward(pool) => {
             let (y, index) = maxpool2d_forward(pool, floats("x"));
             memory.put(view("y"), y);
@@ -374,6 +381,52 @@ pub fn run<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
             memory.put_words(at, bytemuck::cast_slice(&[metrics]));
         }
         Work::Update { rule, grouped } => run_update(spec, rule, *grouped, memory),
+        Work::SumSquares { run, grouped } => {
+            let factors = grouped.then(|| floats("factors"));
+            let sums = sum_squares(floats("x"), factors, *run);
+            memory.put(view("result"), sums);
+        }
+        Work::Norm => {
+            let norm = norm(floats("x"));
+            memory.put(view("result"), vec![norm]);
+        }
+        Work::ClipGradients { limit } => {
+            let norm = floats("norm_of_all")[0];
+            memory.change_floats(view("gradients"), |_, g| clip_gradients(*limit, g, norm));
+        }
+        Work::MuonMomentum { momentum } => {
+            let mut x = Vec::new();
+            memory.change_floats(view("velocity"), |memory, v| {
+                x = muon_momentum(*momentum, memory.floats(view("gradients")), v);
+            });
+            memory.put(view("x"), x);
+        }
+        Work::MuonScale => {
+            let norm = floats("norm")[0];
+            memory.change_floats(view("x"), |_, x| muon_scale(x, norm));
+        }
+        Work::MuonPolynomial { side } => {
+            let p = muon_polynomial(*side, floats("a"), floats("aa"));
+            memory.put(view("p"), p);
+        }
+        Work::MuonUpdate { size, rate } => {
+            let ((step, _), norm) = (memory.step(spec), floats("norm")[0]);
+            memory.change_floats(view("parameters"), |memory, w| {
+                let direction = memory.floats(view("direction"));
+                muon_update(*size, *rate, step.lr, w, norm, direction);
+            });
+        }
+        Work::AverageValues => {
+            let (step, _) = memory.step(spec);
+            memory.change_floats(view("average"), |memory, average| {
+                average_values(step.average, average, memory.floats(view("values")));
+            });
+        }
+        Work::SwapValues => {
+            let mut a = floats("a").to_vec();
+            memory.change_floats(view("b"), |_, b| swap_values(&mut a, b));
+            memory.put(view("a"), a);
+        }
         Work::AdvanceStep => {
             let counter = view("counter");
             let row = memory.words(counter)[0];

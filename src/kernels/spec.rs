@@ -122,6 +122,7 @@ pub enum Work {
     ReduceChunks {
         chunks: usize,
     },
+    Accumulate,
     MaxPoolForward(Pool2d),
     MaxPoolBackward {
         pool: Pool2d,
@@ -201,6 +202,27 @@ pub enum Work {
         rule: Optimizer,
         grouped: bool,
     },
+    SumSquares {
+        run: usize,
+        grouped: bool,
+    },
+    Norm,
+    ClipGradients {
+        limit: f32,
+    },
+    MuonMomentum {
+        momentum: f32,
+    },
+    MuonScale,
+    MuonPolynomial {
+        side: usize,
+    },
+    MuonUpdate {
+        size: f32,
+        rate: f32,
+    },
+    AverageValues,
+    SwapValues,
     AdvanceStep,
     /// What measures a device and stands in no plan; see `kernels/peak.rs` and `kernels/fingerprint.rs`.
     PeakMultiplyAdd {

@@ -275,6 +275,16 @@ pub struct Recipe {
     pub class_weights: Option<ClassWeights>,
 }
 
+impl Recipe {
+    /// The share that the average keeps of itself in update number `step` (from 0): less in the first ones,
+    /// so that it forgets the start, as `tf.train.ExponentialMovingAverage` has it with `num_updates`. 0
+    /// without an average.
+    pub fn average_at(&self, step: u64) -> f32 {
+        let warm = (1.0 + step as f64) / (10.0 + step as f64);
+        self.average.map_or(0.0, |share| share.min(warm as f32))
+    }
+}
+
 impl Default for Recipe {
     /// Plain SGD with momentum for one epoch, and nothing besides.
     fn default() -> Recipe {

@@ -18,8 +18,8 @@ use crate::data::Splits;
 use crate::engine::{Engine, Split};
 use crate::error::{Error, Result};
 use crate::kernels::Step;
-use crate::model::initial_parameters;
 use crate::model::recipe::{ClassWeights, Recipe};
+use crate::model::{initial_parameters, whiten};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use std::ops::ControlFlow;
@@ -141,7 +141,17 @@ pub fn train(
             engine.set_optimizer_state(&checkpoint.optimizer_state)?;
             (finished, partial) = (checkpoint.epoch, checkpoint.partial);
         }
-        None => engine.set_parameters(&initial_parameters(run.model(), run.config().seed))?,
+        None => {
+            let mut parameters = initial_parameters(run.model(), run.config().seed);
+            let normalization = run.config().scale_and_shift();
+            whiten(
+                run.model(),
+                &data.train.images,
+                &normalization,
+                &mut parameters,
+            );
+            engine.set_parameters(&parameters)?;
+        }
     }
     let planned = run.config().recipe.epochs;
     if finished >= planned {
@@ -380,6 +390,7 @@ fn step_table(
                     // Those that balance a dataset are given when it is known.
                     _ => count as f32,
                 },
+                average: recipe.average_at(step),
                 ..Step::new(first, count)
             }
         })

@@ -600,7 +600,27 @@ fn reduce_cases() -> Vec<Case> {
         reduce_case(5, 100),
         reduce_case(37, 333),
         reduce_case(200, 65),
+        accumulate_case(1, 0),
+        accumulate_case(333, 0),
+        accumulate_case(333, 1),
+        accumulate_case(1000, 7),
     ]
+}
+
+/// Part `micro` of a batch.
+pub(crate) fn accumulate_case(n: usize, micro: u32) -> Case {
+    let variant = format!("{n} elements, part {micro}");
+    Case::new("accumulate", variant, move |b| {
+        let (gradients, before) = (b.values(n), b.values(n));
+        let row = Step {
+            micro,
+            ..samples(0, 1)
+        };
+        let gradients = b.input(&gradients);
+        let accumulated = b.updated("accumulated", &before, Tolerance::EXACT);
+        let [steps, counter] = step_table(b, row);
+        vec![reduce::accumulate(gradients, accumulated, steps, counter)]
+    })
 }
 
 pub(crate) fn step_case() -> Case {
