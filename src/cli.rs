@@ -26,6 +26,8 @@ pub enum Command {
     Recipes(RecipesArgs),
     /// Find a learning rate: raise it while training a little, and plot the loss
     LrFind(LrFindArgs),
+    /// Look at data: sizes, classes, duplicates, channel statistics, and a contact sheet
+    Data(LookArgs),
     /// Show a model's layers, parameters, multiply-adds and the GPU memory of a training step
     Inspect(InspectArgs),
     /// Measure loss, accuracy and per-class recall of a trained model on its test images
@@ -151,6 +153,14 @@ pub struct RecipeArgs {
     /// recipe's, else 0]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     pub label_smoothing: Option<String>,
+    /// What an image of each class counts: balanced (those of rare classes more), or a file with a
+    /// class name and a weight in each line [default: the recipe's, else the same]
+    #[arg(long, value_name = "balanced|FILE")]
+    pub class_weights: Option<String>,
+    /// How often an epoch takes an image: shuffle (once), or balanced (every class equally often)
+    /// [default: the recipe's, else shuffle]
+    #[arg(long, value_name = "NAME")]
+    pub sampler: Option<String>,
     /// Views of an image that an evaluation takes the mean over: one, mirror or six [default: the
     /// recipe's, else one]
     #[arg(long, value_name = "NAME")]
@@ -163,7 +173,7 @@ pub struct RecipeArgs {
 
 impl RecipeArgs {
     /// The flags by the recipe's key that each sets, which is its name with - for _.
-    pub fn values(&self) -> [(&'static str, Option<&String>); 17] {
+    pub fn values(&self) -> [(&'static str, Option<&String>); 18] {
         [
             ("epochs", self.epochs.as_ref()),
             ("batch_size", self.batch_size.as_ref()),
@@ -180,6 +190,7 @@ impl RecipeArgs {
             ("clip_norm", self.clip_norm.as_ref()),
             ("average", self.average.as_ref()),
             ("label_smoothing", self.label_smoothing.as_ref()),
+            ("sampler", self.sampler.as_ref()),
             ("views", self.views.as_ref()),
             ("patience", self.patience.as_ref()),
         ]
@@ -316,6 +327,22 @@ pub struct LrFindArgs {
     #[arg(long, value_name = "FILE.svg", default_value = "lr-find.svg")]
     pub out: PathBuf,
     /// Print one JSON object with every step instead of text [default: off]
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct LookArgs {
+    /// What --data of train takes [default: mnist]
+    #[arg(value_name = "SOURCE", conflicts_with = "source")]
+    pub what: Option<String>,
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Write a contact sheet, some images of each class, as this PNG file; a file that is there is
+    /// replaced [default: not written]
+    #[arg(long, value_name = "FILE.png")]
+    pub out: Option<PathBuf>,
+    /// Print one JSON object instead of tables [default: off]
     #[arg(long)]
     pub json: bool,
 }
@@ -461,7 +488,7 @@ pub fn parse() -> Result<Option<Command>> {
         Ok(cli) => Ok(Some(cli.command)),
         Err(e) if e.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             Err(Error::Usage(
-                "expected a command (train, recipes, lr-find, inspect, eval, devices, verify, bench), found none; see --help"
+                "expected a command (train, recipes, lr-find, data, inspect, eval, devices, verify, bench), found none; see --help"
                     .into(),
             ))
         }

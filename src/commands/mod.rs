@@ -2,6 +2,7 @@
 //! `main.rs` print.
 
 mod bench;
+mod data;
 mod device;
 mod devices;
 mod eval;
@@ -20,7 +21,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use std::io::{ErrorKind, Write};
 use std::path::Path;
 use terminal_size::{Width, terminal_size_of};
-use wgrad::data::{self, Request, Splits};
+use wgrad::data::{Request, Splits, load};
 use wgrad::{Error, Result};
 
 /// Carries out a command.
@@ -31,6 +32,7 @@ pub fn run(command: Command) -> Result<()> {
         Command::Train(args) => train::run(&args),
         Command::Recipes(args) => recipe::run(&args),
         Command::LrFind(args) => lr_find::run(&args),
+        Command::Data(args) => data::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Devices(args) => devices::run(&args),
@@ -47,7 +49,7 @@ fn load_data(source: &str, request: &Request) -> Result<Splits> {
         .with_style(style)
         .with_message("pictures read");
     let pulse = progress::Pulse::start(&bar, || None);
-    let data = data::load(source, request, &mut |done, all| {
+    let data = load(source, request, &mut |done, all| {
         bar.set_length(all as u64);
         bar.set_position(done as u64);
     });

@@ -7,8 +7,13 @@ mod cifar;
 mod idx;
 mod mnist;
 mod npz;
+mod parquet;
+mod picture;
 mod split;
 pub mod survey;
+mod weights;
+
+pub use weights::{balanced_weights, read_weights};
 
 use crate::error::{Error, Result};
 use crate::model::Shape;
@@ -120,7 +125,7 @@ pub struct Request {
 pub fn load(
     spec: &str,
     request: &Request,
-    _progress: &mut dyn FnMut(usize, usize),
+    progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Splits> {
     let shares = [
         ("--validation", request.validation),
@@ -130,6 +135,11 @@ pub fn load(
         split::expect_share(flag, share.unwrap_or(0.0))?;
     }
     let path = Path::new(spec);
+    if spec != "mnist" && parquet::holds(path) {
+        let mut splits = parquet::load(spec, path, request, progress)?;
+        splits.notes.extend(survey::leak(&splits));
+        return Ok(splits);
+    }
     let mut splits = if spec == "mnist" {
         mnist::load()?
     } else if cifar::holds(path) {

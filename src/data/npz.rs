@@ -36,7 +36,8 @@ const TEST: Names = Names {
 
 /// Whether the path is called as such an archive is.
 pub(super) fn is(path: &Path) -> bool {
-    path.extension().is_some_and(|e| e.eq_ignore_ascii_case("npz"))
+    path.extension()
+        .is_some_and(|e| e.eq_ignore_ascii_case("npz"))
 }
 
 /// Images and labels of `path`, with validation images where it has them.
@@ -173,7 +174,8 @@ impl Archive<'_> {
         if header.fortran {
             return self.error(
                 array,
-                "expected images in C order, found Fortran's; save np.ascontiguousarray of them".into(),
+                "expected images in C order, found Fortran's; save np.ascontiguousarray of them"
+                    .into(),
             );
         }
         let sizes: Vec<usize> = header.shape.iter().map(|size| *size as usize).collect();
@@ -256,7 +258,9 @@ impl Archive<'_> {
         let damaged = |e: &dyn std::fmt::Display| {
             Error::data(
                 path,
-                format!("{array}: expected an intact archive, found a damaged one ({e}); fetch or save it again"),
+                format!(
+                    "{array}: expected an intact archive, found a damaged one ({e}); fetch or save it again"
+                ),
             )
         };
         let mut file = self

@@ -557,10 +557,17 @@ mod tests {
                 assert_eq!(of_class().sum::<i32>(), 25);
             }
             // Without class 0 there are 30 samples of 3 classes: 10 each; of 31, one has 11.
-            let some: Vec<u32> = labels.iter().copied().filter(|l| *l > 0).chain([1]).collect();
+            let some: Vec<u32> = labels
+                .iter()
+                .copied()
+                .filter(|l| *l > 0)
+                .chain([1])
+                .collect();
             let order = balanced_order(&some, 3, epoch);
             let mut counts = [0; 5];
-            order.iter().for_each(|i| counts[some[*i as usize] as usize] += 1);
+            order
+                .iter()
+                .for_each(|i| counts[some[*i as usize] as usize] += 1);
             assert_eq!(counts.iter().sum::<i32>(), 31);
             for class in [1, 3, 4] {
                 assert!([10, 11].contains(&counts[class]));
@@ -568,7 +575,10 @@ mod tests {
             }
         }
         // Which one it is changes.
-        assert!(extras[1] > 0 && extras[3] > 0 && extras[4] > 0, "{extras:?}");
+        assert!(
+            extras[1] > 0 && extras[3] > 0 && extras[4] > 0,
+            "{extras:?}"
+        );
         assert_eq!(balanced_order(&labels, 3, 1), balanced_order(&labels, 3, 1));
         assert_ne!(balanced_order(&labels, 3, 1), balanced_order(&labels, 3, 2));
         assert_ne!(balanced_order(&labels, 3, 1), balanced_order(&labels, 4, 1));
