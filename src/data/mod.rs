@@ -3,8 +3,11 @@
 //! Bytes stay bytes until the GPU's batch gather makes them f32 by the [`Normalization`]. This
 //! module knows nothing of models or devices.
 
+mod cache;
+mod folder;
 mod idx;
 mod mnist;
+mod picture;
 mod split;
 
 use crate::error::{Error, Result};
@@ -117,7 +120,7 @@ pub struct Request {
 pub fn load(
     spec: &str,
     request: &Request,
-    _progress: &mut dyn FnMut(usize, usize),
+    progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Splits> {
     let shares = [
         ("--validation", request.validation),
@@ -127,8 +130,11 @@ pub fn load(
         split::expect_share(flag, share.unwrap_or(0.0))?;
     }
     let path = Path::new(spec);
+    let pictures = spec != "mnist" && folder::holds(path);
     let mut splits = if spec == "mnist" {
         mnist::load()?
+    } else if pictures {
+        folder::load(spec, request, progress)?
     } else if path.is_dir() {
         idx::load_folder(path)?
     } else {
@@ -139,10 +145,14 @@ pub fn load(
         };
         return Err(Error::data(
             path,
-            format!("expected \"mnist\" or a folder of IDX files, found {found}"),
+            format!(
+                "expected \"mnist\", a folder of IDX files or a folder of pictures, found {found}"
+            ),
         ));
     };
-    expect_fixed(request, &splits)?;
+    if !pictures {
+        expect_fixed(request, &splits)?;
+    }
     if let (None, Some(share)) = (&splits.validation, request.validation)
         && share > 0.0
     {
