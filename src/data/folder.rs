@@ -93,6 +93,18 @@ pub(super) fn holds(folder: &Path) -> bool {
     fs::read_dir(folder).is_ok_and(|mut entries| !entries.any(idx))
 }
 
+/// What images are made of the pictures.
+#[derive(Clone, Copy, Debug, Default)]
+struct Wanted {
+    /// Height and width, or what suits the pictures.
+    size: Option<[usize; 2]>,
+    /// 1 or 3, or what suits them.
+    channels: Option<usize>,
+}
+
+/// Which file goes where, once it is known which are pictures.
+type Divide<'a> = &'a dyn Fn(&Head) -> Result<[Vec<usize>; 3]>;
+
 /// # Errors
 /// [`Error::Usage`] for shares that leave nothing, or where there are such images already;
 /// [`Error::Data`] where there are no pictures in at least two classes, or too few in one;
@@ -112,76 +124,24 @@ pub(super) fn load(
     }
     let Layout { parts, mut notes } = layout(folder)?;
     let shares = shares(spec, &parts, request)?;
-    let (files, mut lost) = scan(folder, &parts)?;
-    let key = key(folder, request, &files);
-    let cache = request.cache.as_ref().map(|at| Cache::new(at, &key));
-
-    let mut read = None;
-    if let Some(cache) = &cache {
-        match kept(folder, cache, &key, &files, shares, request.split_seed) {
-            Ok(found) => read = found,
-            Err(why) => notes.push(format!(
-                "the decoded pictures in {} are not used, but made anew: {why}",
-                cache.path().display()
-            )),
-        }
-    }
-    let Pictures {
-        head,
-        mut orders,
-        mut images,
-    } = match read {
-        Some(read) => read,
-        None => {
-            let head = survey(folder, key, request, &files)?;
-            let mut read = Pictures::prepare(folder, &files, head, shares, request.split_seed)?;
-            read.decode(&files, progress);
-            if let Some(Err(why)) = cache.map(|cache| read.keep(&cache, &files)) {
-                notes.push(format!(
-                    "the decoded pictures are not kept for the next time: {why}"
-                ));
-            }
-            read
-        }
+    let files = scan(folder, &parts, &mut notes)?;
+    let wanted = Wanted {
+        size: request.image_size,
+        channels: None,
     };
-
-    let broken = head.broken();
-    for (order, images) in orders.iter_mut().zip(&mut images) {
-        compact(order, images, head.shape, &broken);
-    }
-    for (i, why) in &head.left_out {
-        if let (LeftOut::Unreadable(why) | LeftOut::Broken(why), Some(file)) = (why, files.get(*i))
-        {
-            lost.push(format!("{} ({why})", file.name));
-        }
-    }
-    notes.extend(head.note);
-    notes.extend(listed(lost));
-    let names: BTreeSet<&str> = orders[0].iter().map(|i| &files[*i].class[..]).collect();
-    let names: Vec<String> = names.into_iter().map(String::from).collect();
-    let [train, validation, test] = [0, 1, 2].map(|p| {
-        let class = |i: &usize| names.binary_search(&files[*i].class);
-        Some(Dataset {
-            labels: orders[p]
-                .iter()
-                .map(|i| class(i).ok().map(|class| class as u32))
-                .collect::<Option<_>>()?,
-            images: std::mem::take(&mut images[p]),
-            shape: head.shape,
-            classes: names.len(),
-            class_names: names.clone(),
-        })
-    });
-    match (train, validation, test) {
-        (Some(train), Some(validation), Some(test)) if names.len() > 1 && !test.is_empty() => {
-            Ok(Splits {
-                name: spec.into(),
-                train,
-                validation: (!validation.is_empty()).then_some(validation),
-                test,
-                notes,
-            })
-        }
+    let divide = |head: &Head| divide(folder, &files, head, shares, request.split_seed);
+    let cache = request.cache.as_deref();
+    let pictures = read(folder, &files, wanted, cache, &divide, progress, &mut notes)?;
+    let trained = pictures.orders[0].iter().map(|i| &files[*i].class[..]);
+    let names: BTreeSet<&str> = trained.collect();
+    match pictures.datasets(&files, &names) {
+        Some([train, validation, test]) if names.len() > 1 && !test.is_empty() => Ok(Splits {
+            name: spec.into(),
+            train,
+            validation: Some(validation).filter(|split| !split.is_empty()),
+            test,
+            notes,
+        }),
         _ => Err(Error::data(
             folder,
             format!(
@@ -192,40 +152,118 @@ pub(super) fn load(
     }
 }
 
+/// The test images, or all where there is no folder of test images, brought to `shape`.
+///
+/// # Errors
+/// [`Error::Data`] where there are none, [`Error::Io`] for a folder that cannot be read.
+pub(super) fn load_test(
+    spec: &str,
+    shape: Shape,
+    cache: Option<&Path>,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<(Dataset, Vec<String>)> {
+    let folder = Path::new(spec);
+    let Layout {
+        mut parts,
+        mut notes,
+    } = layout(folder)?;
+    if parts.iter().any(|(part, _)| *part == Part::Test) {
+        parts.retain(|(part, _)| *part == Part::Test);
+    }
+    let files = scan(folder, &parts, &mut notes)?;
+    let wanted = Wanted {
+        size: Some([shape.height, shape.width]),
+        channels: Some(shape.channels),
+    };
+    let divide = |head: &Head| Ok([vec![], vec![], head.pictures(files.len())]);
+    let pictures = read(folder, &files, wanted, cache, &divide, progress, &mut notes)?;
+    let tested = pictures.orders[2].iter().map(|i| &files[*i].class[..]);
+    let names: BTreeSet<&str> = tested.collect();
+    match pictures.datasets(&files, &names) {
+        Some([_, _, test]) if !test.is_empty() => Ok((test, notes)),
+        _ => Err(Error::data(
+            folder,
+            "expected readable pictures to test on, found damaged ones only; give another folder",
+        )),
+    }
+}
+
+/// The pictures among `files`, from the cache or decoded, and what there is to say about it.
+fn read(
+    folder: &Path,
+    files: &[Candidate],
+    wanted: Wanted,
+    cache: Option<&Path>,
+    divide: Divide,
+    progress: &mut dyn FnMut(usize, usize),
+    notes: &mut Vec<String>,
+) -> Result<Pictures> {
+    let key = key(folder, wanted, files);
+    let cache = cache.map(|at| Cache::new(at, &key));
+    let mut found = None;
+    if let Some(cache) = &cache {
+        match kept(folder, files.len(), cache, &key, divide) {
+            Ok(pictures) => found = pictures,
+            Err(why) => notes.push(format!(
+                "the decoded pictures in {} are not used, but made anew: {why}",
+                cache.path().display()
+            )),
+        }
+    }
+    let mut pictures = match found {
+        Some(pictures) => pictures,
+        None => {
+            let head = survey(folder, key, wanted, files)?;
+            let orders = divide(&head)?;
+            let mut pictures = Pictures::prepare(folder, head, orders)?;
+            pictures.decode(files, progress);
+            if let Some(Err(why)) = cache.map(|cache| pictures.keep(&cache, files)) {
+                notes.push(format!(
+                    "the decoded pictures are not kept for the next time: {why}"
+                ));
+            }
+            pictures
+        }
+    };
+    pictures.drop_broken();
+    notes.extend(pictures.head.note.take());
+    let lost = pictures.head.left_out.iter().filter_map(|(i, why)| {
+        let (LeftOut::Unreadable(why) | LeftOut::Broken(why)) = why else {
+            return None;
+        };
+        Some(format!("{} ({why})", files.get(*i)?.name))
+    });
+    notes.extend(listed(lost.collect()));
+    Ok(pictures)
+}
+
 /// What a cache has of the pictures, if it has anything.
 ///
 /// # Errors
 /// Why it cannot be used, in a few words.
 fn kept(
     folder: &Path,
+    files: usize,
     cache: &Cache,
     key: &str,
-    files: &[Candidate],
-    shares: [f64; 2],
-    seed: u64,
+    divide: Divide,
 ) -> std::result::Result<Option<Pictures>, String> {
     let Some(kept) = cache.open(key)? else {
         return Ok(None);
     };
-    let read = Pictures::prepare(folder, files, kept.head.clone(), shares, seed);
-    let mut read = read.map_err(|e| e.to_string())?;
-    let broken = read.head.broken();
-    let places = read.places(files.len()).into_iter().enumerate();
+    let head = kept.head.clone();
+    let pictures = divide(&head).and_then(|orders| Pictures::prepare(folder, head, orders));
+    let mut pictures = pictures.map_err(|e| e.to_string())?;
+    let broken = pictures.head.broken();
+    let places = pictures.places(files).into_iter().enumerate();
     let places = places.filter(|(i, _)| !broken.contains(i));
     kept.images(places.filter_map(|(_, place)| place))?;
-    Ok(Some(read))
+    Ok(Some(pictures))
 }
 
 impl Pictures {
-    /// Room for every picture that `head` knows.
-    fn prepare(
-        folder: &Path,
-        files: &[Candidate],
-        head: Head,
-        shares: [f64; 2],
-        seed: u64,
-    ) -> Result<Pictures> {
-        let orders = divide(folder, files, &head, shares, seed)?;
+    /// Room for every picture.
+    fn prepare(folder: &Path, head: Head, orders: [Vec<usize>; 3]) -> Result<Pictures> {
         let Shape { height, width, .. } = head.shape;
         let images: usize = orders.iter().map(Vec::len).sum();
         let bytes = images as u128 * head.shape.elements() as u128;
@@ -286,6 +324,46 @@ impl Pictures {
         self.head.images = all - broken.len();
         self.head.left_out.extend(broken);
         self.head.left_out.sort_by_key(|(i, _)| *i);
+    }
+
+    /// Closes the gaps of broken pictures.
+    fn drop_broken(&mut self) {
+        let broken = self.head.broken();
+        let size = self.head.shape.elements();
+        for (order, images) in self.orders.iter_mut().zip(&mut self.images) {
+            let mut to = 0;
+            for (from, file) in order.iter().enumerate() {
+                if !broken.contains(file) {
+                    images.copy_within(from * size..(from + 1) * size, to * size);
+                    to += 1;
+                }
+            }
+            images.truncate(to * size);
+            order.retain(|file| !broken.contains(file));
+        }
+    }
+
+    /// The three parts with these classes; `None` where a picture is of another.
+    fn datasets(self, files: &[Candidate], names: &BTreeSet<&str>) -> Option<[Dataset; 3]> {
+        let labels: BTreeMap<&str, u32> = names.iter().copied().zip(0..).collect();
+        let [train, validation, test] = self.orders.map(|order| {
+            let labels = order
+                .iter()
+                .map(|i| labels.get(&files[*i].class[..]).copied());
+            labels.collect::<Option<Vec<u32>>>()
+        });
+        let labels = [train?, validation?, test?];
+        let mut parts = self.images.into_iter().zip(labels);
+        let mut part = || {
+            parts.next().map(|(images, labels)| Dataset {
+                images,
+                labels,
+                shape: self.head.shape,
+                classes: names.len(),
+                class_names: names.iter().map(ToString::to_string).collect(),
+            })
+        };
+        Some([part()?, part()?, part()?])
     }
 
     /// Keeps what was decoded.
@@ -473,9 +551,13 @@ fn is_called_picture(name: &str) -> bool {
     })
 }
 
-/// Every file in the folders of the classes, sorted by part, class and name, and what cannot be
-/// looked at.
-fn scan(folder: &Path, parts: &[(Part, PathBuf)]) -> Result<(Vec<Candidate>, Vec<String>)> {
+/// Every file in the folders of the classes, sorted by part, class and name; a note says what cannot
+/// be looked at.
+fn scan(
+    folder: &Path,
+    parts: &[(Part, PathBuf)],
+    notes: &mut Vec<String>,
+) -> Result<Vec<Candidate>> {
     let (mut files, mut lost) = (Vec::new(), Vec::new());
     let below = |path: &Path| {
         let parts = path.strip_prefix(folder).unwrap_or(path).components();
@@ -516,7 +598,8 @@ fn scan(folder: &Path, parts: &[(Part, PathBuf)]) -> Result<(Vec<Candidate>, Vec
     }
     files.sort_by(|a, b| (a.part, &a.class, &a.name).cmp(&(b.part, &b.class, &b.name)));
     lost.sort();
-    Ok((files, lost))
+    notes.extend(listed(lost));
+    Ok(files)
 }
 
 /// The time at which the system changed anything about a file, and which file it is: a program can
@@ -533,7 +616,7 @@ fn changed(_about: &Metadata) -> [i64; 3] {
 }
 
 /// A hash of all that the decoded pictures are made of, by what the system says of the files.
-fn key(folder: &Path, request: &Request, files: &[Candidate]) -> String {
+fn key(folder: &Path, wanted: Wanted, files: &[Candidate]) -> String {
     let mut hash = Sha256::new();
     let mut add = |bytes: &[u8]| {
         hash.update((bytes.len() as u64).to_le_bytes());
@@ -543,7 +626,7 @@ fn key(folder: &Path, request: &Request, files: &[Candidate]) -> String {
     let folder = folder.canonicalize();
     let folder = folder.unwrap_or_default();
     add(folder.as_os_str().as_encoded_bytes());
-    add(format!("{:?}", request.image_size).as_bytes());
+    add(format!("{wanted:?}").as_bytes());
     for file in files {
         add(file.path.as_os_str().as_encoded_bytes());
         let time = file.modified.duration_since(SystemTime::UNIX_EPOCH);
@@ -609,13 +692,13 @@ impl Candidate {
 }
 
 /// Reads the start of every file: which are pictures, and what shape their images get.
-fn survey(folder: &Path, key: String, request: &Request, files: &[Candidate]) -> Result<Head> {
+fn survey(folder: &Path, key: String, wanted: Wanted, files: &[Candidate]) -> Result<Head> {
     let headers: Vec<_> = files.par_iter().map(Candidate::header).collect();
     let pictures = || headers.iter().filter_map(|header| header.as_ref().ok());
-    let channels = if pictures().all(|header| header.grey) {
-        1
-    } else {
-        3
+    let channels = match wanted.channels {
+        Some(1) => 1,
+        None if pictures().all(|header| header.grey) => 1,
+        _ => 3,
     };
     let side = |pick: fn(usize, usize) -> usize, start| {
         let sides = pictures().flat_map(|header| header.size);
@@ -624,7 +707,7 @@ fn survey(folder: &Path, key: String, request: &Request, files: &[Candidate]) ->
     let (smallest, largest) = (side(usize::min, usize::MAX), side(usize::max, 0));
     let first = pictures().next().map_or([DEFAULT; 2], |header| header.size);
     let are_equal = pictures().all(|header| header.size == first);
-    let (size, note) = match request.image_size {
+    let (size, note) = match wanted.size {
         Some(size) => (size, None),
         None if are_equal && largest <= LARGEST_OWN => (first, None),
         None => (
@@ -664,6 +747,14 @@ fn survey(folder: &Path, key: String, request: &Request, files: &[Candidate]) ->
 }
 
 impl Head {
+    /// Files by number, of `files`, that get a place.
+    fn pictures(&self, files: usize) -> Vec<usize> {
+        let left_out = self.left_out.iter();
+        let without = left_out.filter(|(_, why)| !matches!(why, LeftOut::Broken(_)));
+        let without: HashSet<usize> = without.map(|(i, _)| *i).collect();
+        (0..files).filter(|i| !without.contains(i)).collect()
+    }
+
     /// Files by number that have a place and no image.
     fn broken(&self) -> HashSet<usize> {
         let broken = |why: &LeftOut| matches!(why, LeftOut::Broken(_));
@@ -680,14 +771,11 @@ fn divide(
     [validation, test]: [f64; 2],
     seed: u64,
 ) -> Result<[Vec<usize>; 3]> {
-    let left_out = head.left_out.iter();
-    let without = left_out.filter(|(_, why)| !matches!(why, LeftOut::Broken(_)));
-    let without: HashSet<usize> = without.map(|(i, _)| *i).collect();
     let mut members: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
     let mut orders = [Vec::new(), Vec::new(), Vec::new()];
-    for (i, file) in files.iter().enumerate() {
+    for i in head.pictures(files.len()) {
+        let file = &files[i];
         match file.part {
-            _ if without.contains(&i) => {}
             Part::Train => members.entry(&file.class).or_default().push(i),
             part => orders[part as usize].push(i),
         }
@@ -761,20 +849,6 @@ fn divide(
         let mixed = shuffled(order.iter().map(|i| &files[*i].name), seed);
         mixed.into_iter().map(|i| order[i]).collect()
     }))
-}
-
-/// Closes the gaps of broken pictures.
-fn compact(order: &mut Vec<usize>, images: &mut Vec<u8>, shape: Shape, broken: &HashSet<usize>) {
-    let size = shape.elements();
-    let mut to = 0;
-    for (from, file) in order.iter().enumerate() {
-        if !broken.contains(file) {
-            images.copy_within(from * size..(from + 1) * size, to * size);
-            to += 1;
-        }
-    }
-    images.truncate(to * size);
-    order.retain(|file| !broken.contains(file));
 }
 
 /// A line about files that cannot be read, if there are any.

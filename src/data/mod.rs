@@ -58,6 +58,30 @@ impl Dataset {
         Ok(())
     }
 
+    /// Gives the images the labels that `names` has for their classes. Classes that are numbers from
+    /// 0 keep their labels.
+    ///
+    /// # Errors
+    /// The name of a class that is not among them.
+    pub fn relabel(&mut self, names: &[String]) -> std::result::Result<(), String> {
+        let mut numbered = (0..).zip(&self.class_names);
+        if numbered.all(|(class, name): (usize, _)| *name == class.to_string()) {
+            return Ok(());
+        }
+        let label = |name: &String| {
+            let label = names.iter().position(|known| known == name);
+            label.map(|label| label as u32).ok_or_else(|| name.clone())
+        };
+        let labels = self.class_names.iter().map(label);
+        let labels = labels.collect::<std::result::Result<Vec<_>, _>>()?;
+        for own in &mut self.labels {
+            *own = labels[*own as usize];
+        }
+        self.classes = names.len();
+        self.class_names = names.to_vec();
+        Ok(())
+    }
+
     /// SHA-256, in hexadecimal, of everything that training or testing on these images depends on:
     /// their shape, the number of classes, labels and bytes.
     pub fn sha256(&self) -> String {
@@ -159,6 +183,25 @@ pub fn load(
         splits.validation = Some(split::carve(&mut splits.train, share, request.split_seed));
     }
     Ok(splits)
+}
+
+/// The test images that [`load`] finds, for a network that takes images of `shape`, and what looks
+/// wrong about them. Pictures are brought to that shape; of a folder without test images all are
+/// taken.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_test(
+    spec: &str,
+    shape: Shape,
+    cache: Option<&Path>,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<(Dataset, Vec<String>)> {
+    if spec != "mnist" && folder::holds(Path::new(spec)) {
+        return folder::load_test(spec, shape, cache, progress);
+    }
+    let splits = load(spec, &Request::default(), progress)?;
+    Ok((splits.test, splits.notes))
 }
 
 /// Refuses what cannot be asked of images that come in one size and with test images.
