@@ -43,7 +43,8 @@ pub enum Command {
 /// Which images, and how they are split.
 #[derive(Clone, Debug, Default, Args)]
 pub struct DataArgs {
-    /// Data: mnist (embedded), or a folder of four IDX files, gzipped or not [default: mnist]
+    /// Data: mnist (embedded), a folder of pictures in folders by class (DIR/CLASS/*.jpg, or
+    /// DIR/train/CLASS/*.jpg beside test/ and val/), or a folder of four IDX files [default: mnist]
     #[arg(long = "data", value_name = "mnist|DIR")]
     pub source: Option<String>,
     /// Height and width that pictures are brought to: the short side is scaled to it, the middle is
@@ -375,10 +376,13 @@ pub struct EvalArgs {
     /// Run folder of an earlier training
     #[arg(value_name = "RUN")]
     pub run: PathBuf,
-    /// Data whose test images are used, all of them: mnist or a folder of IDX files [default: the
-    /// run's, as many as it was tested on]
+    /// Data whose test images are used, all of them; of a folder of pictures without test images,
+    /// all that are there [default: the run's, as many as it was tested on]
     #[arg(long, value_name = "mnist|DIR")]
     pub data: Option<String>,
+    /// Neither read decoded pictures from the user's cache folder nor leave them there [default: do]
+    #[arg(long)]
+    pub no_cache: bool,
     /// Device: auto (best hardware adapter, else CPU), gpu, software, cpu, or an adapter's number or
     /// part of its name [default: auto]
     #[arg(

@@ -483,7 +483,11 @@ fn write_parquet(
         .build();
     let schema = Arc::new(parse_message_type(schema).unwrap());
     let columns = SchemaDescriptor::new(schema.clone());
-    let names: Vec<String> = columns.columns().iter().map(|c| c.path().string()).collect();
+    let names: Vec<String> = columns
+        .columns()
+        .iter()
+        .map(|c| c.path().string())
+        .collect();
     let file = File::create(path).unwrap();
     let mut writer = SerializedFileWriter::new(file, schema, Arc::new(properties)).unwrap();
     for rows in rows.chunks(rows.len().div_ceil(2).max(1)) {

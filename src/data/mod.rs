@@ -3,7 +3,9 @@
 //! Bytes stay bytes until the GPU's batch gather makes them f32 by the [`Normalization`]. This
 //! module knows nothing of models or devices.
 
+mod cache;
 mod cifar;
+mod folder;
 mod idx;
 mod mnist;
 mod npz;
@@ -60,6 +62,30 @@ impl Dataset {
             self.labels.truncate(n);
             self.images.truncate(n * self.shape.elements());
         }
+        Ok(())
+    }
+
+    /// Gives the images the labels that `names` has for their classes. Classes that are numbers from
+    /// 0 keep their labels.
+    ///
+    /// # Errors
+    /// The name of a class that is not among them.
+    pub fn relabel(&mut self, names: &[String]) -> std::result::Result<(), String> {
+        let mut numbered = (0..).zip(&self.class_names);
+        if numbered.all(|(class, name): (usize, _)| *name == class.to_string()) {
+            return Ok(());
+        }
+        let label = |name: &String| {
+            let label = names.iter().position(|known| known == name);
+            label.map(|label| label as u32).ok_or_else(|| name.clone())
+        };
+        let labels = self.class_names.iter().map(label);
+        let labels = labels.collect::<std::result::Result<Vec<_>, _>>()?;
+        for own in &mut self.labels {
+            *own = labels[*own as usize];
+        }
+        self.classes = names.len();
+        self.class_names = names.to_vec();
         Ok(())
     }
 
@@ -135,17 +161,20 @@ pub fn load(
         split::expect_share(flag, share.unwrap_or(0.0))?;
     }
     let path = Path::new(spec);
-    if spec != "mnist" && parquet::holds(path) {
-        let mut splits = parquet::load(spec, path, request, progress)?;
-        splits.notes.extend(survey::leak(&splits));
-        return Ok(splits);
-    }
+    // Others can be scaled and split as is asked for.
+    let mut fixed = true;
     let mut splits = if spec == "mnist" {
         mnist::load()?
+    } else if parquet::holds(path) {
+        fixed = false;
+        parquet::load(spec, path, request, None, progress)?
     } else if cifar::holds(path) {
         cifar::load(spec, path)?
     } else if npz::is(path) {
         npz::load(spec, path)?
+    } else if folder::holds(path) {
+        fixed = false;
+        folder::load(spec, request, progress)?
     } else if path.is_dir() {
         idx::load_folder(path)?
     } else {
@@ -156,10 +185,14 @@ pub fn load(
         };
         return Err(Error::data(
             path,
-            format!("expected \"mnist\" or a folder of IDX files, found {found}"),
+            format!(
+                "expected \"mnist\", a folder of pictures, IDX files, CIFAR's binary files or Parquet files, or an .npz file, found {found}"
+            ),
         ));
     };
-    expect_fixed(request, &splits)?;
+    if fixed {
+        expect_fixed(request, &splits)?;
+    }
     if let (None, Some(share)) = (&splits.validation, request.validation)
         && share > 0.0
     {
@@ -167,6 +200,33 @@ pub fn load(
     }
     splits.notes.extend(survey::leak(&splits));
     Ok(splits)
+}
+
+/// The test images that [`load`] finds, for a network that takes images of `shape`, and what looks
+/// wrong about them. Pictures are brought to that shape; of a folder without test images all are
+/// taken.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_test(
+    spec: &str,
+    shape: Shape,
+    cache: Option<&Path>,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<(Dataset, Vec<String>)> {
+    let path = Path::new(spec);
+    let splits = if spec != "mnist" && parquet::holds(path) {
+        let request = Request {
+            image_size: Some([shape.height, shape.width]),
+            ..Request::default()
+        };
+        parquet::load(spec, path, &request, Some(shape.channels), progress)?
+    } else if spec != "mnist" && folder::holds(path) {
+        return folder::load_test(spec, shape, cache, progress);
+    } else {
+        load(spec, &Request::default(), progress)?
+    };
+    Ok((splits.test, splits.notes))
 }
 
 /// Refuses what cannot be asked of images that come in one size and with test images.

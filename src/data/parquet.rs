@@ -105,11 +105,12 @@ struct Raw {
 }
 
 /// Reads the set at `path`, which [`holds`] one. Test and validation images that there are not are
-/// held back from the training images.
+/// held back from the training images. With 1 or 3 `channels`, or as many as the pictures have.
 pub(super) fn load(
     name: &str,
     path: &Path,
     request: &Request,
+    channels: Option<usize>,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Splits> {
     let mut sets = files(path).into_iter();
@@ -168,11 +169,12 @@ pub(super) fn load(
     let kept = alike && some.size.iter().all(|side| *side <= LARGEST_KEPT);
     let own = if kept { some.size } else { USUAL_SIZE };
     let [height, width] = request.image_size.unwrap_or(own);
-    let channels = if all().all(|header| header.grey) {
+    let own = if all().all(|header| header.grey) {
         1
     } else {
         3
     };
+    let channels = channels.unwrap_or(own);
     let shape = Shape::new(height, width, channels);
 
     let pictures: usize = raw.iter().map(|raw| raw.labels.len()).sum();
