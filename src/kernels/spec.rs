@@ -6,6 +6,7 @@ use super::batch_norm::BatchNorm;
 use super::conv2d::Product;
 use super::group_norm::GroupNorm;
 use crate::error::Result;
+use crate::model::augment::Augment;
 use crate::model::recipe::Optimizer;
 use crate::model::{Activation, Conv2d, Loss, Pool2d, Shape};
 use std::borrow::Cow;
@@ -95,6 +96,15 @@ pub struct Argument {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Work {
     GatherBatch {
+        shape: Shape,
+        streamed: bool,
+    },
+    DrawAugmentation {
+        augment: Augment,
+        shape: Shape,
+    },
+    AugmentBatch {
+        augment: Augment,
         shape: Shape,
         streamed: bool,
     },

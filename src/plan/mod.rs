@@ -22,8 +22,8 @@ pub use memory::Slot;
 use crate::error::Result;
 use crate::kernels::conv2d::{Family, Pass, Product, Tile};
 use crate::kernels::{
-    Access, AdapterReport, Dtype, KernelSpec, STEP_ELEMENTS, View, Work, gather, loss, optimizer,
-    step,
+    Access, AdapterReport, Dtype, KernelSpec, STEP_ELEMENTS, View, Work, augment, gather, loss,
+    optimizer, step,
 };
 use crate::model::augment::Augment;
 use crate::model::recipe::{ClassWeights, Optimizer, Recipe};
@@ -447,6 +447,9 @@ impl<'a> Builder<'a> {
     }
 
     fn gather(&mut self, options: &Options) {
+        if self.trains() && options.augment.changes_images() {
+            return self.augment(options);
+        }
         let data = &self.data;
         let spec = gather::gather_batch(
             self.model.input,
@@ -462,6 +465,42 @@ impl<'a> Builder<'a> {
             self.labels,
         );
         self.emit(spec);
+    }
+
+    /// The batch with each image changed at random.
+    fn augment(&mut self, options: &Options) {
+        let (augment, image, batch) = (&options.augment, self.model.input, self.batch);
+        let per_sample = augment::parameters(augment);
+        let drawn = self.tensor("augmentation", &[batch, per_sample], Dtype::F32);
+        self.tensors[drawn.tensor].per_sample = true;
+        let data = &self.data;
+        let (order, normalization) = (data.order, data.normalization);
+        let (images, labels, steps, counter) = (data.images, data.labels, data.steps, data.counter);
+        self.emit(augment::draw_augmentation(
+            augment,
+            image,
+            batch,
+            labels,
+            order,
+            steps,
+            counter,
+            normalization,
+            drawn,
+            self.labels,
+        ));
+        self.emit(augment::augment_batch(
+            augment,
+            image,
+            batch,
+            options.streamed,
+            images,
+            order,
+            steps,
+            counter,
+            normalization,
+            drawn,
+            self.values[0],
+        ));
     }
 
     /// Loss, predictions and metrics; gives the gradient by the network's output.

@@ -2,6 +2,7 @@
 //!
 //! [`cases`] is the one list that the tests, the benchmarks and `wgrad verify` share.
 
+mod augment;
 pub(crate) mod cases;
 mod drawn;
 mod elementwise;
@@ -37,6 +38,7 @@ pub fn cases(adapter: &AdapterReport) -> Vec<Case> {
     cases.extend(grouped::cases());
     cases.extend(nonfinite::cases(adapter));
     cases.extend(elementwise::cases());
+    cases.extend(augment::cases());
     cases.extend(elementwise::nonfinite_cases());
     cases
 }
