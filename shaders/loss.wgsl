@@ -1,16 +1,17 @@
 // The losses with their gradients and predictions, and the sums of a row.
 //
-//   softmax_cross_entropy:  p = softmax(z),  loss = −Σ_k t[k] log p[k],  dz = (p − t) / count
+//   softmax_cross_entropy:  p = softmax(z),  loss = −Σ_k t[k] log p[k],  dz = (p − t) / total
 //     where the target is t = (1 − ε) onehot(label) + ε / CLASSES with ε = SMOOTHING
-//   weighted_softmax_cross_entropy:  the same with t[k] times the weight u[k] of class k, and
-//     dz = (p Σ_k t[k] − t) / Σ_i u[label_i]
-//   squared_error:          loss = ½ Σ_k (z[k] − onehot(label)[k])²,   dz = (z − onehot(label)) / count
+//   weighted_softmax_cross_entropy:  the same with t[k] times the weight u[k] of class k, so that
+//     dz = (p Σ_k t[k] − t) / total
+//   squared_error:          loss = ½ Σ_k (z[k] − onehot(label)[k])²,   dz = (z − onehot(label)) / total
 //   predict:                prediction = argmax z
 //   sum_metrics:            metrics[step] = (Σ loss, Σ [prediction = label])   over the first count
 //
 // The softmax is taken of z − max z, which never overflows and changes nothing. The gradient is
-// that of the *mean* over the batch, hence 1 / count, or of the weighted mean, hence the sum of the
-// weights of the labels that count; both as in torch.nn.CrossEntropyLoss. Where max z is no finite number (a NaN or +∞
+// that of the *mean* over a batch, of which this may be a part, hence 1 / total: the number of its samples, or of
+// the weighted mean the sum of the weights of their labels, both as in torch.nn.CrossEntropyLoss. It stands in the
+// current row of the step table. Where max z is no finite number (a NaN or +∞
 // among the logits, or −∞ all over) the softmax is undefined: loss and gradient are NaN.
 //
 // Layout: logits and gradient [BATCH,CLASSES]; batch_labels, loss and prediction [BATCH]; class_weights [CLASSES];
@@ -18,7 +19,7 @@
 // The losses: one invocation handles one sample. It writes loss, gradient and prediction (argmax:
 // the first NaN, else of the largest values the first), and for the first count samples predictions[first + i]. The samples
 // after them get loss 0 and gradient 0. The weighted one, which has no binding left for it, leaves the
-// predictions to predict, and its invocations first add up the weights together, in sum_metrics' order.
+// predictions to predict.
 // sum_metrics: one workgroup; each invocation adds up every 64th sample, then halves are added
 // pairwise, so that the order of the additions is always the same. Writes metrics[step].
 // CPU twins: the functions of the same names in src/cpu/loss.rs.
@@ -126,12 +127,10 @@ fn softmax_cross_entropy(
     for (var k = 0u; k < CLASSES; k++) {
         let p = exp(logits[start + k] - largest) / sum;
         // Without smoothing ε / CLASSES is 0, and taking that away changes no bit.
-        let g = (p - select(0.0, 1.0 - SMOOTHING, k == label) - SMOOTHING / f32(CLASSES)) / f32(row.count);
+        let g = (p - select(0.0, 1.0 - SMOOTHING, k == label) - SMOOTHING / f32(CLASSES)) / row.total;
         gradient[start + k] = select(g, not_a_number, undefined);
     }
 }
-
-var<workgroup> weight_sums: array<f32, WORKGROUP_SIZE>;
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn weighted_softmax_cross_entropy(
@@ -139,25 +138,13 @@ fn weighted_softmax_cross_entropy(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) local: u32,
 ) {
-    let count = min(steps[counter[0]].count, BATCH);
-    var weight_sum = 0.0;
-    for (var j = local; j < count; j += WORKGROUP_SIZE) {
-        weight_sum += class_weights[batch_labels[j]];
-    }
-    weight_sums[local] = weight_sum;
-    for (var rest = WORKGROUP_SIZE / 2u; rest > 0u; rest /= 2u) {
-        workgroupBarrier();
-        if local < rest {
-            weight_sums[local] += weight_sums[local + rest];
-        }
-    }
-    workgroupBarrier();
     let i = (group.y * groups.x + group.x) * WORKGROUP_SIZE + local;
     if i >= BATCH {
         return;
     }
+    let row = steps[counter[0]];
     let start = i * CLASSES;
-    if i >= count {
+    if i >= row.count {
         loss[i] = 0.0;
         for (var k = 0u; k < CLASSES; k++) {
             gradient[start + k] = 0.0;
@@ -187,7 +174,7 @@ fn weighted_softmax_cross_entropy(
     for (var k = 0u; k < CLASSES; k++) {
         let p = exp(logits[start + k] - largest) / sum;
         let t = select(0.0, target_weight, k == label) + SMOOTHING / f32(CLASSES) * class_weights[k];
-        gradient[start + k] = select((p * target_sum - t) / weight_sums[0], not_a_number, undefined);
+        gradient[start + k] = select((p * target_sum - t) / row.total, not_a_number, undefined);
     }
 }
 
@@ -232,7 +219,7 @@ fn squared_error(
     for (var k = 0u; k < CLASSES; k++) {
         let difference = logits[start + k] - select(0.0, 1.0, k == label);
         sum += difference * difference;
-        gradient[start + k] = select(0.0, difference / f32(row.count), counts);
+        gradient[start + k] = select(0.0, difference / row.total, counts);
     }
     loss[i] = select(0.0, 0.5 * sum, counts);
 }

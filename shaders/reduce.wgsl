@@ -1,21 +1,46 @@
-// The sum over the parts into which a gradient was cut.
+// The sum over the parts into which a gradient was cut, or a batch.
 //
-//   result[i] = Σ_s partials[s,i]      in one fixed order, so the same bits on every run
+//   reduce_splits, reduce_chunks:  result[i] = Σ_s partials[s,i]
+//   accumulate:  accumulated[i] = gradients[i] for the first part of a batch, else
+//                accumulated[i] + gradients[i]
 //
-// Layout: partials [SPLITS,ELEMENTS], result [ELEMENTS].
+// Each in one fixed order, so the same bits on every run.
+//
+// Layout: partials [SPLITS,ELEMENTS], result, gradients and accumulated [ELEMENTS].
 // reduce_splits: one invocation computes one element, in order of s. Writes result.
 // reduce_chunks: for many parts of few elements. One workgroup computes four elements; of the 16
 //   invocations that share one, each adds up every 16th part, then halves are added pairwise. Writes
 //   result.
-// CPU twins: reduce_splits, reduce_chunks in src/cpu/reduce.rs.
+// accumulate: one invocation adds one element. Which part of its batch a step is says the current row of
+//   the step table. Adds to accumulated.
+// CPU twins: reduce_splits, reduce_chunks, accumulate in src/cpu/reduce.rs.
 
-override SPLITS: u32;
+override SPLITS: u32 = 1;
 override ELEMENTS: u32;
 
 const WORKGROUP_SIZE = 64u;
 
+struct Step {
+    first: u32,
+    count: u32,
+    lr: f32,
+    bias_correction1: f32,
+    bias_correction2: f32,
+    seed: u32,
+    epoch: u32,
+    base: u32,
+    total: f32,
+    micro: u32,
+    average: f32,
+    padding: u32,
+}
+
 @group(0) @binding(0) var<storage, read> partials: array<f32>;
 @group(0) @binding(1) var<storage, read_write> result: array<f32>;
+@group(0) @binding(2) var<storage, read> gradients: array<f32>;
+@group(0) @binding(3) var<storage, read_write> accumulated: array<f32>;
+@group(0) @binding(4) var<storage, read> steps: array<Step>;
+@group(0) @binding(5) var<storage, read> counter: array<u32>;
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn reduce_splits(
@@ -62,5 +87,23 @@ fn reduce_chunks(
     }
     if local < ELEMENTS_PER_WORKGROUP && i < ELEMENTS {
         result[i] = sums[local];
+    }
+}
+
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn accumulate(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let i = (group.y * groups.x + group.x) * WORKGROUP_SIZE + local;
+    if i >= ELEMENTS {
+        return;
+    }
+    // What an earlier batch left may be anything, a NaN too.
+    if steps[counter[0]].micro == 0u {
+        accumulated[i] = gradients[i];
+    } else {
+        accumulated[i] += gradients[i];
     }
 }

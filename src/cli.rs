@@ -3,11 +3,12 @@
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
+use wgrad::data::Request;
 use wgrad::kernels::conv2d::Family;
 use wgrad::model::recipe::Schedule;
 use wgrad::train::CheckpointEvery;
 use wgrad::verify::DRAWS;
-use wgrad::{Error, Result};
+use wgrad::{Error, Result, tune};
 
 /// Train convolutional image classifiers on any GPU (Vulkan, Metal, DX12).
 #[derive(Debug, Parser)]
@@ -33,15 +34,56 @@ pub enum Command {
     Bench(BenchArgs),
 }
 
+/// Which images, and how they are split.
+#[derive(Debug, Default, Args)]
+pub struct DataArgs {
+    /// Data: mnist (embedded), or a folder of four IDX files, gzipped or not [default: mnist]
+    #[arg(long = "data", value_name = "mnist|DIR")]
+    pub source: Option<String>,
+    /// Height and width that pictures are brought to: the short side is scaled to it, the middle is
+    /// kept [default: the pictures' own where all are equal and 256 at most, else 64]
+    #[arg(long, value_name = "N|HxW", value_parser = image_size)]
+    pub image_size: Option<[usize; 2]>,
+    /// Share of the training images of each class that is held back to decide by, from 0 to below 1
+    /// [default: none where the data have test images, else 0.1]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub validation: Option<f64>,
+    /// Share of the images of each class that is held back to test on, where the data have no test
+    /// images [default: 0.1]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub test: Option<f64>,
+    /// Seed of what is held back, a whole number [default: 0]
+    #[arg(long, value_name = "N")]
+    pub split_seed: Option<u64>,
+    /// Take only the first N images of each split, for quick trials [default: all]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub limit: Option<usize>,
+    /// Neither read decoded pictures from the user's cache folder nor leave them there [default: do]
+    #[arg(long)]
+    pub no_cache: bool,
+}
+
+impl DataArgs {
+    /// What is asked for; what is not, as `recorded` has it.
+    pub fn request(&self, recorded: Request) -> Request {
+        Request {
+            image_size: self.image_size.or(recorded.image_size),
+            validation: self.validation.or(recorded.validation),
+            test: self.test.or(recorded.test),
+            split_seed: self.split_seed.unwrap_or(recorded.split_seed),
+            cache: tune::cache_folder().filter(|_| !self.no_cache),
+        }
+    }
+}
+
 #[derive(Debug, Default, Args)]
 pub struct TrainArgs {
     /// Model: default, lenet5, tutorial, mlp-sigmoid, vgg-cifar, cnn-bn, tiny, resnet9, resnet18-cifar,
     /// mobilenet-small, or an architecture file [default: default]
     #[arg(long, value_name = "NAME|FILE.toml")]
     pub model: Option<String>,
-    /// Data: mnist (embedded), or a folder of four IDX files, gzipped or not [default: mnist]
-    #[arg(long, value_name = "mnist|DIR")]
-    pub data: Option<String>,
+    #[command(flatten)]
+    pub data: DataArgs,
     /// Device: auto (best hardware adapter, else CPU), gpu (hardware only), software (the shaders on
     /// a software adapter), cpu, or an adapter's number or part of its name, see `wgrad devices`;
     /// the environment variable WGPU_BACKEND (vulkan, metal, dx12) limits the adapters to those of
@@ -86,9 +128,6 @@ pub struct TrainArgs {
     /// Seed of the first parameters and of the order of the images, a whole number [default: 1]
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
-    /// Take only the first N images of each split, for quick trials [default: all]
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
-    pub limit: Option<usize>,
     /// Run folder to make; must be new or empty [default: runs/<model>-<data>-<number>]
     #[arg(long, value_name = "DIR", conflicts_with = "resume")]
     pub out: Option<PathBuf>,
@@ -245,6 +284,15 @@ pub enum OptimizerName {
 pub enum Conv {
     Implicit,
     Explicit,
+}
+
+/// Height and width from `N` or `HxW`.
+fn image_size(text: &str) -> std::result::Result<[usize; 2], String> {
+    let (height, width) = text.split_once(['x', '×']).unwrap_or((text, text));
+    match (height.parse(), width.parse()) {
+        (Ok(height), Ok(width)) if height > 0 && width > 0 => Ok([height, width]),
+        _ => Err("expected a size in pixels, 64 or 48x64 (height x width)".into()),
+    }
 }
 
 fn schedule(name: &str) -> std::result::Result<Schedule, String> {

@@ -5,7 +5,7 @@ use std::fs;
 use std::io::Write;
 use std::path::Path;
 use tempfile::TempDir;
-use wgrad::data::{self, Dataset, Normalization};
+use wgrad::data::{self, Dataset, Normalization, Request};
 use wgrad::error::Error;
 use wgrad::model::Shape;
 
@@ -43,7 +43,11 @@ fn put(folder: &TempDir, name: &str, bytes: &[u8]) {
 }
 
 fn load(folder: &TempDir) -> wgrad::error::Result<data::Splits> {
-    data::load(folder.path().to_str().unwrap())
+    data::load(
+        folder.path().to_str().unwrap(),
+        &Request::default(),
+        &mut |_, _| (),
+    )
 }
 
 /// Asserts that loading fails with a one-line data error about `path` that holds all `words`.
@@ -62,7 +66,7 @@ fn assert_refused(folder: &TempDir, path: &Path, words: &[&str]) {
 
 #[test]
 fn mnist_is_embedded_and_normalized() {
-    let mnist = data::load("mnist").unwrap();
+    let mnist = data::load("mnist", &Request::default(), &mut |_, _| ()).unwrap();
     assert_eq!(mnist.name, "mnist");
     for (split, n) in [(&mnist.train, 60_000), (&mnist.test, 10_000)] {
         assert_eq!(split.len(), n);
@@ -139,7 +143,8 @@ fn a_label_that_invents_classes_is_noted() {
     assert!(note.contains("classes 1, 3–254 of 256"), "{note}");
     put(&folder, TRAIN_LABELS, &idx(&[3], &[0, 1, 2]));
     assert_eq!(load(&folder).unwrap().notes, Vec::<String>::new());
-    assert_eq!(data::load("mnist").unwrap().notes, Vec::<String>::new());
+    let mnist = data::load("mnist", &Request::default(), &mut |_, _| ()).unwrap();
+    assert_eq!(mnist.notes, Vec::<String>::new());
 }
 
 #[test]
@@ -275,7 +280,8 @@ fn what_is_missing_is_named() {
     let file = folder.path().join(TRAIN_IMAGES);
     let nowhere = folder.path().join("nowhere");
     for (path, word) in [(file, "found a file"), (nowhere, "no such folder")] {
-        let error = data::load(path.to_str().unwrap()).unwrap_err();
+        let error =
+            data::load(path.to_str().unwrap(), &Request::default(), &mut |_, _| ()).unwrap_err();
         assert!(matches!(error, Error::Data { .. }), "{error}");
         let error = error.to_string();
         assert!(

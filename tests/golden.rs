@@ -220,11 +220,13 @@ mod check {
         let golden = golden();
         for case in golden.softmax_cross_entropy {
             loss::<T>(&case, |z, labels, classes| {
-                cpu::softmax_cross_entropy(z, labels, classes, 0.0)
+                cpu::softmax_cross_entropy(z, labels, classes, 0.0, labels.len() as f32)
             });
         }
         for case in golden.squared_error {
-            loss::<T>(&case, cpu::squared_error);
+            loss::<T>(&case, |z, labels, classes| {
+                cpu::squared_error(z, labels, classes, labels.len() as f32)
+            });
         }
     }
 
@@ -242,6 +244,7 @@ mod check {
             let (momentum, weight_decay) = (case.momentum, case.weight_decay);
             let rule = Optimizer::Sgd {
                 momentum,
+                nesterov: false,
                 weight_decay,
             };
             let mut w: Vec<T> = numbers(&case.start);
@@ -251,7 +254,8 @@ mod check {
                     &mut w,
                     &numbers(&step.gradient),
                     &mut velocity,
-                    momentum,
+                    None,
+                    (momentum, false),
                     weight_decay,
                     rule.step_scalars(step.lr, i as u64 + 1),
                 );
@@ -276,6 +280,7 @@ mod check {
                     &mut w,
                     &numbers(&step.gradient),
                     [&mut m, &mut v],
+                    None,
                     [case.beta1, case.beta2],
                     case.epsilon,
                     case.weight_decay,

@@ -16,6 +16,7 @@ use wgrad::plan::Options;
 const STEPS: [usize; 3] = [6, 6, 5];
 const OPTIMIZER: Optimizer = Optimizer::Sgd {
     momentum: 0.9,
+    nesterov: false,
     weight_decay: 5e-4,
 };
 

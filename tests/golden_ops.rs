@@ -230,10 +230,15 @@ mod check {
             let (labels, smoothing) = (&case.labels, case.smoothing);
             let found = match &case.weights {
                 Some(weights) => {
+                    let each: Vec<f32> = numbers(weights);
+                    let total = labels.iter().map(|label| each[*label as usize]).sum();
                     let weights = numbers(weights);
-                    cpu::weighted_softmax_cross_entropy(&logits, labels, &weights, smoothing)
+                    cpu::weighted_softmax_cross_entropy(&logits, labels, &weights, smoothing, total)
                 }
-                None => cpu::softmax_cross_entropy(&logits, labels, case.classes, smoothing),
+                None => {
+                    let total = labels.len() as f32;
+                    cpu::softmax_cross_entropy(&logits, labels, case.classes, smoothing, total)
+                }
             };
             assert_close("loss", &found.loss, &case.loss);
             assert_close("gradient", &found.gradient, &case.gradient);

@@ -391,6 +391,7 @@ fn kernels_and_twins_make_what_was_worked_out_by_hand() {
 
     let sgd = Optimizer::Sgd {
         momentum: 0.9,
+        nesterov: false,
         weight_decay: 0.1,
     };
     check(
@@ -401,7 +402,7 @@ fn kernels_and_twins_make_what_was_worked_out_by_hand() {
             steps(0, 1, 0.1, 1.0, 1.0),
             words(&[1]),
         ],
-        &|v| update_parameters(&sgd, v[0], v[1], &[v[2]], v[3], v[4]),
+        &|v| update_parameters(&sgd, v[0], v[1], None, &[v[2]], v[3], v[4]),
         &[(0, floats(&[0.76])), (2, floats(&[2.4]))],
     );
     let adamw = Optimizer::Adamw {
@@ -419,7 +420,7 @@ fn kernels_and_twins_make_what_was_worked_out_by_hand() {
             steps(0, 1, 0.1, 0.5, 0.25),
             words(&[1]),
         ],
-        &|v| update_parameters(&adamw, v[0], v[1], &v[2..4], v[4], v[5]),
+        &|v| update_parameters(&adamw, v[0], v[1], None, &v[2..4], v[4], v[5]),
         &[
             (0, floats(&[1.88])),
             (2, floats(&[0.5])),

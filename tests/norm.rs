@@ -225,6 +225,7 @@ fn noise(seed: usize, len: usize) -> impl Iterator<Item = f64> {
 
 const SGD: Mode = Mode::Train(Optimizer::Sgd {
     momentum: 0.9,
+    nesterov: false,
     weight_decay: 0.0,
 });
 

@@ -7,7 +7,7 @@ use common::{TEST_IMAGES, TRAIN_IMAGES, contents};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use wgrad::data::{self, Normalization};
+use wgrad::data::{self, Normalization, Request};
 use wgrad::engine::{Engine, Split};
 use wgrad::gpu::{Choice, Gpu};
 use wgrad::model::Definition;
@@ -114,7 +114,12 @@ impl Bench {
     fn new(device: Device) -> Bench {
         let folder = tempfile::tempdir().unwrap();
         common::write_model_and_data(folder.path());
-        let data = data::load(folder.path().join("shapes").to_str().unwrap()).unwrap();
+        let data = data::load(
+            folder.path().join("shapes").to_str().unwrap(),
+            &Request::default(),
+            &mut |_, _| (),
+        )
+        .unwrap();
         Bench {
             folder,
             data,
@@ -140,7 +145,12 @@ impl Bench {
                 parameters: 0,
                 architecture: definition.text,
             },
-            data: DataRecord::of(self.data.name.clone(), None, &self.data),
+            data: DataRecord::of(
+                self.data.name.clone(),
+                None,
+                &Request::default(),
+                &self.data,
+            ),
             normalization: Normalization::of(&self.data.train),
             recipe,
             seed,

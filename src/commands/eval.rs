@@ -2,23 +2,27 @@
 
 use super::device::Device;
 use super::progress::Pulse;
-use super::{percent, say, say_json, say_wrapped, standard_error, table};
+use super::{load_data, percent, say, say_json, say_wrapped, standard_error, table};
 use crate::cli::EvalArgs;
 use indicatif::{HumanCount, ProgressBar};
 use serde_json::json;
 use std::ops::ControlFlow;
-use wgrad::Result;
-use wgrad::data;
+use wgrad::data::Request;
 use wgrad::engine::Split;
 use wgrad::plan::Options;
 use wgrad::train::Run;
+use wgrad::{Result, tune};
 
 pub fn run(args: &EvalArgs) -> Result<()> {
     let run = Run::open(&args.run)?;
     let [parameters, running] = run.weights()?;
     let config = run.config();
     let source = args.data.as_ref().unwrap_or(&config.data.source);
-    let mut test = data::load(source)?.test;
+    let request = Request {
+        cache: tune::cache_folder(),
+        ..config.data.request()
+    };
+    let mut test = load_data(source, &request)?.test;
     if args.data.is_none() && config.data.limit.is_some() {
         test.truncate(config.data.test_images)?;
     }

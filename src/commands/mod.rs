@@ -13,9 +13,11 @@ mod verify;
 
 use crate::cli::Command;
 use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, TableStyle};
+use indicatif::{ProgressBar, ProgressStyle};
 use std::io::{ErrorKind, Write};
 use std::path::Path;
 use terminal_size::{Width, terminal_size_of};
+use wgrad::data::{self, Request, Splits};
 use wgrad::{Error, Result};
 
 /// Carries out a command.
@@ -30,6 +32,23 @@ pub fn run(command: Command) -> Result<()> {
         Command::Verify(args) => verify::run(&args),
         Command::Bench(args) => bench::run(&args),
     }
+}
+
+/// The data, with a bar while pictures are read.
+fn load_data(source: &str, request: &Request) -> Result<Splits> {
+    let style = ProgressStyle::with_template("reading pictures [{bar:30}] {pos}/{len}, ETA {eta}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
+    let bar = ProgressBar::no_length()
+        .with_style(style)
+        .with_message("pictures read");
+    let pulse = progress::Pulse::start(&bar, || None);
+    let data = data::load(source, request, &mut |done, all| {
+        bar.set_length(all as u64);
+        bar.set_position(done as u64);
+    });
+    drop(pulse);
+    bar.finish_and_clear();
+    data
 }
 
 /// Prints a line (or several) on standard output. That nobody reads on (`wgrad … | head`) is no

@@ -3,13 +3,13 @@
 use super::device::Device;
 use super::progress::Progress;
 use super::signals::Signals;
-use super::{say, say_wrapped, table};
+use super::{load_data, say, say_wrapped, table};
 use crate::cli::{Conv, OptimizerName, TrainArgs};
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use serde_json::json;
 use std::fmt::Display;
 use std::path::{Path, absolute};
-use wgrad::data::{self, Normalization, Splits};
+use wgrad::data::{Normalization, Request, Splits};
 use wgrad::engine::{CpuEngine, Engine};
 use wgrad::kernels::conv2d::Product;
 use wgrad::model::recipe::{Optimizer, Recipe, Schedule};
@@ -119,11 +119,12 @@ fn start(args: &TrainArgs) -> Result<Prepared> {
     let definition = load(args.model.as_deref().unwrap_or("default"))?;
     let mut recipe = override_recipe(definition.recipe.clone(), args)?;
     expect_stop(args, &recipe, 0)?;
-    let source = args.data.as_deref().unwrap_or("mnist");
-    let mut data = load_data(source)?;
-    if let Some(limit) = args.limit {
-        data.train.truncate(limit)?;
-        data.test.truncate(limit)?;
+    let source = args.data.source.as_deref().unwrap_or("mnist");
+    let request = args.data.request(Request::default());
+    let mut data = load_data(source, &request)?;
+    data.notes.iter().try_for_each(|note| say_wrapped(note))?;
+    if let Some(limit) = args.data.limit {
+        data.truncate(limit)?;
     }
     let model = definition.resolve(data.train.shape, data.train.classes)?;
     let images = data.train.len();
@@ -171,7 +172,7 @@ fn start(args: &TrainArgs) -> Result<Prepared> {
             parameters: model.parameter_count(),
             architecture: definition.text.clone(),
         },
-        data: DataRecord::of(absolute_source(source)?, args.limit, &data),
+        data: DataRecord::of(absolute_source(source)?, args.data.limit, &request, &data),
         normalization: Normalization::of(&data.train),
         recipe,
         seed: args.seed.unwrap_or(1),
@@ -215,9 +216,12 @@ fn resume(folder: &Path, args: &TrainArgs) -> Result<Prepared> {
         expect_same(flag, run, &given)?;
     }
     expect_same("--seed", &config.seed, &args.seed.unwrap_or(config.seed))?;
-    let count = |limit: Option<usize>| limit.map_or("none".into(), |n| n.to_string());
-    let limit = args.limit.or(config.data.limit);
-    expect_same("--limit", &count(config.data.limit), &count(limit))?;
+    let limit = args.data.limit.or(config.data.limit);
+    let request = args.data.request(config.data.request());
+    let recorded = data_settings(&config.data.request(), config.data.limit);
+    for ((flag, run), (_, given)) in recorded.iter().zip(data_settings(&request, limit)) {
+        expect_same(flag, run, &given)?;
+    }
     if recipe.epochs < config.finished_epochs {
         return Err(Error::Usage(format!(
             "expected --epochs of at least {}, which the run in {} has finished already, found {}; --epochs is the total",
@@ -228,11 +232,15 @@ fn resume(folder: &Path, args: &TrainArgs) -> Result<Prepared> {
     }
     expect_stop(args, &recipe, config.finished_epochs)?;
 
-    let source = args.data.as_deref().unwrap_or(&config.data.source);
-    let mut data = load_data(source)?;
+    let source = args.data.source.as_deref().unwrap_or(&config.data.source);
+    let mut data = load_data(source, &request)?;
+    data.notes.iter().try_for_each(|note| say_wrapped(note))?;
     run.expect_data(source, &data.train)?;
     if let Some(limit) = limit {
         data.train.truncate(limit)?;
+        if let Some(validation) = &mut data.validation {
+            validation.truncate(limit)?;
+        }
         // Not by the limit: a run of format 0 was tested on all.
         data.test.truncate(config.data.test_images)?;
     }
@@ -363,6 +371,7 @@ fn override_recipe(mut recipe: Recipe, args: &TrainArgs) -> Result<Recipe> {
             recipe.lr = 0.05;
             recipe.optimizer = Optimizer::Sgd {
                 momentum: 0.9,
+                nesterov: false,
                 weight_decay: 0.0,
             };
         }
@@ -385,8 +394,9 @@ fn override_recipe(mut recipe: Recipe, args: &TrainArgs) -> Result<Recipe> {
             &given,
         )?;
         match &mut recipe.optimizer {
-            Optimizer::Sgd { momentum, .. } => *momentum = given,
+            Optimizer::Sgd { momentum, .. } | Optimizer::Muon { momentum, .. } => *momentum = given,
             Optimizer::Adamw { .. } => check(false, "--momentum", "with sgd only", &"adamw")?,
+            Optimizer::Lion { .. } => check(false, "--momentum", "with sgd only", &"lion")?,
         }
     }
     if let Some(given) = args.weight_decay {
@@ -398,7 +408,10 @@ fn override_recipe(mut recipe: Recipe, args: &TrainArgs) -> Result<Recipe> {
             &given,
         )?;
         match &mut recipe.optimizer {
-            Optimizer::Sgd { weight_decay, .. } | Optimizer::Adamw { weight_decay, .. } => {
+            Optimizer::Sgd { weight_decay, .. }
+            | Optimizer::Adamw { weight_decay, .. }
+            | Optimizer::Lion { weight_decay, .. }
+            | Optimizer::Muon { weight_decay, .. } => {
                 *weight_decay = given;
             }
         }
@@ -434,12 +447,23 @@ fn settings(recipe: &Recipe) -> [(&'static str, String); 6] {
         Optimizer::Sgd {
             momentum,
             weight_decay,
+            ..
         } => ("sgd", momentum, weight_decay),
         Optimizer::Adamw {
             beta1,
             weight_decay,
             ..
         } => ("adamw", beta1, weight_decay),
+        Optimizer::Lion {
+            beta1,
+            weight_decay,
+            ..
+        } => ("lion", beta1, weight_decay),
+        Optimizer::Muon {
+            momentum,
+            weight_decay,
+            ..
+        } => ("muon", momentum, weight_decay),
     };
     let schedule = match recipe.schedule {
         Schedule::Constant => "constant",
@@ -456,11 +480,22 @@ fn settings(recipe: &Recipe) -> [(&'static str, String); 6] {
     ]
 }
 
-/// The data, and a line about what is odd in them.
-fn load_data(source: &str) -> Result<Splits> {
-    let data = data::load(source)?;
-    data.notes.iter().try_for_each(|note| say_wrapped(note))?;
-    Ok(data)
+/// What a resume may not change of the data, by flag.
+fn data_settings(request: &Request, limit: Option<usize>) -> [(&'static str, String); 5] {
+    let or_none = |value: Option<String>| value.unwrap_or("none".into());
+    [
+        ("--limit", or_none(limit.map(|n| n.to_string()))),
+        (
+            "--image-size",
+            or_none(request.image_size.map(|[h, w]| format!("{h}x{w}"))),
+        ),
+        (
+            "--validation",
+            or_none(request.validation.map(|x| x.to_string())),
+        ),
+        ("--test", or_none(request.test.map(|x| x.to_string()))),
+        ("--split-seed", request.split_seed.to_string()),
+    ]
 }
 
 /// `mnist`, or the folder's absolute path, so that a resume finds it from anywhere.
@@ -538,10 +573,14 @@ fn describe(config: &Config) -> String {
     let settings = settings(recipe);
     let [(_, optimizer), (_, lr), .., (_, schedule), (_, batch)] = &settings;
     format!(
-        "device   {}\ndata     {}: {} training and {} test images of {} in {} classes\nrecipe   {optimizer}, {schedule} learning rate {lr}, batch size {batch}, epochs {}, seed {}",
+        "device   {}\ndata     {}: {} training{} and {} test images of {} in {} classes\nrecipe   {optimizer}, {schedule} learning rate {lr}, batch size {batch}, epochs {}, seed {}",
         config.device.description,
         data.source,
         HumanCount(data.training_images as u64),
+        match data.validation_images {
+            0 => String::new(),
+            n => format!(", {} validation", HumanCount(n as u64)),
+        },
         HumanCount(data.test_images as u64),
         model.input,
         model.classes,

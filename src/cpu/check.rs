@@ -158,16 +158,16 @@ pub fn finite_difference_checks() -> Vec<FiniteDifference> {
         "softmax_cross_entropy",
         worst_error(
             &output,
-            &softmax_cross_entropy(&output, &labels, 5, 0.0).gradient,
-            |output| mean(softmax_cross_entropy(output, &labels, 5, 0.0)),
+            &softmax_cross_entropy(&output, &labels, 5, 0.0, 4.0).gradient,
+            |output| mean(softmax_cross_entropy(output, &labels, 5, 0.0, 4.0)),
         ),
     );
     check(
         "squared_error",
         worst_error(
             &output,
-            &squared_error(&output, &labels, 5).gradient,
-            |output| mean(squared_error(output, &labels, 5)),
+            &squared_error(&output, &labels, 5, 4.0).gradient,
+            |output| mean(squared_error(output, &labels, 5, 4.0)),
         ),
     );
 
@@ -460,20 +460,22 @@ fn elementwise_checks(check: &mut impl FnMut(&'static str, f64)) {
     }
 
     let (logits, labels, weights) = (noise(28, 4 * 5), [4, 0, 2, 2], [0.5, 3.0, 1.0, 2.0, 0.25]);
-    let smoothed = |z: &[f64]| softmax_cross_entropy(z, &labels, 5, 0.1);
+    let smoothed = |z: &[f64]| softmax_cross_entropy(z, &labels, 5, 0.1, 4.0);
     check(
         "softmax_cross_entropy, smoothed",
         worst_error(&logits, &smoothed(&logits).gradient, |z| {
             smoothed(z).loss.iter().sum::<f64>() / 4.0
         }),
     );
+    // The weights of the labels.
+    let total = 0.25 + 0.5 + 1.0 + 1.0;
     for smoothing in [0.0, 0.1] {
-        let weighted = |z: &[f64]| weighted_softmax_cross_entropy(z, &labels, &weights, smoothing);
+        let weighted =
+            |z: &[f64]| weighted_softmax_cross_entropy(z, &labels, &weights, smoothing, total);
         check(
             "weighted_softmax_cross_entropy",
             worst_error(&logits, &weighted(&logits).gradient, |z| {
-                // The weights of the labels.
-                weighted(z).loss.iter().sum::<f64>() / (0.25 + 0.5 + 1.0 + 1.0)
+                weighted(z).loss.iter().sum::<f64>() / f64::from(total)
             }),
         );
     }
@@ -607,6 +609,7 @@ pub(super) fn network_error(model: &Model) -> f64 {
 fn network_error_with(model: &Model, options: &Options) -> f64 {
     let mode = Mode::Train(Optimizer::Sgd {
         momentum: 0.0,
+        nesterov: false,
         weight_decay: 0.0,
     });
     let adapter = AdapterReport::imagined(true);
@@ -624,7 +627,10 @@ fn network_error_with(model: &Model, options: &Options) -> f64 {
     let counted: f32 = labels.iter().map(|label| weights[*label as usize]).sum();
     *twins.words("order") = vec![5, 2, 9, 7];
     let x = noise(16, labels.len() * model.input.elements());
-    let step = Step::new(0, labels.len());
+    let step = Step {
+        total: counted,
+        ..Step::new(0, labels.len())
+    };
     *twins.words("steps") = bytemuck::cast_slice(&[step]).to_vec();
     let parameters = noise(15, model.parameter_elements);
     let mut run = |parameters: &[f64], sections: &[Section]| {

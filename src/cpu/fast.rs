@@ -640,6 +640,7 @@ mod tests {
     const RULES: [Optimizer; 3] = [
         Optimizer::Sgd {
             momentum: 0.9,
+            nesterov: false,
             weight_decay: 0.01,
         },
         Optimizer::Adamw {
@@ -650,6 +651,7 @@ mod tests {
         },
         Optimizer::Sgd {
             momentum: 0.0,
+            nesterov: false,
             weight_decay: 0.0,
         },
     ];

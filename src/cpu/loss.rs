@@ -10,15 +10,16 @@ use super::Float;
 pub struct LossOutput<T> {
     /// Loss of each sample, `[N]`.
     pub loss: Vec<T>,
-    /// Gradient of the *mean* loss over the batch by the network's output, `[N, classes]`.
+    /// Gradient of the sum of the losses over `total` by the network's output, `[N, classes]`: that of
+    /// the mean where `total` is the number of samples.
     pub gradient: Vec<T>,
     /// 1 where the largest output (see [`argmax`]) is the label's, else 0; `[N]`.
     pub correct: Vec<u32>,
 }
 
-/// `p = softmax(z)`, `loss = −Σ_k t[k] log p[k]`, `gradient = (p − t) / N` with the target
+/// `p = softmax(z)`, `loss = −Σ_k t[k] log p[k]`, `gradient = (p − t) / total` with the target
 /// `t = (1 − smoothing) onehot(label) + smoothing / classes`: without smoothing `−log p[label]` and
-/// `(p − onehot(label)) / N`. The softmax is taken of `z − max z`, which changes nothing and never
+/// `(p − onehot(label)) / total`. The softmax is taken of `z − max z`, which changes nothing and never
 /// overflows; where max z is no finite number it is undefined, and loss and gradient are NaN.
 ///
 /// logits `[N, classes]`, labels `[N]`, each below `classes`.
@@ -27,8 +28,9 @@ pub fn softmax_cross_entropy<T: Float>(
     labels: &[u32],
     classes: usize,
     smoothing: f32,
+    total: f32,
 ) -> LossOutput<T> {
-    per_sample(logits, labels, classes, |z, label, gradient| {
+    per_sample(logits, labels, classes, total, |z, label, gradient| {
         let (log_sum, largest) = softmax(z, gradient);
         let loss = log_sum - (z[label] - largest);
         if smoothing == 0.0 {
@@ -43,8 +45,8 @@ pub fn softmax_cross_entropy<T: Float>(
     })
 }
 
-/// [`softmax_cross_entropy`] with `t[k]` times the weight of class k, and the gradient of the *weighted*
-/// mean, `gradient = (p Σ_k t[k] − t) / Σ_i weights[label_i]`: PyTorch's `CrossEntropyLoss(weight,
+/// [`softmax_cross_entropy`] with `t[k]` times the weight of class k: `gradient = (p Σ_k t[k] − t) / total`.
+/// Where `total` is the sum of `weights[label]` that is PyTorch's `CrossEntropyLoss(weight,
 /// label_smoothing)`.
 ///
 /// logits `[N, classes]`, labels `[N]`, each below `classes`, weights `[classes]`.
@@ -53,10 +55,11 @@ pub fn weighted_softmax_cross_entropy<T: Float>(
     labels: &[u32],
     weights: &[T],
     smoothing: f32,
+    total: f32,
 ) -> LossOutput<T> {
     let classes = weights.len();
     let (rest, each): (T, T) = smoothed(smoothing, classes);
-    let mut output = per_sample(logits, labels, classes, |z, label, gradient| {
+    per_sample(logits, labels, classes, total, |z, label, gradient| {
         let (log_sum, largest) = softmax(z, gradient);
         let mut sum = rest * weights[label];
         let mut loss = sum * (log_sum - (z[label] - largest));
@@ -72,15 +75,7 @@ pub fn weighted_softmax_cross_entropy<T: Float>(
             *gradient -= each * weight;
         }
         loss
-    });
-    // From the mean to the weighted mean.
-    let count: T = (labels.len() as f32).into();
-    let weight_sum: T = labels.iter().map(|&label| weights[label as usize]).sum();
-    output
-        .gradient
-        .iter_mut()
-        .for_each(|g| *g *= count / weight_sum);
-    output
+    })
 }
 
 /// What the target of a class is if it is the label's, beside what every class gets.
@@ -100,16 +95,27 @@ fn softmax<T: Float>(z: &[T], p: &mut [T]) -> (T, T) {
     (sum.ln(), largest)
 }
 
-/// `loss = ½ Σ_k (output[k] − onehot(label)[k])²`, `gradient = (output − onehot(label)) / N`.
+/// `loss = ½ Σ_k (output[k] − onehot(label)[k])²`, `gradient = (output − onehot(label)) / total`.
 ///
 /// output `[N, classes]`, labels `[N]`, each below `classes`.
-pub fn squared_error<T: Float>(output: &[T], labels: &[u32], classes: usize) -> LossOutput<T> {
-    per_sample(output, labels, classes, |output, label, difference| {
-        difference.copy_from_slice(output);
-        difference[label] -= T::one();
-        let half: T = 0.5.into();
-        half * difference.iter().map(|&d| d * d).sum()
-    })
+pub fn squared_error<T: Float>(
+    output: &[T],
+    labels: &[u32],
+    classes: usize,
+    total: f32,
+) -> LossOutput<T> {
+    per_sample(
+        output,
+        labels,
+        classes,
+        total,
+        |output, label, difference| {
+            difference.copy_from_slice(output);
+            difference[label] -= T::one();
+            let half: T = 0.5.into();
+            half * difference.iter().map(|&d| d * d).sum()
+        },
+    )
 }
 
 /// The predicted class of every sample, see [`argmax`]: logits `[N, classes]`, returns `[N]`.
@@ -138,6 +144,7 @@ fn per_sample<T: Float>(
     output: &[T],
     labels: &[u32],
     classes: usize,
+    total: f32,
     loss: impl Fn(&[T], usize, &mut [T]) -> T,
 ) -> LossOutput<T> {
     assert_eq!(output.len(), labels.len() * classes);
@@ -147,8 +154,8 @@ fn per_sample<T: Float>(
         .zip(gradient.chunks_exact_mut(classes))
         .map(|((output, &label), gradient)| loss(output, label as usize, gradient))
         .collect();
-    let count: T = (labels.len() as f32).into();
-    gradient.iter_mut().for_each(|g| *g /= count);
+    let total: T = total.into();
+    gradient.iter_mut().for_each(|g| *g /= total);
     let correct = samples()
         .map(|(output, &label)| u32::from(argmax(output) == label as usize))
         .collect();
@@ -164,13 +171,17 @@ mod tests {
     use super::*;
 
     fn cross_entropy(logits: &[f32], labels: &[u32], classes: usize) -> LossOutput<f32> {
-        softmax_cross_entropy(logits, labels, classes, 0.0)
+        softmax_cross_entropy(logits, labels, classes, 0.0, labels.len() as f32)
+    }
+
+    fn squares(output: &[f32], labels: &[u32], classes: usize) -> LossOutput<f32> {
+        squared_error(output, labels, classes, labels.len() as f32)
     }
 
     #[test]
     fn of_equal_outputs_the_first_is_the_prediction() {
         let output = [1.0, 2.0, 2.0, 0.0, 0.0, 0.0];
-        for function in [cross_entropy, squared_error::<f32>] {
+        for function in [cross_entropy, squares] {
             assert_eq!(function(&output, &[1, 0], 3).correct, [1, 1]);
             assert_eq!(function(&output, &[2, 1], 3).correct, [0, 0]);
         }
@@ -178,7 +189,7 @@ mod tests {
 
     #[test]
     fn nan_outputs_give_a_nan_loss() {
-        for function in [cross_entropy, squared_error::<f32>] {
+        for function in [cross_entropy, squares] {
             for output in [[f32::NAN, 1.0], [1.0, f32::NAN]] {
                 assert!(function(&output, &[0], 2).loss[0].is_nan());
             }
@@ -213,9 +224,12 @@ mod tests {
     fn equal_weights_are_none() {
         let (z, labels) = ([0.5, -1.0, 2.0, 1.0, 0.0, -3.0], [2, 1]);
         for smoothing in [0.0, 0.25] {
-            let plain = softmax_cross_entropy::<f64>(&z, &labels, 3, smoothing);
+            let plain = softmax_cross_entropy::<f64>(&z, &labels, 3, smoothing, 2.0);
             for weight in [1.0, 4.0] {
-                let weighted = weighted_softmax_cross_entropy(&z, &labels, &[weight; 3], smoothing);
+                let (weights, total) = ([weight.into(); 3], 2.0 * weight);
+                let weighted =
+                    weighted_softmax_cross_entropy(&z, &labels, &weights, smoothing, total);
+                let weight = f64::from(weight);
                 for (w, p) in weighted.loss.iter().zip(&plain.loss) {
                     assert!((w - weight * p).abs() < 1e-12, "{w} {p}");
                 }

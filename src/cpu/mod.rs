@@ -15,8 +15,10 @@
 
 mod activation;
 pub mod augment;
+mod average;
 mod batch_norm;
 mod check;
+mod clip;
 mod conv2d;
 pub mod dropout;
 pub mod fast;
@@ -28,6 +30,7 @@ mod grouped;
 mod im2col;
 pub mod join;
 mod loss;
+mod muon;
 mod optimizer;
 mod peak;
 mod pool;
@@ -41,11 +44,13 @@ pub use activation::{
     leaky_relu_backward, leaky_relu_forward, relu_backward, relu_forward, sigmoid_backward,
     sigmoid_forward, silu_backward, silu_forward, tanh_backward, tanh_forward,
 };
+pub use average::{average_values, swap_values};
 pub use batch_norm::{
     batch_norm_backward_input, batch_norm_backward_sums, batch_norm_evaluate, batch_norm_fold,
     batch_norm_forward, batch_norm_moments, batch_norm_statistics,
 };
 pub use check::{FiniteDifference, finite_difference_checks};
+pub use clip::{clip_gradients, norm, sum_squares};
 pub use conv2d::{
     conv2d_backward_input, conv2d_backward_weight, conv2d_forward, matmul_nn, matmul_nt, matmul_tn,
 };
@@ -61,13 +66,14 @@ pub use loss::{
     LossOutput, argmax, predict, softmax_cross_entropy, squared_error, sum_metrics,
     weighted_softmax_cross_entropy,
 };
-pub use optimizer::{adamw_update, sgd_update};
+pub use muon::{muon_momentum, muon_polynomial, muon_scale, muon_update};
+pub use optimizer::{adamw_update, lion_update, sgd_update};
 pub use peak::{peak_copy, peak_multiply_add};
 pub use pool::{
     maxpool2d_backward, maxpool2d_backward_overlapping, maxpool2d_forward, meanpool2d_backward,
     meanpool2d_forward,
 };
-pub use reduce::{reduce_chunks, reduce_splits};
+pub use reduce::{accumulate, reduce_chunks, reduce_splits};
 pub use run::{Memory, Twins, Values, run};
 
 use crate::model::Shape;

@@ -19,9 +19,29 @@ pub fn reduce_chunks<T: Float>(partials: &[T], chunks: usize) -> Vec<T> {
     reduce_splits(partials, chunks)
 }
 
+/// `accumulated[i] += gradients[i]`, or for the `first` part of a batch `accumulated[i] = gradients[i]`; two
+/// vectors of one length, the second changed in place.
+pub fn accumulate<T: Float>(gradients: &[T], first: bool, accumulated: &mut [T]) {
+    assert_eq!(gradients.len(), accumulated.len());
+    if first {
+        accumulated.copy_from_slice(gradients);
+    } else {
+        add(accumulated, gradients);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_first_part_starts_anew() {
+        let mut sum = [f64::NAN, 7.0];
+        accumulate(&[1.0, 2.0], true, &mut sum);
+        assert_eq!(sum, [1.0, 2.0]);
+        accumulate(&[10.0, -3.0], false, &mut sum);
+        assert_eq!(sum, [11.0, -1.0]);
+    }
 
     #[test]
     fn adds_in_order() {

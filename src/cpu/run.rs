@@ -288,6 +288,13 @@ pub fn run<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
             let sums = reduce_chunks(floats("partials"), *chunks);
             memory.put(view("result"), sums);
         }
+        Work::Accumulate => {
+            let first = memory.step(spec).0.micro == 0;
+            let gradients = view("gradients");
+            memory.change_floats(view("accumulated"), |memory, accumulated| {
+                accumulate(memory.floats(gradients), first, accumulated);
+            });
+        }
         Work::MaxPoolForward(pool) => {
             let (y, index) = maxpool2d_forward(pool, floats("x"));
             memory.put(view("y"), y);
@@ -377,18 +384,18 @@ pub fn run<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
             classes,
             smoothing,
         } => {
-            run_loss(spec, memory, |logits, labels| match loss {
+            run_loss(spec, memory, |logits, labels, total| match loss {
                 Loss::SoftmaxCrossEntropy => {
-                    softmax_cross_entropy(logits, labels, *classes, *smoothing)
+                    softmax_cross_entropy(logits, labels, *classes, *smoothing, total)
                 }
-                Loss::SquaredError => squared_error(logits, labels, *classes),
+                Loss::SquaredError => squared_error(logits, labels, *classes, total),
             });
             run_predict(spec, *classes, memory);
         }
         Work::WeightedLoss { smoothing } => {
             let weights = floats("class_weights").to_vec();
-            run_loss(spec, memory, |logits, labels| {
-                weighted_softmax_cross_entropy(logits, labels, &weights, *smoothing)
+            run_loss(spec, memory, |logits, labels, total| {
+                weighted_softmax_cross_entropy(logits, labels, &weights, *smoothing, total)
             });
         }
         Work::Predict { classes } => run_predict(spec, *classes, memory),
@@ -413,7 +420,53 @@ pub fn run<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
             };
             memory.put_words(at, bytemuck::cast_slice(&[metrics]));
         }
-        Work::Update(optimizer) => run_update(spec, optimizer, memory),
+        Work::Update { rule, grouped } => run_update(spec, rule, *grouped, memory),
+        Work::SumSquares { run, grouped } => {
+            let factors = grouped.then(|| floats("factors"));
+            let sums = sum_squares(floats("x"), factors, *run);
+            memory.put(view("result"), sums);
+        }
+        Work::Norm => {
+            let norm = norm(floats("x"));
+            memory.put(view("result"), vec![norm]);
+        }
+        Work::ClipGradients { limit } => {
+            let norm = floats("norm_of_all")[0];
+            memory.change_floats(view("gradients"), |_, g| clip_gradients(*limit, g, norm));
+        }
+        Work::MuonMomentum { momentum } => {
+            let mut x = Vec::new();
+            memory.change_floats(view("velocity"), |memory, v| {
+                x = muon_momentum(*momentum, memory.floats(view("gradients")), v);
+            });
+            memory.put(view("x"), x);
+        }
+        Work::MuonScale => {
+            let norm = floats("norm")[0];
+            memory.change_floats(view("x"), |_, x| muon_scale(x, norm));
+        }
+        Work::MuonPolynomial { side } => {
+            let p = muon_polynomial(*side, floats("a"), floats("aa"));
+            memory.put(view("p"), p);
+        }
+        Work::MuonUpdate { size, rate } => {
+            let ((step, _), norm) = (memory.step(spec), floats("norm")[0]);
+            memory.change_floats(view("parameters"), |memory, w| {
+                let direction = memory.floats(view("direction"));
+                muon_update(*size, *rate, step.lr, w, norm, direction);
+            });
+        }
+        Work::AverageValues => {
+            let (step, _) = memory.step(spec);
+            memory.change_floats(view("average"), |memory, average| {
+                average_values(step.average, average, memory.floats(view("values")));
+            });
+        }
+        Work::SwapValues => {
+            let mut a = floats("a").to_vec();
+            memory.change_floats(view("b"), |_, b| swap_values(&mut a, b));
+            memory.put(view("a"), a);
+        }
         Work::AdvanceStep => {
             let counter = view("counter");
             let row = memory.words(counter)[0];
@@ -591,14 +644,15 @@ fn run_group_norm<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
 fn run_loss<T: Float>(
     spec: &KernelSpec,
     memory: &mut Memory<T>,
-    function: impl Fn(&[T], &[u32]) -> LossOutput<T>,
+    function: impl Fn(&[T], &[u32], f32) -> LossOutput<T>,
 ) {
     let view = |name| spec.view(name);
     let (step, _) = memory.step(spec);
     let count = step.count as usize;
     let (losses, gradient) = (view("loss"), view("gradient"));
     let logits = &memory.floats(view("logits"))[..count * (gradient.len / losses.len)];
-    let mut output = function(logits, &memory.words(view("labels"))[..count]);
+    let labels = &memory.words(view("labels"))[..count];
+    let mut output = function(logits, labels, step.total);
     output.loss.resize(losses.len, T::zero());
     output.gradient.resize(gradient.len, T::zero());
     memory.put(losses, output.loss);
@@ -620,7 +674,12 @@ fn run_predict<T: Float>(spec: &KernelSpec, classes: usize, memory: &mut Memory<
     memory.put_words(at, &prediction[..count]);
 }
 
-fn run_update<T: Float>(spec: &KernelSpec, optimizer: &Optimizer, memory: &mut Memory<T>) {
+fn run_update<T: Float>(
+    spec: &KernelSpec,
+    rule: &Optimizer,
+    grouped: bool,
+    memory: &mut Memory<T>,
+) {
     let (step, _) = memory.step(spec);
     let scalars = StepScalars {
         lr: step.lr,
@@ -633,21 +692,31 @@ fn run_update<T: Float>(spec: &KernelSpec, optimizer: &Optimizer, memory: &mut M
         std::mem::replace(values, Values::Words(Vec::new()))
     };
     let (mut parameters, mut first) = (take("parameters"), take("state1"));
-    let mut second = match optimizer {
-        Optimizer::Sgd { .. } => Values::Floats(Vec::new()),
-        Optimizer::Adamw { .. } => take("state2"),
+    let mut second = match rule.state_vectors() {
+        1 => Values::Floats(Vec::new()),
+        _ => take("state2"),
     };
     let gradients = memory.floats(view("gradients"));
+    let factors = grouped.then(|| memory.floats(view("factors")));
     let (Values::Floats(w), Values::Floats(m), Values::Floats(v)) =
         (&mut parameters, &mut first, &mut second)
     else {
         panic!("expected parameters and state of floats");
     };
-    match *optimizer {
+    match *rule {
         Optimizer::Sgd {
             momentum,
-            weight_decay,
-        } => sgd_update(w, gradients, m, momentum, weight_decay, scalars),
+            nesterov,
+            weight_decay: decay,
+        } => sgd_update(
+            w,
+            gradients,
+            m,
+            factors,
+            (momentum, nesterov),
+            decay,
+            scalars,
+        ),
         Optimizer::Adamw {
             beta1,
             beta2,
@@ -657,16 +726,23 @@ fn run_update<T: Float>(spec: &KernelSpec, optimizer: &Optimizer, memory: &mut M
             w,
             gradients,
             [m, v],
+            factors,
             [beta1, beta2],
             epsilon,
             weight_decay,
             scalars,
         ),
+        Optimizer::Lion {
+            beta1,
+            beta2,
+            weight_decay: decay,
+        } => lion_update(w, gradients, m, factors, [beta1, beta2], decay, scalars),
+        Optimizer::Muon { .. } => unreachable!("it leaves elements to SGD"),
     }
     let mut give = |name, values| memory.values[memory.places[spec.view(name).tensor]] = values;
     give("parameters", parameters);
     give("state1", first);
-    if let Optimizer::Adamw { .. } = optimizer {
+    if rule.state_vectors() > 1 {
         give("state2", second);
     }
 }

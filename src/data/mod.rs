@@ -5,11 +5,12 @@
 
 mod idx;
 mod mnist;
+mod split;
 
 use crate::error::{Error, Result};
 use crate::model::Shape;
 use serde::{Deserialize, Serialize};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Labelled images. [`load`] makes sure that there is at least one image, that images and labels
 /// are as many, and that every label is below `classes`.
@@ -82,6 +83,24 @@ pub struct Splits {
     pub notes: Vec<String>,
 }
 
+/// How images become [`Splits`].
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Request {
+    /// Height and width that pictures are brought to; by default what the source says. Where that
+    /// is fixed, no other is accepted.
+    pub image_size: Option<[usize; 2]>,
+    /// Share of the training images of each class that is held back for validation; by default none
+    /// where there are test images, else 0.1.
+    pub validation: Option<f64>,
+    /// Share of the images of each class that is held back for testing where there are no test
+    /// images; by default 0.1.
+    pub test: Option<f64>,
+    /// Decides which images are held back.
+    pub split_seed: u64,
+    /// Folder for what took long to decode; nothing is kept without.
+    pub cache: Option<PathBuf>,
+}
+
 /// Loads `"mnist"`, which is part of the binary, or a folder of IDX files (a folder that is itself
 /// called so is `"./mnist"`).
 ///
@@ -90,25 +109,80 @@ pub struct Splits {
 /// and each file may be gzipped (`.gz`). It has as many classes as its largest label asks for, at
 /// least 2.
 ///
+/// `progress` hears how many images of how many are read, where that takes long.
+///
 /// # Errors
-/// [`Error::Data`] when there is no such dataset, a file is missing, or a file is not what its
+/// [`Error::Usage`] for a request that the source cannot meet. [`Error::Data`] when there is no such dataset, a file is missing, or a file is not what its
 /// header promises; [`Error::Io`] when a file cannot be read.
-pub fn load(spec: &str) -> Result<Splits> {
+pub fn load(
+    spec: &str,
+    request: &Request,
+    _progress: &mut dyn FnMut(usize, usize),
+) -> Result<Splits> {
+    let shares = [
+        ("--validation", request.validation),
+        ("--test", request.test),
+    ];
+    for (flag, share) in shares {
+        split::expect_share(flag, share.unwrap_or(0.0))?;
+    }
     let path = Path::new(spec);
-    if spec == "mnist" {
-        mnist::load()
+    let mut splits = if spec == "mnist" {
+        mnist::load()?
     } else if path.is_dir() {
-        idx::load_folder(path)
+        idx::load_folder(path)?
     } else {
         let found = if path.exists() {
             "a file; give the folder that holds it"
         } else {
             "no such folder"
         };
-        Err(Error::data(
+        return Err(Error::data(
             path,
             format!("expected \"mnist\" or a folder of IDX files, found {found}"),
-        ))
+        ));
+    };
+    expect_fixed(request, &splits)?;
+    if let (None, Some(share)) = (&splits.validation, request.validation)
+        && share > 0.0
+    {
+        splits.validation = Some(split::carve(&mut splits.train, share, request.split_seed));
+    }
+    Ok(splits)
+}
+
+/// Refuses what cannot be asked of images that come in one size and with test images.
+fn expect_fixed(request: &Request, splits: &Splits) -> Result<()> {
+    let Shape { height, width, .. } = splits.train.shape;
+    let found = match request {
+        Request {
+            image_size: Some([h, w]),
+            ..
+        } if [*h, *w] != [height, width] => {
+            format!("--image-size of {height}x{width}, found {h}x{w}")
+        }
+        Request {
+            test: Some(share), ..
+        } => format!("no --test, found {share}"),
+        _ => return Ok(()),
+    };
+    Err(Error::Usage(format!(
+        "expected {found}: the images of {} come in one size and with test images; leave it out",
+        splits.name
+    )))
+}
+
+impl Splits {
+    /// Keeps the first `n` images of each split.
+    ///
+    /// # Errors
+    /// As [`Dataset::truncate`].
+    pub fn truncate(&mut self, n: usize) -> Result<()> {
+        let validation = self.validation.iter_mut();
+        let mut splits = [&mut self.train, &mut self.test]
+            .into_iter()
+            .chain(validation);
+        splits.try_for_each(|split| split.truncate(n))
     }
 }
 

@@ -1,15 +1,15 @@
 //! Steps on the CPU: what trains where there is no GPU.
 
 use super::{
-    Evaluation, Split, StepProgress, evaluation_steps, expect_dataset, expect_epoch, expect_len,
-    uploaded,
+    Evaluation, Split, StepProgress, ends_batch, evaluation_steps, expect_dataset, expect_epoch,
+    expect_len, most_rows, uploaded,
 };
 use crate::cpu::{Memory, Values, fast};
 use crate::error::Result;
 use crate::kernels::{Dtype, Metrics, Step};
 use crate::model::recipe::Optimizer;
 use crate::model::{Model, initial_running};
-use crate::plan::{Lifetime, Mode, Options, Plan, Target};
+use crate::plan::{self, Lifetime, Mode, Options, Plan, Section, Target};
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 
@@ -73,6 +73,12 @@ impl CpuEngine {
         if let Some(weights) = &options.class_weights {
             engine.set_kept("class_weights", weights)?;
         }
+        if let Some(factors) = plan::factors(model, optimizer, options)? {
+            engine.set_kept("factors", &factors)?;
+        }
+        if options.average {
+            engine.set_kept("average_running", &initial_running(model))?;
+        }
         Ok(engine)
     }
 
@@ -104,6 +110,18 @@ impl CpuEngine {
         };
         expect_len(name, "values", kept.len(), values.len())?;
         kept.copy_from_slice(values);
+        Ok(())
+    }
+
+    pub(super) fn averages(&self) -> bool {
+        self.options.average
+    }
+
+    /// Exchanges two vectors that are kept.
+    pub(super) fn swap(&mut self, [one, other]: [&'static str; 2]) -> Result<()> {
+        self.memory
+            .values
+            .swap(self.places[one], self.places[other]);
         Ok(())
     }
 
@@ -158,7 +176,7 @@ impl CpuEngine {
     ) -> Result<()> {
         expect_dataset(&self.model, &images, labels, normalization)?;
         let len = labels.len();
-        let steps = len.div_ceil(self.batch);
+        let steps = most_rows(len, self.batch, self.options.micro);
         // Another split takes the place of one that was there.
         let old = self.splits[split as usize]
             .take()
@@ -199,7 +217,8 @@ impl CpuEngine {
         progress: StepProgress,
     ) -> Result<Vec<Metrics>> {
         let samples = uploaded(&self.splits[Split::Train as usize])?;
-        expect_epoch(samples.len, self.batch, order, steps)?;
+        let micro = self.options.micro;
+        expect_epoch(samples.len, self.batch, micro, order, steps)?;
         let place = samples.tensors["order"];
         self.memory.values[place] = Values::Words(order.to_vec());
         self.run(Split::Train, steps, progress)
@@ -228,7 +247,7 @@ impl CpuEngine {
         })
     }
 
-    /// Carries out `steps` on a split.
+    /// Carries out `steps` on a split, until `progress` says break and a batch ends.
     fn run(
         &mut self,
         split: Split,
@@ -239,6 +258,7 @@ impl CpuEngine {
         self.memory.values[tensors["steps"]] = Values::Words(bytemuck::cast_slice(steps).to_vec());
         self.memory.values[tensors["counter"]] = Values::Words(vec![0]);
         let mut all = Vec::with_capacity(steps.len());
+        let mut stops = false;
         for (i, step) in steps.iter().enumerate() {
             let at = self.plan((split == Split::Train, step.count as usize))?;
             let (_, planned) = &self.plans[at];
@@ -250,13 +270,17 @@ impl CpuEngine {
                     *place = *data;
                 }
             }
-            for spec in planned.plan.specs() {
-                fast::run(spec, &mut self.memory, &self.scratch);
+            let updates = ends_batch(steps, i);
+            for (part, spec) in &planned.plan.kernels {
+                if updates || *part != Section::Update {
+                    fast::run(spec, &mut self.memory, &self.scratch);
+                }
             }
             let metrics = &self.words(split, "metrics")[2 * i..2 * i + 2];
             let metrics: Metrics = bytemuck::cast_slice(metrics)[0];
             all.push(metrics);
-            if progress(&[metrics])?.is_break() {
+            stops |= progress(&[metrics])?.is_break();
+            if stops && updates {
                 break;
             }
         }

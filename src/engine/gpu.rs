@@ -3,53 +3,26 @@
 //! nothing.
 
 use super::{
-    Evaluation, Split, StepProgress, evaluation_steps, expect_dataset, expect_epoch, expect_len,
-    uploaded,
+    Evaluation, Split, StepProgress, ends_batch, evaluation_steps, expect_dataset, expect_epoch,
+    expect_len, most_rows, uploaded,
 };
 use crate::error::{Error, Result};
 use crate::gpu::{AdapterReport, Buffer, Dispatch, Gpu, Readback, Span, Ticket};
 use crate::host::fitting_batch;
-use crate::kernels::{Dtype, Metrics, STEP_ELEMENTS, Step};
+use crate::kernels::{Dtype, Metrics, STEP_ELEMENTS, Step, View, average};
 use crate::model::recipe::Optimizer;
 use crate::model::{Model, initial_running};
-use crate::plan::{Lifetime, Mode, Options, Plan, Target, most_samples};
+use crate::plan::{self, Lifetime, Mode, Options, Plan, Section, Target, most_samples};
 use indicatif::BinaryBytes;
+use rayon::prelude::*;
 use std::collections::HashMap;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Refuses a split that `adapter` cannot bind or the kernel that gathers batches cannot index.
-///
-/// # Errors
-/// [`Error::Usage`] with the number of images that fit.
-fn expect_images(
-    split: Split,
-    images: usize,
-    elements: usize,
-    adapter: &AdapterReport,
-) -> Result<()> {
-    // Bytes are indexed with 32 bits.
-    let limit = adapter.binding_limit().min(u64::from(u32::MAX));
-    let size = images as u128 * elements as u128;
-    if size <= u128::from(limit) {
-        return Ok(());
-    }
-    let what = match split {
-        Split::Train => "training",
-        Split::Validation => "validation",
-        Split::Test => "test",
-    };
-    let advice = match (limit / elements as u64, split) {
-        (0, _) => "use smaller images, or".into(),
-        (most, Split::Train) => format!("use --limit {most} or fewer, or"),
-        (most, _) => format!("use at most {most} of them, or"),
-    };
-    Err(Error::Usage(format!(
-        "expected {what} images of at most {limit} bytes on {}, found {size}; {advice} another --device: cpu has no such limit",
-        adapter.name
-    )))
-}
+/// Bytes of images that go to the device at a time where a split is too large for it, unless the options
+/// say otherwise.
+const SLAB: u64 = 32 << 20;
 
 /// What one submission may take at most; far below the two seconds after which Windows resets a
 /// GPU, and short enough for a smooth progress bar.
@@ -64,6 +37,7 @@ pub struct GpuEngine {
     gpu: Arc<Gpu>,
     model: Model,
     optimizer: Optimizer,
+    options: Options,
     /// What is kept from step to step, by name.
     kept: HashMap<String, Buffer>,
     training: Planned,
@@ -82,7 +56,101 @@ struct Planned {
 struct Resident {
     len: usize,
     tensors: HashMap<&'static str, Buffer>,
-    dispatches: Vec<Dispatch>,
+    /// The kernels of a step, bound to all images, or to either of two slabs of them.
+    dispatches: Vec<Vec<Dispatch>>,
+    /// Where the images pass through the device.
+    streamed: Option<Streamed>,
+}
+
+/// The images of a split that stays on the host.
+struct Streamed {
+    images: Vec<u8>,
+    /// Bytes of one of them.
+    elements: usize,
+    /// That of the last epoch.
+    order: Vec<u32>,
+    /// Where in it the last epoch's table began.
+    first: usize,
+    /// What is on the device, in turn.
+    slabs: [Buffer; 2],
+    /// Images in a slab.
+    room: usize,
+}
+
+impl Resident {
+    /// Steps on end whose images are on the device together: all of them, or as many as a slab holds.
+    fn slabs(&self, steps: &[Step]) -> Vec<Slab> {
+        match &self.streamed {
+            Some(streamed) => slabs(steps, streamed.room),
+            None => vec![Slab {
+                rows: 0..steps.len(),
+                images: 0..0,
+            }],
+        }
+    }
+
+    /// Puts the images of `slab`, the one of this number, onto the device if they are not there.
+    fn bring(&self, gpu: &Gpu, number: usize, slab: &Slab) -> Result<()> {
+        match &self.streamed {
+            Some(streamed) => streamed.upload(gpu, number, slab),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Streamed {
+    /// Puts the images of `slab`, the one of this number, behind everything submitted so far: the steps
+    /// before it run meanwhile, and those that read what it overwrites are over when it is copied.
+    fn upload(&self, gpu: &Gpu, number: usize, slab: &Slab) -> Result<()> {
+        let mut bytes = vec![0; slab.images.len() * self.elements];
+        bytes
+            .par_chunks_mut(self.elements)
+            .zip(&self.order[slab.images.clone()])
+            .for_each(|(bytes, image)| {
+                let at = *image as usize * self.elements;
+                bytes.copy_from_slice(&self.images[at..][..self.elements]);
+            });
+        gpu.write("dataset slab", &self.slabs[number % 2], &bytes)
+    }
+}
+
+/// Steps whose images are on the device together.
+#[derive(Clone, Debug, PartialEq)]
+struct Slab {
+    rows: Range<usize>,
+    /// Their places in the epoch's order.
+    images: Range<usize>,
+}
+
+/// Cuts steps into slabs of at most `room` images each, or of one step.
+fn slabs(steps: &[Step], room: usize) -> Vec<Slab> {
+    let mut slabs: Vec<Slab> = Vec::new();
+    for (row, step) in steps.iter().enumerate() {
+        let first = step.first as usize;
+        let end = first + step.count as usize;
+        match slabs.last_mut() {
+            Some(slab) if slab.images.start <= first && end - slab.images.start <= room => {
+                slab.rows.end = row + 1;
+                slab.images.end = end.max(slab.images.end);
+            }
+            _ => slabs.push(Slab {
+                rows: row..row + 1,
+                images: first..end,
+            }),
+        }
+    }
+    slabs
+}
+
+/// The steps with the places where their slabs begin.
+fn based(steps: &[Step], slabs: &[Slab]) -> Vec<Step> {
+    let mut steps = steps.to_vec();
+    for slab in slabs {
+        for step in &mut steps[slab.rows.clone()] {
+            step.base = slab.images.start as u32;
+        }
+    }
+    steps
 }
 
 /// The plan of an evaluation beside that of training steps. It never runs while they do, so it uses their
@@ -249,6 +317,7 @@ impl GpuEngine {
             gpu,
             model: model.clone(),
             optimizer: *optimizer,
+            options: options.clone(),
             kept,
             training,
             evaluation,
@@ -257,6 +326,12 @@ impl GpuEngine {
         engine.set_kept("running", &initial_running(model))?;
         if let Some(weights) = &options.class_weights {
             engine.set_kept("class_weights", weights)?;
+        }
+        if let Some(factors) = plan::factors(model, optimizer, options)? {
+            engine.set_kept("factors", &factors)?;
+        }
+        if options.average {
+            engine.set_kept("average_running", &initial_running(model))?;
         }
         Ok(engine)
     }
@@ -291,6 +366,24 @@ impl GpuEngine {
         self.gpu.write(name, &self.kept[name], values)
     }
 
+    pub(super) fn averages(&self) -> bool {
+        self.kept.contains_key("average_parameters")
+    }
+
+    /// Exchanges two vectors that are kept.
+    pub(super) fn swap(&mut self, names: [&'static str; 2]) -> Result<()> {
+        let len = self.len_of(names[0]);
+        if len == 0 {
+            return Ok(());
+        }
+        let [a, b] = [0, 1].map(|tensor| View::whole(tensor, Dtype::F32, len));
+        let buffers = names.map(|name| &self.kept[name]);
+        let swap = average::swap_values(a, b);
+        let dispatch = self.gpu.dispatch_on(&swap, &buffers)?;
+        let ticket = self.gpu.submit(swap.entry, &[&dispatch], 1)?;
+        self.gpu.wait(&ticket)
+    }
+
     fn len_of(&self, name: &str) -> usize {
         let plan = &self.training.plan;
         plan.tensor(name)
@@ -301,39 +394,82 @@ impl GpuEngine {
     pub fn upload_dataset(
         &mut self,
         split: Split,
-        images: &[u8],
+        images: Vec<u8>,
         labels: &[u32],
         normalization: &[f32],
     ) -> Result<()> {
-        expect_dataset(&self.model, images, labels, normalization)?;
-        let (len, gpu) = (labels.len(), &self.gpu);
-        expect_images(split, len, self.model.input.elements(), gpu.report())?;
-        let planned = match split {
+        expect_dataset(&self.model, &images, labels, normalization)?;
+        // Bytes are indexed with 32 bits.
+        let limit = self.gpu.report().binding_limit().min(u32::MAX.into());
+        let most = self.options.slab_bytes.unwrap_or(limit).min(limit);
+        let whole = match images.len() as u64 <= most {
+            true => match self.place(split, &images, labels, normalization, None) {
+                // Maybe there is room for a part.
+                Err(Error::OutOfMemory { .. }) => None,
+                placed => Some(placed?),
+            },
+            false => None,
+        };
+        let resident = match whole {
+            Some(resident) => resident,
+            None => {
+                let elements = self.model.input.elements();
+                let bytes = self.options.slab_bytes.unwrap_or(SLAB).min(limit);
+                let batch = self.planned(split).plan.batch;
+                let room = (bytes as usize / elements).max(batch).min(labels.len());
+                let mut resident = self.place(split, &images, labels, normalization, Some(room))?;
+                if let Some(streamed) = &mut resident.streamed {
+                    streamed.images = images;
+                }
+                resident
+            }
+        };
+        self.splits[split as usize] = Some(resident);
+        Ok(())
+    }
+
+    fn planned(&self, split: Split) -> &Planned {
+        match split {
             Split::Train => &self.training,
             Split::Validation | Split::Test => &self.evaluation,
+        }
+    }
+
+    /// What a split takes on the device: all of it, or beside the images, which then are still missing,
+    /// two slabs for so many of them.
+    fn place(
+        &self,
+        split: Split,
+        images: &[u8],
+        labels: &[u32],
+        normalization: &[f32],
+        slab: Option<usize>,
+    ) -> Result<Resident> {
+        let (len, gpu, planned) = (labels.len(), &self.gpu, self.planned(split));
+        let (elements, batch) = (self.model.input.elements(), planned.plan.batch);
+        let rows = most_rows(len, batch, self.options.micro);
+        let at_hand = match slab {
+            None => vec![gpu.upload("dataset images", images)?],
+            Some(room) => (0..2)
+                .map(|_| gpu.buffer("dataset slab", (room * elements).div_ceil(4)))
+                .collect::<Result<_>>()
+                .map_err(|e| match e {
+                    Error::OutOfMemory {
+                        label,
+                        what,
+                        allocated,
+                    } => Error::OutOfMemory {
+                        label,
+                        what: format!(
+                            "{what} after {}; use a smaller --micro-batch (same result) or --batch-size",
+                            BinaryBytes(allocated)
+                        ),
+                        allocated,
+                    },
+                    other => other,
+                })?,
         };
-        let rows = len.div_ceil(planned.plan.batch);
-        let images = gpu.upload("dataset images", images).map_err(|e| match e {
-            Error::OutOfMemory {
-                label,
-                what,
-                allocated,
-            } => Error::OutOfMemory {
-                label,
-                what: format!(
-                    "{what} after {}; use {}a smaller --batch-size",
-                    BinaryBytes(allocated),
-                    match split {
-                        Split::Train => format!("a smaller --limit (these are {len} images) or "),
-                        _ => String::new(),
-                    }
-                ),
-                allocated,
-            },
-            other => other,
-        })?;
         let tensors = HashMap::from([
-            ("images", images),
             ("labels", gpu.upload("dataset labels", labels)?),
             ("normalization", gpu.upload("normalisation", normalization)?),
             ("order", gpu.buffer("order", len)?),
@@ -342,36 +478,72 @@ impl GpuEngine {
             ("metrics", gpu.buffer("metrics", rows * 2)?),
             ("predictions", gpu.buffer("predictions", len)?),
         ]);
-        let dispatches = planned.plan.specs().map(|spec| {
-            gpu.dispatch(spec, |argument| {
-                let view = argument.view;
-                let tensor = &planned.plan.tensors[view.tensor];
-                let words = view.dtype.words(view.len).max(1);
-                match (tensor.lifetime, tensor.slot) {
-                    // A dataset is longer than a step knows.
-                    (Lifetime::Data, _) => tensors[tensor.name.as_str()].clone(),
-                    (Lifetime::Kept, _) => self.kept[&tensor.name].slice(view.start, words),
-                    (Lifetime::Step, slot) => {
-                        let slot = slot.expect("a tensor that a kernel is bound to has memory");
-                        let start = view.dtype.words(tensor.offset + view.start);
-                        planned.slots[slot].slice(start, words)
+        let options = Options {
+            streamed: true,
+            ..self.options.clone()
+        };
+        let mode = match split {
+            Split::Train => Mode::Train(self.optimizer),
+            Split::Validation | Split::Test => Mode::Evaluate,
+        };
+        let plan = match slab {
+            None => None,
+            Some(_) => {
+                let target = Target::Gpu(gpu.report());
+                Some(Plan::new(&self.model, batch, mode, &options, target)?)
+            }
+        };
+        // The same but for where its images are.
+        let plan = plan.as_ref().unwrap_or(&planned.plan);
+        let dispatches = at_hand.iter().map(|images| {
+            let dispatches = plan.specs().map(|spec| {
+                gpu.dispatch(spec, |argument| {
+                    let view = argument.view;
+                    let tensor = &plan.tensors[view.tensor];
+                    let words = view.dtype.words(view.len).max(1);
+                    match (tensor.lifetime, tensor.slot) {
+                        (Lifetime::Data, _) if tensor.name == "images" => images.clone(),
+                        // A dataset is longer than a step knows.
+                        (Lifetime::Data, _) => tensors[tensor.name.as_str()].clone(),
+                        (Lifetime::Kept, _) => self.kept[&tensor.name].slice(view.start, words),
+                        (Lifetime::Step, slot) => {
+                            let slot = slot.expect("a tensor that a kernel is bound to has memory");
+                            let start = view.dtype.words(tensor.offset + view.start);
+                            planned.slots[slot].slice(start, words)
+                        }
                     }
-                }
-            })
+                })
+            });
+            dispatches.collect::<Result<Vec<_>>>()
         });
         let dispatches = dispatches.collect::<Result<_>>()?;
+        let order: Vec<u32> = (0..len as u32).collect();
         if split != Split::Train {
-            let order: Vec<u32> = (0..len as u32).collect();
             gpu.write("order", &tensors["order"], &order)?;
-            let steps = evaluation_steps(len, planned.plan.batch);
-            gpu.write("step table", &tensors["steps"], &steps)?;
         }
-        self.splits[split as usize] = Some(Resident {
+        let streamed = match (slab, <[Buffer; 2]>::try_from(at_hand)) {
+            (Some(room), Ok(slabs)) => Some(Streamed {
+                images: Vec::new(),
+                elements,
+                order,
+                first: 0,
+                slabs,
+                room,
+            }),
+            _ => None,
+        };
+        let resident = Resident {
             len,
             tensors,
             dispatches,
-        });
-        Ok(())
+            streamed,
+        };
+        if split != Split::Train {
+            let steps = evaluation_steps(len, batch);
+            let steps = based(&steps, &resident.slabs(&steps));
+            gpu.write("step table", &resident.tensors["steps"], &steps)?;
+        }
+        Ok(resident)
     }
 
     /// As [`super::Engine::train_epoch`].
@@ -381,12 +553,23 @@ impl GpuEngine {
         steps: &[Step],
         progress: StepProgress,
     ) -> Result<Vec<Metrics>> {
-        let resident = uploaded(&self.splits[Split::Train as usize])?;
-        expect_epoch(resident.len, self.training.plan.batch, order, steps)?;
+        let at = Split::Train as usize;
+        let (len, batch) = (uploaded(&self.splits[at])?.len, self.training.plan.batch);
+        expect_epoch(len, batch, self.options.micro, order, steps)?;
+        if let Some(Resident {
+            streamed: Some(streamed),
+            ..
+        }) = &mut self.splits[at]
+        {
+            streamed.order.copy_from_slice(order);
+            streamed.first = steps.first().map_or(0, |step| step.first as usize);
+        }
+        let resident = uploaded(&self.splits[at])?;
+        let table = based(steps, &resident.slabs(steps));
         self.gpu.write("order", &resident.tensors["order"], order)?;
         self.gpu
-            .write("step table", &resident.tensors["steps"], steps)?;
-        self.run(resident, steps.len(), progress)
+            .write("step table", &resident.tensors["steps"], &table)?;
+        self.run(&self.training, resident, steps, progress)
     }
 
     /// As [`super::Engine::evaluate`].
@@ -397,8 +580,9 @@ impl GpuEngine {
     ) -> Result<Evaluation> {
         let resident = uploaded(&self.splits[split as usize])?;
         let (len, batch) = (resident.len, self.evaluation.plan.batch);
+        let steps = evaluation_steps(len, batch);
         let mut done = 0;
-        let metrics = self.run(resident, len.div_ceil(batch), &mut |new| {
+        let metrics = self.run(&self.evaluation, resident, &steps, &mut |new| {
             done += new.len();
             Ok(progress((done * batch).min(len)))
         })?;
@@ -430,22 +614,31 @@ impl GpuEngine {
         let resident = uploaded(&self.splits[Split::Train as usize])?;
         self.gpu
             .write("step counter", &resident.tensors["counter"], &[0u32])?;
-        Ok(resident.dispatches.iter().collect())
+        if let Some(streamed) = &resident.streamed {
+            let first = streamed.first;
+            let images = first..(first + streamed.room).min(resident.len);
+            streamed.upload(&self.gpu, 0, &Slab { rows: 0..1, images })?;
+        }
+        Ok(resident.dispatches[0].iter().collect())
     }
 
     /// Carries out a step per row of the step table, a few steps per submission, at most two
-    /// submissions ahead of the GPU, and collects the metrics without stalling it. When `progress`
-    /// says break, what is in flight is the end.
+    /// submissions ahead of the GPU, and collects the metrics without stalling it. Where images pass
+    /// through, those of the next slab follow the first steps on the current one. When `progress` says
+    /// break, what is in flight is the end, and the rest of the batch that it ends in.
     fn run(
         &self,
+        planned: &Planned,
         resident: &Resident,
-        rows: usize,
+        steps: &[Step],
         progress: StepProgress,
     ) -> Result<Vec<Metrics>> {
         let gpu = &self.gpu;
-        let dispatches: Vec<&Dispatch> = resident.dispatches.iter().collect();
+        let slabs = resident.slabs(steps);
+        let (mut slab, mut brought) = (0, 0);
         let all_metrics = &resident.tensors["metrics"];
         gpu.write("step counter", &resident.tensors["counter"], &[0u32])?;
+        let mut rows = steps.len();
         let mut metrics: Vec<Metrics> = Vec::with_capacity(rows);
         let mut in_flight: std::collections::VecDeque<(Ticket, usize)> = Default::default();
         let mut readback: Option<Readback> = None;
@@ -454,13 +647,34 @@ impl GpuEngine {
         let mut per_submission = 1;
         let mut last_wait = Instant::now();
         let mut last_readback = Instant::now();
-        let mut rows = rows;
         while submitted < rows || !in_flight.is_empty() {
             if submitted < rows && in_flight.len() < 2 {
-                let repeat = per_submission.min(rows - submitted);
-                let ticket = gpu.submit("step", &dispatches, repeat)?;
+                if brought == slab {
+                    resident.bring(gpu, slab, &slabs[slab])?;
+                    brought += 1;
+                }
+                let end = slabs[slab].rows.end.min(rows);
+                let repeat = per_submission.min(end - submitted);
+                let bound = &resident.dispatches[slab % resident.dispatches.len()];
+                let dispatches: Vec<&Dispatch> = (submitted..submitted + repeat)
+                    .flat_map(|row| {
+                        let updates = ends_batch(steps, row);
+                        let parts = planned.plan.kernels.iter().zip(bound);
+                        let wanted =
+                            parts.filter(move |((part, _), _)| updates || *part != Section::Update);
+                        wanted.map(|(_, dispatch)| dispatch)
+                    })
+                    .collect();
+                let ticket = gpu.submit("step", &dispatches, 1)?;
                 submitted += repeat;
                 in_flight.push_back((ticket, repeat));
+                if brought == slab + 1 && brought < slabs.len() {
+                    resident.bring(gpu, brought, &slabs[brought])?;
+                    brought += 1;
+                }
+                if submitted == slabs[slab].rows.end {
+                    slab += 1;
+                }
                 if last_readback.elapsed() > Duration::from_millis(250) && readback.is_none() {
                     let new = all_metrics.slice(2 * fetched, 2 * (submitted - fetched));
                     fetched = submitted;
@@ -484,7 +698,8 @@ impl GpuEngine {
                 None => Vec::new(),
             };
             if progress(&new)?.is_break() {
-                rows = submitted;
+                let ends = |row: &usize| *row == 0 || ends_batch(steps, row - 1);
+                rows = (submitted..rows).find(ends).unwrap_or(rows);
             }
             metrics.extend(new);
         }
@@ -507,29 +722,31 @@ impl GpuEngine {
 mod tests {
     use super::*;
 
-    fn refusal(result: Result<()>) -> String {
-        match result {
-            Err(Error::Usage(message)) => message,
-            other => panic!("expected a refusal, found {other:?}"),
-        }
-    }
-
     #[test]
-    fn images_are_counted_to_4_gib_and_no_further() {
-        let mut adapter = AdapterReport::imagined(false);
-        adapter.max_storage_binding_bytes = 16 << 30;
-        adapter.max_buffer_bytes = 16 << 30;
-        let elements = 1 << 20;
-        expect_images(Split::Train, 4095, elements, &adapter).unwrap();
-        let message = refusal(expect_images(Split::Train, 4096, elements, &adapter));
-        assert!(message.contains("4294967296"), "{message}");
-        assert!(message.contains("--limit 4095 or"), "{message}");
-        adapter.max_storage_binding_bytes = 128 << 20;
-        let message = refusal(expect_images(Split::Test, 129, elements, &adapter));
-        assert!(message.contains("at most 128 of"), "{message}");
-        assert!(!message.contains("--limit"), "{message}");
-        let message = refusal(expect_images(Split::Test, 1, 1 << 28, &adapter));
-        assert!(message.contains("smaller images"), "{message}");
-        assert!(!message.contains("--limit"), "{message}");
+    fn slabs_hold_steps_on_end() {
+        let steps = |places: &[[usize; 2]]| -> Vec<Step> {
+            let steps = places
+                .iter()
+                .map(|[first, count]| Step::new(*first, *count));
+            steps.collect()
+        };
+        let cut = |places: &[[usize; 2]], room| -> Vec<[usize; 4]> {
+            let slabs = slabs(&steps(places), room).into_iter();
+            slabs
+                .map(|s| [s.rows.start, s.rows.end, s.images.start, s.images.end])
+                .collect()
+        };
+        let epoch = [[6, 3], [9, 3], [12, 3], [15, 2]];
+        assert_eq!(cut(&epoch, 6), [[0, 2, 6, 12], [2, 4, 12, 17]]);
+        assert_eq!(cut(&epoch, 11), [[0, 4, 6, 17]]);
+        assert_eq!(cut(&epoch, 10), [[0, 3, 6, 15], [3, 4, 15, 17]]);
+        assert_eq!(cut(&epoch, 3).len(), 4);
+        // Back to the start, and over the same images again.
+        let again = [[0, 4], [0, 4], [2, 1], [1, 4], [0, 4]];
+        assert_eq!(cut(&again, 4), [[0, 3, 0, 4], [3, 4, 1, 5], [4, 5, 0, 4]]);
+        assert!(cut(&[], 4).is_empty());
+        let table = based(&steps(&epoch), &slabs(&steps(&epoch), 6));
+        let bases: Vec<u32> = table.iter().map(|step| step.base).collect();
+        assert_eq!(bases, [6, 6, 12, 12]);
     }
 }

@@ -42,6 +42,12 @@ pub enum Engine {
     Cpu(Box<CpuEngine>),
 }
 
+/// What is averaged: the name of the average, and of what it is one.
+const AVERAGES: [[&str; 2]; 2] = [
+    ["average_parameters", "parameters"],
+    ["average_running", "running"],
+];
+
 /// Hears the metrics of newly finished steps and says whether to go on.
 pub type StepProgress<'a> = &'a mut dyn FnMut(&[Metrics]) -> Result<ControlFlow<()>>;
 
@@ -71,9 +77,14 @@ impl Engine {
     /// Takes a split: `images` as N×H×W×C bytes (its own from now on, so that nobody holds them
     /// twice), a label each, and `normalization` as scale per channel, then shift per channel.
     ///
+    /// On a GPU the images go to the device. Where they exceed what it binds at once, 4 GiB, its memory
+    /// or [`Options::slab_bytes`], they stay on the host, and while the device computes on some of them,
+    /// the next follow. The bits do not depend on which.
+    ///
     /// # Errors
-    /// [`Error::Shape`] when the lengths do not fit the model; on a GPU [`Error::Usage`] when the images
-    /// exceed what the adapter binds at once or 4 GiB, [`Error::OutOfMemory`].
+    /// [`Error::Shape`] when the lengths do not fit the model; on a GPU [`Error::OutOfMemory`] when there
+    /// is no room for a part of the images either, [`Error::Usage`] when the adapter does not bind the
+    /// samples' numbers.
     pub fn upload_dataset(
         &mut self,
         split: Split,
@@ -82,7 +93,7 @@ impl Engine {
         normalization: &[f32],
     ) -> Result<()> {
         match self {
-            Engine::Gpu(e) => e.upload_dataset(split, &images, labels, normalization),
+            Engine::Gpu(e) => e.upload_dataset(split, images, labels, normalization),
             Engine::Cpu(e) => e.upload_dataset(split, images, labels, normalization),
         }
     }
@@ -133,9 +144,14 @@ impl Engine {
         self.kept("parameters")
     }
 
+    /// With a moving average, that starts from them, too.
+    ///
     /// # Errors
     /// [`Error::Shape`] when the length is not the model's.
     pub fn set_parameters(&mut self, parameters: &[f32]) -> Result<()> {
+        if self.averages() {
+            self.set_kept("average_parameters", parameters)?;
+        }
         self.set_kept("parameters", parameters)
     }
 
@@ -149,9 +165,14 @@ impl Engine {
         self.kept("running")
     }
 
+    /// With a moving average, that starts from them, too.
+    ///
     /// # Errors
     /// [`Error::Shape`] when the length is not the model's.
     pub fn set_running(&mut self, running: &[f32]) -> Result<()> {
+        if self.averages() {
+            self.set_kept("average_running", running)?;
+        }
         self.set_kept("running", running)
     }
 
@@ -174,6 +195,54 @@ impl Engine {
         named
             .into_iter()
             .try_for_each(|(name, values)| self.set_kept(name, values))
+    }
+
+    /// The moving averages of the parameters and of the running statistics, where they are kept.
+    pub fn average(&self) -> Result<Option<[Vec<f32>; 2]>> {
+        if !self.averages() {
+            return Ok(None);
+        }
+        let [parameters, running] = AVERAGES.map(|[average, _]| self.kept(average));
+        Ok(Some([parameters?, running?]))
+    }
+
+    /// # Errors
+    /// [`Error::Usage`] where no average is kept, [`Error::Shape`] when a length is not the model's.
+    pub fn set_average(&mut self, average: &[Vec<f32>; 2]) -> Result<()> {
+        self.expect_average()?;
+        let pairs = AVERAGES.iter().zip(average);
+        pairs
+            .into_iter()
+            .try_for_each(|([name, _], values)| self.set_kept(name, values))
+    }
+
+    /// Exchanges parameters and running statistics with their moving averages: evaluate, and call it again.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] where no average is kept, or what the device reports.
+    pub fn swap_average(&mut self) -> Result<()> {
+        self.expect_average()?;
+        AVERAGES.into_iter().try_for_each(|names| match self {
+            Engine::Gpu(e) => e.swap(names),
+            Engine::Cpu(e) => e.swap(names),
+        })
+    }
+
+    fn averages(&self) -> bool {
+        match self {
+            Engine::Gpu(e) => e.averages(),
+            Engine::Cpu(e) => e.averages(),
+        }
+    }
+
+    fn expect_average(&self) -> Result<()> {
+        if self.averages() {
+            return Ok(());
+        }
+        Err(Error::Usage(
+            "expected a moving average of the parameters, found none; plan it with Options::average"
+                .into(),
+        ))
     }
 
     fn state_vectors(&self) -> usize {
@@ -280,13 +349,36 @@ fn expect_dataset(
     Ok(())
 }
 
-/// Refuses an epoch whose order or steps reach beyond the `len` samples of the split.
-fn expect_epoch(len: usize, batch: usize, order: &[u32], steps: &[Step]) -> Result<()> {
+/// The steps that an epoch over `len` samples has at most, `batch` of them at a time. Parts of a larger
+/// batch may be smaller than that, but not by half.
+fn most_rows(len: usize, batch: usize, micro: bool) -> usize {
+    len.div_ceil(batch) * if micro { 2 } else { 1 }
+}
+
+/// Whether the step in this row is the last part of its batch.
+fn ends_batch(steps: &[Step], row: usize) -> bool {
+    steps.get(row + 1).is_none_or(|next| next.micro == 0)
+}
+
+/// Refuses an epoch whose order or steps reach beyond the `len` samples of the split, or one with
+/// parts of batches that are out of order, or where steps are no `micro` ones.
+fn expect_epoch(
+    len: usize,
+    batch: usize,
+    micro: bool,
+    order: &[u32],
+    steps: &[Step],
+) -> Result<()> {
+    let before = std::iter::once(None).chain(steps.iter().map(Some));
     let fits = order.len() == len
         && order.iter().all(|i| (*i as usize) < len)
-        && steps.len() <= len.div_ceil(batch)
-        && steps.iter().all(|s| {
-            s.count as usize <= batch && s.count > 0 && s.first as usize + s.count as usize <= len
+        && steps.len() <= most_rows(len, batch, micro)
+        && steps.iter().zip(before).all(|(s, before)| {
+            let next = before.map_or(0, |before| before.micro + 1);
+            s.count as usize <= batch
+                && s.count > 0
+                && s.first as usize + s.count as usize <= len
+                && (s.micro == 0 || micro && s.micro == next)
         });
     if fits {
         return Ok(());

@@ -72,6 +72,9 @@ impl Buffer {
     }
 }
 
+/// Bytes that are written at a time.
+const PIECE: usize = 1 << 24;
+
 impl Gpu {
     /// A zeroed storage buffer of `len` 4-byte elements (at least one).
     ///
@@ -91,7 +94,7 @@ impl Gpu {
                 len * 4
             )));
         }
-        if self.faults.strikes(Fault::OutOfMemory) {
+        if self.faults.strikes(Fault::OutOfMemory) || self.faults.strikes(Fault::Full) {
             return Err(Error::OutOfMemory {
                 label: label.into(),
                 what: format!("the device has no {} bytes left (injected)", len * 4),
@@ -111,11 +114,19 @@ impl Gpu {
         Ok(Buffer::whole(inner))
     }
 
-    /// A storage buffer holding `data`.
+    /// A storage buffer holding `data`, which arrives piece by piece: what is under way never holds all of
+    /// a large one once more.
     pub fn upload<T: bytemuck::NoUninit>(&self, label: &'static str, data: &[T]) -> Result<Buffer> {
         let bytes: &[u8] = bytemuck::cast_slice(data);
         let buffer = self.buffer(label, bytes.len().div_ceil(4))?;
-        self.write(label, &buffer, data)?;
+        for (i, piece) in bytes.chunks(PIECE).enumerate() {
+            let place = buffer.slice(i * PIECE / 4, piece.len().div_ceil(4));
+            self.write(label, &place, piece)?;
+            if bytes.len() > PIECE {
+                self.scoped(label, || self.queue().submit([]))?;
+                self.wait_all()?;
+            }
+        }
         Ok(buffer)
     }
 
@@ -136,8 +147,8 @@ impl Gpu {
         let whole = bytes.len() / 4 * 4;
         self.scoped(purpose, || {
             // Pieces, because the queue stages each write in a buffer of its own.
-            for (i, piece) in bytes[..whole].chunks(1 << 24).enumerate() {
-                let at = buffer.start * 4 + ((i as u64) << 24);
+            for (i, piece) in bytes[..whole].chunks(PIECE).enumerate() {
+                let at = buffer.start * 4 + (i * PIECE) as u64;
                 self.queue().write_buffer(&buffer.inner, at, piece);
             }
             if whole < bytes.len() {

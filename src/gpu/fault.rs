@@ -11,6 +11,8 @@ pub enum Fault {
     Lost,
     /// It has no memory for a buffer.
     OutOfMemory,
+    /// It has no memory for one buffer, and has some for those after it.
+    Full,
     /// What was submitted never ends.
     Hang,
     /// A read-back is never mapped.
@@ -26,6 +28,7 @@ impl Fault {
         let fault = match name {
             "lost" => Fault::Lost,
             "out-of-memory" => Fault::OutOfMemory,
+            "full" => Fault::Full,
             "hang" => Fault::Hang,
             "unmapped" => Fault::Unmapped,
             "idle" => Fault::Idle,
@@ -40,10 +43,14 @@ impl Fault {
 pub(super) struct Faults(Mutex<Option<(Fault, usize)>>);
 
 impl Faults {
-    /// Whether `fault` strikes at this turn (and at every one from then on).
+    /// Whether `fault` strikes at this turn (and, but for [`Fault::Full`], at every one from then on).
     pub(super) fn strikes(&self, fault: Fault) -> bool {
         let mut injected = self.0.lock().unwrap_or_else(|p| p.into_inner());
         match &mut *injected {
+            Some((Fault::Full, 0)) if fault == Fault::Full => {
+                *injected = None;
+                true
+            }
             Some((expected, 0)) => *expected == fault,
             Some((expected, left)) if *expected == fault => {
                 *left -= 1;

@@ -5,13 +5,13 @@ use crate::model::Loss;
 
 const SOURCE: &str = include_str!("../../shaders/loss.wgsl");
 
-/// The loss of every sample, the gradient of the mean loss, and the prediction.
+/// The loss of every sample, the gradient of the mean loss of its batch, and the prediction.
 ///
 /// Softmax cross-entropy: `loss[i] = −log softmax(logits[i])[labels[i]]`,
-/// `gradient[i] = (softmax(logits[i]) − onehot) / count`, where with `smoothing` the target is
+/// `gradient[i] = (softmax(logits[i]) − onehot) / total`, where with `smoothing` the target is
 /// `(1 − smoothing) onehot + smoothing / classes` instead of onehot; squared error (never smoothed):
-/// `loss[i] = ½ Σ_k (logits[i,k] − onehot[k])²`, `gradient[i] = (logits[i] − onehot) / count`, where
-/// `count` is that of row `counter[0]` of the step table `steps`. Samples from `count` on get loss 0
+/// `loss[i] = ½ Σ_k (logits[i,k] − onehot[k])²`, `gradient[i] = (logits[i] − onehot) / total`, where
+/// `total` and `count` are those of row `counter[0]` of the step table `steps`. Samples from `count` on get loss 0
 /// and gradient 0.
 ///
 /// `logits` and `gradient` are `[batch,classes]`, `labels`, `loss` and `prediction` (argmax, of
@@ -63,7 +63,7 @@ pub fn loss(
 }
 
 /// Softmax cross-entropy as in [`loss`] with the target of class k times `class_weights[k]`, and the
-/// gradient of the weighted mean: that of the sum over the sum of the weights of the labels that count.
+/// gradient of the weighted mean where `total` is the sum of the weights of the batch's labels.
 /// Writes `loss` and `gradient`; the predictions are [`predict`]'s.
 pub fn weighted_softmax_cross_entropy(
     smoothing: f32,

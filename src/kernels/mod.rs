@@ -11,7 +11,9 @@
 pub mod activation;
 mod adapter;
 pub mod augment;
+pub mod average;
 pub mod batch_norm;
+pub mod clip;
 pub mod conv2d;
 pub mod dropout;
 pub mod fingerprint;
@@ -22,6 +24,7 @@ pub mod im2col;
 pub mod join;
 pub mod lanes;
 pub mod loss;
+pub mod muon;
 pub mod optimizer;
 pub mod peak;
 pub mod pool;

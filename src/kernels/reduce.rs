@@ -1,7 +1,7 @@
-//! `shaders/reduce.wgsl`: the sum over the parts of a gradient.
+//! `shaders/reduce.wgsl`: the sum over the parts of a gradient, or of a batch.
 
 use super::batch_norm::CHANNELS_PER_WORKGROUP;
-use super::{KernelSpec, View, WORKGROUP_SIZE, Work, read, write};
+use super::{KernelSpec, STEP_ELEMENTS, View, WORKGROUP_SIZE, Work, read, update, write};
 
 const SOURCE: &str = include_str!("../../shaders/reduce.wgsl");
 
@@ -35,5 +35,24 @@ pub fn reduce_chunks(chunks: usize, partials: View, result: View) -> KernelSpec 
             write(1, "result", result, n),
         ],
         n.div_ceil(CHANNELS_PER_WORKGROUP) * WORKGROUP_SIZE,
+    )
+}
+
+/// `accumulated[n] += gradients[n]`, or where row `counter[0]` of the step table `steps` is the first part
+/// of a batch `accumulated[n] = gradients[n]`. Changes `accumulated` in place.
+pub fn accumulate(gradients: View, accumulated: View, steps: View, counter: View) -> KernelSpec {
+    let n = gradients.len;
+    KernelSpec::new(
+        "accumulate",
+        SOURCE,
+        Work::Accumulate,
+        &[("ELEMENTS", n as f64)],
+        vec![
+            read(2, "gradients", gradients, n),
+            update(3, "accumulated", accumulated, n),
+            read(4, "steps", steps, STEP_ELEMENTS),
+            read(5, "counter", counter, 1),
+        ],
+        n,
     )
 }

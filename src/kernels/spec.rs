@@ -132,6 +132,7 @@ pub enum Work {
     ReduceChunks {
         chunks: usize,
     },
+    Accumulate,
     MaxPoolForward(Pool2d),
     MaxPoolBackward {
         pool: Pool2d,
@@ -207,7 +208,31 @@ pub enum Work {
         classes: usize,
     },
     SumMetrics,
-    Update(Optimizer),
+    Update {
+        rule: Optimizer,
+        grouped: bool,
+    },
+    SumSquares {
+        run: usize,
+        grouped: bool,
+    },
+    Norm,
+    ClipGradients {
+        limit: f32,
+    },
+    MuonMomentum {
+        momentum: f32,
+    },
+    MuonScale,
+    MuonPolynomial {
+        side: usize,
+    },
+    MuonUpdate {
+        size: f32,
+        rate: f32,
+    },
+    AverageValues,
+    SwapValues,
     AdvanceStep,
     /// What measures a device and stands in no plan; see `kernels/peak.rs` and `kernels/fingerprint.rs`.
     PeakMultiplyAdd {

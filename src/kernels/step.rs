@@ -34,7 +34,8 @@ pub struct Step {
     pub epoch: u32,
     /// Place in the epoch's order of the first image that is on the device; 0 where all of them are.
     pub base: u32,
-    /// What the mean of the loss is over: the samples of the whole batch that this step is a part of.
+    /// What the sum of the losses is divided by for their mean over the whole batch that this step is a
+    /// part of: the number of its samples, or where classes have weights the sum of those of its labels.
     pub total: f32,
     /// Which part of its batch, from 0; 0 where a step is a whole batch.
     pub micro: u32,

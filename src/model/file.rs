@@ -456,6 +456,7 @@ impl RecipeTable {
         let optimizer = match self.optimizer {
             OptimizerName::Sgd => Optimizer::Sgd {
                 momentum: fraction(&self.momentum, 0.0)?,
+                nesterov: false,
                 weight_decay: decay(0.0)?,
             },
             OptimizerName::Adamw => Optimizer::Adamw {
@@ -567,6 +568,7 @@ units = "classes"
             Recipe {
                 optimizer: Optimizer::Sgd {
                     momentum: 0.0,
+                    nesterov: false,
                     weight_decay: 0.0
                 },
                 lr: 1.0,

@@ -41,8 +41,19 @@ fn fill(parameter: &Parameter, seed: u64, values: &mut [f32]) {
     let mut generator = generator(seed, &parameter.name);
     match parameter.init {
         Init::Constant(value) => values.fill(value),
-        Init::Dirac => dirac(parameter, values),
-        Init::FanIn => uniform(&mut generator, (1.0 / inputs.sqrt()) as f32, values),
+        Init::Dirac => {
+            values.fill(0.0);
+            dirac(parameter, values);
+        }
+        Init::PartialDirac => {
+            uniform(&mut generator, (1.0 / inputs.sqrt()) as f32, values);
+            dirac(parameter, values);
+        }
+        Init::Uniform(bound) => uniform(&mut generator, bound, values),
+        // Until the images are known.
+        Init::FanIn | Init::Whitening => {
+            uniform(&mut generator, (1.0 / inputs.sqrt()) as f32, values)
+        }
         Init::KaimingUniform => uniform(&mut generator, (6.0 / inputs).sqrt() as f32, values),
         Init::KaimingNormal => normal(&mut generator, (2.0 / inputs).sqrt(), values),
         Init::XavierUniform => {
@@ -76,10 +87,9 @@ fn normal(generator: &mut ChaCha8Rng, deviation: f64, values: &mut [f32]) {
     }
 }
 
-/// A 1 in the middle of the kernel from each of a group's inputs to its output of the same number, as
-/// far as there are both; 0 elsewhere. So the convolution hands its input on.
+/// Makes each of a group's outputs that has an input of the same number that input: a 1 in the middle
+/// of the kernel, 0 elsewhere. Further outputs stay as they are.
 fn dirac(parameter: &Parameter, values: &mut [f32]) {
-    values.fill(0.0);
     let &[height, width, channels, outputs] = &parameter.shape[..] else {
         return;
     };
@@ -87,7 +97,13 @@ fn dirac(parameter: &Parameter, values: &mut [f32]) {
     let per_group = outputs / parameter.groups;
     for group in 0..parameter.groups {
         for c in 0..channels.min(per_group) {
-            values[(middle * channels + c) * outputs + group * per_group + c] = 1.0;
+            let output = group * per_group + c;
+            values
+                .iter_mut()
+                .skip(output)
+                .step_by(outputs)
+                .for_each(|v| *v = 0.0);
+            values[(middle * channels + c) * outputs + output] = 1.0;
         }
     }
 }
@@ -310,6 +326,34 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_partial_dirac_hands_its_input_on_and_draws_the_rest() {
+        let model = |init: &str| {
+            with_init(&format!(
+                "type = \"conv2d\"\nout_channels = 96\nkernel = 3{init}"
+            ))
+        };
+        let dirac = initial_parameters(&model("\ninit = \"dirac\""), 1);
+        let plain = initial_parameters(&model(""), 1);
+        let partial = initial_parameters(&model("\ninit = \"partial_dirac\""), 1);
+        for i in 0..9 * 64 * 96 {
+            let expected = if i % 96 < 64 { dirac[i] } else { plain[i] };
+            assert_eq!(partial[i], expected, "{i}");
+        }
+    }
+
+    #[test]
+    fn a_uniform_init_fills_its_bound() {
+        let model = with_init(
+            "type = \"conv2d\"\nout_channels = 96\nkernel = 3\ninit = { uniform = 0.25 }",
+        );
+        let parameters = initial_parameters(&model, 1);
+        let largest = parameters[..9 * 64 * 96]
+            .iter()
+            .fold(0f32, |a, b| a.max(b.abs()));
+        assert!((0.249..=0.25).contains(&largest), "{largest}");
     }
 
     #[test]

@@ -147,12 +147,14 @@ pub(super) enum Groups {
 }
 
 /// What `init` can be besides a constant.
-const INITS: [(&str, Init); 7] = [
+const INITS: [(&str, Init); 9] = [
     ("kaiming_normal", Init::KaimingNormal),
     ("kaiming_uniform", Init::KaimingUniform),
     ("xavier_normal", Init::XavierNormal),
     ("xavier_uniform", Init::XavierUniform),
     ("dirac", Init::Dirac),
+    ("partial_dirac", Init::PartialDirac),
+    ("whitening", Init::Whitening),
     ("zeros", Init::Constant(0.0)),
     ("ones", Init::Constant(1.0)),
 ];
@@ -458,9 +460,13 @@ impl<'a> Keys<'a> {
         let init = match value.get_ref() {
             Value::Text(name) => INITS.iter().find(|(n, _)| n == name).map(|(_, init)| *init),
             Value::Table(Table(entries)) => match &entries[..] {
-                [(key, value)] if key.get_ref() == "constant" => {
+                [(key, value)] => {
                     let number = self.number_in(value).filter(|number| number.is_finite());
-                    number.map(Init::Constant)
+                    match (key.get_ref().as_str(), number) {
+                        ("constant", Some(value)) => Some(Init::Constant(value)),
+                        ("uniform", Some(bound)) if bound > 0.0 => Some(Init::Uniform(bound)),
+                        _ => None,
+                    }
                 }
                 _ => None,
             },
@@ -468,7 +474,7 @@ impl<'a> Keys<'a> {
         };
         let allowed = |init: &Init| match init {
             Init::Constant(_) => true,
-            Init::Dirac => self.kind == "conv2d",
+            Init::Dirac | Init::PartialDirac | Init::Whitening => self.kind == "conv2d",
             _ => !normalisation,
         };
         init.filter(allowed).map(Some).ok_or_else(|| {
@@ -479,7 +485,15 @@ impl<'a> Keys<'a> {
                 .collect();
             self.wrong(
                 value,
-                &format!("{} or {{ constant = NUMBER }}", names.join(", ")),
+                &format!(
+                    "{}{} or {{ constant = NUMBER }}",
+                    names.join(", "),
+                    if normalisation {
+                        ""
+                    } else {
+                        ", { uniform = BOUND }"
+                    }
+                ),
             )
         })
     }

@@ -8,6 +8,7 @@
 pub mod augment;
 mod block;
 mod file;
+mod groups;
 mod init;
 mod keys;
 mod op;
@@ -15,12 +16,15 @@ mod order;
 mod parameters;
 pub mod recipe;
 mod summary;
+mod whiten;
 
 pub use file::{Definition, MAX_ELEMENTS, SHIPPED, load};
+pub use groups::Factors;
 pub use init::{initial_parameters, initial_running};
 pub use op::Op;
 pub use parameters::{Init, Parameter, Role};
 pub use summary::{dot, summary};
+pub use whiten::whiten;
 
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -650,6 +654,14 @@ impl Model {
                         inputs.len()
                     ),
                 },
+            });
+        }
+        if init == Some(Init::Whitening)
+            && (inputs != [0] || op.product().is_none_or(|g| g.groups > 1))
+        {
+            return Err(Error::Shape {
+                operation: op.name(),
+                what: "expected init = \"whitening\" in a convolution of the images themselves, in one group, found it elsewhere; use another init".into(),
             });
         }
         let shapes: Vec<Shape> = inputs.iter().map(|value| self.shape(*value)).collect();

@@ -46,6 +46,12 @@ pub enum Init {
     XavierNormal,
     /// A convolution that hands its input on.
     Dirac,
+    /// The same as far as there are inputs; further outputs as with [`Init::FanIn`].
+    PartialDirac,
+    /// What whitens the patches of the training images, see [`super::whiten`].
+    Whitening,
+    /// Uniform in ± this.
+    Uniform(f32),
     Constant(f32),
 }
 

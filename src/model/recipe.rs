@@ -11,8 +11,14 @@ use serde::{Deserialize, Serialize};
 #[serde(tag = "name", rename_all = "snake_case")]
 pub enum Optimizer {
     /// SGD with momentum and L2 weight decay as in `torch.optim.SGD`:
-    /// `g += weight_decay·w; v = momentum·v + g; w −= lr·v`.
-    Sgd { momentum: f32, weight_decay: f32 },
+    /// `g += weight_decay·w; v = momentum·v + g; w −= lr·v`, with Nesterov's momentum
+    /// `w −= lr·(g + momentum·v)`.
+    Sgd {
+        momentum: f32,
+        #[serde(default)]
+        nesterov: bool,
+        weight_decay: f32,
+    },
     /// Adam with decoupled weight decay (Loshchilov & Hutter, 2019), as in `torch.optim.AdamW`.
     Adamw {
         beta1: f32,
@@ -20,21 +26,56 @@ pub enum Optimizer {
         epsilon: f32,
         weight_decay: f32,
     },
+    /// The sign of a momentum, with decoupled weight decay (Chen et al., 2023, arXiv 2302.06675):
+    /// `w = w·(1 − lr·weight_decay) − lr·sign(beta1·m + (1 − beta1)·g); m = beta2·m + (1 − beta2)·g`.
+    Lion {
+        beta1: f32,
+        beta2: f32,
+        weight_decay: f32,
+    },
+    /// Momentum, orthogonalised, for the weights of convolutions that are not grouped (Jordan, 2024,
+    /// as in the airbench94_muon of arXiv 2404.00498); SGD with Nesterov's momentum for all else.
+    Muon {
+        /// Of the convolutions' weights: `v = momentum·v + g`, and orthogonalised is `g + momentum·v`.
+        momentum: f32,
+        /// L2 weight decay of all else; the norm of a convolution's weight is kept at √OC instead.
+        weight_decay: f32,
+        /// Learning rate of all else where the recipe's is at its peak.
+        other_lr: f32,
+        /// Momentum of all else.
+        other_momentum: f32,
+    },
 }
 
 impl Optimizer {
     /// Number of state vectors (each as long as the parameters) that the rule keeps.
     pub fn state_vectors(&self) -> usize {
         match self {
-            Optimizer::Sgd { .. } => 1,
+            Optimizer::Sgd { .. } | Optimizer::Lion { .. } | Optimizer::Muon { .. } => 1,
             Optimizer::Adamw { .. } => 2,
+        }
+    }
+
+    /// The rule by which it updates what is updated element by element.
+    pub fn elementwise(&self) -> Optimizer {
+        match *self {
+            Optimizer::Muon {
+                weight_decay,
+                other_momentum,
+                ..
+            } => Optimizer::Sgd {
+                momentum: other_momentum,
+                nesterov: true,
+                weight_decay,
+            },
+            rule => rule,
         }
     }
 
     /// What one update needs besides parameters and gradients, for update number `step` (from 1).
     pub fn step_scalars(&self, lr: f64, step: u64) -> StepScalars {
         let (bias1, bias2) = match *self {
-            Optimizer::Sgd { .. } => (1.0, 1.0),
+            Optimizer::Sgd { .. } | Optimizer::Lion { .. } | Optimizer::Muon { .. } => (1.0, 1.0),
             Optimizer::Adamw { beta1, beta2, .. } => (
                 1.0 - f64::from(beta1).powf(step as f64),
                 1.0 - f64::from(beta2).powf(step as f64),
@@ -53,9 +94,9 @@ impl Optimizer {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepScalars {
     pub lr: f32,
-    /// `1 − beta1^step` (AdamW; 1 for SGD).
+    /// `1 − beta1^step` (AdamW; 1 for the others).
     pub bias_correction1: f32,
-    /// `1 − beta2^step` (AdamW; 1 for SGD).
+    /// `1 − beta2^step` (AdamW; 1 for the others).
     pub bias_correction2: f32,
 }
 
@@ -200,12 +241,23 @@ pub struct Recipe {
     pub class_weights: Option<ClassWeights>,
 }
 
+impl Recipe {
+    /// The share that the average keeps of itself in update number `step` (from 0): less in the first ones,
+    /// so that it forgets the start, as `tf.train.ExponentialMovingAverage` has it with `num_updates`. 0
+    /// without an average.
+    pub fn average_at(&self, step: u64) -> f32 {
+        let warm = (1.0 + step as f64) / (10.0 + step as f64);
+        self.average.map_or(0.0, |share| share.min(warm as f32))
+    }
+}
+
 impl Default for Recipe {
     /// Plain SGD with momentum for one epoch, and nothing besides.
     fn default() -> Recipe {
         Recipe {
             optimizer: Optimizer::Sgd {
                 momentum: 0.9,
+                nesterov: false,
                 weight_decay: 0.0,
             },
             lr: 0.05,

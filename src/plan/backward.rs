@@ -12,11 +12,14 @@ impl Builder<'_> {
     pub(super) fn backward(&mut self, gradient: View) {
         self.section = Section::Backward;
         let model = self.model;
-        // A gradient is wanted where a parameter has had its share in a value.
+        // A gradient is wanted where a parameter that is trained has had its share in a value.
         let mut wanted = vec![false];
-        for layer in &model.layers {
+        for (i, layer) in model.layers.iter().enumerate() {
             let by_input = layer.inputs.iter().any(|value| wanted[*value]);
-            wanted.push(by_input || !layer.parameters.is_empty());
+            wanted.push(by_input || self.learns(i));
+            if !self.learns(i) && (layer.op.product().is_some() || !by_input) {
+                self.frozen.push([layer.range().start, layer.range().end]);
+            }
         }
         let mut gradients: Vec<Option<View>> = vec![None; wanted.len()];
         gradients[model.layers.len()] = Some(gradient);
@@ -41,6 +44,11 @@ impl Builder<'_> {
         self.layer.clear();
     }
 
+    /// Whether layer `i` has a parameter that is trained.
+    fn learns(&self, i: usize) -> bool {
+        self.factors[i].iter().any(|factors| factors.lr != 0.0)
+    }
+
     /// Plans the way back through the operation of layer `i`, with its share of the parameters'
     /// gradients, and says where the gradient by each input is; those that are not wanted may be missing.
     fn op_backward(
@@ -52,7 +60,9 @@ impl Builder<'_> {
     ) -> Vec<Option<View>> {
         match &layer.op {
             Op::Conv2d(geometry) | Op::Dense(geometry) => {
-                self.product_backward_weight(layer, geometry, dy);
+                if self.learns(i) {
+                    self.product_backward_weight(layer, geometry, dy);
+                }
                 vec![wanted[0].then(|| self.product_backward_input(layer, geometry, dy))]
             }
             Op::MaxPool2d(pool) => {
@@ -156,7 +166,12 @@ impl Builder<'_> {
     }
 
     /// A kernel whose sums come in so many parts, and what adds them up.
-    fn in_parts(&mut self, parts: usize, sums: View, kernel: impl Fn(View) -> KernelSpec) {
+    pub(super) fn in_parts(
+        &mut self,
+        parts: usize,
+        sums: View,
+        kernel: impl Fn(View) -> KernelSpec,
+    ) {
         if parts == 1 {
             self.emit(kernel(sums));
             return;

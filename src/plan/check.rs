@@ -211,8 +211,12 @@ impl Plan {
             }
         }
         // Every gradient is written before the update reads it, in every step.
+        let all = self.tensor("parameters");
         for (_, spec) in &self.kernels {
-            let Some(parameters) = spec.arguments.iter().find(|a| a.name == "parameters") else {
+            let is_of_all = |a: &&crate::kernels::Argument| {
+                a.name == "parameters" && Some(a.view.tensor) == all
+            };
+            let Some(parameters) = spec.arguments.iter().find(is_of_all) else {
                 continue;
             };
             let Some(gradients) = self.tensor("gradients").filter(|_| !spec.layer.is_empty())
@@ -220,7 +224,8 @@ impl Plan {
                 continue;
             };
             let View { start, len, .. } = parameters.view;
-            if !covers(&written[gradients], [start, start + len]) {
+            let known = [&written[gradients][..], &self.frozen[..]].concat();
+            if !covers(&known, [start, start + len]) {
                 flaws.push(format!(
                     "no kernel writes the gradients of '{}'",
                     spec.layer

@@ -15,19 +15,21 @@ mod norm;
 mod print;
 #[cfg(test)]
 mod tests;
+mod update;
 
 pub use check::{expect_batch, most_samples};
 pub use memory::Slot;
+pub use update::factors;
 
 use crate::error::Result;
 use crate::kernels::conv2d::{Family, Pass, Product, Tile};
 use crate::kernels::{
     Access, AdapterReport, Dtype, KernelSpec, STEP_ELEMENTS, View, Work, augment, gather, loss,
-    optimizer, step,
+    reduce, step,
 };
 use crate::model::augment::Augment;
-use crate::model::recipe::{ClassWeights, Optimizer, Recipe};
-use crate::model::{Layer, Loss, Model, Shape};
+use crate::model::recipe::{ClassWeights, Groups, Optimizer, Recipe};
+use crate::model::{Factors, Layer, Loss, Model, Shape};
 use std::collections::HashMap;
 
 /// What a plan is for.
@@ -80,6 +82,15 @@ pub struct Options {
     pub slab_bytes: Option<u64>,
     /// Whether a step may be a part of a batch: gradients of all parts are added up before the update.
     pub micro: bool,
+    /// How the parameters of one role or place are trained differently from the rest.
+    pub groups: Groups,
+    /// Largest L2 norm of all gradients together; a larger one is scaled down to it.
+    pub clip_norm: Option<f32>,
+    /// Whether a moving average of the parameters and the running statistics is kept.
+    pub average: bool,
+    /// The recipe's learning rate, by which that of what Muon does not take is measured; the same as that
+    /// without.
+    pub lr: Option<f64>,
 }
 
 impl Options {
@@ -96,6 +107,10 @@ impl Options {
             micro: recipe
                 .micro_batch
                 .is_some_and(|micro| micro < recipe.batch_size),
+            groups: recipe.groups.clone(),
+            clip_norm: recipe.clip_norm,
+            average: recipe.average.is_some(),
+            lr: Some(recipe.lr),
             ..Options::default()
         }
     }
@@ -160,6 +175,8 @@ pub struct Plan {
     pub kernels: Vec<(Section, KernelSpec)>,
     /// The memory of the step: tensors that are never alive at the same time share one.
     pub slots: Vec<Slot>,
+    /// Where in the gradients those lie that no kernel writes, since their parameters are frozen.
+    frozen: Vec<[usize; 2]>,
 }
 
 impl Plan {
@@ -198,12 +215,18 @@ impl Plan {
             Target::Cpu => Family::Cpu,
         };
         let mut builder = Builder::new(model, batch, mode, options, family);
+        if let Mode::Train(_) = mode {
+            builder.factors = options.groups.factors(model)?;
+        }
         builder.gather(options);
         builder.forward();
         let gradient = builder.loss(options);
         if let Mode::Train(optimizer) = mode {
             builder.backward(gradient);
-            builder.update(&optimizer);
+            if options.micro {
+                builder.accumulate();
+            }
+            builder.update(&optimizer, options);
         }
         builder.section = Section::Advance;
         builder.emit(step::advance_step(builder.data.counter));
@@ -212,6 +235,7 @@ impl Plan {
             tensors: builder.tensors,
             kernels: builder.kernels,
             slots: Vec::new(),
+            frozen: builder.frozen,
         };
         if !options.unfused {
             plan.fuse(family);
@@ -252,7 +276,8 @@ impl Plan {
         choices: &[Product],
     ) -> Result<()> {
         let layers = model.layers.iter().filter(|l| l.op.product().is_some());
-        let most = Pass::ALL.len() * layers.count();
+        let muon = self.specs().filter(|s| matches!(s.work, Work::MuonScale));
+        let most = Pass::ALL.len() * (layers.count() + muon.count());
         for (_, spec) in &mut self.kernels {
             let Work::Product(p) = &spec.work else {
                 continue;
@@ -303,6 +328,8 @@ pub(crate) struct Builder<'a> {
     data: Data,
     parameters: View,
     gradients: Option<View>,
+    /// Their sum over the parts of a batch so far, where it has parts.
+    accumulated: Option<View>,
     running: View,
     /// The network's input and the output of every layer.
     values: Vec<View>,
@@ -311,6 +338,9 @@ pub(crate) struct Builder<'a> {
     prediction: View,
     /// What a layer's forward pass keeps for its way back, by the layer's number and a name.
     saved: HashMap<(usize, &'static str), View>,
+    /// How the parameters of each layer are trained; empty where none are.
+    factors: Vec<Vec<Factors>>,
+    frozen: Vec<[usize; 2]>,
 }
 
 impl<'a> Builder<'a> {
@@ -361,6 +391,7 @@ impl<'a> Builder<'a> {
                 )),
                 Mode::Evaluate => None,
             },
+            accumulated: None,
             values: vec![add("input", &dims, f32, step, true)],
             labels: add("batch_labels", &[batch], u32, step, true),
             losses: add("losses", &[batch], f32, step, true),
@@ -378,6 +409,8 @@ impl<'a> Builder<'a> {
             section: Section::Gather,
             layer: String::new(),
             saved: HashMap::new(),
+            factors: Vec::new(),
+            frozen: Vec::new(),
         }
     }
 
@@ -424,6 +457,12 @@ impl<'a> Builder<'a> {
         let range = layer.range();
         let gradients = self.gradients.expect("a training plan has gradients");
         gradients.slice(range.start, range.len())
+    }
+
+    /// The gradients of a whole batch, all of them: what the update goes by.
+    pub(crate) fn batch_gradients(&self) -> View {
+        let gradients = self.accumulated.or(self.gradients);
+        gradients.expect("a training plan has gradients")
     }
 
     /// The layer's running statistics.
@@ -569,28 +608,13 @@ impl<'a> Builder<'a> {
         gradient
     }
 
-    fn update(&mut self, rule: &Optimizer) {
-        self.section = Section::Update;
-        let state: Vec<View> = (0..rule.state_vectors())
-            .map(|i| {
-                let view = self.tensor(
-                    optimizer::STATE_NAMES[i],
-                    &[self.parameters.len],
-                    Dtype::F32,
-                );
-                self.tensors[view.tensor].lifetime = Lifetime::Kept;
-                view
-            })
-            .collect();
-        let gradients = self.gradients.expect("a training plan has gradients");
+    /// Adds the gradients to those of the batch's parts before this one.
+    fn accumulate(&mut self) {
+        let gradients = self.batch_gradients();
+        let accumulated = self.tensor("accumulated", &[gradients.len], Dtype::F32);
+        self.tensors[accumulated.tensor].lifetime = Lifetime::Kept;
         let [steps, counter] = self.step();
-        self.emit(optimizer::update_parameters(
-            rule,
-            self.parameters,
-            gradients,
-            &state,
-            steps,
-            counter,
-        ));
+        self.emit(reduce::accumulate(gradients, accumulated, steps, counter));
+        self.accumulated = Some(accumulated);
     }
 }

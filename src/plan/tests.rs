@@ -12,6 +12,7 @@ fn model(name: &str) -> Model {
 
 const SGD: Mode = Mode::Train(Optimizer::Sgd {
     momentum: 0.9,
+    nesterov: false,
     weight_decay: 0.0,
 });
 

@@ -1,5 +1,6 @@
 //! Measurements, for people and for machines: [`mod@bench`] for kernels and steps against the adapter's
-//! own peak, [`profile`] for where the time of a training step goes.
+//! own peak, [`profile`] for where the time of a training step goes; and [`sheet`] for pictures of data.
 
 pub mod bench;
 pub mod profile;
+pub mod sheet;

@@ -64,7 +64,8 @@ pub(super) struct Loaded {
 /// of the optimiser's state vectors.
 fn prefixes(optimizer: &Optimizer) -> &'static [&'static str] {
     match optimizer {
-        Optimizer::Sgd { .. } => &["", "velocity."],
+        Optimizer::Sgd { .. } | Optimizer::Muon { .. } => &["", "velocity."],
+        Optimizer::Lion { .. } => &["", "first_moment."],
         Optimizer::Adamw { .. } => &["", "first_moment.", "second_moment."],
     }
 }

@@ -14,8 +14,8 @@ use crate::data::Splits;
 use crate::engine::{Engine, Split};
 use crate::error::{Error, Result};
 use crate::kernels::Step;
-use crate::model::initial_parameters;
-use crate::model::recipe::Recipe;
+use crate::model::recipe::{ClassWeights, Recipe};
+use crate::model::{initial_parameters, whiten};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use std::ops::ControlFlow;
@@ -137,7 +137,17 @@ pub fn train(
             engine.set_optimizer_state(&checkpoint.optimizer_state)?;
             (finished, partial) = (checkpoint.epoch, checkpoint.partial);
         }
-        None => engine.set_parameters(&initial_parameters(run.model(), run.config().seed))?,
+        None => {
+            let mut parameters = initial_parameters(run.model(), run.config().seed);
+            let normalization = run.config().scale_and_shift();
+            whiten(
+                run.model(),
+                &data.train.images,
+                &normalization,
+                &mut parameters,
+            );
+            engine.set_parameters(&parameters)?;
+        }
     }
     let planned = run.config().recipe.epochs;
     if finished >= planned {
@@ -189,7 +199,9 @@ impl Epoch<'_> {
         let config = self.run.config();
         let (recipe, seed) = (config.recipe.clone(), config.seed);
         let samples = self.data.train.len();
-        let steps = step_table(&recipe, samples, seed, epoch);
+        let order = epoch_order(samples, seed, epoch);
+        let labels = &self.data.train.labels;
+        let steps = step_table(&recipe, &order, labels, seed, epoch);
         if at.step > steps.len() || at.images > samples {
             let what = format!(
                 "expected a checkpoint within the {} steps of an epoch, found one after {}; use a copy of it, or train again",
@@ -199,7 +211,6 @@ impl Epoch<'_> {
             return Err(Error::checkpoint(self.run.folder(), what));
         }
         let before = (epoch - 1) * steps.len();
-        let order = epoch_order(samples, seed, epoch);
         let diverged = |loss, step: usize| Error::Diverged {
             loss,
             epoch,
@@ -347,8 +358,16 @@ fn images_per_second(images: usize, seconds: f64) -> f64 {
 
 /// The steps of `epoch` (from 1): batches of consecutive samples of the epoch's order, the last one
 /// smaller where the batch size does not divide the samples, with the learning rate that the
-/// schedule has for each.
-fn step_table(recipe: &Recipe, samples: usize, seed: u64, epoch: usize) -> Vec<Step> {
+/// schedule has for each, and with what the mean of its loss is over: its samples, or where classes have
+/// weights the sum of those of its labels.
+fn step_table(
+    recipe: &Recipe,
+    order: &[u32],
+    labels: &[u32],
+    seed: u64,
+    epoch: usize,
+) -> Vec<Step> {
+    let samples = order.len();
     let per_epoch = samples.div_ceil(recipe.batch_size);
     let total = (per_epoch * recipe.epochs) as u64;
     (0..per_epoch)
@@ -357,13 +376,22 @@ fn step_table(recipe: &Recipe, samples: usize, seed: u64, epoch: usize) -> Vec<S
             let step = ((epoch - 1) * per_epoch + i) as u64;
             let lr = recipe.schedule.lr_at(recipe.lr, step, total);
             let scalars = recipe.optimizer.step_scalars(lr, step + 1);
+            let count = recipe.batch_size.min(samples - first);
+            let batch = order[first..first + count].iter();
+            let labels = batch.map(|sample| labels[*sample as usize] as usize);
             Step {
                 lr: scalars.lr,
                 bias_correction1: scalars.bias_correction1,
                 bias_correction2: scalars.bias_correction2,
                 seed: seed as u32 ^ (seed >> 32) as u32,
                 epoch: epoch as u32,
-                ..Step::new(first, recipe.batch_size.min(samples - first))
+                total: match &recipe.class_weights {
+                    Some(ClassWeights::Given(weights)) => labels.map(|label| weights[label]).sum(),
+                    // Those that balance a dataset are given when it is known.
+                    _ => count as f32,
+                },
+                average: recipe.average_at(step),
+                ..Step::new(first, count)
             }
         })
         .collect()
@@ -478,7 +506,8 @@ mod tests {
             label_smoothing: 0.0,
             ..Recipe::default()
         };
-        let (first, second) = (step_table(&recipe, 10, 7, 1), step_table(&recipe, 10, 7, 2));
+        let order: Vec<u32> = (0..10).rev().collect();
+        let [first, second] = [1, 2].map(|epoch| step_table(&recipe, &order, &[0; 10], 7, epoch));
         let spans: Vec<_> = first.iter().map(|s| (s.first, s.count)).collect();
         assert_eq!(spans, [(0, 4), (4, 4), (8, 2)]);
         assert_eq!(
@@ -494,5 +523,22 @@ mod tests {
         assert_eq!(second[0].bias_correction2, 1.0 - 0.31640625);
         assert_eq!(first[0].lr, 1.0);
         assert_eq!(first[0].bias_correction1, 0.5);
+    }
+
+    #[test]
+    fn the_loss_of_a_batch_is_over_its_samples_or_the_weights_of_its_labels() {
+        let mut recipe = Recipe {
+            batch_size: 4,
+            ..Recipe::default()
+        };
+        let order: Vec<u32> = (0..10).rev().collect();
+        let labels = [0, 0, 1, 2, 2, 1, 0, 0, 1, 2];
+        let totals = |recipe: &Recipe| -> Vec<f32> {
+            let steps = step_table(recipe, &order, &labels, 7, 1);
+            steps.iter().map(|step| step.total).collect()
+        };
+        assert_eq!(totals(&recipe), [4.0, 4.0, 2.0]);
+        recipe.class_weights = Some(ClassWeights::Given(vec![0.5, 2.0, 0.125]));
+        assert_eq!(totals(&recipe), [3.125, 4.25, 1.0]);
     }
 }

@@ -21,7 +21,7 @@
 //! a damaged one nor another run's is ever taken.
 
 use super::checkpoint::{Checkpoint, Loaded, object, parameter_hash};
-use crate::data::{Dataset, Normalization, Splits};
+use crate::data::{Dataset, Normalization, Request, Splits};
 use crate::error::{Error, Result};
 use crate::export::{Contents, read_safetensors, write_safetensors};
 use crate::files::{rename, replace, replace_keeping, sha256, sweep};
@@ -135,24 +135,60 @@ pub struct DataRecord {
     pub source: String,
     /// The limit on the images of each split that was asked for.
     pub limit: Option<usize>,
+    /// As asked for, see [`Request`].
+    #[serde(default)]
+    pub image_size: Option<[usize; 2]>,
+    #[serde(default)]
+    pub validation: Option<f64>,
+    #[serde(default)]
+    pub test: Option<f64>,
+    #[serde(default)]
+    pub split_seed: u64,
     pub training_images: usize,
+    #[serde(default)]
+    pub validation_images: usize,
     pub test_images: usize,
     /// [`Dataset::sha256`] of the images that are trained on; `None` in folders of format 0.
     pub training_sha256: Option<String>,
+    /// Likewise of the validation images, where there are any.
+    #[serde(default)]
+    pub validation_sha256: Option<String>,
     /// Likewise of the test images.
     pub test_sha256: Option<String>,
 }
 
 impl DataRecord {
-    /// The record of the images in `data`, with its hashes.
-    pub fn of(source: String, limit: Option<usize>, data: &Splits) -> DataRecord {
+    /// The record of the images in `data`, which `request` led to, with its hashes.
+    pub fn of(
+        source: String,
+        limit: Option<usize>,
+        request: &Request,
+        data: &Splits,
+    ) -> DataRecord {
         DataRecord {
             source,
             limit,
+            image_size: request.image_size,
+            validation: request.validation,
+            test: request.test,
+            split_seed: request.split_seed,
             training_images: data.train.len(),
+            validation_images: data.validation.as_ref().map_or(0, Dataset::len),
             test_images: data.test.len(),
             training_sha256: Some(data.train.sha256()),
+            validation_sha256: data.validation.as_ref().map(Dataset::sha256),
             test_sha256: Some(data.test.sha256()),
+        }
+    }
+
+    /// What leads to the same images again.
+    pub fn request(&self) -> Request {
+        Request {
+            image_size: self.image_size,
+            validation: self.validation,
+            test: self.test,
+            split_seed: self.split_seed,
+            cache: None,
         }
     }
 }
@@ -630,19 +666,35 @@ impl Run {
     /// Makes sure that `data` (called `source` in messages) is what the run was started with.
     ///
     /// # Errors
-    /// [`Error::Data`] for other images or labels, in training or test images.
+    /// [`Error::Data`] for other images or labels, in training, validation or test images.
     pub fn expect_own_data(&self, source: &str, data: &Splits) -> Result<()> {
         self.expect_data(source, &data.train)?;
         let record = &self.config.data;
-        let hashes = [&record.training_sha256, &record.test_sha256];
         for (which, split, images, hash) in [
-            ("training", &data.train, record.training_images, hashes[0]),
-            ("test", &data.test, record.test_images, hashes[1]),
+            (
+                "training",
+                Some(&data.train),
+                record.training_images,
+                &record.training_sha256,
+            ),
+            (
+                "validation",
+                data.validation.as_ref(),
+                record.validation_images,
+                &record.validation_sha256,
+            ),
+            (
+                "test",
+                Some(&data.test),
+                record.test_images,
+                &record.test_sha256,
+            ),
         ] {
-            let found = split.sha256();
-            let (expected, found) = match hash {
-                _ if split.len() != images => (images.to_string(), split.len().to_string()),
-                Some(hash) if *hash != found => (
+            let len = split.map_or(0, Dataset::len);
+            let found = split.map(Dataset::sha256);
+            let (expected, found) = match (hash, found) {
+                _ if len != images => (images.to_string(), len.to_string()),
+                (Some(hash), Some(found)) if *hash != found => (
                     format!("those with SHA-256 {hash}"),
                     format!("others ({found})"),
                 ),

@@ -55,6 +55,14 @@ pub(super) fn samples(first: usize, count: usize) -> Step {
     Step::new(first, count)
 }
 
+/// The same where these are a part of a batch, or have weights: the loss is the mean over something else.
+pub(super) fn part(first: usize, count: usize) -> Step {
+    Step {
+        total: 1.75 * count as f32,
+        ..samples(first, count)
+    }
+}
+
 pub(crate) fn gather_case(shape: Shape, batch: usize, count: usize, streamed: bool) -> Case {
     let how = if streamed { ", streamed" } else { "" };
     let variant = format!("{shape}, {count} of batch {batch}{how}");
@@ -410,7 +418,7 @@ pub(crate) fn loss_case(
         // What the step does not cover must stay as it was.
         let before = b.below(1000, first + batch + 5);
         let (logits, labels) = (b.input(&logits), b.input(&labels));
-        let [steps, counter] = step_table(b, samples(first, count));
+        let [steps, counter] = step_table(b, part(first, count));
         let losses = b.output("loss", batch, tolerance);
         let gradient = b.output("gradient", batch * classes, tolerance);
         let prediction = b.output_words("prediction", batch);
@@ -478,15 +486,17 @@ fn metrics_cases() -> Vec<Case> {
     ]
 }
 
-pub(crate) fn update_case(n: usize, rule: Optimizer) -> Case {
-    let (kernel, variant) = match rule {
+pub(crate) fn update_case(n: usize, rule: Optimizer, grouped: bool) -> Case {
+    let (kernel, what) = match rule {
         Optimizer::Sgd {
             momentum,
+            nesterov,
             weight_decay,
-        } => (
-            "sgd_update",
-            format!("{n} parameters, momentum {momentum}, weight decay {weight_decay}"),
-        ),
+        } => {
+            let nesterov = if nesterov { " (Nesterov)" } else { "" };
+            let what = format!("momentum {momentum}{nesterov}, weight decay {weight_decay}");
+            ("sgd_update", what)
+        }
         Optimizer::Adamw {
             beta1,
             beta2,
@@ -494,37 +504,58 @@ pub(crate) fn update_case(n: usize, rule: Optimizer) -> Case {
             ..
         } => (
             "adamw_update",
-            format!("{n} parameters, betas {beta1} {beta2}, weight decay {weight_decay}"),
+            format!("betas {beta1} {beta2}, weight decay {weight_decay}"),
         ),
+        Optimizer::Lion {
+            beta1,
+            beta2,
+            weight_decay,
+        } => (
+            "lion_update",
+            format!("betas {beta1} {beta2}, weight decay {weight_decay}"),
+        ),
+        Optimizer::Muon { .. } => unreachable!("it leaves elements to SGD"),
     };
-    Case::new(kernel, variant, move |b| {
-        let scalars = rule.step_scalars(0.05, 3);
-        let row = Step {
-            lr: scalars.lr,
-            bias_correction1: scalars.bias_correction1,
-            bias_correction2: scalars.bias_correction2,
-            ..samples(0, 1)
-        };
-        let [steps, counter] = step_table(b, row);
-        let tolerance = Tolerance::sum(8);
-        // Gradients of 0 among them: alignment gaps must stay 0 and divide nothing by 0.
-        let (w, gradients, first) = (b.ties(n), b.ties(n), b.ties(n));
-        let parameters = b.updated("parameters", &w, tolerance);
-        let gradients = b.input(&gradients);
-        let mut state = vec![b.updated("first moment", &first, tolerance)];
-        if let Optimizer::Adamw { .. } = rule {
-            let second: Vec<f32> = first.iter().map(|m| 2.0 * m * m).collect();
-            state.push(b.updated("second moment", &second, tolerance));
-        }
-        vec![optimizer::update_parameters(
-            &rule, parameters, gradients, &state, steps, counter,
-        )]
-    })
+    let groups = if grouped { ", factors" } else { "" };
+    Case::new(
+        kernel,
+        format!("{n} parameters, {what}{groups}"),
+        move |b| {
+            let scalars = rule.step_scalars(0.05, 3);
+            let row = Step {
+                lr: scalars.lr,
+                bias_correction1: scalars.bias_correction1,
+                bias_correction2: scalars.bias_correction2,
+                ..samples(0, 1)
+            };
+            let [steps, counter] = step_table(b, row);
+            let tolerance = Tolerance::sum(8);
+            // Gradients of 0 among them: alignment gaps must stay 0 and divide nothing by 0. All are
+            // multiples of 1/4, and Lion's first beta is too, so that no rounding decides a sign.
+            let (w, gradients, first) = (b.ties(n), b.ties(n), b.ties(n));
+            let parameters = b.updated("parameters", &w, tolerance);
+            let gradients = b.input(&gradients);
+            let mut state = vec![b.updated("first moment", &first, tolerance)];
+            if rule.state_vectors() > 1 {
+                let second: Vec<f32> = first.iter().map(|m| 2.0 * m * m).collect();
+                state.push(b.updated("second moment", &second, tolerance));
+            }
+            // Some twice as fast, some without decay, some not at all.
+            let factors =
+                (0..n).flat_map(|i| [[1.0, 1.0], [2.0, 0.0], [0.0, 1.0], [-1.0, 1.0]][i % 4]);
+            let factors: Vec<f32> = factors.collect();
+            let factors = grouped.then(|| b.input(&factors));
+            vec![optimizer::update_parameters(
+                &rule, parameters, gradients, factors, &state, steps, counter,
+            )]
+        },
+    )
 }
 
 fn optimizer_cases() -> Vec<Case> {
-    let sgd = |momentum, weight_decay| Optimizer::Sgd {
+    let sgd = |momentum, nesterov, weight_decay| Optimizer::Sgd {
         momentum,
+        nesterov,
         weight_decay,
     };
     let adamw = |beta1, beta2, weight_decay| Optimizer::Adamw {
@@ -533,13 +564,24 @@ fn optimizer_cases() -> Vec<Case> {
         epsilon: 1e-8,
         weight_decay,
     };
+    let lion = |beta2, weight_decay| Optimizer::Lion {
+        beta1: 0.5,
+        beta2,
+        weight_decay,
+    };
     vec![
-        update_case(1, sgd(0.0, 0.0)),
-        update_case(63, sgd(0.9, 0.0)),
-        update_case(1000, sgd(0.9, 0.01)),
-        update_case(1, adamw(0.7, 0.9, 0.0)),
-        update_case(63, adamw(0.9, 0.999, 0.01)),
-        update_case(1000, adamw(0.7, 0.9, 0.1)),
+        update_case(1, sgd(0.0, false, 0.0), false),
+        update_case(63, sgd(0.9, false, 0.0), false),
+        update_case(1000, sgd(0.9, false, 0.01), false),
+        update_case(1000, sgd(0.9, true, 0.01), false),
+        update_case(1001, sgd(0.9, true, 0.01), true),
+        update_case(1, adamw(0.7, 0.9, 0.0), false),
+        update_case(63, adamw(0.9, 0.999, 0.01), false),
+        update_case(1000, adamw(0.7, 0.9, 0.1), false),
+        update_case(1001, adamw(0.7, 0.9, 0.1), true),
+        update_case(1, lion(0.99, 0.0), false),
+        update_case(1000, lion(0.9, 0.1), false),
+        update_case(1001, lion(0.9, 0.1), true),
     ]
 }
 
@@ -558,7 +600,27 @@ fn reduce_cases() -> Vec<Case> {
         reduce_case(5, 100),
         reduce_case(37, 333),
         reduce_case(200, 65),
+        accumulate_case(1, 0),
+        accumulate_case(333, 0),
+        accumulate_case(333, 1),
+        accumulate_case(1000, 7),
     ]
+}
+
+/// Part `micro` of a batch.
+pub(crate) fn accumulate_case(n: usize, micro: u32) -> Case {
+    let variant = format!("{n} elements, part {micro}");
+    Case::new("accumulate", variant, move |b| {
+        let (gradients, before) = (b.values(n), b.values(n));
+        let row = Step {
+            micro,
+            ..samples(0, 1)
+        };
+        let gradients = b.input(&gradients);
+        let accumulated = b.updated("accumulated", &before, Tolerance::EXACT);
+        let [steps, counter] = step_table(b, row);
+        vec![reduce::accumulate(gradients, accumulated, steps, counter)]
+    })
 }
 
 pub(crate) fn step_case() -> Case {

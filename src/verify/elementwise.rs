@@ -373,7 +373,7 @@ fn smoothed_case(smoothing: f32, batch: usize, count: usize, classes: usize, fac
         let labels = b.below(classes as u32, batch);
         let before = b.below(1000, first + batch + 5);
         let (logits, labels) = (b.input(&logits), b.input(&labels));
-        let [steps, counter] = step_table(b, samples(first, count));
+        let [steps, counter] = step_table(b, part(first, count));
         vec![loss::loss(
             Loss::SoftmaxCrossEntropy,
             smoothing,
@@ -409,7 +409,7 @@ fn weighted_case(smoothing: f32, batch: usize, count: usize, classes: usize, fac
             .collect();
         let (logits, labels) = (b.input(&logits), b.input(&labels));
         let weights = b.input(&weights);
-        let [steps, counter] = step_table(b, samples(3, count));
+        let [steps, counter] = step_table(b, part(3, count));
         vec![loss::weighted_softmax_cross_entropy(
             smoothing,
             batch,

@@ -27,12 +27,18 @@ pub fn cases(adapter: &AdapterReport) -> Vec<Case> {
 fn simple_cases() -> Vec<Case> {
     let sgd = Optimizer::Sgd {
         momentum: 0.9,
+        nesterov: false,
         weight_decay: 0.01,
     };
     let adamw = Optimizer::Adamw {
         beta1: 0.7,
         beta2: 0.9,
         epsilon: 1e-8,
+        weight_decay: 0.1,
+    };
+    let lion = Optimizer::Lion {
+        beta1: 0.5,
+        beta2: 0.9,
         weight_decay: 0.1,
     };
     let geometry = Conv2d::new(Shape::new(8, 6, 3), 1, [5, 3], [2, 1], [2, 0]).expect(VALID);
@@ -45,8 +51,9 @@ fn simple_cases() -> Vec<Case> {
         sigmoid_backward_case(200),
         metrics_case(7, 3),
         metrics_case(130, 129),
-        update_case(200, sgd),
-        update_case(200, adamw),
+        update_case(200, sgd, false),
+        update_case(200, adamw, false),
+        update_case(200, lion, true),
         reduce_case(5, 100),
         multiply_add_case(200, 20),
         copy_case(260),

@@ -258,6 +258,7 @@ pub fn step_of(gpu: &Arc<Gpu>, model: &Model, options: &Options) -> Result<Outco
 const SGD: Mode = Mode::Train(RULE);
 const RULE: Optimizer = Optimizer::Sgd {
     momentum: 0.0,
+    nesterov: false,
     weight_decay: 0.0,
 };
 const ADAMW: Mode = Mode::Train(Optimizer::Adamw {
