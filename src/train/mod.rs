@@ -5,10 +5,14 @@
 //! gives the same bits, and so does a run that was interrupted and resumed in between.
 
 mod checkpoint;
+mod lr_find;
 mod run;
+mod seeds;
 
 pub use checkpoint::{Checkpoint, Partial, parameter_hash};
+pub use lr_find::{Point, Range, RangeTest, range_test};
 pub use run::{Config, DataRecord, DeviceRecord, EpochRecord, FORMAT, ModelRecord, Restored, Run};
+pub use seeds::{SeedRun, SeedsRecord};
 
 use crate::data::Splits;
 use crate::engine::{Engine, Split};
@@ -272,7 +276,6 @@ impl Epoch<'_> {
         let predictions = evaluation.predictions.iter().zip(&self.data.test.labels);
         let test_correct = predictions.filter(|(prediction, label)| prediction == label);
         let mean = |sum: f64, count: usize| sum / count as f64;
-        let total = (recipe.epochs * steps.len()) as u64;
         let record = EpochRecord {
             epoch,
             step: last_step as u64,
@@ -282,9 +285,7 @@ impl Epoch<'_> {
             test_accuracy: mean(test_correct.count() as f64, tested),
             images_per_second: images_per_second(samples, at.seconds),
             seconds: at.seconds + start.elapsed().as_secs_f64(),
-            lr: recipe
-                .schedule
-                .lr_at(recipe.lr, last_step as u64 - 1, total),
+            lr: recipe.lr_at(last_step as u64 - 1, steps.len()),
         };
         let checkpoint = self.state(epoch, Partial::default())?;
         self.run.finish_epoch(record.clone(), &checkpoint)?;
@@ -369,12 +370,11 @@ fn step_table(
 ) -> Vec<Step> {
     let samples = order.len();
     let per_epoch = samples.div_ceil(recipe.batch_size);
-    let total = (per_epoch * recipe.epochs) as u64;
     (0..per_epoch)
         .map(|i| {
             let first = i * recipe.batch_size;
             let step = ((epoch - 1) * per_epoch + i) as u64;
-            let lr = recipe.schedule.lr_at(recipe.lr, step, total);
+            let lr = recipe.lr_at(step, per_epoch);
             let scalars = recipe.optimizer.step_scalars(lr, step + 1);
             let count = recipe.batch_size.min(samples - first);
             let batch = order[first..first + count].iter();
