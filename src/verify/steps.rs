@@ -11,6 +11,7 @@ use crate::error::Result;
 use crate::gpu::{AdapterReport, Buffer, Dispatch, Gpu};
 use crate::kernels::conv2d::{Family, Product};
 use crate::kernels::{Access, Argument, KernelSpec, Step, Work};
+use crate::model::augment::{Augment, Border, Flip};
 use crate::model::recipe::Optimizer;
 use crate::model::{Definition, Model, initial_parameters, initial_running};
 use crate::plan::{Lifetime, Mode, Options, Plan, Section, Target};
@@ -147,10 +148,26 @@ fn apart(options: &Options) -> Options {
     }
 }
 
-/// What all plans of a model have in common: some train on a loss that is smoothed and weighted.
+/// What all plans of a model have in common: some train on a loss that is smoothed and weighted, or on images
+/// that are changed at random.
 fn options(model: &Model) -> Options {
     let weighted = model.name == "squeezed";
+    let augment = Augment {
+        rotate: 20.0,
+        scale: 0.2,
+        flip: Flip::Alternating,
+        crop: 1,
+        border: Border::Reflect,
+        erase: 0.5,
+        saturation: 0.5,
+        elastic: 0.5,
+        ..Augment::default()
+    };
     Options {
+        augment: match model.name.as_str() {
+            "uneven" => augment,
+            _ => Augment::default(),
+        },
         label_smoothing: if weighted { 0.1 } else { 0.0 },
         class_weights: weighted.then(|| vec![1.5, 0.5, 1.0, 2.0, 0.25]),
         large_evaluation: Some(false),
