@@ -29,6 +29,8 @@ pub enum Command {
     LrFind(LrFindArgs),
     /// Look at data: sizes, classes, duplicates, channel statistics, and a contact sheet
     Data(LookArgs),
+    /// Draw what the network will see: some training images before and after augmentation, as a PNG
+    Preview(PreviewArgs),
     /// Show a model's layers, parameters, multiply-adds and the GPU memory of a training step
     Inspect(InspectArgs),
     /// Measure loss, accuracy and per-class recall of a trained model on its test images
@@ -352,6 +354,46 @@ pub struct LookArgs {
     /// Print one JSON object instead of tables [default: off]
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct PreviewArgs {
+    /// Model: a name as for train, or an architecture file [default: the recipe's, else default]
+    #[arg(long, value_name = "NAME|FILE.toml")]
+    pub model: Option<String>,
+    #[command(flatten)]
+    pub data: DataArgs,
+    #[command(flatten)]
+    pub recipe: RecipeArgs,
+    /// Device: cpu, gpu, software, auto, or an adapter's number or part of its name
+    #[arg(
+        long,
+        value_name = "auto|gpu|software|cpu|NUMBER|NAME",
+        default_value = "cpu"
+    )]
+    pub device: String,
+    /// Images to show, of the epoch's first batch
+    #[arg(
+        long,
+        value_name = "N",
+        allow_negative_numbers = true,
+        default_value_t = 32
+    )]
+    pub count: usize,
+    /// Which epoch: each draws anew
+    #[arg(
+        long,
+        value_name = "N",
+        allow_negative_numbers = true,
+        default_value_t = 1
+    )]
+    pub epoch: usize,
+    /// Seed of the order of the images and of all draws, as for train
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+    /// File for the pictures, in place of one that is there
+    #[arg(long, value_name = "FILE.png", default_value = "preview.png")]
+    pub out: PathBuf,
 }
 
 #[derive(Debug, Args)]

@@ -474,7 +474,7 @@ fn images_per_second(images: usize, seconds: f64) -> f64 {
 /// smaller where the batch size does not divide the samples, with the learning rate that the
 /// schedule has for each, and with what the mean of its loss is over: its samples, or where classes have
 /// weights the sum of those of its labels.
-fn step_table(
+pub(crate) fn step_table(
     recipe: &Recipe,
     order: &[u32],
     labels: &[u32],
