@@ -82,6 +82,7 @@ impl DataArgs {
 
 /// How it is trained. Values are text here: they are read where those of files are.
 #[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Recipe")]
 pub struct RecipeArgs {
     /// Recipe, as `wgrad recipes` lists them, or a file. It may name the model too; what it leaves out
     /// is the model's own [default: the model's]

@@ -714,7 +714,10 @@ fn everything_fits_80_columns() {
         "bench --model small.toml --no-tune",
         "bench --model small.toml --device cpu --steps-only",
         "--help",
+        "recipes",
+        "lr-find --model small.toml --data shapes --device cpu",
         "train --help",
+        "lr-find --help",
         "bench --help",
         "verify --help",
     ] {

@@ -8,9 +8,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use wgrad::Result;
 use wgrad::engine::Split;
-use wgrad::model::initial_parameters;
 use wgrad::report::plot;
-use wgrad::train::{Range, range_test};
+use wgrad::train::{Range, first_parameters, range_test};
 
 /// What --to is of --from.
 const WIDTH: f64 = 1e7;
@@ -40,7 +39,7 @@ pub fn run(args: &LrFindArgs) -> Result<()> {
         notes.iter().try_for_each(|note| say_wrapped(note))?;
     }
     let mut engine = device.engine(&model, recipe, &options)?;
-    engine.set_parameters(&initial_parameters(&model, config.seed))?;
+    engine.set_parameters(&first_parameters(&model, &config, &data.train))?;
     let images = std::mem::take(&mut data.train.images);
     let labels = &data.train.labels;
     engine.upload_dataset(Split::Train, images, labels, &config.scale_and_shift())?;

@@ -1133,6 +1133,17 @@ mod tests {
     }
 
     #[test]
+    fn the_docs_example_is_a_recipe_and_they_name_every_key() {
+        let docs = include_str!("../../docs/recipes.md");
+        let (_, example) = docs.split_once("```toml\n").unwrap();
+        let (example, _) = example.split_once("```").unwrap();
+        assert_eq!(read(example).unwrap().warm_up, 1.0);
+        for key in KEYS {
+            assert!(docs.contains(&format!("`{key}`")), "{key}");
+        }
+    }
+
+    #[test]
     fn a_model_file_is_found_beside_its_recipe() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("mine.toml");

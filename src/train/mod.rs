@@ -14,12 +14,12 @@ pub use lr_find::{Point, Range, RangeTest, range_test};
 pub use run::{Config, DataRecord, DeviceRecord, EpochRecord, FORMAT, ModelRecord, Restored, Run};
 pub use seeds::{SeedRun, SeedsRecord};
 
-use crate::data::Splits;
+use crate::data::{Dataset, Splits};
 use crate::engine::{Engine, Split};
 use crate::error::{Error, Result};
 use crate::kernels::Step;
 use crate::model::recipe::{ClassWeights, Recipe};
-use crate::model::{initial_parameters, whiten};
+use crate::model::{Model, initial_parameters, whiten};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use std::ops::ControlFlow;
@@ -142,15 +142,7 @@ pub fn train(
             (finished, partial) = (checkpoint.epoch, checkpoint.partial);
         }
         None => {
-            let mut parameters = initial_parameters(run.model(), run.config().seed);
-            let normalization = run.config().scale_and_shift();
-            whiten(
-                run.model(),
-                &data.train.images,
-                &normalization,
-                &mut parameters,
-            );
-            engine.set_parameters(&parameters)?;
+            engine.set_parameters(&first_parameters(run.model(), run.config(), &data.train))?;
         }
     }
     let planned = run.config().recipe.epochs;
@@ -185,6 +177,14 @@ pub fn train(
     } else {
         Outcome::Finished
     })
+}
+
+/// The parameters that a training on `data` begins with.
+pub fn first_parameters(model: &Model, config: &Config, data: &Dataset) -> Vec<f32> {
+    let mut parameters = initial_parameters(model, config.seed);
+    let normalization = config.scale_and_shift();
+    whiten(model, &data.images, &normalization, &mut parameters);
+    parameters
 }
 
 /// What an epoch needs.
