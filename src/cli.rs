@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use wgrad::data::Request;
 use wgrad::kernels::conv2d::Family;
-use wgrad::train::CheckpointEvery;
+use wgrad::train::{CheckpointEvery, Weights};
 use wgrad::verify::DRAWS;
 use wgrad::{Error, Result, tune};
 
@@ -246,6 +246,11 @@ pub struct TrainArgs {
     /// that folder goes on with what is left [default: one run]
     #[arg(long, value_name = "N..M|N,M,…", conflicts_with_all = ["seed", "resume"])]
     pub seeds: Option<Seeds>,
+    /// Weights to start from, as far as their names and shapes are the model's: the last ones of a run, or
+    /// a safetensors file (such as a run's best.safetensors); the rest starts from the seed
+    /// [default: none]
+    #[arg(long, value_name = "RUN|FILE.safetensors", conflicts_with = "resume")]
+    pub init: Option<PathBuf>,
     /// Run folder to make; must be new or empty [default: runs/<model>-<data>-<number>]
     #[arg(long, value_name = "DIR", conflicts_with = "resume")]
     pub out: Option<PathBuf>,
@@ -346,9 +351,17 @@ pub struct InspectArgs {
 
 #[derive(Debug, Args)]
 pub struct EvalArgs {
-    /// Run folder of an earlier training
-    #[arg(value_name = "RUN")]
-    pub run: PathBuf,
+    /// Run folders of earlier trainings; of several also the mean of what they give is measured
+    #[arg(value_name = "RUN", required = true)]
+    pub runs: Vec<PathBuf>,
+    /// Which of the weights: last, best (by the validation split) or average [default: last]
+    #[arg(
+        long,
+        value_name = "last|best|average",
+        default_value = "last",
+        hide_default_value = true
+    )]
+    pub weights: Weights,
     /// Data whose test images are used, all of them: mnist or a folder of IDX files [default: the
     /// run's, as many as it was tested on]
     #[arg(long, value_name = "mnist|DIR")]

@@ -30,6 +30,7 @@ pub fn run(args: &LrFindArgs) -> Result<()> {
         device,
         mut options,
         mut notes,
+        ..
     } = plan(&train)?;
     let recipe = &config.recipe;
     let from = args.from.unwrap_or(Range::first(&recipe.optimizer));

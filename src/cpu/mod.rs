@@ -31,6 +31,7 @@ pub mod join;
 mod loss;
 mod muon;
 mod optimizer;
+mod outputs;
 mod peak;
 mod pool;
 pub mod random;
@@ -67,6 +68,7 @@ pub use loss::{
 };
 pub use muon::{muon_momentum, muon_polynomial, muon_scale, muon_update};
 pub use optimizer::{adamw_update, lion_update, sgd_update};
+pub use outputs::store_logits;
 pub use peak::{peak_copy, peak_multiply_add};
 pub use pool::{
     maxpool2d_backward, maxpool2d_backward_overlapping, maxpool2d_forward, meanpool2d_backward,

@@ -359,6 +359,24 @@ pub fn run<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
             });
         }
         Work::Predict { classes } => run_predict(spec, *classes, memory),
+        Work::StoreLogits { classes } => {
+            let (step, _) = memory.step(spec);
+            let (first, count) = (step.first as usize, step.count as usize);
+            let all = view("outputs");
+            memory.change(all, |memory, outputs| match outputs {
+                // As long as the split, whatever the plan takes it to be.
+                Values::Floats(outputs) => {
+                    store_logits(
+                        memory.floats(view("logits")),
+                        *classes,
+                        first,
+                        count,
+                        outputs,
+                    );
+                }
+                other => panic!("expected floats, found {other:?}"),
+            });
+        }
         Work::SumMetrics => {
             let (step, row) = memory.step(spec);
             let count = step.count as usize;

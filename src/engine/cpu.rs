@@ -88,6 +88,10 @@ impl CpuEngine {
         format!("CPU ({threads} threads)")
     }
 
+    pub(super) fn micro(&self) -> bool {
+        self.options.micro
+    }
+
     pub(super) fn state_vectors(&self) -> usize {
         self.optimizer.state_vectors()
     }
@@ -203,10 +207,12 @@ impl CpuEngine {
             put("metrics", words(2 * steps)),
             put("predictions", words(len)),
         ];
-        self.splits[split as usize] = Some(Samples {
-            len,
-            tensors: tensors.into_iter().collect(),
-        });
+        let mut tensors: HashMap<_, _> = tensors.into_iter().collect();
+        if self.options.keep_logits && split != Split::Train {
+            let values = Values::zeros(Dtype::F32, len * self.model.classes);
+            tensors.extend([put("outputs", values)]);
+        }
+        self.splits[split as usize] = Some(Samples { len, tensors });
         Ok(())
     }
 
@@ -241,9 +247,17 @@ impl CpuEngine {
         })?;
         let mut predictions = self.words(split, "predictions").to_vec();
         predictions.truncate(done);
+        let outputs = uploaded(&self.splits[split as usize])?
+            .tensors
+            .get("outputs");
+        let logits = outputs.map(|place| match &self.memory.values[*place] {
+            Values::Floats(values) => values[..done * self.model.classes].to_vec(),
+            _ => Vec::new(),
+        });
         Ok(Evaluation {
             loss_sum,
             predictions,
+            logits,
         })
     }
 
@@ -302,9 +316,14 @@ impl CpuEngine {
     ///
     /// # Errors
     /// As [`Plan::new`].
-    pub fn memory(model: &Model, batch: usize, optimizer: &Optimizer) -> Result<u64> {
+    pub fn memory(
+        model: &Model,
+        batch: usize,
+        optimizer: &Optimizer,
+        options: &Options,
+    ) -> Result<u64> {
         let mode = Mode::Train(*optimizer);
-        let plan = Plan::new(model, batch, mode, &Options::default(), Target::Cpu)?;
+        let plan = Plan::new(model, batch, mode, options, Target::Cpu)?;
         let held: u64 = plan.memory().iter().map(|(_, bytes)| bytes).sum();
         let scratch = plan.specs().map(fast::scratch_bytes).max().unwrap_or(0);
         let kept = 1 + optimizer.state_vectors() as u64;

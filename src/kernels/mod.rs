@@ -25,6 +25,7 @@ pub mod lanes;
 pub mod loss;
 pub mod muon;
 pub mod optimizer;
+pub mod outputs;
 pub mod peak;
 pub mod pool;
 pub mod reduce;

@@ -197,6 +197,9 @@ pub enum Work {
     Predict {
         classes: usize,
     },
+    StoreLogits {
+        classes: usize,
+    },
     SumMetrics,
     Update {
         rule: Optimizer,

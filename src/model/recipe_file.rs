@@ -304,7 +304,7 @@ impl Settings {
     /// before: its constants, and the learning rate and its factors.
     pub fn lay_over(&mut self, upper: &Settings) {
         let other = |key: &str| match (self.get(key), upper.get(key)) {
-            (Some(a), Some(b)) => a.text != b.text && a.word() != b.word(),
+            (Some(a), Some(b)) => a.word() != b.word(),
             _ => false,
         };
         let (optimizer, schedule) = (other("optimizer"), other("schedule"));

@@ -24,7 +24,8 @@ pub use update::factors;
 use crate::error::Result;
 use crate::kernels::conv2d::{Family, Pass, Product, Tile};
 use crate::kernels::{
-    Access, AdapterReport, Dtype, KernelSpec, STEP_ELEMENTS, View, Work, gather, loss, reduce, step,
+    Access, AdapterReport, Dtype, KernelSpec, STEP_ELEMENTS, View, Work, gather, loss, outputs,
+    reduce, step,
 };
 use crate::model::augment::Augment;
 use crate::model::recipe::{ClassWeights, Groups, Optimizer, Recipe};
@@ -68,6 +69,8 @@ pub struct Options {
     /// How much of the target of softmax cross-entropy is spread over all classes while training, from 0
     /// to 1. An evaluation gives the plain loss whatever it was trained by.
     pub label_smoothing: f32,
+    /// Whether an evaluation keeps the logits of all samples, not their predictions alone.
+    pub keep_logits: bool,
     /// What a training sample of each class counts in softmax cross-entropy, `[classes]`; 1 without.
     pub class_weights: Option<Vec<f32>>,
     /// How training images are changed at random; an evaluation shows them as they are.
@@ -103,9 +106,7 @@ impl Options {
                 _ => None,
             },
             augment: recipe.augment,
-            micro: recipe
-                .micro_batch
-                .is_some_and(|micro| micro < recipe.batch_size),
+            micro: recipe.step_batch() < recipe.batch_size,
             groups: recipe.groups.clone(),
             clip_norm: recipe.clip_norm,
             average: recipe.average.is_some(),
@@ -194,7 +195,7 @@ impl Plan {
         expect_batch(model, batch, options)?;
         let plan = Plan::unchecked(model, batch, mode, options, target)?;
         if let Target::Gpu(adapter) = target {
-            plan.expect_bindings(adapter, |batch| {
+            plan.expect_bindings(adapter, options.micro, |batch| {
                 Plan::unchecked(model, batch, mode, options, target)
             })?;
         }
@@ -554,6 +555,13 @@ impl<'a> Builder<'a> {
                 gradient,
                 self.prediction,
                 predictions,
+            ));
+        }
+        if options.keep_logits && !self.trains() {
+            let outputs = self.maps("outputs", Shape::new(1, 1, classes), Dtype::F32);
+            self.tensors[outputs.tensor].lifetime = Lifetime::Data;
+            self.emit(outputs::store_logits(
+                batch, classes, logits, steps, counter, outputs,
             ));
         }
         self.emit(loss::sum_metrics(

@@ -2,9 +2,9 @@
 //! section 3.3): a short training in which the rate rises exponentially from step to step; where the
 //! loss falls fastest is a good rate, where it rises again is too much.
 
-use super::{epoch_order, step_table};
+use super::{epoch_order, in_parts, step_table};
 use crate::data::Dataset;
-use crate::engine::Engine;
+use crate::engine::{Engine, ends_batch};
 use crate::error::{Error, Result};
 use crate::kernels::Step;
 use crate::model::recipe::{Optimizer, Recipe};
@@ -153,29 +153,29 @@ pub fn range_test(
             break;
         }
         let order = epoch_order(data.len(), seed, epoch);
-        let mut rows = step_table(recipe, &order, &data.labels, seed, epoch);
-        // A batch may be several rows.
-        let mut batch = losses.len();
-        for (i, row) in rows.iter_mut().enumerate() {
-            batch += usize::from(i > 0 && row.micro == 0);
-            row.lr = range.lr_at(batch) as f32;
+        let first = losses.len();
+        let mut steps = step_table(recipe, &order, &data.labels, seed, epoch);
+        steps.truncate(range.steps - first);
+        for (i, step) in steps.iter_mut().enumerate() {
+            step.lr = range.lr_at(first + i) as f32;
         }
-        let ends = |rows: &[Step], i: usize| rows.get(i + 1).is_none_or(|next| next.micro == 0);
-        let left = range.steps - losses.len();
-        let whole = (0..rows.len()).filter(|i| ends(&rows, *i)).nth(left - 1);
-        rows.truncate(whole.map_or(rows.len(), |last| last + 1));
+        let parts = steps
+            .iter()
+            .flat_map(|step| in_parts(step, recipe.step_batch()));
+        let rows: Vec<Step> = parts.collect();
         let (mut row, mut sum, mut count) = (0, 0.0, 0);
         engine.train_epoch(&order, &rows, &mut |new| {
             for metrics in new {
                 sum += f64::from(metrics.loss_sum);
                 count += rows[row].count;
-                if ends(&rows, row) && !watch.diverged {
+                if ends_batch(&rows, row) {
                     let loss = sum / f64::from(count);
-                    losses.push(loss);
-                    watch.see(loss);
-                }
-                if ends(&rows, row) {
                     (sum, count) = (0.0, 0);
+                    // More may be under way when the last one that counts is seen.
+                    if !watch.diverged {
+                        losses.push(loss);
+                        watch.see(loss);
+                    }
                 }
                 row += 1;
             }
