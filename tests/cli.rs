@@ -264,6 +264,7 @@ fn a_learning_rate_is_found() {
     let out = bench.good(&test);
     for word in [
         "tested   ",
+        "steepest ",
         "lowest   ",
         "suggest  ",
         "wgrad train --model small.toml --data shapes --device cpu --lr ",

@@ -85,6 +85,18 @@ pub struct RangeTest {
 }
 
 impl RangeTest {
+    /// The rate to begin with: a tenth of the one with the lowest loss, which is about to be too much.
+    /// `None` where the loss never fell.
+    pub fn suggested(&self) -> Option<f64> {
+        self.steepest.map(|_| self.lowest / 10.0)
+    }
+
+    /// Whether the loss was at its lowest when the rates ended, so that higher ones may be better.
+    pub fn is_cut_off(&self) -> bool {
+        let last = self.points.last();
+        !self.diverged && last.is_some_and(|point| point.lr <= 1.5 * self.lowest)
+    }
+
     /// Reads the losses of the steps from the first on; those that are no numbers belong to a test that
     /// diverged and are left out.
     ///
@@ -253,6 +265,8 @@ mod tests {
         let steepest = test.steepest.unwrap();
         assert!((5e-4..2e-3).contains(&steepest), "{steepest}");
         assert!((1e-2..1.5e-1).contains(&test.lowest), "{}", test.lowest);
+        assert_eq!(test.suggested(), Some(test.lowest / 10.0));
+        assert!(!test.is_cut_off());
         assert_eq!(test.points.len(), 121);
         // What is no number is no point.
         let mut cut = losses[..100].to_vec();
@@ -264,6 +278,10 @@ mod tests {
         let rising: Vec<f64> = (0..121).map(|i| 1.0 + i as f64).collect();
         let test = RangeTest::of(&RANGE, &rising, false).unwrap();
         assert_eq!((test.steepest, test.lowest), (None, 1e-6));
+        assert_eq!(test.suggested(), None);
+        let falling: Vec<f64> = rising.iter().rev().copied().collect();
+        let test = RangeTest::of(&RANGE, &falling, false).unwrap();
+        assert!(test.is_cut_off() && test.lowest == RANGE.lr_at(120));
     }
 
     #[test]
