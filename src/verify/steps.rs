@@ -11,7 +11,8 @@ use crate::error::Result;
 use crate::gpu::{AdapterReport, Buffer, Dispatch, Gpu};
 use crate::kernels::conv2d::{Family, Product};
 use crate::kernels::{Access, Argument, KernelSpec, Step, Work};
-use crate::model::recipe::{Groups, Optimizer};
+use crate::model::augment::{Augment, Border, Flip};
+use crate::model::recipe::{Groups, Optimizer, Views};
 use crate::model::{Definition, Model, initial_parameters, initial_running};
 use crate::plan::{self, Lifetime, Mode, Options, Plan, Section, Target};
 use rand::{RngExt, SeedableRng};
@@ -147,8 +148,8 @@ fn apart(options: &Options) -> Options {
     }
 }
 
-/// What all plans of a model have in common: some train on a loss that is smoothed and weighted, some in
-/// groups, with clipped gradients and a moving average.
+/// What all plans of a model have in common: some train on a loss that is smoothed and weighted, some on images
+/// that are changed at random or mixed, in groups, with clipped gradients and a moving average; some are evaluated in several views.
 fn options(model: &Model) -> Options {
     let weighted = model.name == "squeezed";
     let grouped = model.name == "uneven";
@@ -158,9 +159,34 @@ fn options(model: &Model) -> Options {
         decay_bias: false,
         freeze: vec!["conv2d2.weight".into()],
     };
+    let augment = Augment {
+        rotate: 20.0,
+        scale: 0.2,
+        flip: Flip::Alternating,
+        crop: 1,
+        border: Border::Reflect,
+        erase: 0.5,
+        saturation: 0.5,
+        elastic: 0.5,
+        ..Augment::default()
+    };
     Options {
+        augment: match model.name.as_str() {
+            "uneven" => augment,
+            "odd" => Augment {
+                mix_up: 0.4,
+                cut_mix: 1.0,
+                ..Augment::default()
+            },
+            _ => Augment::default(),
+        },
         label_smoothing: if weighted { 0.1 } else { 0.0 },
         class_weights: weighted.then(|| vec![1.5, 0.5, 1.0, 2.0, 0.25]),
+        views: match model.name.as_str() {
+            "odd" => Views::Six,
+            "residual" => Views::Mirror,
+            _ => Views::One,
+        },
         large_evaluation: Some(false),
         groups: if grouped { groups } else { Groups::default() },
         clip_norm: grouped.then_some(0.5),
@@ -279,6 +305,7 @@ pub fn steps(gpu: Option<&Arc<Gpu>>, progress: &mut dyn FnMut(&str)) -> Result<V
 pub fn step_of(gpu: &Arc<Gpu>, model: &Model, options: &Options) -> Result<Outcome> {
     let data = Data {
         class_weights: options.class_weights.clone(),
+        quantiles: options.quantiles(),
         ..Data::of(model)
     };
     let (options, target) = (apart(options), Target::Gpu(gpu.report()));
@@ -342,6 +369,7 @@ struct Data<'a> {
     /// Scale and shift of every channel.
     normalization: Vec<f32>,
     class_weights: Option<Vec<f32>>,
+    quantiles: Option<Vec<f32>>,
     parameters: Vec<f32>,
 }
 
@@ -366,6 +394,7 @@ impl Data<'_> {
                 .collect(),
             normalization: normalization.concat(),
             class_weights: options(model).class_weights,
+            quantiles: options(model).quantiles(),
             parameters: initial_parameters(model, 3),
         }
     }
@@ -385,10 +414,16 @@ impl Data<'_> {
         *twins.floats("normalization") = wide(&self.normalization);
         *twins.floats("parameters") = wide(&self.parameters);
         *twins.floats("running") = wide(&initial_running(self.model));
-        if let Some(weights) = &self.class_weights
-            && twins.plan.tensor("class_weights").is_some()
-        {
-            *twins.floats("class_weights") = wide(weights);
+        let given = [
+            ("class_weights", &self.class_weights),
+            ("quantiles", &self.quantiles),
+        ];
+        for (name, values) in given {
+            if let Some(values) = values
+                && twins.plan.tensor(name).is_some()
+            {
+                *twins.floats(name) = wide(values);
+            }
         }
         // Of all rules only Muon asks for other ones than the rest.
         let is_muon = |spec: &KernelSpec| spec.work == Work::MuonScale;
@@ -935,9 +970,10 @@ fn in_one_go(reference: &Reference, way: &Way, gpu: Option<&Arc<Gpu>>) -> Result
         large_evaluation: Some(true),
         ..way.options.clone()
     };
+    let small = evaluation_batch(&mut engine);
     let mut engine = Engine::new(gpu.cloned(), model, BATCH, rule, &large)?;
     // Where the memory holds no larger batch it is the same plan again.
-    if evaluation_batch(&mut engine) > BATCH {
+    if evaluation_batch(&mut engine) > small {
         engine.set_parameters(&parameters)?;
         engine.set_running(&running)?;
         outcomes.push(evaluate(&mut engine, reference.data, &way.name)?);
