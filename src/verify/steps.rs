@@ -147,13 +147,15 @@ fn apart(options: &Options) -> Options {
     }
 }
 
-/// What all plans of a model have in common: some train on a loss that is smoothed and weighted.
+/// What all plans of a model have in common: some train on a loss that is smoothed and weighted, or on
+/// parts of batches.
 fn options(model: &Model) -> Options {
     let weighted = model.name == "squeezed";
     Options {
         label_smoothing: if weighted { 0.1 } else { 0.0 },
         class_weights: weighted.then(|| vec![1.5, 0.5, 1.0, 2.0, 0.25]),
         large_evaluation: Some(false),
+        micro: model.name == "odd",
         ..Options::default()
     }
 }
@@ -512,6 +514,7 @@ fn each_kernel<'a>(
     device: impl FnOnce(&Twins<f64>) -> Result<Box<dyn Device + 'a>>,
 ) -> Result<Outcome> {
     let mut steps = [data.steps[0], data.steps[STEPS - 1]];
+    steps[1].micro = u32::from(plan.tensor("accumulated").is_some());
     let name = match mode {
         Mode::Train(rule) => {
             for (i, step) in steps.iter_mut().enumerate() {
