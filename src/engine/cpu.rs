@@ -73,6 +73,9 @@ impl CpuEngine {
         if let Some(weights) = &options.class_weights {
             engine.set_kept("class_weights", weights)?;
         }
+        if let Some(quantiles) = options.quantiles() {
+            engine.set_kept("quantiles", &quantiles)?;
+        }
         if let Some(factors) = plan::factors(model, optimizer, options)? {
             engine.set_kept("factors", &factors)?;
         }
@@ -129,6 +132,14 @@ impl CpuEngine {
         Ok(())
     }
 
+    /// Most samples of a step on this split: of an evaluation's, as many as training takes, each in all views.
+    fn batch_of(&self, split: Split) -> usize {
+        match split {
+            Split::Train => self.batch,
+            _ => (self.batch / self.options.views.count()).max(1),
+        }
+    }
+
     /// Where the plan stands in the list of plans.
     fn plan(&mut self, key: Key) -> Result<usize> {
         if let Some(at) = self.plans.iter().position(|(other, _)| *other == key) {
@@ -180,7 +191,7 @@ impl CpuEngine {
     ) -> Result<()> {
         expect_dataset(&self.model, &images, labels, normalization)?;
         let len = labels.len();
-        let steps = most_rows(len, self.batch, self.options.micro);
+        let steps = most_rows(len, self.batch_of(split), self.options.micro);
         // Another split takes the place of one that was there.
         let old = self.splits[split as usize]
             .take()
@@ -207,10 +218,12 @@ impl CpuEngine {
             put("metrics", words(2 * steps)),
             put("predictions", words(len)),
         ];
-        self.splits[split as usize] = Some(Samples {
-            len,
-            tensors: tensors.into_iter().collect(),
-        });
+        let mut tensors: HashMap<_, _> = tensors.into_iter().collect();
+        if self.options.keep_logits && split != Split::Train {
+            let values = Values::zeros(Dtype::F32, len * self.model.classes);
+            tensors.extend([put("outputs", values)]);
+        }
+        self.splits[split as usize] = Some(Samples { len, tensors });
         Ok(())
     }
 
@@ -234,8 +247,9 @@ impl CpuEngine {
         progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
     ) -> Result<Evaluation> {
         let len = uploaded(&self.splits[split as usize])?.len;
-        let steps = evaluation_steps(len, self.batch);
-        let (batch, mut done, mut loss_sum) = (self.batch, 0, 0.0);
+        let batch = self.batch_of(split);
+        let steps = evaluation_steps(len, batch);
+        let (mut done, mut loss_sum) = (0, 0.0);
         self.run(split, &steps, &mut |new| {
             for metrics in new {
                 done += steps[done / batch].count as usize;
@@ -245,9 +259,17 @@ impl CpuEngine {
         })?;
         let mut predictions = self.words(split, "predictions").to_vec();
         predictions.truncate(done);
+        let outputs = uploaded(&self.splits[split as usize])?
+            .tensors
+            .get("outputs");
+        let logits = outputs.map(|place| match &self.memory.values[*place] {
+            Values::Floats(values) => values[..done * self.model.classes].to_vec(),
+            _ => Vec::new(),
+        });
         Ok(Evaluation {
             loss_sum,
             predictions,
+            logits,
         })
     }
 

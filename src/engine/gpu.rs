@@ -28,7 +28,7 @@ const SLAB: u64 = 32 << 20;
 /// GPU, and short enough for a smooth progress bar.
 const SUBMISSION: Duration = Duration::from_millis(100);
 
-/// Most samples of an evaluation batch, so that even a tiny model's evaluation comes in several short
+/// Most views of samples in an evaluation batch, so that even a tiny model's evaluation comes in several short
 /// submissions.
 const MOST_EVALUATED: usize = 1 << 14;
 
@@ -154,7 +154,7 @@ fn based(steps: &[Step], slabs: &[Slab]) -> Vec<Step> {
 }
 
 /// The plan of an evaluation beside that of training steps. It never runs while they do, so it uses their
-/// memory, and takes as many samples as fit there where that is wanted.
+/// memory: its batch shows as many views as the steps' has samples, or as fit there where that is wanted.
 ///
 /// # Errors
 /// As [`Plan::new`].
@@ -165,7 +165,8 @@ fn evaluation_plan(
     adapter: &AdapterReport,
 ) -> Result<Plan> {
     let plan = |batch| Plan::new(model, batch, Mode::Evaluate, options, Target::Gpu(adapter));
-    let same = plan(training.batch)?;
+    let views = options.views.count();
+    let same = plan((training.batch / views).max(1))?;
     if !options.large_evaluation.unwrap_or(!adapter.software) || options.explicit_conv {
         return Ok(same);
     }
@@ -179,11 +180,11 @@ fn evaluation_plan(
     // The smallest ones hold a number a sample, whoever has to make room for them.
     let ratios = floats(&same).into_iter().enumerate().map(|(i, wanted)| {
         let room = room.get(i).copied().unwrap_or(0);
-        room * training.batch / wanted
+        room * same.batch / wanted
     });
-    let fitting = ratios.min().unwrap_or(0).min(MOST_EVALUATED);
+    let fitting = ratios.min().unwrap_or(0).min(MOST_EVALUATED / views);
     let fitting = fitting.min(most_samples(model, options)?);
-    if fitting > training.batch {
+    if fitting > same.batch {
         plan(fitting)
     } else {
         Ok(same)
@@ -326,6 +327,9 @@ impl GpuEngine {
         engine.set_kept("running", &initial_running(model))?;
         if let Some(weights) = &options.class_weights {
             engine.set_kept("class_weights", weights)?;
+        }
+        if let Some(quantiles) = options.quantiles() {
+            engine.set_kept("quantiles", &quantiles)?;
         }
         if let Some(factors) = plan::factors(model, optimizer, options)? {
             engine.set_kept("factors", &factors)?;
@@ -478,7 +482,7 @@ impl GpuEngine {
                 .map(|_| gpu.buffer("dataset slab", (room * elements).div_ceil(4)))
                 .collect::<Result<_>>()?,
         };
-        let tensors = HashMap::from([
+        let mut tensors = HashMap::from([
             ("labels", gpu.upload("dataset labels", labels)?),
             ("normalization", gpu.upload("normalisation", normalization)?),
             ("order", gpu.buffer("order", len)?),
@@ -487,6 +491,9 @@ impl GpuEngine {
             ("metrics", gpu.buffer("metrics", rows * 2)?),
             ("predictions", gpu.buffer("predictions", len)?),
         ]);
+        if planned.plan.tensor("outputs").is_some() {
+            tensors.insert("outputs", gpu.buffer("outputs", len * self.model.classes)?);
+        }
         let options = Options {
             streamed: true,
             ..self.options.clone()
@@ -599,9 +606,15 @@ impl GpuEngine {
             .gpu
             .read("predictions", &resident.tensors["predictions"])?;
         predictions.truncate(metrics.len() * batch);
+        let logits = resident.tensors.get("outputs").map(|outputs| {
+            let mut logits: Vec<f32> = self.gpu.read("outputs", outputs)?;
+            logits.truncate(predictions.len() * self.model.classes);
+            Ok(logits)
+        });
         Ok(Evaluation {
             loss_sum: metrics.iter().map(|m| f64::from(m.loss_sum)).sum(),
             predictions,
+            logits: logits.transpose()?,
         })
     }
 

@@ -33,6 +33,9 @@ pub struct Evaluation {
     pub loss_sum: f64,
     /// Predicted class of every sample that was done, in the split's order.
     pub predictions: Vec<u32>,
+    /// `[samples, classes]`, the outputs of the network behind them, where [`Options::keep_logits`] asks
+    /// for them.
+    pub logits: Option<Vec<f32>>,
 }
 
 /// A network on a device, with the data that it learns from. Vectors of parameters, running statistics
@@ -156,7 +159,8 @@ impl Engine {
         self.set_kept("parameters", parameters)
     }
 
-    /// Gradients of the last batch, laid out like the parameters.
+    /// Gradients of the last batch, laid out like the parameters: clipped where a recipe clips them, 0 where a
+    /// frozen weight needs none.
     pub fn gradients(&self) -> Result<Vec<f32>> {
         let micro = match self {
             Engine::Gpu(e) => e.micro(),

@@ -5,6 +5,7 @@ use super::{Lifetime, Mode, Options, Plan, Target, Tensor};
 use crate::error::{Error, Result};
 use crate::host::{batch_advice, fitting_batch};
 use crate::kernels::{Access, AdapterReport, View};
+use crate::model::recipe::Views;
 use crate::model::{MAX_ELEMENTS, Model};
 use indicatif::BinaryBytes;
 
@@ -26,7 +27,7 @@ fn largest_share(model: &Model, options: &Options) -> Result<(String, usize)> {
     Ok(largest.map_or((String::new(), 1), |t| (t.name.clone(), t.elements())))
 }
 
-/// The samples that a batch may have at most.
+/// The samples that a batch of an evaluation may have at most.
 ///
 /// # Errors
 /// As [`Plan::new`].
@@ -35,11 +36,20 @@ pub fn most_samples(model: &Model, options: &Options) -> Result<usize> {
     Ok((MAX_ELEMENTS / elements as u128) as usize)
 }
 
-/// Refuses a batch that is empty or has more elements in a tensor than the kernels can index.
+/// Refuses a batch of training that is empty or has more elements in a tensor than the kernels can index.
 ///
 /// # Errors
 /// [`Error::Usage`] with the largest batch size.
 pub fn expect_batch(model: &Model, batch: usize, options: &Options) -> Result<()> {
+    let one_view = Options {
+        views: Views::One,
+        ..options.clone()
+    };
+    expect_samples(model, batch, &one_view)
+}
+
+/// The same of an evaluation, which may show each image in several views.
+pub(super) fn expect_samples(model: &Model, batch: usize, options: &Options) -> Result<()> {
     let (name, elements) = largest_share(model, options)?;
     let most = most_samples(model, options)?;
     if (1..=most).contains(&batch) {

@@ -117,6 +117,8 @@ impl Plan {
                 "running" => "running statistics",
                 "accumulated" => "gradients added up",
                 name if name.starts_with("state") => "optimiser state",
+                name if name.starts_with("average") => "moving average",
+                "factors" => "parameter groups",
                 name => name,
             };
             let bytes = 4 * tensor.elements() as u64;
