@@ -148,8 +148,9 @@ fn apart(options: &Options) -> Options {
     }
 }
 
-/// What all plans of a model have in common: some train on a loss that is smoothed and weighted, some on images
-/// that are changed at random or mixed, in groups, with clipped gradients and a moving average; some are evaluated in several views.
+/// What all plans of a model have in common: some train on a loss that is smoothed and weighted, and on parts of
+/// batches, some on images that are changed at random or mixed, in groups, with clipped gradients and a moving average;
+/// some are evaluated in several views.
 fn options(model: &Model) -> Options {
     let weighted = model.name == "squeezed";
     let grouped = model.name == "uneven";
@@ -188,6 +189,7 @@ fn options(model: &Model) -> Options {
             _ => Views::One,
         },
         large_evaluation: Some(false),
+        micro: weighted,
         groups: if grouped { groups } else { Groups::default() },
         clip_norm: grouped.then_some(0.5),
         average: grouped,
@@ -607,6 +609,7 @@ fn each_kernel<'a>(
     device: impl FnOnce(&Twins<f64>) -> Result<Box<dyn Device + 'a>>,
 ) -> Result<Outcome> {
     let mut steps = [data.steps[0], data.steps[STEPS - 1]];
+    steps[1].micro = u32::from(plan.tensor("accumulated").is_some());
     let name = match mode {
         Mode::Train(rule) => {
             for (i, step) in steps.iter_mut().enumerate() {
