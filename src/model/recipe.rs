@@ -173,7 +173,8 @@ pub struct Groups {
     /// Whether biases and normalisations decay as weights do.
     pub decay_bias: bool,
     /// Parameters that are not trained: their names (`conv2d1.weight`) or a layer's (`conv2d1`), with
-    /// `*` for anything.
+    /// `*` for anything. They keep their bits; the running statistics of a frozen normalisation go on, as in
+    /// PyTorch's train mode.
     pub freeze: Vec<String>,
 }
 
@@ -249,8 +250,9 @@ pub struct Recipe {
     pub warm_up: f64,
     pub epochs: usize,
     pub batch_size: usize,
-    /// Samples that are computed at a time where a batch is too large for the device; their gradients
-    /// are added up.
+    /// Samples that are computed at a time, at most, where a batch is too large for the device; their
+    /// gradients are added up. The same as the whole batch to rounding, but that a batch-norm takes its
+    /// statistics of each part.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub micro_batch: Option<usize>,
     #[serde(default)]
@@ -279,6 +281,12 @@ pub struct Recipe {
 }
 
 impl Recipe {
+    /// Samples that are computed at a time: a batch, or a part of it.
+    pub fn step_batch(&self) -> usize {
+        let part = |micro: usize| micro.clamp(1, self.batch_size.max(1));
+        self.micro_batch.map_or(self.batch_size, part)
+    }
+
     /// The share that the average keeps of itself in update number `step` (from 0): less in the first ones,
     /// so that it forgets the start, as `tf.train.ExponentialMovingAverage` has it with `num_updates`. 0
     /// without an average.
