@@ -435,7 +435,7 @@ impl Run {
                 fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
                 folder.to_path_buf()
             }
-            None => first_free(&config)?,
+            None => Run::free_folder(&config)?,
         };
         let lock = lock(&folder)?;
         // Another process may have been faster.
@@ -449,6 +449,26 @@ impl Run {
         };
         run.write_config()?;
         Ok(run)
+    }
+
+    /// Makes the first folder `runs/<model>-<data>-<N>` that is not there yet.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn free_folder(config: &Config) -> Result<PathBuf> {
+        let runs = Path::new(RUNS);
+        fs::create_dir_all(runs).map_err(|e| Error::io("create", runs, e))?;
+        let data = Path::new(&config.data.source).file_name();
+        let data = data.unwrap_or("data".as_ref()).to_string_lossy();
+        let mut number = 1;
+        loop {
+            let folder = runs.join(format!("{}-{data}-{number}", config.model.name));
+            match fs::create_dir(&folder) {
+                Ok(()) => return Ok(folder),
+                Err(e) if e.kind() == ErrorKind::AlreadyExists => number += 1,
+                Err(e) => return Err(Error::io("create", &folder, e)),
+            }
+        }
     }
 
     /// Takes back a run that came to nothing before its first step: its files and its folder go.
@@ -1042,23 +1062,6 @@ fn resolve(config: &Config, origin: &Path) -> Result<Model> {
     let origin = format!("{} (architecture)", origin.display());
     Definition::parse(&config.model.architecture, &origin)?
         .resolve(config.model.input, config.model.classes)
-}
-
-/// Makes the first folder `runs/<model>-<data>-<N>` that is not there yet.
-fn first_free(config: &Config) -> Result<PathBuf> {
-    let runs = Path::new(RUNS);
-    fs::create_dir_all(runs).map_err(|e| Error::io("create", runs, e))?;
-    let data = Path::new(&config.data.source).file_name();
-    let data = data.unwrap_or("data".as_ref()).to_string_lossy();
-    let mut number = 1;
-    loop {
-        let folder = runs.join(format!("{}-{data}-{number}", config.model.name));
-        match fs::create_dir(&folder) {
-            Ok(()) => return Ok(folder),
-            Err(e) if e.kind() == ErrorKind::AlreadyExists => number += 1,
-            Err(e) => return Err(Error::io("create", &folder, e)),
-        }
-    }
 }
 
 /// The text of a file; `None` where there is none.
