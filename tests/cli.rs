@@ -483,6 +483,20 @@ fn eval_gives_what_training_measured() {
     assert_eq!(sum("images"), 40.0);
     assert_eq!(sum("correct"), 40.0 * p);
     assert_eq!(sum("recall"), 4.0 * p, "the classes are equally many");
+    // In one view unless the run or somebody says otherwise.
+    assert_eq!(eval["views"], "one");
+    let one = json(&bench.good("eval run --device cpu --json --views one"));
+    assert_eq!(one, eval);
+    let six = json(&bench.good("eval run --device cpu --json --views six"));
+    assert_eq!(six["views"], "six");
+    assert_ne!(six["loss"], eval["loss"]);
+    let table = bench.good("eval run --device cpu --views mirror");
+    assert!(table.contains("views     mirror"), "{table}");
+    bench.bad(
+        "eval run --device cpu --views 6",
+        2,
+        &["one, mirror or six", "'6'"],
+    );
     let table = bench.good("eval run --data shapes --device cpu");
     assert!(
         table.contains("recall") && table.contains("40 test images"),

@@ -3,12 +3,14 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use wgrad::cpu::{Twins, Values};
 use wgrad::engine::{Engine, Split, memory};
 use wgrad::gpu::{AdapterReport, Choice, Gpu, NO_ADAPTER_HINT};
-use wgrad::kernels::Step;
 use wgrad::kernels::conv2d::{Family, Product, Tile};
-use wgrad::model::{self, Model};
-use wgrad::plan::{Mode, Options, Plan, Target};
+use wgrad::kernels::{Step, Work};
+use wgrad::model::recipe::{Optimizer, Views};
+use wgrad::model::{self, Definition, Model};
+use wgrad::plan::{Mode, Options, Plan, Section, Target};
 
 fn gpu() -> Arc<Gpu> {
     let gpu = Gpu::open(&Choice::Best);
@@ -122,6 +124,175 @@ fn a_larger_evaluation_batch_changes_nothing_but_the_order_of_a_sum() {
                 large.loss_sum
             );
         }
+    }
+}
+
+const SEEN: usize = 23;
+const CLASSES: usize = 5;
+const SGD: Optimizer = Optimizer::Sgd {
+    momentum: 0.0,
+    nesterov: false,
+    weight_decay: 0.0,
+};
+
+/// With a batch-norm that an evaluation folds into a depthwise convolution.
+fn small() -> Model {
+    let text = r#"name = "small"
+input = [6, 5, 3]
+classes = 5
+loss = "softmax_cross_entropy"
+recipe = { optimizer = "sgd", lr = 0.1, schedule = "constant", epochs = 1, batch_size = 8 }
+layer = [
+    { type = "conv2d", out_channels = 8, kernel = 3, padding = 1, activation = "relu" },
+    { type = "conv2d", groups = "depthwise", kernel = 3, padding = 1, bias = false },
+    { type = "batch_norm", activation = "relu" },
+    { type = "max_pool2d", kernel = 2 },
+    { type = "dense", units = "classes" },
+]
+"#;
+    let definition = Definition::parse(text, "small.toml").unwrap();
+    definition.resolve(definition.input, CLASSES).unwrap()
+}
+
+fn noise() -> (Vec<u8>, Vec<u32>) {
+    let bytes = (0..SEEN * 6 * 5 * 3).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8);
+    (bytes.collect(), (0..SEEN as u32).map(|i| i % 5).collect())
+}
+
+const NORMALIZATION: [f32; 6] = [1.0 / 64.0, 1.0 / 50.0, 1.0 / 70.0, -1.0, -0.5, 0.25];
+
+/// What the network makes of images by the twins in f64, each seen once.
+fn logits(model: &Model, parameters: &[f32], images: &[u8], labels: &[u32]) -> Vec<f64> {
+    let options = Options {
+        unshared: true,
+        ..Options::default()
+    };
+    let plan = Plan::new(model, SEEN, Mode::Evaluate, &options, Target::Cpu).unwrap();
+    let mut twins = Twins::<f64>::new(plan, SEEN);
+    let wide = |values: &[f32]| values.iter().map(|v| f64::from(*v)).collect::<Vec<f64>>();
+    *twins.values("images") = Values::Bytes(images.to_vec());
+    *twins.words("labels") = labels.to_vec();
+    *twins.words("order") = (0..SEEN as u32).collect();
+    *twins.words("steps") = bytemuck::cast_slice(&[Step::new(0, SEEN)]).to_vec();
+    *twins.floats("normalization") = wide(&NORMALIZATION);
+    *twins.floats("parameters") = wide(parameters);
+    *twins.floats("running") = wide(&model::initial_running(model));
+    twins.run(&[Section::Gather, Section::Forward, Section::Loss]);
+    let mut specs = twins.plan.specs();
+    let loss = specs.find(|spec| matches!(spec.work, Work::Loss { .. }));
+    twins.memory.floats(loss.unwrap().view("logits")).to_vec()
+}
+
+/// Each view by itself, as NumPy would make it: `pad(image, 1, "reflect")`, of that the window from (top, left)
+/// on, and maybe `flip` along its width.
+fn seen(images: &[u8], [top, left]: [usize; 2], mirrored: bool) -> Vec<u8> {
+    let mut views = Vec::new();
+    for image in images.chunks_exact(6 * 5 * 3) {
+        let reflect = |at: usize, size: usize| match at {
+            0 => 1,
+            at if at == size + 1 => size - 2,
+            at => at - 1,
+        };
+        for h in 0..6 {
+            for w in 0..5 {
+                let w = if mirrored { 4 - w } else { w };
+                let pixel = 5 * reflect(h + top, 6) + reflect(w + left, 5);
+                views.extend_from_slice(&image[3 * pixel..][..3]);
+            }
+        }
+    }
+    views
+}
+
+/// By everything that carries it out: on both engines, in small and large batches, from slabs.
+#[test]
+fn an_evaluation_in_views_is_the_mean_of_the_views() {
+    let (model, (images, labels)) = (small(), noise());
+    let parameters = model::initial_parameters(&model, 5);
+    let of = |place, mirrored| {
+        let images = seen(&images, place, mirrored);
+        logits(&model, &parameters, &images, &labels)
+    };
+    let both = |place| [false, true].map(|mirrored| of(place, mirrored));
+    let mean = |weights: [f64; 3]| -> Vec<f64> {
+        let mut sums = vec![0.0; SEEN * CLASSES];
+        for (place, weight) in [[1, 1], [0, 0], [2, 2]].into_iter().zip(weights) {
+            for z in both(place) {
+                let added = sums.iter_mut().zip(z);
+                added.for_each(|(sum, z)| *sum += weight / 2.0 * z);
+            }
+        }
+        sums
+    };
+    let plain = of([1, 1], false);
+    let mirror = mean([1.0, 0.0, 0.0]);
+    let six = mean([0.5, 0.25, 0.25]);
+    let gpu = gpu();
+    for (views, expected) in [
+        (Views::One, plain),
+        (Views::Mirror, mirror),
+        (Views::Six, six),
+    ] {
+        let samples = expected.chunks_exact(CLASSES).zip(&labels);
+        let losses = samples.map(|(z, label)| {
+            let sum: f64 = z.iter().map(|z| z.exp()).sum();
+            sum.ln() - z[*label as usize]
+        });
+        let loss: f64 = losses.sum();
+        let largest = |z: &[f64]| (0..CLASSES).max_by(|a, b| z[*a].total_cmp(&z[*b]));
+        let predictions = expected
+            .chunks_exact(CLASSES)
+            .map(|z| largest(z).unwrap() as u32);
+        let predictions: Vec<u32> = predictions.collect();
+        let mut bits = Vec::new();
+        for (gpu, large, slab_bytes) in [
+            (None, false, None),
+            (Some(&gpu), false, None),
+            (Some(&gpu), false, Some(10 * 6 * 5 * 3)),
+            (Some(&gpu), true, None),
+        ] {
+            let options = Options {
+                views,
+                slab_bytes,
+                large_evaluation: Some(large),
+                ..Options::default()
+            };
+            let before = gpu.map_or(0, |gpu| gpu.allocated_bytes());
+            let mut engine = Engine::new(gpu.cloned(), &model, 8, &SGD, &options).unwrap();
+            if let Some(gpu) = gpu {
+                let rows = memory(&model, 8, &SGD, &options, gpu.report()).unwrap();
+                let predicted: u64 = rows.iter().map(|(_, bytes)| bytes).sum();
+                let taken = gpu.allocated_bytes() - before;
+                let error = taken as f64 / predicted as f64 - 1.0;
+                assert!(
+                    error.abs() <= 0.05,
+                    "{views}: {predicted} bytes, taken {taken}"
+                );
+            }
+            engine.set_parameters(&parameters).unwrap();
+            engine
+                .upload_dataset(Split::Test, images.clone(), &labels, &NORMALIZATION)
+                .unwrap();
+            let mut done = 0;
+            let found = engine
+                .evaluate(Split::Test, &mut |images| {
+                    done = images;
+                    ControlFlow::Continue(())
+                })
+                .unwrap();
+            let how = format!("{views}, {}, large {large}", engine.description());
+            assert_eq!(done, SEEN, "{how}");
+            assert_eq!(found.predictions, predictions, "{how}");
+            let error = (found.loss_sum - loss).abs() / loss;
+            assert!(error < 1e-6, "{how}: {} for {loss}", found.loss_sum);
+            if let Some(engine) = engine.on_gpu() {
+                // Where it may not be more, no more views than a training step has samples.
+                let shown = views.count() * engine.evaluation_batch();
+                assert!(large || shown <= 8, "{how}: {shown}");
+            }
+            bits.push(found.loss_sum);
+        }
+        assert_eq!(bits[1], bits[2], "{views}: from slabs");
     }
 }
 

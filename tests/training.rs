@@ -11,7 +11,7 @@ use wgrad::data::{self, Normalization, Request};
 use wgrad::engine::{Engine, Split};
 use wgrad::gpu::{Choice, Gpu};
 use wgrad::model::Definition;
-use wgrad::model::recipe::Schedule;
+use wgrad::model::recipe::{ClassWeights, Schedule};
 use wgrad::plan::Options;
 use wgrad::train::{
     CheckpointEvery, Config, Control, DataRecord, DeviceRecord, EpochRecord, FORMAT, ModelRecord,
@@ -276,6 +276,41 @@ fn learns(device: Device) {
     // A test loss of an epoch is close to the train loss here, so neither is off by a factor.
     let ratio = last.test_loss / last.train_loss;
     assert!((0.2..5.0).contains(&ratio), "{last:?}");
+}
+
+/// With images changed and mixed, weights and smoothing: it learns, to the same bits when it is stopped in between.
+fn mixing(device: Device) {
+    let bench = Bench::new(device);
+    let config = || {
+        let mut config = bench.config(1, 20, Schedule::Constant);
+        config.recipe.augment.brightness = 0.2;
+        config.recipe.augment.mix_up = 0.4;
+        config.recipe.augment.cut_mix = 1.0;
+        config.recipe.label_smoothing = 0.1;
+        config.recipe.class_weights = Some(ClassWeights::Given(vec![0.5, 1.0, 1.5, 1.0]));
+        config
+    };
+    let whole = bench.trained("whole", config());
+    let mut parts = bench.create("parts", config());
+    assert!(bench.train(&mut parts, 3).0.is_err());
+    let mut parts = reopen(parts);
+    bench.train(&mut parts, 0).0.unwrap();
+    assert_same(&whole, &parts);
+    let last = &whole.metrics()[19];
+    assert!(last.test_accuracy >= 0.9, "{last:?}");
+    // What it was shown is harder than what it is tested on.
+    assert!(last.train_accuracy < last.test_accuracy, "{last:?}");
+    assert!(last.train_loss > last.test_loss, "{last:?}");
+}
+
+#[test]
+fn mixing_on_the_cpu() {
+    mixing(Device::Cpu);
+}
+
+#[test]
+fn mixing_on_the_gpu() {
+    mixing(Device::gpu());
 }
 
 fn repeats(device: Device) {

@@ -156,7 +156,7 @@ mod tests {
 
     #[test]
     fn the_share_of_a_cut_is_what_is_left_of_the_image() {
-        let mut whole_boxes = 0;
+        let mut swapped = 0;
         for (i, words) in drawn(mix(false, true), 1.0, 5_000).into_iter().enumerate() {
             let [second, share, of, partner, top, left, bottom, right, weight] = words;
             assert!(top <= bottom && bottom <= 6 && left <= right && right <= 9);
@@ -167,9 +167,9 @@ mod tests {
             // The label is the partner's where it has more of the image.
             let own = i as u32;
             assert_eq!(second, if area > 27 { own } else { partner });
-            whole_boxes += u32::from(area == 54);
+            swapped += u32::from(area > 27);
         }
-        assert!(whole_boxes > 0);
+        assert!((500..2_000).contains(&swapped), "{swapped}");
     }
 
     #[test]

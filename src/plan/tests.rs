@@ -269,6 +269,52 @@ fn a_batch_that_32_bits_do_not_index_is_refused() {
 }
 
 #[test]
+fn a_loss_that_takes_one_label_an_image_is_refused_where_images_are_mixed() {
+    let sigmoid = model("mlp-sigmoid");
+    assert_eq!(sigmoid.loss, Loss::SquaredError);
+    let options = Options {
+        augment: Augment {
+            mix_up: 0.2,
+            ..Augment::default()
+        },
+        ..Options::default()
+    };
+    let message = refusal(Plan::new(&sigmoid, 8, SGD, &options, Target::Cpu));
+    for part in ["mix_up", "squared_error", "softmax_cross_entropy"] {
+        assert!(message.contains(part), "{message}");
+    }
+    // An evaluation shows images as they are.
+    Plan::new(&sigmoid, 8, Mode::Evaluate, &options, Target::Cpu).unwrap();
+    let kernels = |mode, options: &Options| {
+        let plan = Plan::new(&model("default"), 8, mode, options, Target::Cpu).unwrap();
+        plan.kernels
+    };
+    let plain = kernels(Mode::Evaluate, &Options::default());
+    assert_eq!(kernels(Mode::Evaluate, &options), plain);
+    assert_ne!(kernels(SGD, &options), kernels(SGD, &Options::default()));
+}
+
+/// An evaluation in views takes more of each tensor, a training step does not.
+#[test]
+fn views_count_where_an_evaluation_shows_them() {
+    let default = model("default");
+    let options = Options {
+        views: Views::Six,
+        ..Options::default()
+    };
+    expect_batch(&default, 155_344, &options).unwrap();
+    // 2³¹ / (6 · 13,824).
+    assert_eq!(most_samples(&default, &options).unwrap(), 25_890);
+    let plan = |batch| Plan::new(&default, batch, Mode::Evaluate, &options, Target::Cpu);
+    let message = refusal(plan(25_891));
+    assert!(message.contains("1 to 25890"), "{message}");
+    let train = |options: &Options| Plan::new(&default, 8, SGD, options, Target::Cpu).unwrap();
+    let plain = train(&Options::default());
+    assert_eq!(train(&options).kernels, plain.kernels);
+    assert_eq!(train(&options).step_bytes(), plain.step_bytes());
+}
+
+#[test]
 fn what_an_adapter_does_not_bind_is_refused_with_the_flag_that_helps() {
     let adapter = |mebibytes: u64| AdapterReport {
         max_storage_binding_bytes: mebibytes << 20,
