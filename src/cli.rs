@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use wgrad::data::Request;
 use wgrad::kernels::conv2d::Family;
-use wgrad::train::CheckpointEvery;
+use wgrad::model::recipe::Views;
+use wgrad::train::{CheckpointEvery, Weights};
 use wgrad::verify::DRAWS;
 use wgrad::{Error, Result, tune};
 
@@ -28,6 +29,8 @@ pub enum Command {
     LrFind(LrFindArgs),
     /// Draw what the network will see: some training images before and after augmentation, as a PNG
     Preview(PreviewArgs),
+    /// Look at data: sizes, classes, duplicates, channel statistics, and a contact sheet
+    Data(LookArgs),
     /// Show a model's layers, parameters, multiply-adds and the GPU memory of a training step
     Inspect(InspectArgs),
     /// Measure loss, accuracy and per-class recall of a trained model on its test images
@@ -43,7 +46,8 @@ pub enum Command {
 /// Which images, and how they are split.
 #[derive(Clone, Debug, Default, Args)]
 pub struct DataArgs {
-    /// Data: mnist (embedded), or a folder of four IDX files, gzipped or not [default: mnist]
+    /// Data: mnist (embedded), a folder of pictures in folders by class (DIR/CLASS/*.jpg, or
+    /// DIR/train/CLASS/*.jpg beside test/ and val/), or a folder of four IDX files [default: mnist]
     #[arg(long = "data", value_name = "mnist|DIR")]
     pub source: Option<String>,
     /// Height and width that pictures are brought to: the short side is scaled to it, the middle is
@@ -153,6 +157,14 @@ pub struct RecipeArgs {
     /// recipe's, else 0]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     pub label_smoothing: Option<String>,
+    /// What an image of each class counts: balanced (those of rare classes more), or a file with a
+    /// class name and a weight in each line [default: the recipe's, else the same]
+    #[arg(long, value_name = "balanced|FILE")]
+    pub class_weights: Option<String>,
+    /// How often an epoch takes an image: shuffle (once), or balanced (every class equally often)
+    /// [default: the recipe's, else shuffle]
+    #[arg(long, value_name = "NAME")]
+    pub sampler: Option<String>,
     /// Views of an image that an evaluation takes the mean over: one, mirror or six [default: the
     /// recipe's, else one]
     #[arg(long, value_name = "NAME")]
@@ -165,7 +177,7 @@ pub struct RecipeArgs {
 
 impl RecipeArgs {
     /// The flags by the recipe's key that each sets, which is its name with - for _.
-    pub fn values(&self) -> [(&'static str, Option<&String>); 17] {
+    pub fn values(&self) -> [(&'static str, Option<&String>); 18] {
         [
             ("epochs", self.epochs.as_ref()),
             ("batch_size", self.batch_size.as_ref()),
@@ -182,6 +194,7 @@ impl RecipeArgs {
             ("clip_norm", self.clip_norm.as_ref()),
             ("average", self.average.as_ref()),
             ("label_smoothing", self.label_smoothing.as_ref()),
+            ("sampler", self.sampler.as_ref()),
             ("views", self.views.as_ref()),
             ("patience", self.patience.as_ref()),
         ]
@@ -242,6 +255,11 @@ pub struct TrainArgs {
     /// Seed of the first parameters and of the order of the images, a whole number [default: 1]
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
+    /// Weights to start from, as far as their names and shapes are the model's: the last ones of a run, or
+    /// a safetensors file (such as a run's best.safetensors); the rest starts from the seed
+    /// [default: none]
+    #[arg(long, value_name = "RUN|FILE.safetensors", conflicts_with = "resume")]
+    pub init: Option<PathBuf>,
     /// Train once with each of these seeds, one run after the other, into seed-<N> folders of one
     /// folder, and print mean and standard deviation: 1..5 (both included) or 1,2,7; a --resume of
     /// that folder goes on with what is left [default: one run]
@@ -363,6 +381,22 @@ pub struct PreviewArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct LookArgs {
+    /// What --data of train takes [default: mnist]
+    #[arg(value_name = "SOURCE", conflicts_with = "source")]
+    pub what: Option<String>,
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Write a contact sheet, some images of each class, as this PNG file; a file that is there is
+    /// replaced [default: not written]
+    #[arg(long, value_name = "FILE.png")]
+    pub out: Option<PathBuf>,
+    /// Print one JSON object instead of tables [default: off]
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
 pub struct InspectArgs {
     /// Model: default, lenet5, tutorial, mlp-sigmoid, vgg-cifar, cnn-bn, tiny, resnet9, resnet18-cifar,
     /// mobilenet-small, or an architecture file
@@ -387,13 +421,28 @@ pub struct InspectArgs {
 
 #[derive(Debug, Args)]
 pub struct EvalArgs {
-    /// Run folder of an earlier training
-    #[arg(value_name = "RUN")]
-    pub run: PathBuf,
-    /// Data whose test images are used, all of them: mnist or a folder of IDX files [default: the
-    /// run's, as many as it was tested on]
+    /// Run folders of earlier trainings; of several also the mean of what they give is measured
+    #[arg(value_name = "RUN", required = true)]
+    pub runs: Vec<PathBuf>,
+    /// Which of the weights: last, best (by the validation split) or average [default: last]
+    #[arg(
+        long,
+        value_name = "last|best|average",
+        default_value = "last",
+        hide_default_value = true
+    )]
+    pub weights: Weights,
+    /// Views of each image that are evaluated, and their mean taken: one, mirror (as it is and mirrored) or
+    /// six (both also moved by a pixel either way) [default: the run's]
+    #[arg(long, value_name = "one|mirror|six")]
+    pub views: Option<Views>,
+    /// Data whose test images are used, all of them; of a folder of pictures without test images,
+    /// all that are there [default: the run's, as many as it was tested on]
     #[arg(long, value_name = "mnist|DIR")]
     pub data: Option<String>,
+    /// Neither read decoded pictures from the user's cache folder nor leave them there [default: do]
+    #[arg(long)]
+    pub no_cache: bool,
     /// Device: auto (best hardware adapter, else CPU), gpu, software, cpu, or an adapter's number or
     /// part of its name [default: auto]
     #[arg(
@@ -503,7 +552,7 @@ pub fn parse() -> Result<Option<Command>> {
         Ok(cli) => Ok(Some(cli.command)),
         Err(e) if e.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             Err(Error::Usage(
-                "expected a command (train, recipes, lr-find, inspect, eval, devices, verify, bench), found none; see --help"
+                "expected a command (train, recipes, lr-find, data, inspect, eval, devices, verify, bench), found none; see --help"
                     .into(),
             ))
         }

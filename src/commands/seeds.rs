@@ -1,7 +1,7 @@
 //! `wgrad train --seeds`: one run after the other, in folders of one folder.
 
 use super::signals::Signals;
-use super::train::{Planned, Prepared, carry_out, plan, resume as resume_run};
+use super::train::{Planned, Prepared, carry_out, create, plan, resume as resume_run};
 use super::{say, say_wrapped, table};
 use crate::cli::{DataArgs, RecipeArgs, TrainArgs};
 use std::path::Path;
@@ -30,7 +30,7 @@ pub(super) fn start(seeds: &[u64], args: &TrainArgs, signals: &Signals) -> Resul
     record.write(&parent, Vec::new())?;
     let first = with_seed(&config, seeds[0]);
     let prepared = Prepared {
-        run: Run::create(Some(&SeedsRecord::folder(&parent, seeds[0])), first)?,
+        run: create(Some(&SeedsRecord::folder(&parent, seeds[0])), first)?,
         data,
         device,
         options,
@@ -51,6 +51,7 @@ pub(super) fn start(seeds: &[u64], args: &TrainArgs, signals: &Signals) -> Resul
             ..DataArgs::default()
         },
         recipe: RecipeArgs::default(),
+        init: None,
         seeds: None,
         out: None,
         ..args.clone()
@@ -96,7 +97,7 @@ fn go_on(
     for seed in record.seeds.clone() {
         let folder = SeedsRecord::folder(parent, seed);
         if !folder.join("run.json").exists() {
-            Run::create(Some(&folder), with_seed(config, seed))?;
+            create(Some(&folder), with_seed(config, seed))?;
         }
         if is_finished(&folder, args)? {
             continue;

@@ -1,7 +1,7 @@
 //! `wgrad train`: a new run, or an earlier one continued.
 
 use super::device::Device;
-use super::progress::Progress;
+use super::progress::{self, Progress};
 use super::recipe::{self, Asked};
 use super::signals::Signals;
 use super::{load_data, say, say_wrapped, seeds, table};
@@ -10,16 +10,17 @@ use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use serde_json::json;
 use std::fmt::Display;
 use std::path::{Path, absolute};
-use wgrad::data::{Normalization, Request, Splits};
+use wgrad::data::{Normalization, Request, Splits, balanced_weights, read_weights};
 use wgrad::engine::{CpuEngine, Engine};
+use wgrad::export::Fitting;
 use wgrad::kernels::conv2d::Product;
-use wgrad::model::recipe::{Recipe, Schedule};
+use wgrad::model::recipe::{ClassWeights, Recipe, Schedule};
 use wgrad::model::{Model, load, summary};
 use wgrad::plan::{Mode, Options, Plan, Target};
 use wgrad::report::profile::Profile;
 use wgrad::train::{
-    Config, Control, DataRecord, DeviceRecord, FORMAT, ModelRecord, Outcome, Run, SeedsRecord,
-    train,
+    Config, Control, DataRecord, DeviceRecord, EpochRecord, FORMAT, InitRecord, ModelRecord,
+    Outcome, Run, SeedsRecord, Start, expect_validation, start_from, train,
 };
 use wgrad::{Error, Result, tune};
 
@@ -116,7 +117,11 @@ pub(super) fn carry_out(
         Outcome::Finished if progress.epochs == 0 => say(&format!(
             "nothing to train: all {total} epochs are finished; raise --epochs to go on"
         ))?,
+        Outcome::OutOfPatience => say_wrapped(&out_of_patience(&run, progress.epochs))?,
         Outcome::Finished => {}
+    }
+    if let Some(result) = progress::result(&run) {
+        say(&result)?;
     }
     if let Some(hash) = &run.config().parameter_sha256 {
         say(&format!("weights  sha256 {hash}"))?;
@@ -130,6 +135,20 @@ pub(super) fn carry_out(
         say(&format!("profile  {}", file.display()))?;
     }
     say(&format!("run      {folder}"))
+}
+
+/// Why a training ended before its last planned epoch; `trained` are the epochs of this process.
+fn out_of_patience(run: &Run, trained: usize) -> String {
+    let epoch = |record: Option<&EpochRecord>| record.map_or(0, |record| record.epoch);
+    let (last, best) = (epoch(run.metrics().last()), epoch(run.best()));
+    let what = match trained {
+        0 => "nothing to train: ended",
+        _ => "ended   ",
+    };
+    format!(
+        "{what} after epoch {last} of {}: by the validation split none was better than epoch {best}",
+        run.config().recipe.epochs
+    )
 }
 
 /// The command that goes on with a run, to be copied.
@@ -155,11 +174,32 @@ fn start(args: &TrainArgs) -> Result<Prepared> {
     } = plan(args)?;
     notes.iter().try_for_each(|note| say_wrapped(note))?;
     Ok(Prepared {
-        run: Run::create(args.out.as_deref(), config)?,
+        run: create(args.out.as_deref(), config)?,
         data,
         device,
         options,
     })
+}
+
+/// The folder of a new run, with the weights that it starts from where these are not its seed's.
+pub(super) fn create(folder: Option<&Path>, config: Config) -> Result<Run> {
+    let init = config.init.clone();
+    let run = Run::create(folder, config)?;
+    if let Some(init) = init {
+        let Start {
+            parameters,
+            running,
+            record,
+        } = start_from(Path::new(&init.source), run.model(), run.config().seed)?;
+        if record.sha256 != init.sha256 {
+            return Err(Error::Usage(format!(
+                "expected the same weights in {} for all of these runs, found others; train again",
+                init.source
+            )));
+        }
+        run.begin(parameters, running)?;
+    }
+    Ok(run)
 }
 
 /// A new run as it will be; nothing is made of it yet.
@@ -178,7 +218,9 @@ pub(super) fn plan(args: &TrainArgs) -> Result<Planned> {
     if let Some(limit) = args.data.limit {
         data.truncate(limit)?;
     }
+    expect_validation(&recipe, &data)?;
     let model = definition.resolve(data.train.shape, data.train.classes)?;
+    recipe.class_weights = class_weights(recipe.class_weights, args, &data)?;
     let images = data.train.len();
     if recipe.batch_size > images {
         let size = recipe.batch_size;
@@ -207,13 +249,18 @@ pub(super) fn plan(args: &TrainArgs) -> Result<Planned> {
         let mode = Mode::Train(recipe.optimizer);
         Plan::new(
             &model,
-            recipe.batch_size,
+            recipe.step_batch(),
             mode,
             &options,
             Target::Gpu(gpu.report()),
         )?;
     }
     device.expect_memory(&model, &recipe, &options)?;
+    let seed = args.seed.unwrap_or(1);
+    let init = match &args.init {
+        Some(source) => Some(start_from(source, &model, seed)?.record),
+        None => None,
+    };
     let config = Config {
         format: FORMAT,
         wgrad: env!("CARGO_PKG_VERSION").into(),
@@ -229,7 +276,8 @@ pub(super) fn plan(args: &TrainArgs) -> Result<Planned> {
         data: DataRecord::of(absolute_source(source)?, args.data.limit, &request, &data),
         normalization: Normalization::of(&data.train),
         recipe,
-        seed: args.seed.unwrap_or(1),
+        seed,
+        init,
         device: device_record(requested, &device, &options),
         finished_epochs: 0,
         parameter_sha256: None,
@@ -242,6 +290,29 @@ pub(super) fn plan(args: &TrainArgs) -> Result<Planned> {
         options,
         notes,
     })
+}
+
+/// What a recipe asks for, or a flag in its place, as a weight for each class.
+fn class_weights(
+    asked: Option<ClassWeights>,
+    args: &TrainArgs,
+    data: &Splits,
+) -> Result<Option<ClassWeights>> {
+    let weights = match (args.recipe.class_weights.as_deref(), asked) {
+        (None, Some(ClassWeights::Given(weights))) => weights,
+        (None, None) => return Ok(None),
+        (None | Some("balanced"), _) => balanced_weights(&data.train),
+        (Some(file), _) => read_weights(Path::new(file), &data.train.class_names)?,
+    };
+    Ok(Some(ClassWeights::Given(weights)))
+}
+
+fn weights_in_words(weights: &Option<ClassWeights>) -> String {
+    match weights {
+        Some(ClassWeights::Given(weights)) => format!("{weights:?}"),
+        Some(ClassWeights::Balanced) => "balanced".into(),
+        None => "none".into(),
+    }
 }
 
 /// An earlier run. What is trained stays as it was; how long and on which device may change.
@@ -268,7 +339,12 @@ pub(super) fn resume(folder: &Path, args: &TrainArgs) -> Result<Prepared> {
         }
     }
     let origin = folder.join("run.json").display().to_string();
-    let recipe = asked.over(&config.recipe, run.model().loss, &origin)?;
+    let mut recipe = asked.over(&config.recipe, run.model().loss, &origin)?;
+    // Those that balance are known, and compared, when the data are.
+    let asked_weights = recipe.class_weights.clone();
+    if asked_weights == Some(ClassWeights::Balanced) {
+        recipe.class_weights = config.recipe.class_weights.clone();
+    }
     if let Some([flag, run, given]) = recipe::difference(&config.recipe, &recipe) {
         expect_same(&flag, &run, &given)?;
     }
@@ -302,6 +378,12 @@ pub(super) fn resume(folder: &Path, args: &TrainArgs) -> Result<Prepared> {
         data.test.truncate(config.data.test_images)?;
     }
     run.expect_own_data(source, &data)?;
+    let given = class_weights(asked_weights, args, &data)?;
+    expect_same(
+        "--class-weights",
+        &weights_in_words(&config.recipe.class_weights),
+        &weights_in_words(&given),
+    )?;
 
     let requested = args.device.as_deref().unwrap_or(&config.device.requested);
     let options = Options {
@@ -474,7 +556,7 @@ pub(super) fn measure(
     };
     let mode = Mode::Train(recipe.optimizer);
     let target = Target::Gpu(gpu.report());
-    let plan = Plan::new(model, recipe.batch_size, mode, options, target)?;
+    let plan = Plan::new(model, recipe.step_batch(), mode, options, target)?;
     let products: Vec<Product> = plan.products().into_iter().map(|(_, p)| p).collect();
     let style = ProgressStyle::with_template("measuring kernels [{bar:30}] {pos}/{len}")
         .unwrap_or_else(|_| ProgressStyle::default_bar());
@@ -505,11 +587,41 @@ fn device_record(requested: &str, device: &Device, options: &Options) -> DeviceR
     }
 }
 
+/// Which weights were taken from where, and which are the seed's.
+fn describe_init(init: &InitRecord) -> String {
+    let Fitting { taken, left } = &init.fitting;
+    let mut layers: Vec<&str> = taken
+        .iter()
+        .filter_map(|name| name.split('.').next())
+        .collect();
+    layers.dedup();
+    let mut text = format!(
+        "\ninit     {} of {} tensors from {}: {}",
+        taken.len(),
+        taken.len() + left.len(),
+        init.source,
+        layers.join(", ")
+    );
+    if !left.is_empty() {
+        let left: Vec<String> = left
+            .iter()
+            .map(|(n, found)| format!("{n} ({found})"))
+            .collect();
+        text += &format!(
+            "; by the seed, for what is in the file: {}",
+            left.join(", ")
+        );
+    }
+    text
+}
+
 /// What is about to happen, above the model's table.
 fn describe(config: &Config) -> String {
     let (data, model) = (&config.data, &config.model);
     format!(
-        "device   {}\ndata     {}: {} training{} and {} test images of {} in {} classes\nrecipe   {}, seed {}",
+        "device   {}\
+data     {}: {} training{} and {} test images of {} in {} classes\
+recipe   {}, seed {}{}",
         config.device.description,
         data.source,
         HumanCount(data.training_images as u64),
@@ -521,6 +633,7 @@ fn describe(config: &Config) -> String {
         model.input,
         model.classes,
         recipe::describe(&config.recipe),
-        config.seed
+        config.seed,
+        config.init.as_ref().map(describe_init).unwrap_or_default()
     )
 }

@@ -5,9 +5,10 @@ use super::WORKGROUP_SIZE;
 use super::batch_norm::BatchNorm;
 use super::conv2d::Product;
 use super::group_norm::GroupNorm;
+use super::mix::Mix;
 use crate::error::Result;
 use crate::model::augment::Augment;
-use crate::model::recipe::Optimizer;
+use crate::model::recipe::{Optimizer, Views};
 use crate::model::{Activation, Conv2d, Loss, Pool2d, Shape};
 use std::borrow::Cow;
 
@@ -108,6 +109,14 @@ pub enum Work {
         shape: Shape,
         streamed: bool,
     },
+    GatherViews {
+        shape: Shape,
+        views: Views,
+        streamed: bool,
+    },
+    AverageViews(Views),
+    DrawMixes(Mix),
+    MixBatch(Shape),
     Im2col(Conv2d),
     Col2im {
         geometry: Conv2d,
@@ -204,7 +213,14 @@ pub enum Work {
     WeightedLoss {
         smoothing: f32,
     },
+    MixedLoss {
+        smoothing: f32,
+        weighted: bool,
+    },
     Predict {
+        classes: usize,
+    },
+    StoreLogits {
         classes: usize,
     },
     SumMetrics,

@@ -106,7 +106,7 @@ pub enum Flip {
 impl Augment {
     /// Whether nothing is changed.
     pub fn is_none(&self) -> bool {
-        !self.changes_images() && self.mix_up == 0.0 && self.cut_mix == 0.0
+        !self.changes_images() && !self.mixes()
     }
 
     /// Whether each image is changed by itself, by other than mixing it with another one.
@@ -116,6 +116,11 @@ impl Augment {
             || self.erases()
             || self.flip != Flip::Never
             || self.crop > 0
+    }
+
+    /// Whether images are mixed with one another.
+    pub fn mixes(&self) -> bool {
+        self.mix_up > 0.0 || self.cut_mix > 0.0
     }
 
     /// Whether pixels come from between pixels.

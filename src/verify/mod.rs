@@ -8,12 +8,14 @@ mod drawn;
 mod elementwise;
 mod fingerprint;
 mod grouped;
+mod mixed;
 mod nonfinite;
 mod norm;
 mod parity;
 mod products;
 mod quick;
 mod steps;
+mod updates;
 
 pub use drawn::{DRAWS, drawn};
 pub use fingerprint::{Denormals, Fingerprint, Precision, Rounding};
@@ -40,6 +42,10 @@ pub fn cases(adapter: &AdapterReport) -> Vec<Case> {
     cases.extend(elementwise::cases());
     cases.extend(augment::cases());
     cases.extend(elementwise::nonfinite_cases());
+    cases.extend(updates::cases());
+    cases.extend(updates::nonfinite_cases());
+    cases.extend(mixed::cases());
+    cases.extend(mixed::nonfinite_cases());
     cases
 }
 
