@@ -27,10 +27,10 @@ pub enum Command {
     Recipes(RecipesArgs),
     /// Find a learning rate: raise it while training a little, and plot the loss
     LrFind(LrFindArgs),
-    /// Draw what the network will see: some training images before and after augmentation, as a PNG
-    Preview(PreviewArgs),
     /// Look at data: sizes, classes, duplicates, channel statistics, and a contact sheet
     Data(LookArgs),
+    /// Draw what the network will see: some training images before and after augmentation, as a PNG
+    Preview(PreviewArgs),
     /// Show a model's layers, parameters, multiply-adds and the GPU memory of a training step
     Inspect(InspectArgs),
     /// Measure loss, accuracy and per-class recall of a trained model on its test images
@@ -88,6 +88,7 @@ impl DataArgs {
 
 /// How it is trained. Values are text here: they are read where those of files are.
 #[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Recipe")]
 pub struct RecipeArgs {
     /// Recipe, as `wgrad recipes` lists them, or a file. It may name the model too; what it leaves out
     /// is the model's own [default: the model's]
@@ -255,16 +256,16 @@ pub struct TrainArgs {
     /// Seed of the first parameters and of the order of the images, a whole number [default: 1]
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
-    /// Weights to start from, as far as their names and shapes are the model's: the last ones of a run, or
-    /// a safetensors file (such as a run's best.safetensors); the rest starts from the seed
-    /// [default: none]
-    #[arg(long, value_name = "RUN|FILE.safetensors", conflicts_with = "resume")]
-    pub init: Option<PathBuf>,
     /// Train once with each of these seeds, one run after the other, into seed-<N> folders of one
     /// folder, and print mean and standard deviation: 1..5 (both included) or 1,2,7; a --resume of
     /// that folder goes on with what is left [default: one run]
     #[arg(long, value_name = "N..M|N,M,…", conflicts_with_all = ["seed", "resume"])]
     pub seeds: Option<Seeds>,
+    /// Weights to start from, as far as their names and shapes are the model's: the last ones of a run, or
+    /// a safetensors file (such as a run's best.safetensors); the rest starts from the seed
+    /// [default: none]
+    #[arg(long, value_name = "RUN|FILE.safetensors", conflicts_with = "resume")]
+    pub init: Option<PathBuf>,
     /// Run folder to make; must be new or empty [default: runs/<model>-<data>-<number>]
     #[arg(long, value_name = "DIR", conflicts_with = "resume")]
     pub out: Option<PathBuf>,
@@ -341,6 +342,22 @@ pub struct LrFindArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct LookArgs {
+    /// What --data of train takes [default: mnist]
+    #[arg(value_name = "SOURCE", conflicts_with = "source")]
+    pub what: Option<String>,
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Write a contact sheet, some images of each class, as this PNG file; a file that is there is
+    /// replaced [default: not written]
+    #[arg(long, value_name = "FILE.png")]
+    pub out: Option<PathBuf>,
+    /// Print one JSON object instead of tables [default: off]
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
 pub struct PreviewArgs {
     /// Model: a name as for train, or an architecture file [default: the recipe's, else default]
     #[arg(long, value_name = "NAME|FILE.toml")]
@@ -378,22 +395,6 @@ pub struct PreviewArgs {
     /// File for the pictures, in place of one that is there
     #[arg(long, value_name = "FILE.png", default_value = "preview.png")]
     pub out: PathBuf,
-}
-
-#[derive(Debug, Args)]
-pub struct LookArgs {
-    /// What --data of train takes [default: mnist]
-    #[arg(value_name = "SOURCE", conflicts_with = "source")]
-    pub what: Option<String>,
-    #[command(flatten)]
-    pub data: DataArgs,
-    /// Write a contact sheet, some images of each class, as this PNG file; a file that is there is
-    /// replaced [default: not written]
-    #[arg(long, value_name = "FILE.png")]
-    pub out: Option<PathBuf>,
-    /// Print one JSON object instead of tables [default: off]
-    #[arg(long)]
-    pub json: bool,
 }
 
 #[derive(Debug, Args)]

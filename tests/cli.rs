@@ -264,6 +264,7 @@ fn a_learning_rate_is_found() {
     let out = bench.good(&test);
     for word in [
         "tested   ",
+        "steepest ",
         "lowest   ",
         "suggest  ",
         "wgrad train --model small.toml --data shapes --device cpu --lr ",
@@ -714,7 +715,10 @@ fn everything_fits_80_columns() {
         "bench --model small.toml --no-tune",
         "bench --model small.toml --device cpu --steps-only",
         "--help",
+        "recipes",
+        "lr-find --model small.toml --data shapes --device cpu",
         "train --help",
+        "lr-find --help",
         "bench --help",
         "verify --help",
     ] {

@@ -35,6 +35,8 @@ pub(super) struct Prepared {
 /// A new run before it has a folder.
 pub(super) struct Planned {
     pub config: Config,
+    /// What it starts from, where that is not the seed alone.
+    pub begin: Option<Start>,
     pub model: Model,
     pub data: Splits,
     pub device: Device,
@@ -166,6 +168,7 @@ fn resume_command(folder: &str) -> String {
 fn start(args: &TrainArgs) -> Result<Prepared> {
     let Planned {
         config,
+        begin,
         data,
         device,
         options,
@@ -174,30 +177,18 @@ fn start(args: &TrainArgs) -> Result<Prepared> {
     } = plan(args)?;
     notes.iter().try_for_each(|note| say_wrapped(note))?;
     Ok(Prepared {
-        run: create(args.out.as_deref(), config)?,
+        run: create(args.out.as_deref(), config, begin)?,
         data,
         device,
         options,
     })
 }
 
-/// The folder of a new run, with the weights that it starts from where these are not its seed's.
-pub(super) fn create(folder: Option<&Path>, config: Config) -> Result<Run> {
-    let init = config.init.clone();
-    let run = Run::create(folder, config)?;
-    if let Some(init) = init {
-        let Start {
-            parameters,
-            running,
-            record,
-        } = start_from(Path::new(&init.source), run.model(), run.config().seed)?;
-        if record.sha256 != init.sha256 {
-            return Err(Error::Usage(format!(
-                "expected the same weights in {} for all of these runs, found others; train again",
-                init.source
-            )));
-        }
-        run.begin(parameters, running)?;
+/// Makes the folder of a new run.
+pub(super) fn create(out: Option<&Path>, config: Config, begin: Option<Start>) -> Result<Run> {
+    let run = Run::create(out, config)?;
+    if let Some(begin) = begin {
+        run.begin(begin.parameters, begin.running)?;
     }
     Ok(run)
 }
@@ -257,8 +248,8 @@ pub(super) fn plan(args: &TrainArgs) -> Result<Planned> {
     }
     device.expect_memory(&model, &recipe, &options)?;
     let seed = args.seed.unwrap_or(1);
-    let init = match &args.init {
-        Some(source) => Some(start_from(source, &model, seed)?.record),
+    let begin = match &args.init {
+        Some(source) => Some(start_from(source, &model, seed)?),
         None => None,
     };
     let config = Config {
@@ -277,13 +268,14 @@ pub(super) fn plan(args: &TrainArgs) -> Result<Planned> {
         normalization: Normalization::of(&data.train),
         recipe,
         seed,
-        init,
+        init: begin.as_ref().map(|begin| begin.record.clone()),
         device: device_record(requested, &device, &options),
         finished_epochs: 0,
         parameter_sha256: None,
     };
     Ok(Planned {
         config,
+        begin,
         model,
         data,
         device,
@@ -619,9 +611,7 @@ fn describe_init(init: &InitRecord) -> String {
 fn describe(config: &Config) -> String {
     let (data, model) = (&config.data, &config.model);
     format!(
-        "device   {}\
-data     {}: {} training{} and {} test images of {} in {} classes\
-recipe   {}, seed {}{}",
+        "device   {}\ndata     {}: {} training{} and {} test images of {} in {} classes\nrecipe   {}, seed {}{}",
         config.device.description,
         data.source,
         HumanCount(data.training_images as u64),

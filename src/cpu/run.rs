@@ -214,6 +214,44 @@ pub fn run<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
             memory.put(x, values);
             memory.put_words(batch_labels, &labels);
         }
+        Work::GatherViews {
+            shape,
+            views,
+            streamed,
+        } => {
+            let batch_labels = view("batch_labels");
+            let samples = memory.batch_samples(spec, batch_labels.len);
+            let places = memory.batch_places(spec, batch_labels.len, *streamed);
+            let images = memory.all_bytes(view("images"));
+            let labels = memory.all_words(view("labels"));
+            let (scale, shift) = floats("normalization").split_at(shape.channels);
+            let (x, labels) = gather_views(
+                images, &places, labels, &samples, *shape, *views, scale, shift,
+            );
+            memory.put(view("x"), x);
+            memory.put_words(batch_labels, &labels);
+        }
+        Work::AverageViews(views) => {
+            let y = average_views(*views, floats("z"));
+            memory.put(view("y"), y);
+        }
+        Work::DrawMixes(mix) => {
+            let (step, _) = memory.step(spec);
+            let (labels, mixes) = draw_mixes(
+                *mix,
+                [step.seed, step.epoch],
+                step.first,
+                step.count as usize,
+                memory.words(view("labels")),
+                floats("quantiles"),
+            );
+            memory.put_words(view("batch_labels"), &labels);
+            memory.put_words(view("mixes"), &mixes);
+        }
+        Work::MixBatch(shape) => {
+            let y = mix_batch(*shape, floats("x"), memory.words(view("mixes")));
+            memory.put(view("y"), y);
+        }
         Work::DrawAugmentation { augment, shape } => {
             let (step, _) = memory.step(spec);
             let batch_labels = view("batch_labels");
@@ -253,44 +291,6 @@ pub fn run<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
                     x,
                 );
             });
-        }
-        Work::GatherViews {
-            shape,
-            views,
-            streamed,
-        } => {
-            let batch_labels = view("batch_labels");
-            let samples = memory.batch_samples(spec, batch_labels.len);
-            let places = memory.batch_places(spec, batch_labels.len, *streamed);
-            let images = memory.all_bytes(view("images"));
-            let labels = memory.all_words(view("labels"));
-            let (scale, shift) = floats("normalization").split_at(shape.channels);
-            let (x, labels) = gather_views(
-                images, &places, labels, &samples, *shape, *views, scale, shift,
-            );
-            memory.put(view("x"), x);
-            memory.put_words(batch_labels, &labels);
-        }
-        Work::AverageViews(views) => {
-            let y = average_views(*views, floats("z"));
-            memory.put(view("y"), y);
-        }
-        Work::DrawMixes(mix) => {
-            let (step, _) = memory.step(spec);
-            let (labels, mixes) = draw_mixes(
-                *mix,
-                [step.seed, step.epoch],
-                step.first,
-                step.count as usize,
-                memory.words(view("labels")),
-                floats("quantiles"),
-            );
-            memory.put_words(view("batch_labels"), &labels);
-            memory.put_words(view("mixes"), &mixes);
-        }
-        Work::MixBatch(shape) => {
-            let y = mix_batch(*shape, floats("x"), memory.words(view("mixes")));
-            memory.put(view("y"), y);
         }
         Work::Im2col(g) => {
             let columns = im2col(g, floats("x"));

@@ -100,6 +100,14 @@ pub enum Work {
         shape: Shape,
         streamed: bool,
     },
+    GatherViews {
+        shape: Shape,
+        views: Views,
+        streamed: bool,
+    },
+    AverageViews(Views),
+    DrawMixes(Mix),
+    MixBatch(Shape),
     DrawAugmentation {
         augment: Augment,
         shape: Shape,
@@ -109,14 +117,6 @@ pub enum Work {
         shape: Shape,
         streamed: bool,
     },
-    GatherViews {
-        shape: Shape,
-        views: Views,
-        streamed: bool,
-    },
-    AverageViews(Views),
-    DrawMixes(Mix),
-    MixBatch(Shape),
     Im2col(Conv2d),
     Col2im {
         geometry: Conv2d,

@@ -537,7 +537,7 @@ impl<'a> Builder<'a> {
             self.augment(options, x, labels);
         } else {
             let data = &self.data;
-            let spec = gather::gather_batch(
+            self.emit(gather::gather_batch(
                 self.model.input,
                 self.batch,
                 options.streamed,
@@ -549,8 +549,7 @@ impl<'a> Builder<'a> {
                 data.normalization,
                 x,
                 labels,
-            );
-            self.emit(spec);
+            ));
         }
         if mixes {
             self.mix(options, x, labels);
@@ -636,33 +635,33 @@ impl<'a> Builder<'a> {
         let drawn = self.tensor("augmentation", &[batch, per_sample], Dtype::F32);
         self.tensors[drawn.tensor].per_sample = true;
         let data = &self.data;
-        let draw = augment::draw_augmentation(
+        let (order, normalization) = (data.order, data.normalization);
+        let (images, labels, steps, counter) = (data.images, data.labels, data.steps, data.counter);
+        self.emit(augment::draw_augmentation(
             augment,
             image,
             batch,
-            data.labels,
-            data.order,
-            data.steps,
-            data.counter,
-            data.normalization,
+            labels,
+            order,
+            steps,
+            counter,
+            normalization,
             drawn,
             batch_labels,
-        );
-        let change = augment::augment_batch(
+        ));
+        self.emit(augment::augment_batch(
             augment,
             image,
             batch,
             options.streamed,
-            data.images,
-            data.order,
-            data.steps,
-            data.counter,
-            data.normalization,
+            images,
+            order,
+            steps,
+            counter,
+            normalization,
             drawn,
             x,
-        );
-        self.emit(draw);
-        self.emit(change);
+        ));
     }
 
     /// Loss, predictions and metrics; gives the gradient by the network's output.

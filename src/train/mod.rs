@@ -26,7 +26,7 @@ use crate::engine::{Engine, Split, ends_batch};
 use crate::error::{Error, Result};
 use crate::kernels::Step;
 use crate::model::recipe::{ClassWeights, Recipe, Sampler};
-use crate::model::{initial_parameters, whiten};
+use crate::model::{Model, initial_parameters, whiten};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use std::ops::ControlFlow;
@@ -156,15 +156,7 @@ pub fn train(
             (finished, partial) = (checkpoint.epoch, checkpoint.partial);
         }
         None => {
-            let mut parameters = initial_parameters(run.model(), run.config().seed);
-            let normalization = run.config().scale_and_shift();
-            whiten(
-                run.model(),
-                &data.train.images,
-                &normalization,
-                &mut parameters,
-            );
-            engine.set_parameters(&parameters)?;
+            engine.set_parameters(&first_parameters(run.model(), run.config(), &data.train))?;
         }
     }
     let planned = run.config().recipe.epochs;
@@ -208,6 +200,14 @@ pub fn train(
     } else {
         Outcome::Finished
     })
+}
+
+/// The parameters that a training on `data` begins with.
+pub fn first_parameters(model: &Model, config: &Config, data: &Dataset) -> Vec<f32> {
+    let mut parameters = initial_parameters(model, config.seed);
+    let normalization = config.scale_and_shift();
+    whiten(model, &data.images, &normalization, &mut parameters);
+    parameters
 }
 
 /// Makes sure that there is a validation split where the recipe needs one.

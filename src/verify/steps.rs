@@ -148,8 +148,8 @@ fn apart(options: &Options) -> Options {
     }
 }
 
-/// What all plans of a model have in common: some train on a loss that is smoothed and weighted, some on
-/// changed and mixed images, in groups, with clipped gradients and a moving average; some are evaluated in several views.
+/// What all plans of a model have in common: some train on a loss that is smoothed and weighted, some on images
+/// that are changed at random or mixed, in groups, with clipped gradients and a moving average; some are evaluated in several views.
 fn options(model: &Model) -> Options {
     let weighted = model.name == "squeezed";
     let grouped = model.name == "uneven";
@@ -168,17 +168,20 @@ fn options(model: &Model) -> Options {
         erase: 0.5,
         saturation: 0.5,
         elastic: 0.5,
-        mix_up: 0.4,
-        cut_mix: 1.0,
         ..Augment::default()
     };
     Options {
-        label_smoothing: if weighted { 0.1 } else { 0.0 },
-        class_weights: weighted.then(|| vec![1.5, 0.5, 1.0, 2.0, 0.25]),
         augment: match model.name.as_str() {
-            "odd" => augment,
+            "uneven" => augment,
+            "odd" => Augment {
+                mix_up: 0.4,
+                cut_mix: 1.0,
+                ..Augment::default()
+            },
             _ => Augment::default(),
         },
+        label_smoothing: if weighted { 0.1 } else { 0.0 },
+        class_weights: weighted.then(|| vec![1.5, 0.5, 1.0, 2.0, 0.25]),
         views: match model.name.as_str() {
             "odd" => Views::Six,
             "residual" => Views::Mirror,
