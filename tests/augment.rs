@@ -9,6 +9,7 @@ use std::process::Command;
 use std::sync::Arc;
 use wgrad::cpu::augment::{augment_batch, draw_augmentation};
 use wgrad::cpu::gather_batch;
+use wgrad::data::Dataset;
 use wgrad::engine::{Engine, Split};
 use wgrad::gpu::{Choice, Gpu, NO_ADAPTER_HINT};
 use wgrad::kernels::Step;
@@ -17,6 +18,8 @@ use wgrad::model::augment::{Augment, Border, Flip};
 use wgrad::model::recipe::Optimizer;
 use wgrad::model::{Definition, Model, Shape, initial_parameters};
 use wgrad::plan::Options;
+use wgrad::report::preview::preview;
+use wgrad::train::epoch_order;
 use wgrad::verify;
 
 fn gpu() -> Arc<Gpu> {
@@ -423,11 +426,11 @@ fn what_is_drawn_follows_from_seed_epoch_and_place_alone() {
     // What else is drawn changes nothing.
     let more = Augment {
         erase: 1.0,
-        flip: Flip::Alternating,
+        brightness: 0.5,
         ..augment
     };
     let more = draw(&more, shape, 1, 2, &[5]).remove(0);
-    assert_eq!(more[3..6], all[5][3..6]);
+    assert_eq!(more[..6], all[5][..6]);
     assert_eq!(more[NODES..], all[5][NODES..]);
 }
 
@@ -560,6 +563,92 @@ fn the_same_seed_gives_the_same_bits_and_both_devices_agree() {
     // In slabs of a batch, and on end.
     let slabs = trained(Some(gpu), EVERYTHING, Some(20 * 48));
     assert_eq!(slabs, (on_gpu, gpu_losses));
+}
+
+/// What is shown is what the step's kernels make, on both devices; and the original where nothing is drawn.
+#[test]
+fn a_preview_shows_what_a_step_is_given() {
+    let gpu = gpu();
+    let (images, labels) = common::images(96, 1);
+    let data = Dataset {
+        images,
+        labels: labels.into_iter().map(u32::from).collect(),
+        shape: Shape::new(8, 6, 1),
+        classes: 4,
+        class_names: ["a", "b", "c", "d"].map(String::from).to_vec(),
+    };
+    let show = |gpu: Option<&Gpu>, augment: &str, epoch| {
+        let definition = definition(augment);
+        let model = definition.resolve(data.shape, data.classes).unwrap();
+        let normalization = [1.0 / 64.0, -1.0];
+        preview(
+            gpu,
+            &model,
+            &definition.recipe,
+            &data,
+            &normalization,
+            5,
+            epoch,
+        )
+        .unwrap()
+    };
+    let plain = show(None, "", 1);
+    assert_eq!(plain.samples[..], epoch_order(96, 5, 1)[..20]);
+    assert_eq!(plain.before.len(), 20 * 48);
+    let first = plain.samples[0] as usize;
+    assert_eq!(plain.before[..48], data.images[48 * first..][..48]);
+    assert_eq!(plain.after, plain.before);
+    assert_eq!(show(Some(&gpu), "", 1), plain);
+
+    let cpu = show(None, EVERYTHING, 2);
+    let on_gpu = show(Some(&gpu), EVERYTHING, 2);
+    assert_eq!(on_gpu.before, cpu.before);
+    assert_ne!(cpu.after, cpu.before);
+    let pairs = cpu.after.iter().zip(&on_gpu.after);
+    assert!(pairs.clone().all(|(a, b)| a.abs_diff(*b) <= 1));
+    assert_ne!(show(None, EVERYTHING, 3).samples, cpu.samples);
+
+    // A crop by whole pixels moves bytes and changes none.
+    let cropped = show(None, "[recipe.augment]\ncrop = 1\nborder = 'reflect'", 1);
+    let differ = cropped.after.chunks(48).zip(plain.before.chunks(48));
+    for (after, before) in differ {
+        assert!(after.iter().all(|byte| before.contains(byte)));
+    }
+}
+
+#[test]
+fn the_command_draws_a_preview() {
+    let folder = tempfile::tempdir().unwrap();
+    common::write_model_and_data(folder.path());
+    let preview = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_wgrad"));
+        command.current_dir(folder.path());
+        let small = ["preview", "--model", "small.toml", "--data", "shapes"];
+        let output = command.args(small).args(arguments).output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (
+            output.status.code(),
+            text(&output.stdout),
+            text(&output.stderr),
+        )
+    };
+    let (code, out, error) = preview(&["--set", "augment.rotate=10", "--count", "5"]);
+    assert_eq!(code, Some(0), "{error}");
+    assert!(out.contains("augment  rotate 10"), "{out}");
+    assert!(out.contains("preview.png: 5 images"), "{out}");
+    let png = std::fs::read(folder.path().join("preview.png")).unwrap();
+    assert!(png.starts_with(b"\x89PNG"));
+    let (code, out, _) = preview(&["--out", "other.png"]);
+    assert_eq!(code, Some(0));
+    assert!(out.contains("augment  nothing"), "{out}");
+    let (code, _, error) = preview(&["--epoch", "0"]);
+    assert_eq!(code, Some(2), "{error}");
+    assert!(error.contains("--epoch of at least 1, found 0"), "{error}");
+    let (code, _, error) = preview(&["--set", "augment.rotate=200"]);
+    assert_eq!(code, Some(2), "{error}");
+    assert!(error.contains("from 0 to 180, found 200"), "{error}");
+    let (code, _, error) = preview(&["--out", "nowhere/preview.png"]);
+    assert_eq!(code, Some(1), "{error}");
 }
 
 /// The same through the command: killed and resumed is uninterrupted, and the run says how it was trained.

@@ -77,6 +77,7 @@ pub fn preview(
             "labels" => Values::Words(data.labels.clone()),
             "order" => Values::Words(order.clone()),
             "steps" => Values::Words(bytemuck::cast_slice(&[row]).to_vec()),
+            "quantiles" => Values::Floats(options.quantiles().unwrap_or_default()),
             "normalization" => Values::Floats(normalization.to_vec()),
             _ => Values::zeros(tensor.dtype, tensor.elements()),
         })

@@ -131,7 +131,7 @@ pub(super) fn cases() -> Vec<Case> {
             Border::Reflect => format!("{name}, reflected"),
             Border::Zero => name.into(),
         };
-        cases.push(draw_case(&name, augment, shape, 37, 30));
+        cases.push(draw_case(&name, augment, shape, 37, 33));
         cases.push(batch_case(&name, augment, shape, 7, 4, false));
     }
     cases.push(batch_case("crop", crop, colour, 7, 7, true));
@@ -166,7 +166,7 @@ fn variant(name: &str, shape: Shape, batch: usize, count: usize) -> String {
 fn draw_case(name: &str, augment: Augment, shape: Shape, batch: usize, count: usize) -> Case {
     let variant = variant(name, shape, batch, count);
     Case::new("draw_augmentation", variant, move |b| {
-        let (dataset, first) = (19, 6);
+        let (dataset, first) = (41, 6);
         let labels = b.below(10, dataset);
         let order = b.below(dataset as u32, first + count);
         let (labels, order) = (b.input(&labels), b.input(&order));
