@@ -955,6 +955,44 @@ fn data_tells_what_there_is() {
     assert_eq!(json["imbalance"], 1.0);
     assert!((0.1..0.5).contains(&json["mean"][0].as_f64().unwrap()));
     assert_eq!(json["sheet"], Value::Null);
+    assert_eq!(json["picture_sizes"], Value::Array(Vec::new()));
+
+    // Pictures of several sizes, one twice.
+    for (class, size) in [
+        ("red", 20),
+        ("red", 20),
+        ("red", 30),
+        ("blue", 20),
+        ("blue", 24),
+        ("blue", 48),
+    ]
+    .into_iter()
+    .chain((0..8).flat_map(|_| [("red", 20), ("blue", 20)]))
+    {
+        let folder = home.path("photos").join(class);
+        fs::create_dir_all(&folder).unwrap();
+        let number = fs::read_dir(&folder).unwrap().count();
+        let colour = if class == "red" {
+            [200, number.max(1) as u8, 0]
+        } else {
+            [0, number as u8, 200]
+        };
+        fs::write(folder.join(format!("{number}.png")), png(colour, size)).unwrap();
+    }
+    let text = home.good("data photos --image-size 16 --no-cache");
+    for word in [
+        "19 of 20×20",
+        "1 of 24×24",
+        "1 other sizes, from 20×20 to 48×48",
+        "16×16×3",
+        "red",
+    ] {
+        assert!(text.contains(word), "expected {word} in:\n{text}");
+    }
+    let json = home.good("data photos --image-size 16 --no-cache --json");
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["picture_sizes"][0]["pictures"], 19);
+    assert_eq!(json["duplicates"][0].as_array().unwrap().len(), 2);
     assert!(home.bad("data nowhere").contains("nowhere"));
     assert!(home.bad("data shapes --data shapes").contains("--data"));
     assert!(home.run("data shapes --out missing/a.png").status.code() == Some(1));

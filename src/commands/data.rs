@@ -6,7 +6,7 @@ use indicatif::HumanCount;
 use serde_json::json;
 use std::path::Path;
 use wgrad::data::survey::{Place, Survey};
-use wgrad::data::{Dataset, Request, Splits};
+use wgrad::data::{Dataset, Request, Splits, picture_sizes};
 use wgrad::model::Shape;
 use wgrad::report::sheet::{BLANK, Tile, contact_sheet};
 use wgrad::{Error, Result};
@@ -27,12 +27,19 @@ pub fn run(args: &LookArgs) -> Result<()> {
         data.truncate(limit)?;
     }
     let survey = Survey::of(&data);
+    let sizes = picture_sizes(source)?;
     if let Some(out) = &args.out {
         let png = sheet(source, &data)?;
         std::fs::write(out, png).map_err(|e| Error::io("write", out, e))?;
     }
     if args.json {
-        return say_json(&as_json(source, &data, &survey, args.out.as_deref()));
+        return say_json(&as_json(
+            source,
+            &data,
+            &survey,
+            &sizes,
+            args.out.as_deref(),
+        ));
     }
 
     say_wrapped(&format!(
@@ -47,6 +54,9 @@ pub fn run(args: &LookArgs) -> Result<()> {
         "images      {}, as height × width × channels, bytes",
         data.train.shape
     ))?;
+    if let Some(line) = in_files(&sizes) {
+        say_wrapped(&line)?;
+    }
     let numbers = |numbers: &[f64]| {
         let texts: Vec<String> = numbers.iter().map(|x| format!("{x:.4}")).collect();
         texts.join(", ")
@@ -80,6 +90,31 @@ pub fn run(args: &LookArgs) -> Result<()> {
         Some(out) => say_wrapped(&format!("sheet       {}", out.display())),
         None => Ok(()),
     }
+}
+
+/// How large the pictures are in their files.
+fn in_files(sizes: &[([usize; 2], usize)]) -> Option<String> {
+    let size = |[height, width]: [usize; 2]| format!("{height}×{width}");
+    let some: Vec<String> = sizes
+        .iter()
+        .take(NAMED)
+        .map(|(found, count)| format!("{} of {}", HumanCount(*count as u64), size(*found)))
+        .collect();
+    let others = match sizes.len() {
+        0..=NAMED => String::new(),
+        n => {
+            let by_pixels = |(size, _): &&([usize; 2], usize)| size[0] * size[1];
+            let smallest = sizes.iter().min_by_key(by_pixels)?.0;
+            let largest = sizes.iter().max_by_key(by_pixels)?.0;
+            format!(
+                " and {} other sizes, from {} to {}",
+                n - NAMED,
+                size(smallest),
+                size(largest)
+            )
+        }
+    };
+    (!some.is_empty()).then(|| format!("files       {}{others} (height × width)", some.join(", ")))
 }
 
 /// The splits that there are, with their names.
@@ -162,7 +197,13 @@ fn duplicates(data: &Splits, survey: &Survey) -> Vec<String> {
     lines
 }
 
-fn as_json(source: &str, data: &Splits, survey: &Survey, out: Option<&Path>) -> serde_json::Value {
+fn as_json(
+    source: &str,
+    data: &Splits,
+    survey: &Survey,
+    sizes: &[([usize; 2], usize)],
+    out: Option<&Path>,
+) -> serde_json::Value {
     let Shape {
         height,
         width,
@@ -175,6 +216,10 @@ fn as_json(source: &str, data: &Splits, survey: &Survey, out: Option<&Path>) -> 
     json!({
         "data": source,
         "images": images,
+        "picture_sizes": sizes
+            .iter()
+            .map(|([height, width], count)| json!({"height": height, "width": width, "pictures": count}))
+            .collect::<Vec<_>>(),
         "height": height,
         "width": width,
         "channels": channels,
