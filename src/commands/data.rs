@@ -107,8 +107,9 @@ fn in_files(sizes: &[([usize; 2], usize)]) -> Option<String> {
             let smallest = sizes.iter().min_by_key(by_pixels)?.0;
             let largest = sizes.iter().max_by_key(by_pixels)?.0;
             format!(
-                " and {} other sizes, from {} to {}",
+                " and {} other size{}, from {} to {}",
                 n - NAMED,
+                if n - NAMED == 1 { "" } else { "s" },
                 size(smallest),
                 size(largest)
             )
@@ -160,7 +161,10 @@ fn duplicates(data: &Splits, survey: &Survey) -> Vec<String> {
             let places: Vec<String> = group.iter().take(4).map(place).collect();
             places.join(" = ")
         };
-        let named: Vec<String> = groups.take(NAMED).map(group).collect();
+        let mut named: Vec<String> = groups.take(NAMED + 1).map(group).collect();
+        if named.len() > NAMED {
+            named[NAMED] = "…".into();
+        }
         named.join(", ")
     };
     let sets = sets(data);
@@ -177,7 +181,7 @@ fn duplicates(data: &Splits, survey: &Survey) -> Vec<String> {
                 has(split) > usize::from(split == of) && has(of) > 0
             });
             lines.push(format!(
-                "duplicates  {} of {} {split} images have the pixels of {whose} {of} image: {}, …",
+                "duplicates  {} of {} {split} images have the pixels of {whose} {of} image: {}",
                 HumanCount(count as u64),
                 HumanCount(set.len() as u64),
                 named(&mut both)
@@ -190,7 +194,7 @@ fn duplicates(data: &Splits, survey: &Survey) -> Vec<String> {
     let contradictions = survey.contradictions().count();
     if contradictions > 0 {
         lines.push(format!(
-            "labels      contradict each other for {contradictions} of those: {}, …",
+            "labels      contradict each other for {contradictions} of those: {}",
             named(&mut survey.contradictions())
         ));
     }
