@@ -59,11 +59,11 @@ fn gather_batch(
     let element = t % ELEMENTS;
     let row = counter[0];
     let place = steps[row].first + min(i, steps[row].count - 1u);
-    let sample = order[place];
+    let number = order[place];
     if element == 0u {
-        batch_labels[i] = labels[sample];
+        batch_labels[i] = labels[number];
     }
-    let image = select(sample, place - steps[row].base, STREAMED);
+    let image = select(number, place - steps[row].base, STREAMED);
     let at = image * ELEMENTS + element;
     let byte = (images[at / 4u] >> (8u * (at % 4u))) & 0xffu;
     let c = element % CHANNELS;

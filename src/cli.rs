@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use wgrad::data::Request;
 use wgrad::kernels::conv2d::Family;
-use wgrad::train::CheckpointEvery;
+use wgrad::model::recipe::Views;
+use wgrad::train::{CheckpointEvery, Weights};
 use wgrad::verify::DRAWS;
 use wgrad::{Error, Result, tune};
 
@@ -28,6 +29,8 @@ pub enum Command {
     LrFind(LrFindArgs),
     /// Look at data: sizes, classes, duplicates, channel statistics, and a contact sheet
     Data(LookArgs),
+    /// Draw what the network will see: some training images before and after augmentation, as a PNG
+    Preview(PreviewArgs),
     /// Show a model's layers, parameters, multiply-adds and the GPU memory of a training step
     Inspect(InspectArgs),
     /// Measure loss, accuracy and per-class recall of a trained model on its test images
@@ -85,6 +88,7 @@ impl DataArgs {
 
 /// How it is trained. Values are text here: they are read where those of files are.
 #[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Recipe")]
 pub struct RecipeArgs {
     /// Recipe, as `wgrad recipes` lists them, or a file. It may name the model too; what it leaves out
     /// is the model's own [default: the model's]
@@ -257,6 +261,11 @@ pub struct TrainArgs {
     /// that folder goes on with what is left [default: one run]
     #[arg(long, value_name = "N..M|N,M,…", conflicts_with_all = ["seed", "resume"])]
     pub seeds: Option<Seeds>,
+    /// Weights to start from, as far as their names and shapes are the model's: the last ones of a run, or
+    /// a safetensors file (such as a run's best.safetensors); the rest starts from the seed
+    /// [default: none]
+    #[arg(long, value_name = "RUN|FILE.safetensors", conflicts_with = "resume")]
+    pub init: Option<PathBuf>,
     /// Run folder to make; must be new or empty [default: runs/<model>-<data>-<number>]
     #[arg(long, value_name = "DIR", conflicts_with = "resume")]
     pub out: Option<PathBuf>,
@@ -349,6 +358,46 @@ pub struct LookArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct PreviewArgs {
+    /// Model: a name as for train, or an architecture file [default: the recipe's, else default]
+    #[arg(long, value_name = "NAME|FILE.toml")]
+    pub model: Option<String>,
+    #[command(flatten)]
+    pub data: DataArgs,
+    #[command(flatten)]
+    pub recipe: RecipeArgs,
+    /// Device: cpu, gpu, software, auto, or an adapter's number or part of its name
+    #[arg(
+        long,
+        value_name = "auto|gpu|software|cpu|NUMBER|NAME",
+        default_value = "cpu"
+    )]
+    pub device: String,
+    /// Images to show, of the epoch's first batch
+    #[arg(
+        long,
+        value_name = "N",
+        allow_negative_numbers = true,
+        default_value_t = 32
+    )]
+    pub count: usize,
+    /// Which epoch: each draws anew
+    #[arg(
+        long,
+        value_name = "N",
+        allow_negative_numbers = true,
+        default_value_t = 1
+    )]
+    pub epoch: usize,
+    /// Seed of the order of the images and of all draws, as for train
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+    /// File for the pictures, in place of one that is there
+    #[arg(long, value_name = "FILE.png", default_value = "preview.png")]
+    pub out: PathBuf,
+}
+
+#[derive(Debug, Args)]
 pub struct InspectArgs {
     /// Model: default, lenet5, tutorial, mlp-sigmoid, vgg-cifar, cnn-bn, tiny, resnet9, resnet18-cifar,
     /// mobilenet-small, or an architecture file
@@ -373,9 +422,21 @@ pub struct InspectArgs {
 
 #[derive(Debug, Args)]
 pub struct EvalArgs {
-    /// Run folder of an earlier training
-    #[arg(value_name = "RUN")]
-    pub run: PathBuf,
+    /// Run folders of earlier trainings; of several also the mean of what they give is measured
+    #[arg(value_name = "RUN", required = true)]
+    pub runs: Vec<PathBuf>,
+    /// Which of the weights: last, best (by the validation split) or average [default: last]
+    #[arg(
+        long,
+        value_name = "last|best|average",
+        default_value = "last",
+        hide_default_value = true
+    )]
+    pub weights: Weights,
+    /// Views of each image that are evaluated, and their mean taken: one, mirror (as it is and mirrored) or
+    /// six (both also moved by a pixel either way) [default: the run's]
+    #[arg(long, value_name = "one|mirror|six")]
+    pub views: Option<Views>,
     /// Data whose test images are used, all of them; of a folder of pictures without test images,
     /// all that are there [default: the run's, as many as it was tested on]
     #[arg(long, value_name = "mnist|DIR")]

@@ -264,6 +264,7 @@ fn a_learning_rate_is_found() {
     let out = bench.good(&test);
     for word in [
         "tested   ",
+        "steepest ",
         "lowest   ",
         "suggest  ",
         "wgrad train --model small.toml --data shapes --device cpu --lr ",
@@ -714,7 +715,10 @@ fn everything_fits_80_columns() {
         "bench --model small.toml --no-tune",
         "bench --model small.toml --device cpu --steps-only",
         "--help",
+        "recipes",
+        "lr-find --model small.toml --data shapes --device cpu",
         "train --help",
+        "lr-find --help",
         "bench --help",
         "verify --help",
     ] {
@@ -1493,4 +1497,110 @@ fn a_reader_that_leaves_is_no_reason_to_panic() {
             .good("train --resume run")
             .contains("nothing to train")
     );
+}
+
+#[test]
+fn several_runs_are_evaluated_as_one() {
+    let bench = Bench::new();
+    for seed in [1, 2, 3] {
+        bench.good(&format!(
+            "train {SMALL} --epochs 1 --seed {seed} --out r{seed}"
+        ));
+    }
+    let single = |name: &str| json(&bench.good(&format!("eval {name} --device cpu --json")));
+    let report = json(&bench.good("eval r1 r2 r3 --device cpu --json"));
+    let runs = report["runs"].as_array().unwrap();
+    for (run, name) in runs.iter().zip(["r1", "r2", "r3"]) {
+        let alone = single(name);
+        assert_eq!(run["run"], name);
+        assert_eq!(
+            (&run["weights"], &run["epoch"]),
+            (&"last".into(), &1.into())
+        );
+        for key in ["loss", "accuracy", "accuracy_standard_error"] {
+            assert_eq!(run[key], alone[key], "{key} of {name}");
+        }
+    }
+    assert_eq!(report["images"], 40);
+    // The mean of one and the same network is that network.
+    let twice = json(&bench.good("eval r1 r1 --device cpu --json"));
+    assert_eq!(twice["classes"], single("r1")["classes"]);
+    let accuracy = report["accuracy"].as_f64().unwrap();
+    let correct: u64 = report["classes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|c| c["correct"].as_u64().unwrap())
+        .sum();
+    assert_eq!(accuracy, correct as f64 / 40.0);
+    let out = bench.good("eval r1 r2 r3 --device cpu");
+    let mean = out.lines().find(|line| line.contains("mean of 3")).unwrap();
+    assert!(
+        mean.contains(&format!("{:.2} % ± ", 100.0 * accuracy)),
+        "{out}"
+    );
+    assert!(out.lines().all(|line| line.chars().count() <= 80), "{out}");
+
+    // Other classes, another size of the images, or other test images do not go together.
+    bench.good(&format!("train {SMALL} --epochs 1 --limit 30 --out few"));
+    bench.good("train --model tiny --epochs 1 --limit 20 --device cpu --out digits");
+    bench.bad(
+        "eval r1 few --device cpu",
+        2,
+        &["the same images", "found other", "in few", "--data"],
+    );
+    bench.bad(
+        "eval r1 digits --device cpu",
+        2,
+        &["8×6×1 in 4 classes", "28×28×1 in 10 classes in digits"],
+    );
+    bench.good("eval r1 few --data shapes --device cpu");
+    for which in ["best", "average"] {
+        bench.bad(
+            &format!("eval r1 --weights {which} --device cpu"),
+            2,
+            &["none in r1", "--weights last"],
+        );
+    }
+    bench.bad(
+        "eval r1 --weights first",
+        2,
+        &["expected last, best or average"],
+    );
+    bench.bad("eval", 2, &["RUN"]);
+}
+
+#[test]
+fn a_run_starts_from_the_weights_of_another() {
+    let bench = Bench::new();
+    bench.good(&format!("train {SMALL} --epochs 1 --out first"));
+    let out = words(&bench.good(&format!(
+        "train {SMALL} --epochs 1 --seed 2 --init first --out second"
+    )));
+    assert!(out.contains("init 4 of 4 tensors from "), "{out}");
+    assert!(
+        out.contains("first/model.safetensors: conv2d1, dense1 "),
+        "{out}"
+    );
+    let config = json(&fs::read_to_string(bench.path("second/run.json")).unwrap());
+    assert_eq!(config["init"]["taken"].as_array().unwrap().len(), 4);
+    assert_eq!(config["init"]["sha256"].as_str().unwrap().len(), 64);
+    let wider = common::MODEL.replace("kernel = 2", "kernel = 4");
+    fs::write(bench.path("wider.toml"), wider).unwrap();
+    let flags = "--data shapes --device cpu --epochs 1";
+    let out = words(&bench.good(&format!(
+        "train --model wider.toml {flags} --init first/model.safetensors"
+    )));
+    assert!(out.contains("init 3 of 4 tensors"), "{out}");
+    assert!(
+        out.contains("by the seed, for what is in the file: dense1.weight ([4, 48] F32)"),
+        "{out}"
+    );
+    bench.bad(
+        &format!("train --model mlp-sigmoid {flags} --init nowhere"),
+        2,
+        &["found no nowhere"],
+    );
+    bench.bad("train --resume first --init second", 2, &["--init"]);
+    assert!(!bench.path("runs/mlp-sigmoid-shapes-1").exists());
 }

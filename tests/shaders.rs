@@ -394,6 +394,10 @@ fn structs_are_laid_out_as_on_the_host() {
             ("bias_correction2", offset_of!(Step, bias_correction2)),
             ("seed", offset_of!(Step, seed)),
             ("epoch", offset_of!(Step, epoch)),
+            ("base", offset_of!(Step, base)),
+            ("total", offset_of!(Step, total)),
+            ("micro", offset_of!(Step, micro)),
+            ("average", offset_of!(Step, average)),
             ("padding", offset_of!(Step, padding)),
         ],
     );

@@ -8,6 +8,7 @@ mod devices;
 mod eval;
 mod inspect;
 mod lr_find;
+mod preview;
 mod progress;
 mod recipe;
 mod seeds;
@@ -34,6 +35,7 @@ pub fn run(command: Command) -> Result<()> {
         Command::Recipes(args) => recipe::run(&args),
         Command::LrFind(args) => lr_find::run(&args),
         Command::Data(args) => data::run(&args),
+        Command::Preview(args) => preview::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Devices(args) => devices::run(&args),

@@ -1,17 +1,19 @@
 //! `wgrad train --seeds`: one run after the other, in folders of one folder.
 
 use super::signals::Signals;
-use super::train::{Planned, Prepared, carry_out, plan, resume as resume_run};
+use super::train::{Planned, Prepared, carry_out, create, plan, resume as resume_run};
 use super::{say, say_wrapped, table};
 use crate::cli::{DataArgs, RecipeArgs, TrainArgs};
 use std::path::Path;
-use wgrad::train::{Config, Run, SeedRun, SeedsRecord};
+use wgrad::model::Model;
+use wgrad::train::{Config, Run, SeedRun, SeedsRecord, start_from};
 use wgrad::{Error, Result};
 
 /// New runs with these seeds.
 pub(super) fn start(seeds: &[u64], args: &TrainArgs, signals: &Signals) -> Result<()> {
     let Planned {
         config,
+        model,
         data,
         device,
         options,
@@ -28,9 +30,8 @@ pub(super) fn start(seeds: &[u64], args: &TrainArgs, signals: &Signals) -> Resul
     };
     let mut record = SeedsRecord::new(seeds.to_vec());
     record.write(&parent, Vec::new())?;
-    let first = with_seed(&config, seeds[0]);
     let prepared = Prepared {
-        run: Run::create(Some(&SeedsRecord::folder(&parent, seeds[0])), first)?,
+        run: begin(&parent, &config, &model, seeds[0])?,
         data,
         device,
         options,
@@ -52,10 +53,11 @@ pub(super) fn start(seeds: &[u64], args: &TrainArgs, signals: &Signals) -> Resul
         },
         recipe: RecipeArgs::default(),
         seeds: None,
+        init: None,
         out: None,
         ..args.clone()
     };
-    go_on(&parent, &mut record, &config, &args, signals)
+    go_on(&parent, &mut record, (&config, &model), &args, signals)
 }
 
 /// Runs of an earlier start, those that are finished left alone.
@@ -81,22 +83,23 @@ pub(super) fn resume(
             "expected the run of a first seed, found none; train again",
         ));
     };
-    let config = Run::open(&begun)?.config().clone();
-    go_on(parent, &mut record, &config, args, signals)
+    let first = Run::open(&begun)?;
+    let like = (first.config(), first.model());
+    go_on(parent, &mut record, like, args, signals)
 }
 
-/// Trains what is not trained yet, new runs by `config` but for their seeds.
+/// Trains what is not trained yet, new runs like this one but for their seeds.
 fn go_on(
     parent: &Path,
     record: &mut SeedsRecord,
-    config: &Config,
+    (config, model): (&Config, &Model),
     args: &TrainArgs,
     signals: &Signals,
 ) -> Result<()> {
     for seed in record.seeds.clone() {
         let folder = SeedsRecord::folder(parent, seed);
         if !folder.join("run.json").exists() {
-            Run::create(Some(&folder), with_seed(config, seed))?;
+            begin(parent, config, model, seed)?;
         }
         if is_finished(&folder, args)? {
             continue;
@@ -113,15 +116,21 @@ fn go_on(
     report(record, parent)
 }
 
-/// A new run's configuration.
-fn with_seed(config: &Config, seed: u64) -> Config {
-    Config {
+/// Makes the folder of the run with this seed.
+fn begin(parent: &Path, config: &Config, model: &Model, seed: u64) -> Result<Run> {
+    let start = match &config.init {
+        Some(init) => Some(start_from(Path::new(&init.source), model, seed)?),
+        None => None,
+    };
+    let config = Config {
         id: None,
         seed,
+        init: start.as_ref().map(|start| start.record.clone()),
         finished_epochs: 0,
         parameter_sha256: None,
         ..config.clone()
-    }
+    };
+    create(Some(&SeedsRecord::folder(parent, seed)), config, start)
 }
 
 /// Whether a run has all the epochs that it planned or `--stop-after` asks for; one that is asked for

@@ -1,7 +1,7 @@
 //! `wgrad train`: a new run, or an earlier one continued.
 
 use super::device::Device;
-use super::progress::Progress;
+use super::progress::{self, Progress};
 use super::recipe::{self, Asked};
 use super::signals::Signals;
 use super::{load_data, say, say_wrapped, seeds, table};
@@ -12,14 +12,15 @@ use std::fmt::Display;
 use std::path::{Path, absolute};
 use wgrad::data::{Normalization, Request, Splits, balanced_weights, read_weights};
 use wgrad::engine::{CpuEngine, Engine};
+use wgrad::export::Fitting;
 use wgrad::kernels::conv2d::Product;
 use wgrad::model::recipe::{ClassWeights, Recipe, Schedule};
 use wgrad::model::{Model, load, summary};
 use wgrad::plan::{Mode, Options, Plan, Target};
 use wgrad::report::profile::Profile;
 use wgrad::train::{
-    Config, Control, DataRecord, DeviceRecord, FORMAT, ModelRecord, Outcome, Run, SeedsRecord,
-    train,
+    Config, Control, DataRecord, DeviceRecord, EpochRecord, FORMAT, InitRecord, ModelRecord,
+    Outcome, Run, SeedsRecord, Start, expect_validation, start_from, train,
 };
 use wgrad::{Error, Result, tune};
 
@@ -34,6 +35,8 @@ pub(super) struct Prepared {
 /// A new run before it has a folder.
 pub(super) struct Planned {
     pub config: Config,
+    /// What it starts from, where that is not the seed alone.
+    pub begin: Option<Start>,
     pub model: Model,
     pub data: Splits,
     pub device: Device,
@@ -116,7 +119,11 @@ pub(super) fn carry_out(
         Outcome::Finished if progress.epochs == 0 => say(&format!(
             "nothing to train: all {total} epochs are finished; raise --epochs to go on"
         ))?,
+        Outcome::OutOfPatience => say_wrapped(&out_of_patience(&run, progress.epochs))?,
         Outcome::Finished => {}
+    }
+    if let Some(result) = progress::result(&run) {
+        say(&result)?;
     }
     if let Some(hash) = &run.config().parameter_sha256 {
         say(&format!("weights  sha256 {hash}"))?;
@@ -130,6 +137,20 @@ pub(super) fn carry_out(
         say(&format!("profile  {}", file.display()))?;
     }
     say(&format!("run      {folder}"))
+}
+
+/// Why a training ended before its last planned epoch; `trained` are the epochs of this process.
+fn out_of_patience(run: &Run, trained: usize) -> String {
+    let epoch = |record: Option<&EpochRecord>| record.map_or(0, |record| record.epoch);
+    let (last, best) = (epoch(run.metrics().last()), epoch(run.best()));
+    let what = match trained {
+        0 => "nothing to train: ended",
+        _ => "ended   ",
+    };
+    format!(
+        "{what} after epoch {last} of {}: by the validation split none was better than epoch {best}",
+        run.config().recipe.epochs
+    )
 }
 
 /// The command that goes on with a run, to be copied.
@@ -147,6 +168,7 @@ fn resume_command(folder: &str) -> String {
 fn start(args: &TrainArgs) -> Result<Prepared> {
     let Planned {
         config,
+        begin,
         data,
         device,
         options,
@@ -155,11 +177,20 @@ fn start(args: &TrainArgs) -> Result<Prepared> {
     } = plan(args)?;
     notes.iter().try_for_each(|note| say_wrapped(note))?;
     Ok(Prepared {
-        run: Run::create(args.out.as_deref(), config)?,
+        run: create(args.out.as_deref(), config, begin)?,
         data,
         device,
         options,
     })
+}
+
+/// Makes the folder of a new run.
+pub(super) fn create(out: Option<&Path>, config: Config, begin: Option<Start>) -> Result<Run> {
+    let run = Run::create(out, config)?;
+    if let Some(begin) = begin {
+        run.begin(begin.parameters, begin.running)?;
+    }
+    Ok(run)
 }
 
 /// A new run as it will be; nothing is made of it yet.
@@ -178,6 +209,7 @@ pub(super) fn plan(args: &TrainArgs) -> Result<Planned> {
     if let Some(limit) = args.data.limit {
         data.truncate(limit)?;
     }
+    expect_validation(&recipe, &data)?;
     let model = definition.resolve(data.train.shape, data.train.classes)?;
     recipe.class_weights = class_weights(recipe.class_weights, args, &data)?;
     let images = data.train.len();
@@ -208,13 +240,18 @@ pub(super) fn plan(args: &TrainArgs) -> Result<Planned> {
         let mode = Mode::Train(recipe.optimizer);
         Plan::new(
             &model,
-            recipe.batch_size,
+            recipe.step_batch(),
             mode,
             &options,
             Target::Gpu(gpu.report()),
         )?;
     }
     device.expect_memory(&model, &recipe, &options)?;
+    let seed = args.seed.unwrap_or(1);
+    let begin = match &args.init {
+        Some(source) => Some(start_from(source, &model, seed)?),
+        None => None,
+    };
     let config = Config {
         format: FORMAT,
         wgrad: env!("CARGO_PKG_VERSION").into(),
@@ -230,13 +267,15 @@ pub(super) fn plan(args: &TrainArgs) -> Result<Planned> {
         data: DataRecord::of(absolute_source(source)?, args.data.limit, &request, &data),
         normalization: Normalization::of(&data.train),
         recipe,
-        seed: args.seed.unwrap_or(1),
+        seed,
+        init: begin.as_ref().map(|begin| begin.record.clone()),
         device: device_record(requested, &device, &options),
         finished_epochs: 0,
         parameter_sha256: None,
     };
     Ok(Planned {
         config,
+        begin,
         model,
         data,
         device,
@@ -509,7 +548,7 @@ pub(super) fn measure(
     };
     let mode = Mode::Train(recipe.optimizer);
     let target = Target::Gpu(gpu.report());
-    let plan = Plan::new(model, recipe.batch_size, mode, options, target)?;
+    let plan = Plan::new(model, recipe.step_batch(), mode, options, target)?;
     let products: Vec<Product> = plan.products().into_iter().map(|(_, p)| p).collect();
     let style = ProgressStyle::with_template("measuring kernels [{bar:30}] {pos}/{len}")
         .unwrap_or_else(|_| ProgressStyle::default_bar());
@@ -540,11 +579,39 @@ fn device_record(requested: &str, device: &Device, options: &Options) -> DeviceR
     }
 }
 
+/// Which weights were taken from where, and which are the seed's.
+fn describe_init(init: &InitRecord) -> String {
+    let Fitting { taken, left } = &init.fitting;
+    let mut layers: Vec<&str> = taken
+        .iter()
+        .filter_map(|name| name.split('.').next())
+        .collect();
+    layers.dedup();
+    let mut text = format!(
+        "\ninit     {} of {} tensors from {}: {}",
+        taken.len(),
+        taken.len() + left.len(),
+        init.source,
+        layers.join(", ")
+    );
+    if !left.is_empty() {
+        let left: Vec<String> = left
+            .iter()
+            .map(|(n, found)| format!("{n} ({found})"))
+            .collect();
+        text += &format!(
+            "; by the seed, for what is in the file: {}",
+            left.join(", ")
+        );
+    }
+    text
+}
+
 /// What is about to happen, above the model's table.
 fn describe(config: &Config) -> String {
     let (data, model) = (&config.data, &config.model);
     format!(
-        "device   {}\ndata     {}: {} training{} and {} test images of {} in {} classes\nrecipe   {}, seed {}",
+        "device   {}\ndata     {}: {} training{} and {} test images of {} in {} classes\nrecipe   {}, seed {}{}",
         config.device.description,
         data.source,
         HumanCount(data.training_images as u64),
@@ -556,6 +623,7 @@ fn describe(config: &Config) -> String {
         model.input,
         model.classes,
         recipe::describe(&config.recipe),
-        config.seed
+        config.seed,
+        config.init.as_ref().map(describe_init).unwrap_or_default()
     )
 }

@@ -106,17 +106,21 @@ pub enum Flip {
 impl Augment {
     /// Whether nothing is changed.
     pub fn is_none(&self) -> bool {
-        !self.changes_images() && self.mix_up == 0.0 && self.cut_mix == 0.0
+        !self.changes_images() && !self.mixes()
     }
 
     /// Whether each image is changed by itself, by other than mixing it with another one.
     pub fn changes_images(&self) -> bool {
         self.warps()
             || self.recolours()
-            || self.erase > 0.0
+            || self.erases()
             || self.flip != Flip::Never
             || self.crop > 0
-            || self.cut_out > 0
+    }
+
+    /// Whether images are mixed with one another.
+    pub fn mixes(&self) -> bool {
+        self.mix_up > 0.0 || self.cut_mix > 0.0
     }
 
     /// Whether pixels come from between pixels.
@@ -134,6 +138,11 @@ impl Augment {
     /// Whether bytes are changed.
     pub fn recolours(&self) -> bool {
         self.brightness > 0.0 || self.contrast > 0.0 || self.saturation > 0.0
+    }
+
+    /// Whether a part of an image is blotted out.
+    pub fn erases(&self) -> bool {
+        self.erase > 0.0 || self.cut_out > 0
     }
 
     /// # Errors

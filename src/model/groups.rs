@@ -16,8 +16,17 @@ impl Groups {
     /// The factors of the parameters of each layer of `model`, in order.
     ///
     /// # Errors
-    /// [`Error::Usage`] for a name to freeze that nothing has, and when nothing is left to be trained.
+    /// [`Error::Usage`] for a factor below 0 or not finite, for a name to freeze that nothing has, and when
+    /// nothing is left to be trained.
     pub fn factors(&self, model: &Model) -> Result<Vec<Vec<Factors>>> {
+        for (key, factor) in [("bias_lr", self.bias_lr), ("head_lr", self.head_lr)] {
+            // Written so that NaN is refused.
+            if !(0.0..=f32::MAX).contains(&factor) {
+                return Err(Error::Usage(format!(
+                    "expected {key} to be a number of at least 0, found {factor}; leave it out for 1"
+                )));
+            }
+        }
         let head = model.layers.iter().rposition(|l| l.op.product().is_some());
         for pattern in &self.freeze {
             let parameters = || model.layers.iter().flat_map(|l| &l.parameters);
@@ -126,7 +135,7 @@ mod tests {
             bias_lr: 64.0,
             head_lr: 0.5,
             decay_bias: false,
-            freeze: vec!["conv2d1".into(), "*d2.weight".into()],
+            freeze: vec!["conv1.*".into(), "*2.2.conv2d1.weight".into()],
         };
         let factors = groups.factors(&model).unwrap();
         let of = |name: &str| {
@@ -137,15 +146,14 @@ mod tests {
                 .map(|(_, f)| [f.lr, f.decay]);
             found.next().unwrap_or_else(|| panic!("{name}"))
         };
-        assert_eq!(of("conv2d1.weight"), [0.0, 1.0]);
-        assert_eq!(of("conv2d2.weight"), [0.0, 1.0]);
-        assert_eq!(of("conv2d3.weight"), [1.0, 1.0]);
-        assert_eq!(of("batch_norm1.weight"), [64.0, 0.0]);
-        assert_eq!(of("batch_norm1.bias"), [64.0, 0.0]);
-        let head = model.layers.iter().rfind(|l| l.op.product().is_some());
-        let head = &head.unwrap().name;
-        assert_eq!(of(&format!("{head}.weight")), [0.5, 1.0]);
-        assert_eq!(of(&format!("{head}.bias")), [64.0, 0.0]);
+        assert_eq!(of("conv1.1.conv2d1.weight"), [0.0, 1.0]);
+        assert_eq!(of("conv1.2.batch_norm1.bias"), [0.0, 0.0]);
+        assert_eq!(of("conv2.2.conv2d1.weight"), [0.0, 1.0]);
+        assert_eq!(of("conv2.1.conv2d1.weight"), [1.0, 1.0]);
+        assert_eq!(of("conv2.2.batch_norm1.weight"), [64.0, 0.0]);
+        assert_eq!(of("conv2.2.batch_norm1.bias"), [64.0, 0.0]);
+        assert_eq!(of("dense1.weight"), [0.5, 1.0]);
+        assert_eq!(of("dense1.bias"), [64.0, 0.0]);
     }
 
     #[test]
@@ -159,6 +167,14 @@ mod tests {
         let line = error.to_string();
         assert!(line.contains("'stage1.*'") && line.contains("conv2d1.weight, conv2d1.bias, "));
         assert_eq!((error.exit_code(), line.lines().count()), (2, 1));
+        for head_lr in [-1.0, f32::NAN, f32::INFINITY] {
+            let groups = Groups {
+                head_lr,
+                ..Groups::default()
+            };
+            let error = groups.factors(&model).unwrap_err().to_string();
+            assert!(error.contains("expected head_lr"), "{error}");
+        }
         let error = freeze("*").factors(&model).unwrap_err().to_string();
         assert!(error.contains("all of them frozen by *"), "{error}");
     }

@@ -5,21 +5,28 @@
 //! gives the same bits, and so does a run that was interrupted and resumed in between.
 
 mod checkpoint;
+mod ensemble;
+mod init;
 mod lr_find;
 mod run;
 mod seeds;
 
 pub use checkpoint::{Checkpoint, Partial, parameter_hash};
+pub use ensemble::{class_shares, expect_alike, mean_shares};
+pub use init::{Start, start_from};
 pub use lr_find::{Point, Range, RangeTest, range_test};
-pub use run::{Config, DataRecord, DeviceRecord, EpochRecord, FORMAT, ModelRecord, Restored, Run};
+pub use run::{
+    Config, DataRecord, DeviceRecord, EpochRecord, FORMAT, InitRecord, ModelRecord, Restored, Run,
+    Weights,
+};
 pub use seeds::{SeedRun, SeedsRecord};
 
-use crate::data::Splits;
-use crate::engine::{Engine, Split};
+use crate::data::{Dataset, Splits};
+use crate::engine::{Engine, Split, ends_batch};
 use crate::error::{Error, Result};
 use crate::kernels::Step;
 use crate::model::recipe::{ClassWeights, Recipe, Sampler};
-use crate::model::{initial_parameters, whiten};
+use crate::model::{Model, initial_parameters, whiten};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use std::ops::ControlFlow;
@@ -33,8 +40,8 @@ pub trait Observer {
     fn epoch_started(&mut self, epoch: usize, engine: &Engine) -> Result<()>;
     /// So many training images of the epoch are done, with this mean loss so far.
     fn trained(&mut self, epoch: usize, images: usize, mean_loss: f64);
-    /// So many test images of this epoch's evaluation are done.
-    fn evaluated(&mut self, images: usize);
+    /// So many images of the validation or test split are done in one of this epoch's evaluations.
+    fn evaluated(&mut self, split: Split, images: usize);
     /// The epoch is over, its checkpoint is on disk; `engine` is there to be asked.
     fn epoch_finished(&mut self, record: &EpochRecord, engine: &Engine) -> Result<()>;
     /// Something that the user should know, in one line.
@@ -104,6 +111,9 @@ impl FromStr for CheckpointEvery {
 pub enum Outcome {
     /// All planned epochs are finished.
     Finished,
+    /// Training ended before, because the validation split has seen no better epoch for as many as the
+    /// recipe has patience. There is nothing to go on with.
+    OutOfPatience,
     /// As many as [`Control::stop_after`] asked for are.
     Stopped,
     /// It was asked to stop after this step (from 1) of this epoch (from 1), and has written a
@@ -120,8 +130,8 @@ pub enum Outcome {
 ///
 /// # Errors
 /// [`Error::Diverged`] as soon as a loss is not finite (the last checkpoint stays as it is), what
-/// [`Run::restore`] finds wrong, what the engine reports, and what keeps the run folder from being
-/// written.
+/// [`expect_validation`] and [`Run::restore`] find wrong, what the engine reports, and what keeps the run
+/// folder from being written.
 pub fn train(
     run: &mut Run,
     mut data: Splits,
@@ -129,6 +139,7 @@ pub fn train(
     control: &Control,
     observer: &mut dyn Observer,
 ) -> Result<Outcome> {
+    expect_validation(&run.config().recipe, &data)?;
     let restored = run.restore()?;
     if let Some(note) = &restored.note {
         observer.note(note)?;
@@ -139,29 +150,30 @@ pub fn train(
             engine.set_parameters(&checkpoint.parameters)?;
             engine.set_running(&checkpoint.running)?;
             engine.set_optimizer_state(&checkpoint.optimizer_state)?;
+            if let Some(average) = &checkpoint.average {
+                engine.set_average(average)?;
+            }
             (finished, partial) = (checkpoint.epoch, checkpoint.partial);
         }
         None => {
-            let mut parameters = initial_parameters(run.model(), run.config().seed);
-            let normalization = run.config().scale_and_shift();
-            whiten(
-                run.model(),
-                &data.train.images,
-                &normalization,
-                &mut parameters,
-            );
-            engine.set_parameters(&parameters)?;
+            engine.set_parameters(&first_parameters(run.model(), run.config(), &data.train))?;
         }
     }
     let planned = run.config().recipe.epochs;
     if finished >= planned {
         return Ok(Outcome::Finished);
     }
+    if run.out_of_patience() {
+        return Ok(Outcome::OutOfPatience);
+    }
     let normalization = run.config().scale_and_shift();
-    for (split, samples) in [
-        (Split::Train, &mut data.train),
-        (Split::Test, &mut data.test),
-    ] {
+    let splits = [
+        (Split::Train, Some(&mut data.train)),
+        (Split::Validation, data.validation.as_mut()),
+        (Split::Test, Some(&mut data.test)),
+    ];
+    for (split, samples) in splits {
+        let Some(samples) = samples else { continue };
         let images = std::mem::take(&mut samples.images);
         engine.upload_dataset(split, images, &samples.labels, &normalization)?;
     }
@@ -176,8 +188,11 @@ pub fn train(
     let last = control.stop_after.map_or(planned, |n| n.min(planned));
     for number in finished + 1..=last {
         let outcome = epoch.train(number, std::mem::take(&mut partial))?;
-        if outcome.is_some() {
-            return Ok(outcome.unwrap_or(Outcome::Stopped));
+        if let Some(outcome) = outcome {
+            return Ok(outcome);
+        }
+        if number < planned && epoch.run.out_of_patience() {
+            return Ok(Outcome::OutOfPatience);
         }
     }
     Ok(if last < planned {
@@ -185,6 +200,44 @@ pub fn train(
     } else {
         Outcome::Finished
     })
+}
+
+/// The parameters that a training on `data` begins with.
+pub fn first_parameters(model: &Model, config: &Config, data: &Dataset) -> Vec<f32> {
+    let mut parameters = initial_parameters(model, config.seed);
+    let normalization = config.scale_and_shift();
+    whiten(model, &data.images, &normalization, &mut parameters);
+    parameters
+}
+
+/// Makes sure that there is a validation split where the recipe needs one.
+///
+/// # Errors
+/// [`Error::Usage`] for patience without a validation split, or of 0 epochs.
+pub fn expect_validation(recipe: &Recipe, data: &Splits) -> Result<()> {
+    match recipe.patience {
+        Some(0) => Err(Error::Usage(
+            "expected a patience of at least 1 epoch, found 0; leave it out to train all epochs"
+                .into(),
+        )),
+        Some(patience) if data.validation.is_none() => Err(Error::Usage(format!(
+            "expected a validation split, by which a patience of {patience} ends the training, found none; add --validation 0.1, or leave patience out"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Mean loss and accuracy over a split.
+#[derive(Clone, Copy)]
+struct Means {
+    loss: f64,
+    accuracy: f64,
+}
+
+/// Of one set of weights.
+struct Measured {
+    validation: Option<Means>,
+    test: Means,
 }
 
 /// What an epoch needs.
@@ -227,19 +280,25 @@ impl Epoch<'_> {
         self.observer.epoch_started(epoch, self.engine)?;
         while at.step < steps.len() {
             let until = self.next_checkpoint(before + at.step) - before;
-            let rows = &steps[at.step..until.min(steps.len())];
+            let rows: Vec<Step> = steps[at.step..until.min(steps.len())]
+                .iter()
+                .flat_map(|step| in_parts(step, recipe.step_batch()))
+                .collect();
+            let mut row = 0;
             let (control, observer) = (self.control, &mut *self.observer);
             let last_checkpoint = self.last_checkpoint;
             let start = Instant::now();
-            self.engine.train_epoch(&order, rows, &mut |new| {
+            self.engine.train_epoch(&order, &rows, &mut |new| {
                 for metrics in new {
                     at.loss_sum += f64::from(metrics.loss_sum);
                     at.correct += u64::from(metrics.correct);
-                    at.images += steps[at.step].count as usize;
-                    at.step += 1;
+                    at.images += rows[row].count as usize;
                     if !at.loss_sum.is_finite() {
-                        return Err(diverged(metrics.loss_sum.into(), before + at.step));
+                        return Err(diverged(metrics.loss_sum.into(), before + at.step + 1));
                     }
+                    // The engine stops where a batch ends.
+                    at.step += usize::from(ends_batch(&rows, row));
+                    row += 1;
                 }
                 observer.trained(epoch, at.images, at.loss_sum / at.images.max(1) as f64);
                 let stop = control.interrupted() || control.is_old(last_checkpoint);
@@ -258,34 +317,46 @@ impl Epoch<'_> {
                 return self.interrupt(epoch, at, steps.len());
             }
         }
-        let (start, control) = (Instant::now(), self.control);
-        let observer = &mut *self.observer;
-        let evaluation = self.engine.evaluate(Split::Test, &mut |images| {
-            observer.evaluated(images);
-            if control.interrupted() {
-                ControlFlow::Break(())
-            } else {
-                ControlFlow::Continue(())
-            }
-        })?;
-        let tested = self.data.test.len();
-        if evaluation.predictions.len() < tested {
+        let start = Instant::now();
+        let Some(measured) = self.measure()? else {
             return self.interrupt(epoch, at, steps.len());
-        }
+        };
+        let average = match recipe.average {
+            Some(_) => {
+                self.engine.swap_average()?;
+                let average = self.measure();
+                // Whatever came of it, the training goes on with its own.
+                self.engine.swap_average()?;
+                match average? {
+                    None => return self.interrupt(epoch, at, steps.len()),
+                    average => average,
+                }
+            }
+            None => None,
+        };
+        let average_validation = average.as_ref().and_then(|average| average.validation);
         let last_step = before + steps.len();
-        if !evaluation.loss_sum.is_finite() {
-            return Err(diverged(evaluation.loss_sum, last_step));
+        for Measured { validation, test } in std::iter::once(&measured).chain(&average) {
+            for result in validation.iter().chain([test]) {
+                if !result.loss.is_finite() {
+                    return Err(diverged(result.loss, last_step));
+                }
+            }
         }
-        let predictions = evaluation.predictions.iter().zip(&self.data.test.labels);
-        let test_correct = predictions.filter(|(prediction, label)| prediction == label);
-        let mean = |sum: f64, count: usize| sum / count as f64;
+        let mean = |sum: f64| sum / samples as f64;
         let record = EpochRecord {
             epoch,
             step: last_step as u64,
-            train_loss: mean(at.loss_sum, samples),
-            train_accuracy: mean(at.correct as f64, samples),
-            test_loss: mean(evaluation.loss_sum, tested),
-            test_accuracy: mean(test_correct.count() as f64, tested),
+            train_loss: mean(at.loss_sum),
+            train_accuracy: mean(at.correct as f64),
+            validation_loss: measured.validation.map(|result| result.loss),
+            validation_accuracy: measured.validation.map(|result| result.accuracy),
+            test_loss: measured.test.loss,
+            test_accuracy: measured.test.accuracy,
+            average_validation_loss: average_validation.map(|result| result.loss),
+            average_validation_accuracy: average_validation.map(|result| result.accuracy),
+            average_test_loss: average.as_ref().map(|average| average.test.loss),
+            average_test_accuracy: average.as_ref().map(|average| average.test.accuracy),
             images_per_second: images_per_second(samples, at.seconds),
             seconds: at.seconds + start.elapsed().as_secs_f64(),
             lr: recipe.lr_at(last_step as u64 - 1, steps.len()),
@@ -295,6 +366,44 @@ impl Epoch<'_> {
         self.last_checkpoint = Instant::now();
         self.observer.epoch_finished(&record, self.engine)?;
         Ok(None)
+    }
+
+    /// How good the engine's weights are on the validation split, where there is one, and on the test
+    /// split; `None` when it was interrupted.
+    fn measure(&mut self) -> Result<Option<Measured>> {
+        let data = self.data;
+        let validation = match &data.validation {
+            Some(samples) => match self.evaluate(Split::Validation, samples)? {
+                None => return Ok(None),
+                result => result,
+            },
+            None => None,
+        };
+        let test = self.evaluate(Split::Test, &data.test)?;
+        Ok(test.map(|test| Measured { validation, test }))
+    }
+
+    /// Mean loss and accuracy of a split; `None` when it was interrupted.
+    fn evaluate(&mut self, split: Split, samples: &Dataset) -> Result<Option<Means>> {
+        let (control, observer) = (self.control, &mut *self.observer);
+        let evaluation = self.engine.evaluate(split, &mut |images| {
+            observer.evaluated(split, images);
+            if control.interrupted() {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        })?;
+        let images = samples.len();
+        if evaluation.predictions.len() < images {
+            return Ok(None);
+        }
+        let predictions = evaluation.predictions.iter().zip(&samples.labels);
+        let correct = predictions.filter(|(prediction, label)| prediction == label);
+        Ok(Some(Means {
+            loss: evaluation.loss_sum / images as f64,
+            accuracy: correct.count() as f64 / images as f64,
+        }))
     }
 
     /// The next step (counted from the start of the training) after `step` with a checkpoint, if
@@ -333,6 +442,7 @@ impl Epoch<'_> {
             parameters: self.engine.parameters()?,
             running: self.engine.running()?,
             optimizer_state: self.engine.optimizer_state()?,
+            average: self.engine.average()?,
         })
     }
 }
@@ -364,7 +474,7 @@ fn images_per_second(images: usize, seconds: f64) -> f64 {
 /// smaller where the batch size does not divide the samples, with the learning rate that the
 /// schedule has for each, and with what the mean of its loss is over: its samples, or where classes have
 /// weights the sum of those of its labels.
-fn step_table(
+pub(crate) fn step_table(
     recipe: &Recipe,
     order: &[u32],
     labels: &[u32],
@@ -398,6 +508,23 @@ fn step_table(
             }
         })
         .collect()
+}
+
+/// A step on a whole batch in parts of at most `most` samples, and of about the same size, since a
+/// batch-norm takes each by itself.
+fn in_parts(step: &Step, most: usize) -> impl Iterator<Item = Step> {
+    let step = *step;
+    let count = step.count as usize;
+    let parts = count.div_ceil(most);
+    (0..parts).map(move |part| {
+        let [from, to] = [part, part + 1].map(|part| (part * count / parts) as u32);
+        Step {
+            first: step.first + from,
+            count: to - from,
+            micro: part as u32,
+            ..step
+        }
+    })
 }
 
 /// The order in which `epoch` visits the samples: a random permutation (Fisher and Yates, in the
@@ -622,6 +749,29 @@ mod tests {
         assert_eq!(second[0].bias_correction2, 1.0 - 0.31640625);
         assert_eq!(first[0].lr, 1.0);
         assert_eq!(first[0].bias_correction1, 0.5);
+    }
+
+    #[test]
+    fn the_parts_of_a_batch_are_of_about_one_size() {
+        let parts = |count, most| -> Vec<[u32; 3]> {
+            let step = Step {
+                lr: 0.5,
+                total: 3.5,
+                ..Step::new(100, count)
+            };
+            let parts = in_parts(&step, most);
+            parts
+                .map(|part| {
+                    assert_eq!((part.lr, part.total), (0.5, 3.5));
+                    [part.first, part.count, part.micro]
+                })
+                .collect()
+        };
+        assert_eq!(parts(7, 7), [[100, 7, 0]]);
+        assert_eq!(parts(8, 4), [[100, 4, 0], [104, 4, 1]]);
+        assert_eq!(parts(9, 4), [[100, 3, 0], [103, 3, 1], [106, 3, 2]]);
+        assert_eq!(parts(5, 4), [[100, 2, 0], [102, 3, 1]]);
+        assert_eq!(parts(1, 4), [[100, 1, 0]]);
     }
 
     #[test]
