@@ -33,7 +33,7 @@ fn folder() -> TempDir {
     let elements: Vec<u8> = (0..18).collect();
     put(&folder, TRAIN_IMAGES, &idx(&[3, 2, 3], &elements));
     put(&folder, TRAIN_LABELS, &idx(&[3], &[0, 4, 1]));
-    put(&folder, TEST_IMAGES, &idx(&[1, 2, 3], &elements[..6]));
+    put(&folder, TEST_IMAGES, &idx(&[1, 2, 3], &elements[1..7]));
     put(&folder, TEST_LABELS, &idx(&[1], &[2]));
     folder
 }
@@ -94,7 +94,7 @@ fn a_folder_of_plain_files() {
     assert_eq!(splits.name, folder.path().to_str().unwrap());
     assert_eq!(splits.train.images, (0..18).collect::<Vec<u8>>());
     assert_eq!(splits.train.labels, [0, 4, 1]);
-    assert_eq!(splits.test.images, [0, 1, 2, 3, 4, 5]);
+    assert_eq!(splits.test.images, [1, 2, 3, 4, 5, 6]);
     assert_eq!(splits.test.labels, [2]);
     for split in [&splits.train, &splits.test] {
         assert_eq!(split.shape, Shape::new(2, 3, 1));

@@ -505,7 +505,8 @@ fn write_parquet(
                     typed.write_batch(&values, Some(&levels), None).unwrap();
                 }
                 "img.path" | "note" => {
-                    let levels = vec![0; rows.len()];
+                    // None, of a picture that is there.
+                    let levels = vec![nested - 1; rows.len()];
                     let typed = column.typed::<ByteArrayType>();
                     typed.write_batch(&[], Some(&levels), None).unwrap();
                 }
@@ -668,9 +669,9 @@ fn a_dataset_in_several_files_with_pictures_of_all_sizes() {
         fs::remove_file(path(file)).unwrap();
     }
     let splits = load_as(folder.path(), &ask).unwrap();
-    assert_eq!(splits.test.len(), 80);
-    assert_eq!(splits.validation.unwrap().len(), 32);
-    assert_eq!(splits.train.len(), 288);
+    assert_eq!(splits.test.len(), 81);
+    assert_eq!(splits.validation.unwrap().len(), 33);
+    assert_eq!(splits.train.len(), 286);
 }
 
 #[test]
@@ -931,7 +932,8 @@ impl Home {
 fn data_tells_what_there_is() {
     let home = Home::new();
     common::write_model_and_data(home.folder.path());
-    let text = home.good("data shapes --out sheet.png");
+    let words = |text: String| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let text = words(home.good("data shapes --out sheet.png"));
     for word in [
         "96 training, 40 test",
         "8×6×1",
@@ -955,6 +957,44 @@ fn data_tells_what_there_is() {
     assert_eq!(json["imbalance"], 1.0);
     assert!((0.1..0.5).contains(&json["mean"][0].as_f64().unwrap()));
     assert_eq!(json["sheet"], Value::Null);
+    assert_eq!(json["picture_sizes"], Value::Array(Vec::new()));
+
+    // Pictures of several sizes, one twice.
+    for (class, size) in [
+        ("red", 20),
+        ("red", 20),
+        ("red", 30),
+        ("blue", 20),
+        ("blue", 24),
+        ("blue", 48),
+    ]
+    .into_iter()
+    .chain((0..8).flat_map(|_| [("red", 20), ("blue", 20)]))
+    {
+        let folder = home.path("photos").join(class);
+        fs::create_dir_all(&folder).unwrap();
+        let number = fs::read_dir(&folder).unwrap().count();
+        let colour = if class == "red" {
+            [200, number.max(1) as u8, 0]
+        } else {
+            [0, number as u8, 200]
+        };
+        fs::write(folder.join(format!("{number}.png")), png(colour, size)).unwrap();
+    }
+    let text = words(home.good("data photos --image-size 16 --no-cache"));
+    for word in [
+        "19 of 20×20",
+        "1 of 24×24",
+        "1 other size, from 20×20 to 48×48",
+        "16×16×3",
+        "red",
+    ] {
+        assert!(text.contains(word), "expected {word} in:\n{text}");
+    }
+    let json = home.good("data photos --image-size 16 --no-cache --json");
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["picture_sizes"][0]["pictures"], 19);
+    assert_eq!(json["duplicates"][0].as_array().unwrap().len(), 2);
     assert!(home.bad("data nowhere").contains("nowhere"));
     assert!(home.bad("data shapes --data shapes").contains("--data"));
     assert!(home.run("data shapes --out missing/a.png").status.code() == Some(1));
@@ -1041,7 +1081,7 @@ fn class_weights_that_do_not_fit_are_refused() {
     with("0 1\n1 0\n2 1\n3 1\n", &["line 2", "above 0", "'0'"]);
     with("0 1\n1 inf\n2 1\n3 1\n", &["line 2", "above 0"]);
     with("0\n", &["line 1", "name and a weight"]);
-    let message = home.bad("train --data shapes --device cpu --class-weights nowhere.txt");
+    let message = home.bad("train --model small.toml --data shapes --class-weights nowhere.txt");
     assert!(
         message.contains("nowhere.txt") && message.contains("balanced"),
         "{message}"

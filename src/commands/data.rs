@@ -6,7 +6,7 @@ use indicatif::HumanCount;
 use serde_json::json;
 use std::path::Path;
 use wgrad::data::survey::{Place, Survey};
-use wgrad::data::{Dataset, Request, Splits};
+use wgrad::data::{Dataset, Request, Splits, picture_sizes};
 use wgrad::model::Shape;
 use wgrad::report::sheet::{BLANK, Tile, contact_sheet};
 use wgrad::{Error, Result};
@@ -27,12 +27,19 @@ pub fn run(args: &LookArgs) -> Result<()> {
         data.truncate(limit)?;
     }
     let survey = Survey::of(&data);
+    let sizes = picture_sizes(source)?;
     if let Some(out) = &args.out {
         let png = sheet(source, &data)?;
         std::fs::write(out, png).map_err(|e| Error::io("write", out, e))?;
     }
     if args.json {
-        return say_json(&as_json(source, &data, &survey, args.out.as_deref()));
+        return say_json(&as_json(
+            source,
+            &data,
+            &survey,
+            &sizes,
+            args.out.as_deref(),
+        ));
     }
 
     say_wrapped(&format!(
@@ -47,6 +54,9 @@ pub fn run(args: &LookArgs) -> Result<()> {
         "images      {}, as height × width × channels, bytes",
         data.train.shape
     ))?;
+    if let Some(line) = in_files(&sizes) {
+        say_wrapped(&line)?;
+    }
     let numbers = |numbers: &[f64]| {
         let texts: Vec<String> = numbers.iter().map(|x| format!("{x:.4}")).collect();
         texts.join(", ")
@@ -80,6 +90,32 @@ pub fn run(args: &LookArgs) -> Result<()> {
         Some(out) => say_wrapped(&format!("sheet       {}", out.display())),
         None => Ok(()),
     }
+}
+
+/// How large the pictures are in their files.
+fn in_files(sizes: &[([usize; 2], usize)]) -> Option<String> {
+    let size = |[height, width]: [usize; 2]| format!("{height}×{width}");
+    let some: Vec<String> = sizes
+        .iter()
+        .take(NAMED)
+        .map(|(found, count)| format!("{} of {}", HumanCount(*count as u64), size(*found)))
+        .collect();
+    let others = match sizes.len() {
+        0..=NAMED => String::new(),
+        n => {
+            let by_pixels = |(size, _): &&([usize; 2], usize)| size[0] * size[1];
+            let smallest = sizes.iter().min_by_key(by_pixels)?.0;
+            let largest = sizes.iter().max_by_key(by_pixels)?.0;
+            format!(
+                " and {} other size{}, from {} to {}",
+                n - NAMED,
+                if n - NAMED == 1 { "" } else { "s" },
+                size(smallest),
+                size(largest)
+            )
+        }
+    };
+    (!some.is_empty()).then(|| format!("files       {}{others} (height × width)", some.join(", ")))
 }
 
 /// The splits that there are, with their names.
@@ -125,7 +161,10 @@ fn duplicates(data: &Splits, survey: &Survey) -> Vec<String> {
             let places: Vec<String> = group.iter().take(4).map(place).collect();
             places.join(" = ")
         };
-        let named: Vec<String> = groups.take(NAMED).map(group).collect();
+        let mut named: Vec<String> = groups.take(NAMED + 1).map(group).collect();
+        if named.len() > NAMED {
+            named[NAMED] = "…".into();
+        }
         named.join(", ")
     };
     let sets = sets(data);
@@ -142,7 +181,7 @@ fn duplicates(data: &Splits, survey: &Survey) -> Vec<String> {
                 has(split) > usize::from(split == of) && has(of) > 0
             });
             lines.push(format!(
-                "duplicates  {} of {} {split} images have the pixels of {whose} {of} image: {}, …",
+                "duplicates  {} of {} {split} images have the pixels of {whose} {of} image: {}",
                 HumanCount(count as u64),
                 HumanCount(set.len() as u64),
                 named(&mut both)
@@ -155,14 +194,20 @@ fn duplicates(data: &Splits, survey: &Survey) -> Vec<String> {
     let contradictions = survey.contradictions().count();
     if contradictions > 0 {
         lines.push(format!(
-            "labels      contradict each other for {contradictions} of those: {}, …",
+            "labels      contradict each other for {contradictions} of those: {}",
             named(&mut survey.contradictions())
         ));
     }
     lines
 }
 
-fn as_json(source: &str, data: &Splits, survey: &Survey, out: Option<&Path>) -> serde_json::Value {
+fn as_json(
+    source: &str,
+    data: &Splits,
+    survey: &Survey,
+    sizes: &[([usize; 2], usize)],
+    out: Option<&Path>,
+) -> serde_json::Value {
     let Shape {
         height,
         width,
@@ -175,6 +220,10 @@ fn as_json(source: &str, data: &Splits, survey: &Survey, out: Option<&Path>) -> 
     json!({
         "data": source,
         "images": images,
+        "picture_sizes": sizes
+            .iter()
+            .map(|([height, width], count)| json!({"height": height, "width": width, "pictures": count}))
+            .collect::<Vec<_>>(),
         "height": height,
         "width": width,
         "channels": channels,

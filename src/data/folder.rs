@@ -395,6 +395,16 @@ impl Pictures {
     }
 }
 
+/// Height and width of every picture that can be looked at, as they are in the files.
+pub(super) fn sizes(folder: &Path) -> Result<Vec<[usize; 2]>> {
+    let Layout { parts, mut notes } = layout(folder)?;
+    let files = scan(folder, &parts, &mut notes)?;
+    let headers = files.par_iter().map(Candidate::header);
+    Ok(headers
+        .filter_map(|header| Some(header.ok()?.size))
+        .collect())
+}
+
 /// Which folders hold what: `train` and its neighbours, or `folder` itself.
 fn layout(folder: &Path) -> Result<Layout> {
     let folders = folders(folder)?;

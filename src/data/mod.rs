@@ -20,6 +20,8 @@ pub use weights::{balanced_weights, read_weights};
 use crate::error::{Error, Result};
 use crate::model::Shape;
 use serde::{Deserialize, Serialize};
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Labelled images. [`load`] makes sure that there is at least one image, that images and labels
@@ -227,6 +229,30 @@ pub fn load_test(
         load(spec, &Request::default(), progress)?
     };
     Ok((splits.test, splits.notes))
+}
+
+/// Height and width of the pictures of `spec` as they are in their files, and how many have them, the
+/// most frequent first; nothing where images come in one size.
+///
+/// # Errors
+/// As [`load`].
+pub fn picture_sizes(spec: &str) -> Result<Vec<([usize; 2], usize)>> {
+    let path = Path::new(spec);
+    let fixed = spec == "mnist" || cifar::holds(path) || npz::is(path) || !folder::holds(path);
+    let sizes = if spec != "mnist" && parquet::holds(path) {
+        parquet::sizes(path)?
+    } else if fixed {
+        Vec::new()
+    } else {
+        folder::sizes(path)?
+    };
+    let mut counts = BTreeMap::new();
+    for size in sizes {
+        *counts.entry(size).or_insert(0) += 1;
+    }
+    let mut counts: Vec<_> = counts.into_iter().collect();
+    counts.sort_by_key(|(size, count)| (Reverse(*count), *size));
+    Ok(counts)
 }
 
 /// Refuses what cannot be asked of images that come in one size and with test images.

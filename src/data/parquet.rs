@@ -274,6 +274,18 @@ pub(super) fn load(
     Ok(splits)
 }
 
+/// Height and width of every picture that can be looked at, as they are in the files.
+pub(super) fn sizes(path: &Path) -> Result<Vec<[usize; 2]>> {
+    let mut sizes = Vec::new();
+    for file in files(path).values().flatten().flatten() {
+        Columns::of(file)?.read(file, &mut |bytes, _| {
+            sizes.extend(picture::header(bytes).ok().map(|header| header.size));
+            Ok(())
+        })?;
+    }
+    Ok(sizes)
+}
+
 fn unreadable_note(unreadable: &[String], pictures: usize) -> Option<String> {
     let more = match unreadable.len().saturating_sub(NAMED) {
         0 => String::new(),
