@@ -13,7 +13,7 @@ use wgrad::data::{Normalization, Request, Splits};
 use wgrad::engine::{CpuEngine, Engine};
 use wgrad::kernels::conv2d::Product;
 use wgrad::model::recipe::{Optimizer, Recipe, Schedule};
-use wgrad::model::{Model, load, summary};
+use wgrad::model::{Model, default_for, load, summary};
 use wgrad::plan::{Mode, Options, Plan, Target};
 use wgrad::report::profile::Profile;
 use wgrad::train::{
@@ -116,7 +116,7 @@ fn start(args: &TrainArgs) -> Result<Prepared> {
     if let Some(out) = &args.out {
         Run::expect_free(out)?;
     }
-    let definition = load(args.model.as_deref().unwrap_or("default"))?;
+    let mut definition = load(args.model.as_deref().unwrap_or("default"))?;
     let mut recipe = override_recipe(definition.recipe.clone(), args)?;
     expect_stop(args, &recipe, 0)?;
     let source = args.data.source.as_deref().unwrap_or("mnist");
@@ -125,6 +125,16 @@ fn start(args: &TrainArgs) -> Result<Prepared> {
     data.notes.iter().try_for_each(|note| say_wrapped(note))?;
     if let Some(limit) = args.data.limit {
         data.truncate(limit)?;
+    }
+    let name = default_for(data.train.shape);
+    if args.model.is_none() && name != definition.name {
+        say_wrapped(&format!(
+            "model    {name}, for images of {} (--model takes another)",
+            data.train.shape
+        ))?;
+        definition = load(name)?;
+        recipe = override_recipe(definition.recipe.clone(), args)?;
+        expect_stop(args, &recipe, 0)?;
     }
     let model = definition.resolve(data.train.shape, data.train.classes)?;
     let images = data.train.len();
