@@ -4,6 +4,8 @@
 //     where the target is t = (1 − ε) onehot(label) + ε / CLASSES with ε = SMOOTHING
 //   weighted_softmax_cross_entropy:  the same with t[k] times the weight u[k] of class k, so that
 //     dz = (p Σ_k t[k] − t) / total
+//   mixed_softmax_cross_entropy:  the same, weighted or not, with the share s of the label and 1 − s of a
+//     second one: (1 − ε) (s onehot(label) + (1 − s) onehot(second)) + ε / CLASSES for each t[k]
 //   squared_error:          loss = ½ Σ_k (z[k] − onehot(label)[k])²,   dz = (z − onehot(label)) / total
 //   predict:                prediction = argmax z
 //   sum_metrics:            metrics[step] = (Σ loss, Σ [prediction = label])   over the first count
@@ -15,11 +17,12 @@
 // among the logits, or −∞ all over) the softmax is undefined: loss and gradient are NaN.
 //
 // Layout: logits and gradient [BATCH,CLASSES]; batch_labels, loss and prediction [BATCH]; class_weights [CLASSES];
+// mixes [BATCH,9]: the second label and the share as two whole numbers, so many of so many, see mix.wgsl;
 // predictions: one per sample of the dataset, in the epoch's order; metrics: one per row.
 // The losses: one invocation handles one sample. It writes loss, gradient and prediction (argmax:
 // the first NaN, else of the largest values the first), and for the first count samples predictions[first + i]. The samples
-// after them get loss 0 and gradient 0. The weighted one, which has no binding left for it, leaves the
-// predictions to predict.
+// after them get loss 0 and gradient 0. The weighted one and the mixed one,
+// which have no binding left for it, leave the predictions to predict.
 // sum_metrics: one workgroup; each invocation adds up every 64th sample, then halves are added
 // pairwise, so that the order of the additions is always the same. Writes metrics[step].
 // CPU twins: the functions of the same names in src/cpu/loss.rs.
@@ -29,6 +32,7 @@
 override BATCH: u32;
 override CLASSES: u32;
 override SMOOTHING: f32 = 0.0;
+override WEIGHTED: bool = false;
 
 const WORKGROUP_SIZE = 64u;
 
@@ -64,6 +68,7 @@ struct Metrics {
 @group(0) @binding(9) var<storage, read> batch_prediction: array<u32>;
 @group(0) @binding(10) var<storage, read_write> metrics: array<Metrics>;
 @group(0) @binding(11) var<storage, read> class_weights: array<f32>;
+@group(0) @binding(12) var<storage, read> mixes: array<u32>;
 
 // By its bits, because a compiler may take it that no comparison meets a NaN.
 fn is_nan(value: f32) -> bool {
@@ -174,6 +179,68 @@ fn weighted_softmax_cross_entropy(
     for (var k = 0u; k < CLASSES; k++) {
         let p = exp(logits[start + k] - largest) / sum;
         let t = select(0.0, target_weight, k == label) + SMOOTHING / f32(CLASSES) * class_weights[k];
+        gradient[start + k] = select((p * target_sum - t) / row.total, not_a_number, undefined);
+    }
+}
+
+// Of mixed_softmax_cross_entropy.
+fn weight_of(k: u32) -> f32 {
+    if WEIGHTED {
+        return class_weights[k];
+    }
+    return 1.0;
+}
+
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn mixed_softmax_cross_entropy(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let i = (group.y * groups.x + group.x) * WORKGROUP_SIZE + local;
+    if i >= BATCH {
+        return;
+    }
+    let row = steps[counter[0]];
+    let start = i * CLASSES;
+    if i >= row.count {
+        loss[i] = 0.0;
+        for (var k = 0u; k < CLASSES; k++) {
+            gradient[start + k] = 0.0;
+        }
+        return;
+    }
+    let largest = logits[start + argmax(start)];
+    let undefined = (bitcast<u32>(largest) & 0x7f800000u) == 0x7f800000u;
+    var nan_bits = 0x7fc00000u;
+    let not_a_number = bitcast<f32>(nan_bits);
+    var sum = 0.0;
+    for (var k = 0u; k < CLASSES; k++) {
+        sum += exp(logits[start + k] - largest);
+    }
+    let label = batch_labels[i];
+    let second = mixes[9u * i];
+    let share = f32(mixes[9u * i + 1u]) / f32(mixes[9u * i + 2u]);
+    let first_target = (1.0 - SMOOTHING) * share * weight_of(label);
+    let second_target = (1.0 - SMOOTHING) * (1.0 - share) * weight_of(second);
+    var target_sum = first_target + second_target;
+    var value = first_target * (log(sum) - (logits[start + label] - largest));
+    // Where the label has it all, the second one's logit may be −∞.
+    if second_target > 0.0 {
+        value += second_target * (log(sum) - (logits[start + second] - largest));
+    }
+    if SMOOTHING > 0.0 {
+        for (var k = 0u; k < CLASSES; k++) {
+            let each = SMOOTHING / f32(CLASSES) * weight_of(k);
+            value += each * (log(sum) - (logits[start + k] - largest));
+            target_sum += each;
+        }
+    }
+    loss[i] = select(value, not_a_number, undefined);
+    for (var k = 0u; k < CLASSES; k++) {
+        let p = exp(logits[start + k] - largest) / sum;
+        let labels_target = select(0.0, first_target, k == label) + select(0.0, second_target, k == second);
+        let t = labels_target + SMOOTHING / f32(CLASSES) * weight_of(k);
         gradient[start + k] = select((p * target_sum - t) / row.total, not_a_number, undefined);
     }
 }

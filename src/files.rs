@@ -81,6 +81,16 @@ pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
         .map_err(|e| Error::io("replace", to, e))
 }
 
+/// Removes the file at `path`.
+///
+/// # Errors
+/// [`Error::Io`].
+pub(crate) fn remove(path: &Path) -> Result<()> {
+    fs::remove_file(path)
+        .and_then(|()| sync(folder_of(path)))
+        .map_err(|e| Error::io("remove", path, e))
+}
+
 /// Removes what kills left half-written beside the files called `names`. Only for a folder in which
 /// nobody else writes.
 ///

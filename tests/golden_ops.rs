@@ -1,5 +1,5 @@
-//! The CPU twins of the elementwise operations, of pooling with padding and of the smoothed and
-//! weighted loss against PyTorch. The numbers in `golden/ops.json` are made by the script beside them,
+//! The CPU twins of the elementwise operations, of pooling with padding and of the smoothed, weighted
+//! and mixed loss against PyTorch. The numbers in `golden/ops.json` are made by the script beside them,
 //! `golden/make_ops.py`.
 
 use serde::Deserialize;
@@ -13,6 +13,7 @@ struct Golden {
     meanpool2d: Vec<PoolCase>,
     softmax_cross_entropy: Vec<LossCase>,
     scale: ScaleCase,
+    mixed_softmax_cross_entropy: Vec<LossCase>,
 }
 
 /// JSON has neither NaN, which is null, nor infinity, which is 3e38.
@@ -79,6 +80,13 @@ struct LossCase {
     smoothing: f32,
     logits: Numbers,
     labels: Vec<u32>,
+    /// Of mixed samples: the second label, and the share of the first as so many of so many.
+    #[serde(default)]
+    second: Vec<u32>,
+    #[serde(default)]
+    kept: Vec<u32>,
+    #[serde(default)]
+    of: u32,
     loss: Numbers,
     gradient: Numbers,
 }
@@ -157,7 +165,14 @@ macro_rules! in_f32_and_f64 {
     )*};
 }
 
-in_f32_and_f64!(activations, maxpool2d, meanpool2d, losses, scale);
+in_f32_and_f64!(
+    activations,
+    maxpool2d,
+    meanpool2d,
+    losses,
+    mixed_loss,
+    scale
+);
 
 mod check {
     use super::*;
@@ -240,6 +255,32 @@ mod check {
                     cpu::softmax_cross_entropy(&logits, labels, case.classes, smoothing, total)
                 }
             };
+            assert_close("loss", &found.loss, &case.loss);
+            assert_close("gradient", &found.gradient, &case.gradient);
+        }
+    }
+
+    pub fn mixed_loss<T: Float>() {
+        for case in golden().mixed_softmax_cross_entropy {
+            let logits: Vec<T> = numbers(&case.logits);
+            let (labels, smoothing) = (&case.labels, case.smoothing);
+            let mixes = case.second.iter().zip(&case.kept);
+            let mixes =
+                mixes.flat_map(|(second, kept)| [*second, *kept, case.of, 0, 0, 0, 0, 0, 0]);
+            let mixes: Vec<u32> = mixes.collect();
+            let weights: Option<Vec<T>> = case.weights.as_ref().map(numbers);
+            let weights = weights.as_deref();
+            // PyTorch's mean over class probabilities is over the samples, whatever they weigh.
+            let total = labels.len() as f32;
+            let found = cpu::mixed_softmax_cross_entropy(
+                &logits,
+                labels,
+                case.classes,
+                &mixes,
+                weights,
+                smoothing,
+                total,
+            );
             assert_close("loss", &found.loss, &case.loss);
             assert_close("gradient", &found.gradient, &case.gradient);
         }

@@ -15,12 +15,13 @@ use wgrad::model::recipe::Schedule;
 use wgrad::plan::Options;
 use wgrad::train::{
     CheckpointEvery, Config, Control, DataRecord, DeviceRecord, EpochRecord, FORMAT, ModelRecord,
-    Observer, Outcome, Run, train,
+    Observer, Outcome, Run, Start, Weights, start_from, train,
 };
 use wgrad::{Error, Result};
 
 const CHECKPOINT: &str = "checkpoint.safetensors";
 const PREVIOUS: &str = "checkpoint.previous.safetensors";
+const BEST: &str = "best.safetensors";
 
 /// The files of a run folder that can be damaged.
 const FILES: [&str; 4] = ["metrics.jsonl", CHECKPOINT, "model.safetensors", "run.json"];
@@ -40,13 +41,22 @@ impl Device {
     }
 
     fn engine(&self, run: &Run) -> Engine {
+        self.engine_with(run, None)
+    }
+
+    /// With slabs of so many bytes, if any.
+    fn engine_with(&self, run: &Run, slab_bytes: Option<u64>) -> Engine {
         let (model, recipe) = (run.model(), &run.config().recipe);
-        let (batch, optimizer) = (recipe.batch_size, &recipe.optimizer);
+        let (batch, optimizer) = (recipe.step_batch(), &recipe.optimizer);
+        let options = Options {
+            slab_bytes,
+            ..Options::of(recipe)
+        };
         let gpu = match self {
             Device::Cpu => None,
             Device::Gpu(gpu) => Some(gpu.clone()),
         };
-        Engine::new(gpu, model, batch, optimizer, &Options::default()).unwrap()
+        Engine::new(gpu, model, batch, optimizer, &options).unwrap()
     }
 }
 
@@ -88,8 +98,10 @@ impl Observer for StopAfter<'_> {
         Ok(())
     }
 
-    fn evaluated(&mut self, images: usize) {
-        self.images[1] = self.images[1].max(images);
+    fn evaluated(&mut self, split: Split, images: usize) {
+        if split == Split::Test {
+            self.images[1] = self.images[1].max(images);
+        }
         if self.interrupt.is_some_and(|(at, _)| at > TRAIN_IMAGES) {
             self.interrupt_at(usize::MAX);
         }
@@ -108,6 +120,7 @@ struct Bench {
     folder: tempfile::TempDir,
     data: data::Splits,
     device: Device,
+    slab_bytes: Option<u64>,
 }
 
 impl Bench {
@@ -124,6 +137,7 @@ impl Bench {
             folder,
             data,
             device,
+            slab_bytes: None,
         }
     }
 
@@ -154,6 +168,7 @@ impl Bench {
             normalization: Normalization::of(&self.data.train),
             recipe,
             seed,
+            init: None,
             device: DeviceRecord::default(),
             finished_epochs: 0,
             parameter_sha256: None,
@@ -185,8 +200,20 @@ impl Bench {
         control: &Control,
         observer: &mut StopAfter,
     ) -> Result<Outcome> {
-        let mut engine = self.device.engine(run);
+        let mut engine = self.device.engine_with(run, self.slab_bytes);
         train(run, self.data.clone(), &mut engine, control, observer)
+    }
+
+    /// With a validation split that a network which learns does ever worse on: the test images under
+    /// the labels of others.
+    fn contrary(device: Device) -> Bench {
+        let mut bench = Bench::new(device);
+        let mut validation = bench.data.test.clone();
+        for label in &mut validation.labels {
+            *label = (*label + 1) % 4;
+        }
+        bench.data.validation = Some(validation);
+        bench
     }
 
     /// A whole training; the trained run.
@@ -215,11 +242,9 @@ fn read(folder: &Path, file: &str) -> Vec<u8> {
 /// That two runs ended with the same bits and the same metrics (but for the time they took).
 fn assert_same(a: &Run, b: &Run) {
     assert_eq!(hash(a), hash(b));
-    for file in ["checkpoint.safetensors", "model.safetensors"] {
-        assert!(
-            read(a.folder(), file) == read(b.folder(), file),
-            "{file} differs"
-        );
+    for file in [CHECKPOINT, "model.safetensors", BEST] {
+        let read = |run: &Run| std::fs::read(run.folder().join(file)).ok();
+        assert!(read(a) == read(b), "{file} differs");
     }
     let timeless = |run: &Run| {
         let run = Run::open(run.folder()).unwrap();
@@ -418,6 +443,7 @@ fn a_kill_at_any_moment_loses_at_most_the_epoch_at_hand() {
             "metrics.jsonl",
             PREVIOUS,
             CHECKPOINT,
+            BEST,
             "model.safetensors",
             "run.json",
         ];
@@ -430,7 +456,8 @@ fn a_kill_at_any_moment_loses_at_most_the_epoch_at_hand() {
         }
         order.get(done).copied()
     }
-    let bench = Bench::new(Device::Cpu);
+    let mut bench = Bench::new(Device::Cpu);
+    bench.data.validation = Some(bench.data.test.clone());
     let config = || bench.config(1, 3, Schedule::Cosine);
     let whole = bench.trained("whole", config());
     let names = |folder: &Path| -> Vec<String> {
@@ -449,7 +476,7 @@ fn a_kill_at_any_moment_loses_at_most_the_epoch_at_hand() {
             files
         };
         let (old, new) = (after(epoch), after(epoch + 1));
-        for written in 0..=5 {
+        for written in 0..=6 {
             // Before the first epoch there is no checkpoint to become the previous one.
             if epoch == 0 && written > 1 {
                 continue;
@@ -629,11 +656,20 @@ fn a_checkpoint_that_is_gone_is_no_new_start() {
 }
 
 /// Stopped again and again after every step, in the evaluation too, and with checkpoints every few
-/// steps: never a bit of difference.
-fn interruptions_change_nothing(device: Device) {
-    let bench = Bench::new(device);
-    let config = || bench.config(1, 3, Schedule::OneCycle);
+/// steps: never a bit of difference. Meanwhile the images may pass through in slabs, and batches be
+/// taken in parts.
+fn interruptions_change_nothing(
+    device: Device,
+    slab_bytes: Option<u64>,
+    micro_batch: Option<usize>,
+) {
+    let mut bench = Bench::new(device);
+    let mut config = bench.config(1, 3, Schedule::OneCycle);
+    config.recipe.micro_batch = micro_batch;
+    let config = || config.clone();
     let whole = bench.trained("whole", config());
+    assert_eq!(whole.metrics()[2].step, 15);
+    bench.slab_bytes = slab_bytes;
     for (name, every, strides) in [
         (
             "often",
@@ -683,12 +719,28 @@ fn interruptions_change_nothing(device: Device) {
 
 #[test]
 fn interruptions_change_nothing_on_the_cpu() {
-    interruptions_change_nothing(Device::Cpu);
+    interruptions_change_nothing(Device::Cpu, None, None);
 }
 
 #[test]
 fn interruptions_change_nothing_on_the_gpu() {
-    interruptions_change_nothing(Device::gpu());
+    interruptions_change_nothing(Device::gpu(), None, None);
+}
+
+#[test]
+fn interruptions_change_nothing_with_slabs() {
+    // Two batches of images of 48 bytes, and some.
+    interruptions_change_nothing(Device::gpu(), Some(50 * 48), None);
+}
+
+#[test]
+fn interruptions_change_nothing_between_the_parts_of_a_batch_on_the_cpu() {
+    interruptions_change_nothing(Device::Cpu, None, Some(7));
+}
+
+#[test]
+fn interruptions_change_nothing_between_the_parts_of_a_batch_on_the_gpu() {
+    interruptions_change_nothing(Device::gpu(), Some(1), Some(7));
 }
 
 #[test]
@@ -725,6 +777,482 @@ fn a_break_ends_an_epoch_between_two_steps() {
         assert!((1..=TEST_IMAGES).contains(&evaluation.predictions.len()));
         run.discard();
     }
+}
+
+/// The validation split is measured after each epoch like the test split, which it is here.
+fn validation_is_measured(device: Device) {
+    let mut bench = Bench::new(device);
+    let config = || bench.config(1, 2, Schedule::Constant);
+    let plain = bench.trained("plain", config());
+    let text = String::from_utf8(read(plain.folder(), "metrics.jsonl")).unwrap();
+    assert!(!text.contains("validation"), "{text}");
+    assert!(!plain.folder().join(BEST).exists());
+    let config = config();
+    bench.data.validation = Some(bench.data.test.clone());
+    let run = bench.trained("run", config);
+    // It decides nothing about what is trained.
+    assert_eq!(hash(&run), hash(&plain));
+    for (record, plain) in run.metrics().iter().zip(plain.metrics()) {
+        assert_eq!(record.test_loss, plain.test_loss);
+        assert_eq!(record.validation_loss, Some(record.test_loss));
+        assert_eq!(record.validation_accuracy, Some(record.test_accuracy));
+    }
+    let text = String::from_utf8(read(run.folder(), "metrics.jsonl")).unwrap();
+    assert_eq!(text.matches("\"validation_accuracy\":").count(), 2);
+    assert_eq!(Run::open(run.folder()).unwrap().metrics(), run.metrics());
+    let best = String::from_utf8_lossy(&read(run.folder(), BEST)).into_owned();
+    let epoch = run.best().unwrap().epoch;
+    for part in [format!("epoch\\\":{epoch}"), "validation_accuracy".into()] {
+        assert!(best.contains(&part), "no {part:?} in {best}");
+    }
+}
+
+#[test]
+fn validation_is_measured_on_the_cpu() {
+    validation_is_measured(Device::Cpu);
+}
+
+#[test]
+fn validation_is_measured_on_the_gpu() {
+    validation_is_measured(Device::gpu());
+}
+
+#[test]
+fn patience_ends_a_training_and_the_best_weights_stay() {
+    let bench = Bench::contrary(Device::Cpu);
+    let config = || {
+        let mut config = bench.config(1, 12, Schedule::OneCycle);
+        config.recipe.patience = Some(3);
+        config
+    };
+    let mut run = bench.create("run", config());
+    let never = AtomicBool::new(false);
+    let control = |stop_after| Control {
+        checkpoint_every: CheckpointEvery::Epoch,
+        stop_after,
+        interrupted: &never,
+    };
+    let mut observer = StopAfter::default();
+    let outcome = bench.train_with(&mut run, &control(None), &mut observer);
+    assert_eq!(outcome.unwrap(), Outcome::OutOfPatience);
+    let best = run.best().unwrap().epoch;
+    let last = run.metrics().last().unwrap();
+    assert_eq!(last.epoch, best + 3);
+    assert!(last.epoch < 12, "{:?}", run.metrics());
+    assert!(last.test_accuracy > run.metrics()[0].test_accuracy);
+
+    // The weights are those of that epoch, which another run is stopped after.
+    let mut stopped = bench.create("stopped", config());
+    let mut observer = StopAfter::default();
+    bench
+        .train_with(&mut stopped, &control(Some(best)), &mut observer)
+        .unwrap();
+    let weights = |run: &Run, which| Run::open(run.folder()).unwrap().weights_of(which).unwrap();
+    assert_eq!(
+        weights(&run, Weights::Best),
+        weights(&stopped, Weights::Last)
+    );
+    assert_ne!(weights(&run, Weights::Best), weights(&run, Weights::Last));
+
+    // It has ended for good, and resuming changes nothing.
+    let before = contents(run.folder());
+    let mut run = reopen(run);
+    let mut observer = StopAfter::default();
+    let outcome = bench.train_with(&mut run, &control(None), &mut observer);
+    assert_eq!(outcome.unwrap(), Outcome::OutOfPatience);
+    assert!(observer.epochs.is_empty());
+    assert!(contents(run.folder()) == before);
+
+    // Interrupted again and again, also while it is evaluated: the same epoch is the last.
+    let mut cut = bench.create("cut", config());
+    let outcome = 'training: loop {
+        for at in [40, 97, 97] {
+            let flag = AtomicBool::new(false);
+            let control = Control {
+                interrupted: &flag,
+                ..control(None)
+            };
+            let mut observer = StopAfter {
+                interrupt: Some((at, &flag)),
+                ..StopAfter::default()
+            };
+            let outcome = bench.train_with(&mut cut, &control, &mut observer).unwrap();
+            if !matches!(outcome, Outcome::Interrupted { .. }) {
+                break 'training outcome;
+            }
+            cut = reopen(cut);
+        }
+        // One epoch undisturbed, or there would be no end.
+        let next = cut.metrics().len() + 1;
+        let mut observer = StopAfter::default();
+        let outcome = bench.train_with(&mut cut, &control(Some(next)), &mut observer);
+        match outcome.unwrap() {
+            Outcome::Stopped => cut = reopen(cut),
+            outcome => break outcome,
+        }
+    };
+    assert_eq!(outcome, Outcome::OutOfPatience);
+    assert_same(&run, &cut);
+}
+
+#[test]
+fn patience_needs_a_validation_split() {
+    let bench = Bench::new(Device::Cpu);
+    let mut config = bench.config(1, 2, Schedule::Constant);
+    config.recipe.patience = Some(3);
+    let mut run = bench.create("run", config);
+    let error = bench.train(&mut run, 0).0.unwrap_err();
+    assert_eq!(error.exit_code(), 2);
+    let error = error.to_string();
+    assert!(
+        error.contains("--validation") && !error.contains('\n'),
+        "{error}"
+    );
+    run.config_mut().recipe.patience = Some(0);
+    let error = bench.train(&mut run, 0).0.unwrap_err().to_string();
+    assert!(error.contains("at least 1 epoch"), "{error}");
+}
+
+/// After a damaged checkpoint a training goes back by an epoch, and so do the best weights: to those of
+/// the checkpoint, or to none, until there are better ones.
+#[test]
+fn best_weights_of_an_epoch_that_is_undone_go() {
+    let mut bench = Bench::new(Device::Cpu);
+    bench.data.validation = Some(bench.data.test.clone());
+    let config = || bench.config(1, 3, Schedule::Constant);
+    let whole = bench.trained("whole", config());
+    assert_eq!(whole.best().unwrap().epoch, 3, "{:?}", whole.metrics());
+    let damaged = |name: &str| {
+        let folder = bench.trained(name, config()).folder().to_path_buf();
+        std::fs::write(folder.join(CHECKPOINT), b"damaged").unwrap();
+        folder
+    };
+    let mut run = Run::resume(&damaged("run")).unwrap();
+    run.restore().unwrap();
+    assert_eq!(run.best().unwrap().epoch, 2);
+    let last = run.weights_of(Weights::Last).unwrap();
+    assert_eq!(run.weights_of(Weights::Best).unwrap(), last);
+    bench.train(&mut run, 0).0.unwrap();
+    assert_same(&whole, &run);
+
+    let folder = damaged("gone");
+    let metrics = folder.join("metrics.jsonl");
+    let lines = std::fs::read_to_string(&metrics).unwrap();
+    let mut lines: Vec<_> = lines.lines().map(String::from).collect();
+    let mut first: serde_json::Value = serde_json::from_str(&lines[0]).unwrap();
+    first["validation_accuracy"] = 1.0.into();
+    first["validation_loss"] = 0.0.into();
+    lines[0] = first.to_string();
+    std::fs::write(&metrics, lines.join("\n") + "\n").unwrap();
+    let mut run = Run::resume(&folder).unwrap();
+    run.restore().unwrap();
+    assert_eq!(run.best().unwrap().epoch, 1);
+    let error = run.weights_of(Weights::Best).unwrap_err().to_string();
+    assert!(error.contains("the file is gone"), "{error}");
+}
+
+/// An engine with weights of a run and the test images.
+fn evaluating(bench: &Bench, run: &Run, which: Weights, options: &Options) -> Engine {
+    let (model, recipe) = (run.model(), &run.config().recipe);
+    let gpu = match &bench.device {
+        Device::Cpu => None,
+        Device::Gpu(gpu) => Some(gpu.clone()),
+    };
+    let (batch, optimizer) = (recipe.batch_size, &recipe.optimizer);
+    let mut engine = Engine::new(gpu, model, batch, optimizer, options).unwrap();
+    let (_, [parameters, running]) = run.weights_of(which).unwrap();
+    engine.set_parameters(&parameters).unwrap();
+    engine.set_running(&running).unwrap();
+    let (test, normalization) = (&bench.data.test, run.config().scale_and_shift());
+    engine
+        .upload_dataset(
+            Split::Test,
+            test.images.clone(),
+            &test.labels,
+            &normalization,
+        )
+        .unwrap();
+    engine
+}
+
+/// All logits of a split, whose last batch is not full, in its order.
+fn an_evaluation_keeps_the_logits(device: Device) {
+    let mut bench = Bench::new(device);
+    bench.data.test.truncate(37).unwrap();
+    let run = bench.trained("run", bench.config(1, 1, Schedule::Constant));
+    let options = Options {
+        keep_logits: true,
+        ..Options::default()
+    };
+    let mut engine = evaluating(&bench, &run, Weights::Last, &options);
+    let go_on = &mut |_| std::ops::ControlFlow::Continue(());
+    let evaluation = engine.evaluate(Split::Test, go_on).unwrap();
+    let logits = evaluation.logits.unwrap();
+    assert_eq!(logits.len(), 37 * 4);
+    let (mut loss_sum, mut predictions) = (0.0, Vec::new());
+    for (z, label) in logits.chunks(4).zip(&bench.data.test.labels) {
+        let exponentials: Vec<f64> = z.iter().map(|z| f64::from(*z).exp()).collect();
+        let sum: f64 = exponentials.iter().sum();
+        loss_sum += sum.ln() - f64::from(z[*label as usize]);
+        predictions.push((0..4).max_by(|a, b| z[*a].total_cmp(&z[*b])).unwrap() as u32);
+    }
+    assert_eq!(predictions, evaluation.predictions);
+    let difference = (loss_sum - evaluation.loss_sum).abs();
+    assert!(
+        difference < 1e-4 * loss_sum,
+        "{loss_sum}, not {}",
+        evaluation.loss_sum
+    );
+    // Nobody pays for them who does not ask.
+    let mut plain = evaluating(&bench, &run, Weights::Last, &Options::default());
+    let plain = plain.evaluate(Split::Test, go_on).unwrap();
+    assert_eq!((plain.logits, plain.loss_sum), (None, evaluation.loss_sum));
+}
+
+#[test]
+fn an_evaluation_on_the_cpu_keeps_the_logits() {
+    an_evaluation_keeps_the_logits(Device::Cpu);
+}
+
+#[test]
+fn an_evaluation_on_the_gpu_keeps_the_logits() {
+    an_evaluation_keeps_the_logits(Device::gpu());
+}
+
+/// The average of the weights is evaluated beside them, changes nothing about them, and survives
+/// interruptions.
+fn averages(device: Device) {
+    let mut bench = Bench::new(device);
+    bench.data.validation = Some(bench.data.test.clone());
+    let text = common::MODEL.replacen(
+        "type = \"max_pool2d\"",
+        "type = \"batch_norm\"\n\n[[layer]]\ntype = \"max_pool2d\"",
+        1,
+    );
+    let config = |average| {
+        let mut config = bench.config(1, 3, Schedule::OneCycle);
+        config.model.architecture.clone_from(&text);
+        config.recipe.average = average;
+        config
+    };
+    let plain = bench.trained("plain", config(None));
+    let whole = bench.trained("whole", config(Some(0.9)));
+    assert_eq!(hash(&plain), hash(&whole));
+    assert!(!plain.folder().join("average.safetensors").exists());
+    for (plain, averaged) in plain.metrics().iter().zip(whole.metrics()) {
+        assert_eq!(plain.test_loss, averaged.test_loss);
+        assert_eq!(plain.average_test_loss, None);
+        let loss = averaged.average_test_loss.unwrap();
+        assert_ne!(loss, averaged.test_loss);
+        // The splits are the same images.
+        assert_eq!(averaged.average_validation_loss, Some(loss));
+        assert_eq!(
+            averaged.average_validation_accuracy,
+            averaged.average_test_accuracy
+        );
+    }
+    // What was measured is what the file holds.
+    let mut engine = evaluating(&bench, &whole, Weights::Average, &Options::default());
+    let go_on = &mut |_| std::ops::ControlFlow::Continue(());
+    let evaluation = engine.evaluate(Split::Test, go_on).unwrap();
+    let loss = evaluation.loss_sum / TEST_IMAGES as f64;
+    assert_eq!(whole.metrics()[2].average_test_loss, Some(loss));
+
+    let mut cut = bench.create("cut", config(Some(0.9)));
+    for (at, more) in [(40, None), (97, None), (60, Some(2))] {
+        let flag = AtomicBool::new(false);
+        let control = Control {
+            checkpoint_every: CheckpointEvery::Epoch,
+            stop_after: more,
+            interrupted: &flag,
+        };
+        let mut observer = StopAfter {
+            interrupt: Some((at, &flag)).filter(|_| more.is_none()),
+            ..StopAfter::default()
+        };
+        let outcome = bench.train_with(&mut cut, &control, &mut observer).unwrap();
+        assert_ne!(outcome, Outcome::Finished);
+        cut = reopen(cut);
+    }
+    bench.train(&mut cut, 0).0.unwrap();
+    assert_same(&whole, &cut);
+    let error = plain.weights_of(Weights::Average).unwrap_err();
+    assert_eq!(error.exit_code(), 2);
+}
+
+#[test]
+fn the_cpu_evaluates_averages() {
+    averages(Device::Cpu);
+}
+
+#[test]
+fn the_gpu_evaluates_averages() {
+    averages(Device::gpu());
+}
+
+/// Weights of another run, as far as they fit; the run goes on without them.
+#[test]
+fn a_training_starts_from_other_weights() {
+    let bench = Bench::new(Device::Cpu);
+    let source = bench.trained("source", bench.config(1, 1, Schedule::Constant));
+    let wider = common::MODEL.replace("kernel = 2", "kernel = 4");
+    assert_ne!(wider, common::MODEL);
+    let config = |init| {
+        let mut config = bench.config(7, 2, Schedule::Constant);
+        config.model.architecture.clone_from(&wider);
+        config.init = init;
+        config
+    };
+    let seeded = bench.create("seeded", config(None));
+    let Start {
+        parameters,
+        running,
+        record,
+    } = start_from(source.folder(), seeded.model(), 7).unwrap();
+    assert_eq!(
+        record.fitting.taken,
+        ["conv2d1.weight", "conv2d1.bias", "dense1.bias"]
+    );
+    assert_eq!(
+        record.fitting.left,
+        [("dense1.weight".into(), "[4, 48] F32".into())]
+    );
+    assert_eq!(
+        record.source,
+        source
+            .folder()
+            .join("model.safetensors")
+            .display()
+            .to_string()
+    );
+    // The convolution is the source's, the head the seed's.
+    let conv = source.model().layers[0].range();
+    let own = wgrad::model::initial_parameters(seeded.model(), 7);
+    assert_eq!(parameters[conv.clone()], source.weights().unwrap()[0][conv]);
+    let head = &seeded.model().layers[2].parameters[0];
+    let head = head.start..head.start + head.elements();
+    assert_eq!(parameters[head.clone()], own[head]);
+
+    let start = |name| {
+        let run = bench.create(name, config(Some(record.clone())));
+        run.begin(parameters.clone(), running.clone()).unwrap();
+        run
+    };
+    let mut whole = start("whole");
+    let mut cut = start("cut");
+    let mut gone = start("gone");
+    // From here on nothing needs the source.
+    std::fs::remove_dir_all(source.folder()).unwrap();
+    bench.train(&mut whole, 0).0.unwrap();
+    let other = bench.trained("other", config(None));
+    assert_ne!(hash(&whole), hash(&other));
+    assert_ne!(whole.config().id, other.config().id);
+    cut = reopen(cut);
+    assert_eq!(cut.config().init.as_ref(), Some(&record));
+    assert!(bench.train(&mut cut, 1).0.is_err());
+    let mut cut = reopen(cut);
+    bench.train(&mut cut, 0).0.unwrap();
+    assert_same(&whole, &cut);
+    // Never from the seed alone instead.
+    std::fs::remove_file(gone.folder().join(CHECKPOINT)).unwrap();
+    gone = reopen(gone);
+    let error = gone.restore().unwrap_err().to_string();
+    assert!(error.contains("found none"), "{error}");
+    gone.discard();
+    let mut none = start("none");
+    none = reopen(none);
+    let folder = none.folder().to_path_buf();
+    none.discard();
+    assert!(!folder.exists());
+}
+
+#[test]
+fn weights_that_fit_nowhere_are_refused() {
+    let bench = Bench::new(Device::Cpu);
+    let source = bench.trained("source", bench.config(1, 1, Schedule::Constant));
+    let mlp = wgrad::model::load("mlp-sigmoid").unwrap();
+    let shape = bench.data.train.shape;
+    let mlp = mlp.resolve(shape, 3).unwrap();
+    for (path, word) in [
+        (
+            source.folder().to_path_buf(),
+            "found none that has the name",
+        ),
+        (bench.folder.path().join("nowhere"), "found no"),
+        (bench.folder.path().to_path_buf(), "found no"),
+    ] {
+        let error = start_from(&path, &mlp, 1).unwrap_err();
+        assert_eq!(error.exit_code(), 2, "{error}");
+        let error = error.to_string();
+        assert!(error.contains(word) && error.contains("--init"), "{error}");
+        assert!(!error.contains('\n'), "{error}");
+    }
+    let file = source.folder().join("model.safetensors");
+    let mut damaged = std::fs::read(&file).unwrap();
+    let last = damaged.len() - 1;
+    damaged[last] ^= 1;
+    std::fs::write(&file, damaged).unwrap();
+    let error = start_from(&file, source.model(), 1).unwrap_err();
+    assert!(error.to_string().contains("damaged"), "{error}");
+}
+
+/// Digits 0 to 4, then with frozen convolutions and another head few of 5 to 9.
+#[test]
+fn fine_tuning_beats_a_new_start_and_leaves_frozen_layers_alone() {
+    let mnist = data::load("mnist", &data::Request::default(), &mut |_, _| {}).unwrap();
+    let digits = |set: &data::Dataset, from: u32, count: usize| {
+        let elements = set.shape.elements();
+        let (mut images, mut labels) = (Vec::new(), Vec::new());
+        let all = set.images.chunks(elements).zip(&set.labels);
+        let some = all.filter(|(_, label)| (from..from + 5).contains(*label));
+        for (image, label) in some.take(count) {
+            images.extend_from_slice(image);
+            labels.push(label - from);
+        }
+        data::Dataset {
+            images,
+            labels,
+            shape: set.shape,
+            classes: 5,
+            class_names: (from..from + 5).map(|digit| digit.to_string()).collect(),
+        }
+    };
+    let mut bench = Bench::new(Device::Cpu);
+    let text = common::MODEL
+        .replace("[8, 6, 1]", "[28, 28, 1]")
+        .replace("classes = 4", "classes = 5")
+        .replace("out_channels = 4", "out_channels = 16")
+        .replace("kernel = 2", "kernel = 4");
+    let config = |bench: &Bench, epochs, init| {
+        let mut config = bench.config(1, epochs, Schedule::Constant);
+        config.model.architecture.clone_from(&text);
+        config.init = init;
+        config
+    };
+    bench.data.train = digits(&mnist.train, 0, 2000);
+    bench.data.test = digits(&mnist.test, 0, 500);
+    let source = bench.trained("source", config(&bench, 2, None));
+    bench.data.train = digits(&mnist.train, 5, 200);
+    bench.data.test = digits(&mnist.test, 5, 1000);
+    let scratch = bench.trained("scratch", config(&bench, 1, None));
+
+    let start = start_from(source.folder(), source.model(), 1).unwrap();
+    let mut config = config(&bench, 1, Some(start.record));
+    config.recipe.groups.freeze = vec!["conv2d*".into()];
+    let mut tuned = bench.create("tuned", config);
+    tuned.begin(start.parameters, start.running).unwrap();
+    bench.train(&mut tuned, 0).0.unwrap();
+    let [before, after] = [&source, &tuned].map(|run| run.weights().unwrap()[0].clone());
+    let conv = source.model().layers[0].range();
+    assert_eq!(before[conv.clone()], after[conv.clone()]);
+    assert_ne!(before[conv.end..], after[conv.end..]);
+    let accuracy = |run: &Run| run.metrics()[0].test_accuracy;
+    assert!(
+        accuracy(&tuned) > accuracy(&scratch) + 0.05,
+        "{} against {}",
+        accuracy(&tuned),
+        accuracy(&scratch)
+    );
 }
 
 #[test]
@@ -801,6 +1329,7 @@ fn runs_of_older_versions_open_evaluate_and_go_on() {
     for (name, device) in [
         ("format-0-cpu", Device::Cpu),
         ("format-0-adapter", Device::gpu()),
+        ("format-1-cpu", Device::Cpu),
     ] {
         let bench = Bench::new(device);
         let folder = bench.folder.path().join(name);
@@ -809,7 +1338,8 @@ fn runs_of_older_versions_open_evaluate_and_go_on() {
             std::fs::write(folder.join(file), bytes).unwrap();
         }
         let run = Run::open(&folder).unwrap();
-        assert_eq!((run.config().format, run.metrics().len()), (0, 2));
+        let format = u32::from(name.contains("format-1"));
+        assert_eq!((run.config().format, run.metrics().len()), (format, 2));
         // Read only, nothing is changed.
         assert!(contents(&folder) == contents(&runs.join(name)));
         let mut engine = bench.device.engine(&run);
@@ -893,7 +1423,7 @@ fn what_is_unknown_in_run_json_is_passed_over() {
     write(&future);
     let error = Run::open(run.folder()).unwrap_err().to_string();
     assert!(
-        error.contains("9.8.7") && error.contains("format 1"),
+        error.contains("9.8.7") && error.contains("format 2"),
         "{error}"
     );
     assert!(!error.contains('\n'), "{error}");

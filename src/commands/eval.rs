@@ -1,89 +1,164 @@
-//! `wgrad eval`: a trained model on test images.
+//! `wgrad eval`: a trained model, or the mean of several, on test images.
 
 use super::device::Device;
 use super::progress::Pulse;
 use super::{load_test_data, percent, say, say_json, say_wrapped, standard_error, table};
 use crate::cli::EvalArgs;
 use indicatif::{HumanCount, ProgressBar};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::ops::ControlFlow;
 use wgrad::engine::Split;
+use wgrad::model::recipe::Views;
 use wgrad::plan::Options;
-use wgrad::train::Run;
-use wgrad::{Result, tune};
+use wgrad::train::{Run, Weights, class_shares, expect_alike, mean_shares};
+use wgrad::{Error, Result, tune};
+
+/// What one run gives for the test images.
+struct Member {
+    epoch: Option<usize>,
+    views: Views,
+    loss: f64,
+    predictions: Vec<u32>,
+    /// See [`class_shares`]; empty where nobody asks for them.
+    shares: Vec<f64>,
+}
 
 pub fn run(args: &EvalArgs) -> Result<()> {
-    let run = Run::open(&args.run)?;
-    let [parameters, running] = run.weights()?;
-    let config = run.config();
+    let runs = args.runs.iter().map(|folder| Run::open(folder));
+    let runs: Vec<Run> = runs.collect::<Result<_>>()?;
+    // The command line asks for one at least.
+    let [first, others @ ..] = &runs[..] else {
+        return Err(Error::Usage("expected a run, found none".into()));
+    };
+    for other in others {
+        expect_alike(first, other, args.data.is_none())?;
+    }
+    let config = first.config();
     let source = args.data.as_ref().unwrap_or(&config.data.source);
     let cache = tune::cache_folder().filter(|_| !args.no_cache);
     let (mut test, notes) = load_test_data(args.data.as_deref(), config, cache)?;
-    run.expect_data(source, &test)?;
+    for run in &runs {
+        run.expect_data(source, &test)?;
+    }
 
     let device = Device::open(&args.device)?;
-    let mut engine = device.engine(run.model(), &config.recipe, &Options::default())?;
-    engine.set_parameters(&parameters)?;
-    engine.set_running(&running)?;
-    let normalization = config.scale_and_shift();
-    engine.upload_dataset(
-        Split::Test,
-        std::mem::take(&mut test.images),
-        &test.labels,
-        &normalization,
-    )?;
-    let bar = ProgressBar::new(test.len() as u64);
-    let pulse = Pulse::start(&bar, || None);
-    let evaluation = engine.evaluate(Split::Test, &mut |done| {
-        bar.set_position(done as u64);
-        ControlFlow::Continue(())
-    })?;
-    drop(pulse);
-    bar.finish_and_clear();
+    let several = runs.len() > 1;
+    let mut members = Vec::with_capacity(runs.len());
+    let mut description = String::new();
+    for (i, run) in runs.iter().enumerate() {
+        // The last one takes what the others had copies of.
+        let images = match i + 1 == runs.len() {
+            true => std::mem::take(&mut test.images),
+            false => test.images.clone(),
+        };
+        let which = args.weights;
+        let options = Options {
+            views: args.views.unwrap_or(run.config().recipe.views),
+            keep_logits: several,
+            ..Options::default()
+        };
+        let (member, engine) = evaluate(run, which, &device, images, &test.labels, &options)?;
+        members.push(member);
+        description = engine;
+    }
 
-    let n = test.len();
-    let loss = evaluation.loss_sum / n as f64;
-    let mut classes = vec![(0usize, 0usize); config.model.classes];
-    for (label, prediction) in test.labels.iter().zip(&evaluation.predictions) {
-        let (images, correct) = &mut classes[*label as usize];
+    let (n, classes) = (test.len(), config.model.classes);
+    let accuracy = |predictions: &[u32]| {
+        let both = predictions.iter().zip(&test.labels);
+        both.filter(|(prediction, label)| prediction == label)
+            .count() as f64
+            / n as f64
+    };
+    let predictions = match several {
+        true => mean_shares(members.iter().map(|m| &m.shares[..]), classes),
+        false => members[0].predictions.clone(),
+    };
+    let mut counts = vec![(0usize, 0usize); classes];
+    for (label, prediction) in test.labels.iter().zip(&predictions) {
+        let (images, correct) = &mut counts[*label as usize];
         *images += 1;
         *correct += usize::from(label == prediction);
     }
-    let accuracy = classes.iter().map(|c| c.1).sum::<usize>() as f64 / n as f64;
     // A class without images has no recall.
     let recall =
         |(images, correct): (usize, usize)| (images > 0).then(|| correct as f64 / images as f64);
-    let named = config.model.class_names.iter().zip(&classes);
+    let named = config.model.class_names.iter().zip(&counts);
+    let rows = runs.iter().zip(&members);
     if args.json {
-        return say_json(&json!({
-            "run": run.folder().display().to_string(),
-            "data": source,
-            "device": engine.description(),
-            "images": n,
-            "loss": loss,
-            "accuracy": accuracy,
-            "accuracy_standard_error": standard_error(accuracy, n),
-            "classes": named
-                .map(|(name, class)| json!({
+        let members = rows.map(|(run, member)| {
+            let accuracy = accuracy(&member.predictions);
+            json!({
+                "run": run.folder().display().to_string(),
+                "weights": args.weights.to_string(),
+                "epoch": member.epoch,
+                "views": member.views,
+                "loss": member.loss,
+                "accuracy": accuracy,
+                "accuracy_standard_error": standard_error(accuracy, n),
+            })
+        });
+        let mut members: Vec<Value> = members.collect();
+        let accuracy = accuracy(&predictions);
+        // Of one run what it gives, of several the list of them, and of both what comes out.
+        let mut report = match several {
+            true => json!({ "runs": members }),
+            false => members.remove(0),
+        };
+        report["data"] = json!(source);
+        report["device"] = json!(description);
+        report["images"] = json!(n);
+        report["accuracy"] = json!(accuracy);
+        report["accuracy_standard_error"] = json!(standard_error(accuracy, n));
+        report["classes"] = named
+            .map(|(name, class)| {
+                json!({
                     "name": name,
                     "images": class.0,
                     "correct": class.1,
                     "recall": recall(*class),
-                }))
-                .collect::<Vec<_>>(),
-        }));
+                })
+            })
+            .collect();
+        return say_json(&report);
     }
     notes.iter().try_for_each(|note| say_wrapped(note))?;
     if let Some(notice) = device.notice() {
         say_wrapped(notice)?;
     }
-    say_wrapped(&format!("device    {}", engine.description()))?;
+    say_wrapped(&format!("device    {description}"))?;
     say_wrapped(&format!(
         "images    {} test images of {source}",
         HumanCount(n as u64)
     ))?;
-    say(&format!("loss      {loss:.4}"))?;
-    say(&format!("accuracy  {}", percent(accuracy, n)))?;
+    if several {
+        let rows = rows.map(|(run, member)| {
+            vec![
+                run.folder().display().to_string(),
+                member.epoch.map_or("—".into(), |epoch| epoch.to_string()),
+                format!("{:.4}", member.loss),
+                percent(accuracy(&member.predictions), n),
+            ]
+        });
+        let title = format!("mean of {}", runs.len());
+        let mean = vec![
+            title,
+            "".into(),
+            "".into(),
+            percent(accuracy(&predictions), n),
+        ];
+        let rows = rows.chain([mean]);
+        say(&table(&["run", "epoch", "loss", "accuracy"], rows, 1))?;
+    } else {
+        let Member { epoch, loss, .. } = members[0];
+        if let (true, Some(epoch)) = (args.weights != Weights::Last, epoch) {
+            say(&format!("weights   {}, epoch {epoch}", args.weights))?;
+        }
+        if members[0].views != Views::One {
+            say(&format!("views     {}", members[0].views))?;
+        }
+        say(&format!("loss      {loss:.4}"))?;
+        say(&format!("accuracy  {}", percent(accuracy(&predictions), n)))?;
+    }
     let rows = named.map(|(name, class)| {
         let recall = recall(*class);
         vec![
@@ -94,4 +169,38 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         ]
     });
     say(&table(&["class", "images", "correct", "recall"], rows, 1))
+}
+
+/// Runs the test images through a run's network, and says on what.
+fn evaluate(
+    run: &Run,
+    which: Weights,
+    device: &Device,
+    images: Vec<u8>,
+    labels: &[u32],
+    options: &Options,
+) -> Result<(Member, String)> {
+    let (config, model) = (run.config(), run.model());
+    let (epoch, [parameters, running]) = run.weights_of(which)?;
+    let mut engine = device.engine(model, &config.recipe, options)?;
+    engine.set_parameters(&parameters)?;
+    engine.set_running(&running)?;
+    engine.upload_dataset(Split::Test, images, labels, &config.scale_and_shift())?;
+    let bar = ProgressBar::new(labels.len() as u64);
+    let pulse = Pulse::start(&bar, || None);
+    let evaluation = engine.evaluate(Split::Test, &mut |done| {
+        bar.set_position(done as u64);
+        ControlFlow::Continue(())
+    })?;
+    drop(pulse);
+    bar.finish_and_clear();
+    let logits = evaluation.logits.unwrap_or_default();
+    let member = Member {
+        epoch,
+        views: options.views,
+        loss: evaluation.loss_sum / labels.len() as f64,
+        predictions: evaluation.predictions,
+        shares: class_shares(model.loss, &logits, model.classes),
+    };
+    Ok((member, engine.description()))
 }

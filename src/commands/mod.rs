@@ -2,11 +2,16 @@
 //! `main.rs` print.
 
 mod bench;
+mod data;
 mod device;
 mod devices;
 mod eval;
 mod inspect;
+mod lr_find;
+mod preview;
 mod progress;
+mod recipe;
+mod seeds;
 mod signals;
 mod train;
 mod verify;
@@ -17,7 +22,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use terminal_size::{Width, terminal_size_of};
-use wgrad::data::{self, Dataset, Request, Splits};
+use wgrad::data::{Dataset, Request, Splits};
 use wgrad::train::Config;
 use wgrad::{Error, Result};
 
@@ -27,6 +32,10 @@ pub fn run(command: Command) -> Result<()> {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("off")).init();
     match command {
         Command::Train(args) => train::run(&args),
+        Command::Recipes(args) => recipe::run(&args),
+        Command::LrFind(args) => lr_find::run(&args),
+        Command::Data(args) => data::run(&args),
+        Command::Preview(args) => preview::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Devices(args) => devices::run(&args),
@@ -37,7 +46,7 @@ pub fn run(command: Command) -> Result<()> {
 
 /// The data, with a bar while pictures are read.
 fn load_data(source: &str, request: &Request) -> Result<Splits> {
-    reading(|progress| data::load(source, request, progress))
+    reading(|progress| wgrad::data::load(source, request, progress))
 }
 
 /// What the network of a run is tested on, and what looks wrong about it: the run's own test images,
@@ -62,7 +71,8 @@ fn load_test_data(
     };
     let shape = config.model.input;
     let cache = cache.as_deref();
-    let (mut test, notes) = reading(|progress| data::load_test(source, shape, cache, progress))?;
+    let (mut test, notes) =
+        reading(|progress| wgrad::data::load_test(source, shape, cache, progress))?;
     let names = &config.model.class_names;
     test.relabel(names).map_err(|class| {
         Error::data(

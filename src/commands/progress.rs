@@ -1,6 +1,6 @@
 //! What a training shows while it runs.
 
-use super::{percent, say, say_wrapped};
+use super::{percent, say, width};
 use indicatif::{BinaryBytes, HumanCount, ProgressBar, ProgressState, ProgressStyle};
 use std::io::Write;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -8,10 +8,10 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use wgrad::Result;
-use wgrad::data::Splits;
-use wgrad::engine::Engine;
+use wgrad::data::{Dataset, Splits};
+use wgrad::engine::{Engine, Split};
 use wgrad::gpu::{Compiling, Direction, Gpu, Transfers};
-use wgrad::train::{EpochRecord, Observer};
+use wgrad::train::{EpochRecord, Observer, Run};
 
 /// How long it may be silent where there is no terminal to draw on.
 const SILENCE: Duration = Duration::from_secs(10);
@@ -93,6 +93,7 @@ pub(super) struct Progress {
     /// Finished in this process.
     pub epochs: usize,
     train_images: u64,
+    validation_images: usize,
     test_images: usize,
     trace_transfers: bool,
     /// What is going on, as a line.
@@ -132,6 +133,7 @@ impl Progress {
             total,
             epochs: 0,
             train_images: data.train.len() as u64,
+            validation_images: data.validation.as_ref().map_or(0, Dataset::len),
             test_images: data.test.len(),
             trace_transfers,
             status,
@@ -188,27 +190,92 @@ impl Observer for Progress {
         self.bar.suspend(|| say(line))
     }
 
-    fn evaluated(&mut self, images: usize) {
-        let share = 100 * images / self.test_images;
-        self.bar.set_message(format!("testing, {share} %"));
-        self.set_status(format!("testing, {share} % of the test images"));
+    fn evaluated(&mut self, split: Split, images: usize) {
+        let (what, all) = match split {
+            Split::Validation => ("validation", self.validation_images),
+            _ => ("test", self.test_images),
+        };
+        let share = 100 * images / all.max(1);
+        self.bar.set_message(format!("{what}, {share} %"));
+        self.set_status(format!("evaluating, {share} % of the {what} images"));
     }
 
     fn epoch_finished(&mut self, record: &EpochRecord, engine: &Engine) -> Result<()> {
         self.epochs += 1;
-        let line = format!(
-            "epoch {}/{}  loss {:.4}  test {:.4}, {}  {:.1} s  {} images/s",
-            record.epoch,
-            self.total,
-            record.train_loss,
-            record.test_loss,
-            percent(record.test_accuracy, self.test_images),
-            record.seconds,
-            HumanCount(record.images_per_second as u64)
-        );
-        self.bar.suspend(|| say_wrapped(&line))?;
+        let images = [self.validation_images, self.test_images];
+        let line = epoch_line(record, self.total, images, width());
+        self.bar.suspend(|| say(&line))?;
         self.trace(&format!("in epoch {}", record.epoch), engine)
     }
+}
+
+/// What an epoch gave, in lines of so many columns at most. The splits have as many `images`.
+fn epoch_line(
+    record: &EpochRecord,
+    total: usize,
+    [validation, test]: [usize; 2],
+    columns: usize,
+) -> String {
+    let measured = |split: &str, loss: f64, accuracy: f64, images: usize| {
+        format!("{split} {loss:.4}, {}", percent(accuracy, images))
+    };
+    let on_validation = record
+        .validation_loss
+        .zip(record.validation_accuracy)
+        .map(|(loss, accuracy)| measured("validation", loss, accuracy, validation));
+    let on_test = measured("test", record.test_loss, record.test_accuracy, test);
+    let rate = HumanCount(record.images_per_second as u64);
+    // In the order of the splits.
+    let average = record.average_test_accuracy.map(|test| {
+        let all = record.average_validation_accuracy.into_iter().chain([test]);
+        let all: Vec<String> = all.map(|p| format!("{:.2} %", 100.0 * p)).collect();
+        format!("average {}", all.join(", "))
+    });
+    let figures = [
+        Some(format!("loss {:.4}", record.train_loss)),
+        on_validation,
+        Some(on_test),
+        average,
+        Some(format!("{:.1} s", record.seconds)),
+        Some(format!("{rate} images/s")),
+    ];
+    let label = format!("epoch {}/{total}", record.epoch);
+    in_lines(&label, figures.into_iter().flatten(), columns)
+}
+
+/// `label` and behind it `figures`, none of which breaks, in lines of so many columns at most.
+fn in_lines(label: &str, figures: impl IntoIterator<Item = String>, columns: usize) -> String {
+    let indent = " ".repeat(label.chars().count());
+    let mut lines = vec![label.to_string()];
+    for figure in figures {
+        let line = lines.last_mut().expect("there is one at least");
+        if *line != indent && line.chars().count() + 2 + figure.chars().count() > columns {
+            lines.push(format!("{indent}  {figure}"));
+        } else {
+            *line += &format!("  {figure}");
+        }
+    }
+    lines.join("\n")
+}
+
+/// What a run comes to: the accuracy at its last epoch, and beside it that of the epoch which the
+/// validation split likes best. Never the best by the test split.
+pub(super) fn result(run: &Run) -> Option<String> {
+    let (last, images) = (run.metrics().last()?, run.config().data.test_images);
+    let test = |record: &EpochRecord| format!("test {}", percent(record.test_accuracy, images));
+    let mut figures = vec![format!("last epoch: {}", test(last))];
+    if let Some(average) = last.average_test_accuracy {
+        figures.push(format!("its average: test {}", percent(average, images)));
+    }
+    if let Some(best) = run.best() {
+        let epoch = best.epoch;
+        figures.push(format!("best by validation: epoch {epoch}, {}", test(best)));
+    }
+    let separated = figures.len() - 1;
+    for figure in &mut figures[..separated] {
+        figure.push(';');
+    }
+    Some(in_lines("result ", figures, width()))
 }
 
 /// The bytes that crossed, one purpose per line. Those of the checkpoint (parameters and optimiser
@@ -238,4 +305,51 @@ fn describe_transfers(title: &str, transfers: &Transfers) -> String {
         ),
     );
     lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// No figure is ever torn apart, and no line is wider than a terminal.
+    #[test]
+    fn an_epoch_stays_within_80_columns() {
+        let record = EpochRecord {
+            epoch: 100,
+            step: 1,
+            train_loss: 12.3456,
+            train_accuracy: 0.5,
+            validation_loss: Some(1.23456),
+            validation_accuracy: Some(0.5),
+            test_loss: 1.23456,
+            test_accuracy: 1.0,
+            average_validation_loss: Some(1.0),
+            average_validation_accuracy: Some(0.5),
+            average_test_loss: Some(1.0),
+            average_test_accuracy: Some(1.0),
+            images_per_second: 123_456.0,
+            seconds: 1234.5,
+            lr: 0.1,
+        };
+        let text = epoch_line(&record, 100, [1000, 10_000], 80);
+        let expected = "epoch 100/100  loss 12.3456  validation 1.2346, 50.00 % ± 1.58
+               test 1.2346, 100.00 % ± 0.00  average 50.00 %, 100.00 %
+               1234.5 s  123,456 images/s";
+        assert_eq!(text, expected);
+        let plain = EpochRecord {
+            epoch: 3,
+            validation_loss: None,
+            validation_accuracy: None,
+            average_test_accuracy: None,
+            train_loss: 0.1234,
+            test_accuracy: 0.9851,
+            seconds: 12.3,
+            images_per_second: 9_876.0,
+            ..record
+        };
+        assert_eq!(
+            epoch_line(&plain, 12, [0, 10_000], 80),
+            "epoch 3/12  loss 0.1234  test 1.2346, 98.51 % ± 0.12  12.3 s  9,876 images/s"
+        );
+    }
 }

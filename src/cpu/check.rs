@@ -10,6 +10,7 @@ use crate::error::Result;
 use crate::kernels::batch_norm::BatchNorm;
 use crate::kernels::group_norm::GroupNorm;
 use crate::kernels::{AdapterReport, Step};
+use crate::model::augment::Augment;
 use crate::model::recipe::Optimizer;
 use crate::model::{Activation, Conv2d, Loss, Model, Op, Pool2d};
 use crate::plan::{Mode, Options, Plan, Section, Target};
@@ -197,6 +198,15 @@ pub fn finite_difference_checks() -> Vec<FiniteDifference> {
         ..Options::default()
     };
     let name = "network, smoothed and weighted";
+    check(name, network_error_with(&joined, &options));
+    let options = Options {
+        augment: Augment {
+            cut_mix: 1.0,
+            ..Augment::default()
+        },
+        ..options
+    };
+    let name = "network, smoothed, weighted and mixed";
     check(name, network_error_with(&joined, &options));
     checks
 }
@@ -467,6 +477,22 @@ fn elementwise_checks(check: &mut impl FnMut(&'static str, f64)) {
             smoothed(z).loss.iter().sum::<f64>() / 4.0
         }),
     );
+    let mixes = [[1, 3, 4], [0, 2, 3], [4, 1, 2], [2, 7, 8]];
+    let mixes = mixes.map(|[second, kept, of]| [second, kept, of, 0, 0, 0, 0, 0, 0]);
+    for weights in [None, Some(&weights[..])] {
+        for smoothing in [0.0, 0.1] {
+            let mixes = mixes.as_flattened();
+            let mixed = |z: &[f64]| {
+                mixed_softmax_cross_entropy(z, &labels, 5, mixes, weights, smoothing, 2.5)
+            };
+            check(
+                "mixed_softmax_cross_entropy",
+                worst_error(&logits, &mixed(&logits).gradient, |z| {
+                    mixed(z).loss.iter().sum::<f64>() / 2.5
+                }),
+            );
+        }
+    }
     // The weights of the labels.
     let total = 0.25 + 0.5 + 1.0 + 1.0;
     for smoothing in [0.0, 0.1] {
@@ -625,6 +651,11 @@ fn network_error_with(model: &Model, options: &Options) -> f64 {
         *twins.floats("class_weights") = weights.iter().copied().map(f64::from).collect();
     }
     let counted: f32 = labels.iter().map(|label| weights[*label as usize]).sum();
+    if options.augment.mixes() {
+        let mix = |second, kept, of| [second, kept, of, 0, 0, 0, 0, 0, 0];
+        let mixes = [mix(0, 3, 4), mix(0, 1, 2), mix(2, 7, 8), mix(0, 2, 3)];
+        *twins.words("mixes") = mixes.concat();
+    }
     *twins.words("order") = vec![5, 2, 9, 7];
     let x = noise(16, labels.len() * model.input.elements());
     let step = Step {
@@ -700,7 +731,7 @@ mod tests {
     #[test]
     fn every_gradient_agrees_with_finite_differences() {
         let checks = finite_difference_checks();
-        assert_eq!(checks.len(), 51);
+        assert_eq!(checks.len(), 56);
         for check in checks {
             println!("{check:?}");
             assert!(check.passes(), "{check:?}");

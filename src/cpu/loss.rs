@@ -4,6 +4,7 @@
 //! "Rethinking the Inception Architecture for Computer Vision", 7, for the smoothing.
 
 use super::Float;
+use crate::kernels::mix::MIX_WORDS;
 
 /// What a loss function gives for a batch of N samples.
 #[derive(Clone, Debug, PartialEq)]
@@ -78,6 +79,57 @@ pub fn weighted_softmax_cross_entropy<T: Float>(
     })
 }
 
+/// [`softmax_cross_entropy`], or with weights [`weighted_softmax_cross_entropy`], of mixed samples: the target
+/// `(1 − smoothing) (share onehot(label) + (1 − share) onehot(second)) + smoothing / classes`, each class's
+/// times its weight: PyTorch's `cross_entropy` with class probabilities, but for the mean, which there is over
+/// the samples whatever their weights.
+///
+/// logits `[N, classes]`, labels `[N]` and the second ones below `classes`, mixes `[N, MIX_WORDS]` with the
+/// second label and the share as two whole numbers, so many of so many.
+pub fn mixed_softmax_cross_entropy<T: Float>(
+    logits: &[T],
+    labels: &[u32],
+    classes: usize,
+    mixes: &[u32],
+    weights: Option<&[T]>,
+    smoothing: f32,
+    total: f32,
+) -> LossOutput<T> {
+    let (rest, each): (T, T) = smoothed(smoothing, classes);
+    let weight = |k: usize| weights.map_or(T::one(), |weights| weights[k]);
+    let mut mixes = mixes.chunks_exact(MIX_WORDS);
+    per_sample(logits, labels, classes, total, |z, label, gradient| {
+        let mix = mixes.next().expect("a mix for every sample");
+        let [numerator, denominator]: [T; 2] = [mix[1], mix[2]].map(|n| (n as f32).into());
+        let (second, share) = (mix[0] as usize, numerator / denominator);
+        let targets = [
+            (label, rest * share * weight(label)),
+            (second, rest * (T::one() - share) * weight(second)),
+        ];
+        let (log_sum, largest) = softmax(z, gradient);
+        let mut sum = targets[0].1 + targets[1].1;
+        let mut loss = T::zero();
+        // Where the label has it all, the second one's logit may be −∞.
+        for (k, target) in targets.into_iter().filter(|(_, t)| *t > T::zero()) {
+            loss += target * (log_sum - (z[k] - largest));
+        }
+        if smoothing > 0.0 {
+            for (k, &z) in z.iter().enumerate() {
+                loss += each * weight(k) * (log_sum - (z - largest));
+                sum += each * weight(k);
+            }
+        }
+        gradient.iter_mut().for_each(|p| *p *= sum);
+        for (k, target) in targets {
+            gradient[k] -= target;
+        }
+        for (k, gradient) in gradient.iter_mut().enumerate() {
+            *gradient -= each * weight(k);
+        }
+        loss
+    })
+}
+
 /// What the target of a class is if it is the label's, beside what every class gets.
 fn smoothed<T: Float>(smoothing: f32, classes: usize) -> (T, T) {
     let (smoothing, classes): (T, T) = (smoothing.into(), (classes as f32).into());
@@ -145,7 +197,7 @@ fn per_sample<T: Float>(
     labels: &[u32],
     classes: usize,
     total: f32,
-    loss: impl Fn(&[T], usize, &mut [T]) -> T,
+    mut loss: impl FnMut(&[T], usize, &mut [T]) -> T,
 ) -> LossOutput<T> {
     assert_eq!(output.len(), labels.len() * classes);
     let mut gradient = vec![T::zero(); output.len()];

@@ -14,6 +14,7 @@
 //! every sum has one fixed order, so the bits do not depend on the number of threads.
 
 mod activation;
+pub mod augment;
 mod average;
 mod batch_norm;
 mod check;
@@ -29,13 +30,16 @@ mod grouped;
 mod im2col;
 pub mod join;
 mod loss;
+mod mix;
 mod muon;
 mod optimizer;
+mod outputs;
 mod peak;
 mod pool;
 pub mod random;
 mod reduce;
 mod run;
+mod views;
 
 pub use activation::{
     activation_backward, activation_forward, bias_backward, bias_forward, gelu_backward,
@@ -62,11 +66,13 @@ pub use group_norm::{
 pub use grouped::{grouped_backward_input, grouped_backward_weight, grouped_forward};
 pub use im2col::{col2im, im2col};
 pub use loss::{
-    LossOutput, argmax, predict, softmax_cross_entropy, squared_error, sum_metrics,
-    weighted_softmax_cross_entropy,
+    LossOutput, argmax, mixed_softmax_cross_entropy, predict, softmax_cross_entropy, squared_error,
+    sum_metrics, weighted_softmax_cross_entropy,
 };
+pub use mix::{draw_mixes, mix_batch};
 pub use muon::{muon_momentum, muon_polynomial, muon_scale, muon_update};
 pub use optimizer::{adamw_update, lion_update, sgd_update};
+pub use outputs::store_logits;
 pub use peak::{peak_copy, peak_multiply_add};
 pub use pool::{
     maxpool2d_backward, maxpool2d_backward_overlapping, maxpool2d_forward, meanpool2d_backward,
@@ -74,6 +80,7 @@ pub use pool::{
 };
 pub use reduce::{accumulate, reduce_chunks, reduce_splits};
 pub use run::{Memory, Twins, Values, run};
+pub use views::{average_views, gather_views};
 
 use crate::model::Shape;
 

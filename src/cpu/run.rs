@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::kernels::conv2d::{Pass, Product};
+use crate::kernels::mix::MIX_WORDS;
 use crate::kernels::{Dtype, KernelSpec, Metrics, Step, View, Work};
 use crate::model::Loss;
 use crate::model::recipe::{Optimizer, StepScalars};
@@ -213,6 +214,84 @@ pub fn run<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
             memory.put(x, values);
             memory.put_words(batch_labels, &labels);
         }
+        Work::GatherViews {
+            shape,
+            views,
+            streamed,
+        } => {
+            let batch_labels = view("batch_labels");
+            let samples = memory.batch_samples(spec, batch_labels.len);
+            let places = memory.batch_places(spec, batch_labels.len, *streamed);
+            let images = memory.all_bytes(view("images"));
+            let labels = memory.all_words(view("labels"));
+            let (scale, shift) = floats("normalization").split_at(shape.channels);
+            let (x, labels) = gather_views(
+                images, &places, labels, &samples, *shape, *views, scale, shift,
+            );
+            memory.put(view("x"), x);
+            memory.put_words(batch_labels, &labels);
+        }
+        Work::AverageViews(views) => {
+            let y = average_views(*views, floats("z"));
+            memory.put(view("y"), y);
+        }
+        Work::DrawMixes(mix) => {
+            let (step, _) = memory.step(spec);
+            let (labels, mixes) = draw_mixes(
+                *mix,
+                [step.seed, step.epoch],
+                step.first,
+                step.count as usize,
+                memory.words(view("labels")),
+                floats("quantiles"),
+            );
+            memory.put_words(view("batch_labels"), &labels);
+            memory.put_words(view("mixes"), &mixes);
+        }
+        Work::MixBatch(shape) => {
+            let y = mix_batch(*shape, floats("x"), memory.words(view("mixes")));
+            memory.put(view("y"), y);
+        }
+        Work::DrawAugmentation { augment, shape } => {
+            let (step, _) = memory.step(spec);
+            let batch_labels = view("batch_labels");
+            let batch = batch_labels.len as u32;
+            let positions: Vec<u32> = (0..batch)
+                .map(|i| step.first + i.min(step.count - 1))
+                .collect();
+            let samples = memory.batch_samples(spec, batch_labels.len);
+            let drawn = augment::draw_augmentation(
+                augment,
+                *shape,
+                [step.seed, step.epoch],
+                &positions,
+                &samples,
+                floats("normalization"),
+            );
+            let labels = memory.all_words(view("labels"));
+            let labels: Vec<u32> = samples.iter().map(|s| labels[*s as usize]).collect();
+            memory.put(view("drawn"), drawn);
+            memory.put_words(batch_labels, &labels);
+        }
+        Work::AugmentBatch {
+            augment,
+            shape,
+            streamed,
+        } => {
+            let x = view("x");
+            let places = memory.batch_places(spec, x.len / shape.elements(), *streamed);
+            memory.change_floats(x, |memory, x| {
+                augment::augment_batch(
+                    augment,
+                    *shape,
+                    memory.all_bytes(view("images")),
+                    &places,
+                    memory.floats(view("augmentation")),
+                    memory.floats(view("normalization")),
+                    x,
+                );
+            });
+        }
         Work::Im2col(g) => {
             let columns = im2col(g, floats("x"));
             memory.put(view("columns"), columns);
@@ -358,7 +437,40 @@ pub fn run<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
                 weighted_softmax_cross_entropy(logits, labels, &weights, *smoothing, total)
             });
         }
+        Work::MixedLoss {
+            smoothing,
+            weighted,
+        } => {
+            let weights = weighted.then(|| floats("class_weights").to_vec());
+            let mixes = memory.words(view("mixes")).to_vec();
+            let classes = view("gradient").len / view("loss").len;
+            run_loss(spec, memory, |logits, labels, total| {
+                let weights = weights.as_deref();
+                let mixes = &mixes[..labels.len() * MIX_WORDS];
+                mixed_softmax_cross_entropy(
+                    logits, labels, classes, mixes, weights, *smoothing, total,
+                )
+            });
+        }
         Work::Predict { classes } => run_predict(spec, *classes, memory),
+        Work::StoreLogits { classes } => {
+            let (step, _) = memory.step(spec);
+            let (first, count) = (step.first as usize, step.count as usize);
+            let all = view("outputs");
+            memory.change(all, |memory, outputs| match outputs {
+                // As long as the split, whatever the plan takes it to be.
+                Values::Floats(outputs) => {
+                    store_logits(
+                        memory.floats(view("logits")),
+                        *classes,
+                        first,
+                        count,
+                        outputs,
+                    );
+                }
+                other => panic!("expected floats, found {other:?}"),
+            });
+        }
         Work::SumMetrics => {
             let (step, row) = memory.step(spec);
             let count = step.count as usize;

@@ -4,11 +4,18 @@
 //! module knows nothing of models or devices.
 
 mod cache;
+mod cifar;
 mod folder;
 mod idx;
 mod mnist;
+mod npz;
+mod parquet;
 mod picture;
 mod split;
+pub mod survey;
+mod weights;
+
+pub use weights::{balanced_weights, read_weights};
 
 use crate::error::{Error, Result};
 use crate::model::Shape;
@@ -154,10 +161,19 @@ pub fn load(
         split::expect_share(flag, share.unwrap_or(0.0))?;
     }
     let path = Path::new(spec);
-    let pictures = spec != "mnist" && folder::holds(path);
+    // Others can be scaled and split as is asked for.
+    let mut fixed = true;
     let mut splits = if spec == "mnist" {
         mnist::load()?
-    } else if pictures {
+    } else if parquet::holds(path) {
+        fixed = false;
+        parquet::load(spec, path, request, None, progress)?
+    } else if cifar::holds(path) {
+        cifar::load(spec, path)?
+    } else if npz::is(path) {
+        npz::load(spec, path)?
+    } else if folder::holds(path) {
+        fixed = false;
         folder::load(spec, request, progress)?
     } else if path.is_dir() {
         idx::load_folder(path)?
@@ -170,11 +186,11 @@ pub fn load(
         return Err(Error::data(
             path,
             format!(
-                "expected \"mnist\", a folder of IDX files or a folder of pictures, found {found}"
+                "expected \"mnist\", a folder of pictures, IDX files, CIFAR's binary files or Parquet files, or an .npz file, found {found}"
             ),
         ));
     };
-    if !pictures {
+    if fixed {
         expect_fixed(request, &splits)?;
     }
     if let (None, Some(share)) = (&splits.validation, request.validation)
@@ -182,6 +198,7 @@ pub fn load(
     {
         splits.validation = Some(split::carve(&mut splits.train, share, request.split_seed));
     }
+    splits.notes.extend(survey::leak(&splits));
     Ok(splits)
 }
 
@@ -197,10 +214,18 @@ pub fn load_test(
     cache: Option<&Path>,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<(Dataset, Vec<String>)> {
-    if spec != "mnist" && folder::holds(Path::new(spec)) {
+    let path = Path::new(spec);
+    let splits = if spec != "mnist" && parquet::holds(path) {
+        let request = Request {
+            image_size: Some([shape.height, shape.width]),
+            ..Request::default()
+        };
+        parquet::load(spec, path, &request, Some(shape.channels), progress)?
+    } else if spec != "mnist" && folder::holds(path) {
         return folder::load_test(spec, shape, cache, progress);
-    }
-    let splits = load(spec, &Request::default(), progress)?;
+    } else {
+        load(spec, &Request::default(), progress)?
+    };
     Ok((splits.test, splits.notes))
 }
 
@@ -250,26 +275,9 @@ impl Normalization {
     /// The normalisation that gives each channel mean 0 and variance 1 over all images of
     /// `dataset`; a channel that is constant becomes 0. Sums are exact, rounding comes last.
     pub fn of(dataset: &Dataset) -> Normalization {
-        let channels = dataset.shape.channels;
-        let mut histograms = vec![[0u64; 256]; channels];
-        for pixel in dataset.images.chunks_exact(channels) {
-            for (histogram, &byte) in histograms.iter_mut().zip(pixel) {
-                histogram[usize::from(byte)] += 1;
-            }
-        }
-        let (scale, shift) = histograms
-            .iter()
-            .map(|histogram| {
-                let moment = |power| {
-                    (0u128..)
-                        .zip(histogram)
-                        .map(|(byte, &n)| byte.pow(power) * u128::from(n))
-                        .sum::<u128>()
-                };
-                let (n, sum, squares) = (moment(0).max(1), moment(1), moment(2));
-                let mean = sum as f64 / n as f64;
-                // n²·variance, a whole number: 0 exactly when the channel is constant.
-                let deviation = ((n * squares - sum * sum) as f64).sqrt() / n as f64;
+        let (scale, shift) = moments(dataset)
+            .into_iter()
+            .map(|[mean, deviation]| {
                 let scale = if deviation > 0.0 {
                     1.0 / deviation
                 } else {
@@ -282,6 +290,33 @@ impl Normalization {
     }
 }
 
+/// Mean and standard deviation of the bytes of each channel. Sums are exact, rounding comes last; the
+/// deviation is 0 exactly when the channel is constant.
+fn moments(dataset: &Dataset) -> Vec<[f64; 2]> {
+    let channels = dataset.shape.channels;
+    let mut histograms = vec![[0u64; 256]; channels];
+    for pixel in dataset.images.chunks_exact(channels) {
+        for (histogram, &byte) in histograms.iter_mut().zip(pixel) {
+            histogram[usize::from(byte)] += 1;
+        }
+    }
+    histograms
+        .iter()
+        .map(|histogram| {
+            let moment = |power| {
+                (0u128..)
+                    .zip(histogram)
+                    .map(|(byte, &n)| byte.pow(power) * u128::from(n))
+                    .sum::<u128>()
+            };
+            let (n, sum, squares) = (moment(0).max(1), moment(1), moment(2));
+            // n²·variance, a whole number.
+            let deviation = ((n * squares - sum * sum) as f64).sqrt() / n as f64;
+            [sum as f64 / n as f64, deviation]
+        })
+        .collect()
+}
+
 /// Puts the two splits of a dataset together; `path` is what errors name.
 fn splits(
     name: &str,
@@ -290,15 +325,6 @@ fn splits(
     train: (idx::Images, Vec<u8>),
     test: (idx::Images, Vec<u8>),
 ) -> Result<Splits> {
-    if train.0.shape != test.0.shape {
-        return Err(Error::data(
-            path,
-            format!(
-                "expected test images of the shape of the training images ({}), found {}; use files of one dataset",
-                train.0.shape, test.0.shape
-            ),
-        ));
-    }
     let dataset = |(images, labels): (idx::Images, Vec<u8>)| Dataset {
         images: images.bytes,
         labels: labels.into_iter().map(u32::from).collect(),
@@ -306,12 +332,34 @@ fn splits(
         classes,
         class_names: (0..classes).map(|class| class.to_string()).collect(),
     };
-    let (train, test) = (dataset(train), dataset(test));
+    assembled(name, path, dataset(train), None, dataset(test))
+}
+
+/// The splits of a dataset, which must have one image shape; `path` is what errors name.
+fn assembled(
+    name: &str,
+    path: &Path,
+    train: Dataset,
+    validation: Option<Dataset>,
+    test: Dataset,
+) -> Result<Splits> {
+    let others = validation.iter().map(|split| ("validation", split));
+    for (which, split) in others.chain([("test", &test)]) {
+        if split.shape != train.shape {
+            return Err(Error::data(
+                path,
+                format!(
+                    "expected {which} images of the shape of the training images ({}), found {}; use files of one dataset",
+                    train.shape, split.shape
+                ),
+            ));
+        }
+    }
     Ok(Splits {
         name: name.into(),
         notes: without_images(&train).into_iter().collect(),
         train,
-        validation: None,
+        validation,
         test,
     })
 }

@@ -73,6 +73,9 @@ impl CpuEngine {
         if let Some(weights) = &options.class_weights {
             engine.set_kept("class_weights", weights)?;
         }
+        if let Some(quantiles) = options.quantiles() {
+            engine.set_kept("quantiles", &quantiles)?;
+        }
         if let Some(factors) = plan::factors(model, optimizer, options)? {
             engine.set_kept("factors", &factors)?;
         }
@@ -86,6 +89,10 @@ impl CpuEngine {
     pub fn device() -> String {
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
         format!("CPU ({threads} threads)")
+    }
+
+    pub(super) fn micro(&self) -> bool {
+        self.options.micro
     }
 
     pub(super) fn state_vectors(&self) -> usize {
@@ -123,6 +130,14 @@ impl CpuEngine {
             .values
             .swap(self.places[one], self.places[other]);
         Ok(())
+    }
+
+    /// Most samples of a step on this split: of an evaluation's, as many as training takes, each in all views.
+    fn batch_of(&self, split: Split) -> usize {
+        match split {
+            Split::Train => self.batch,
+            _ => (self.batch / self.options.views.count()).max(1),
+        }
     }
 
     /// Where the plan stands in the list of plans.
@@ -176,7 +191,7 @@ impl CpuEngine {
     ) -> Result<()> {
         expect_dataset(&self.model, &images, labels, normalization)?;
         let len = labels.len();
-        let steps = most_rows(len, self.batch, self.options.micro);
+        let steps = most_rows(len, self.batch_of(split), self.options.micro);
         // Another split takes the place of one that was there.
         let old = self.splits[split as usize]
             .take()
@@ -203,10 +218,12 @@ impl CpuEngine {
             put("metrics", words(2 * steps)),
             put("predictions", words(len)),
         ];
-        self.splits[split as usize] = Some(Samples {
-            len,
-            tensors: tensors.into_iter().collect(),
-        });
+        let mut tensors: HashMap<_, _> = tensors.into_iter().collect();
+        if self.options.keep_logits && split != Split::Train {
+            let values = Values::zeros(Dtype::F32, len * self.model.classes);
+            tensors.extend([put("outputs", values)]);
+        }
+        self.splits[split as usize] = Some(Samples { len, tensors });
         Ok(())
     }
 
@@ -230,8 +247,9 @@ impl CpuEngine {
         progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
     ) -> Result<Evaluation> {
         let len = uploaded(&self.splits[split as usize])?.len;
-        let steps = evaluation_steps(len, self.batch);
-        let (batch, mut done, mut loss_sum) = (self.batch, 0, 0.0);
+        let batch = self.batch_of(split);
+        let steps = evaluation_steps(len, batch);
+        let (mut done, mut loss_sum) = (0, 0.0);
         self.run(split, &steps, &mut |new| {
             for metrics in new {
                 done += steps[done / batch].count as usize;
@@ -241,9 +259,17 @@ impl CpuEngine {
         })?;
         let mut predictions = self.words(split, "predictions").to_vec();
         predictions.truncate(done);
+        let outputs = uploaded(&self.splits[split as usize])?
+            .tensors
+            .get("outputs");
+        let logits = outputs.map(|place| match &self.memory.values[*place] {
+            Values::Floats(values) => values[..done * self.model.classes].to_vec(),
+            _ => Vec::new(),
+        });
         Ok(Evaluation {
             loss_sum,
             predictions,
+            logits,
         })
     }
 
@@ -302,9 +328,14 @@ impl CpuEngine {
     ///
     /// # Errors
     /// As [`Plan::new`].
-    pub fn memory(model: &Model, batch: usize, optimizer: &Optimizer) -> Result<u64> {
+    pub fn memory(
+        model: &Model,
+        batch: usize,
+        optimizer: &Optimizer,
+        options: &Options,
+    ) -> Result<u64> {
         let mode = Mode::Train(*optimizer);
-        let plan = Plan::new(model, batch, mode, &Options::default(), Target::Cpu)?;
+        let plan = Plan::new(model, batch, mode, options, Target::Cpu)?;
         let held: u64 = plan.memory().iter().map(|(_, bytes)| bytes).sum();
         let scratch = plan.specs().map(fast::scratch_bytes).max().unwrap_or(0);
         let kept = 1 + optimizer.state_vectors() as u64;

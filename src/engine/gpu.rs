@@ -8,7 +8,7 @@ use super::{
 };
 use crate::error::{Error, Result};
 use crate::gpu::{AdapterReport, Buffer, Dispatch, Gpu, Readback, Span, Ticket};
-use crate::host::fitting_batch;
+use crate::host::{batch_advice, fitting_batch};
 use crate::kernels::{Dtype, Metrics, STEP_ELEMENTS, Step, View, average};
 use crate::model::recipe::Optimizer;
 use crate::model::{Model, initial_running};
@@ -28,7 +28,7 @@ const SLAB: u64 = 32 << 20;
 /// GPU, and short enough for a smooth progress bar.
 const SUBMISSION: Duration = Duration::from_millis(100);
 
-/// Most samples of an evaluation batch, so that even a tiny model's evaluation comes in several short
+/// Most views of samples in an evaluation batch, so that even a tiny model's evaluation comes in several short
 /// submissions.
 const MOST_EVALUATED: usize = 1 << 14;
 
@@ -154,7 +154,7 @@ fn based(steps: &[Step], slabs: &[Slab]) -> Vec<Step> {
 }
 
 /// The plan of an evaluation beside that of training steps. It never runs while they do, so it uses their
-/// memory, and takes as many samples as fit there where that is wanted.
+/// memory: its batch shows as many views as the steps' has samples, or as fit there where that is wanted.
 ///
 /// # Errors
 /// As [`Plan::new`].
@@ -165,7 +165,8 @@ fn evaluation_plan(
     adapter: &AdapterReport,
 ) -> Result<Plan> {
     let plan = |batch| Plan::new(model, batch, Mode::Evaluate, options, Target::Gpu(adapter));
-    let same = plan(training.batch)?;
+    let views = options.views.count();
+    let same = plan((training.batch / views).max(1))?;
     if !options.large_evaluation.unwrap_or(!adapter.software) || options.explicit_conv {
         return Ok(same);
     }
@@ -179,11 +180,11 @@ fn evaluation_plan(
     // The smallest ones hold a number a sample, whoever has to make room for them.
     let ratios = floats(&same).into_iter().enumerate().map(|(i, wanted)| {
         let room = room.get(i).copied().unwrap_or(0);
-        room * training.batch / wanted
+        room * same.batch / wanted
     });
-    let fitting = ratios.min().unwrap_or(0).min(MOST_EVALUATED);
+    let fitting = ratios.min().unwrap_or(0).min(MOST_EVALUATED / views);
     let fitting = fitting.min(most_samples(model, options)?);
-    if fitting > training.batch {
+    if fitting > same.batch {
         plan(fitting)
     } else {
         Ok(same)
@@ -252,7 +253,7 @@ impl GpuEngine {
                     };
                     let batch = fitting_batch(batch, |batch| Ok(total(batch)? <= room));
                     let advice = match batch.ok().flatten() {
-                        Some(batch) => format!("use --batch-size {batch}"),
+                        Some(batch) => batch_advice(batch, options.micro),
                         None => "use a smaller model, or --device cpu".into(),
                     };
                     Error::OutOfMemory {
@@ -327,6 +328,9 @@ impl GpuEngine {
         if let Some(weights) = &options.class_weights {
             engine.set_kept("class_weights", weights)?;
         }
+        if let Some(quantiles) = options.quantiles() {
+            engine.set_kept("quantiles", &quantiles)?;
+        }
         if let Some(factors) = plan::factors(model, optimizer, options)? {
             engine.set_kept("factors", &factors)?;
         }
@@ -348,6 +352,10 @@ impl GpuEngine {
     /// Samples per step of an evaluation, see [`Options::large_evaluation`].
     pub fn evaluation_batch(&self) -> usize {
         self.evaluation.plan.batch
+    }
+
+    pub(super) fn micro(&self) -> bool {
+        self.options.micro
     }
 
     pub(super) fn state_vectors(&self) -> usize {
@@ -417,7 +425,19 @@ impl GpuEngine {
                 let bytes = self.options.slab_bytes.unwrap_or(SLAB).min(limit);
                 let batch = self.planned(split).plan.batch;
                 let room = (bytes as usize / elements).max(batch).min(labels.len());
-                let mut resident = self.place(split, &images, labels, normalization, Some(room))?;
+                let placed = self.place(split, &images, labels, normalization, Some(room));
+                let mut resident = placed.map_err(|e| match e {
+                    Error::OutOfMemory {
+                        label,
+                        what,
+                        allocated,
+                    } => Error::OutOfMemory {
+                        label,
+                        what: format!("{what} after {}; {}", BinaryBytes(allocated), self.advice()),
+                        allocated,
+                    },
+                    other => other,
+                })?;
                 if let Some(streamed) = &mut resident.streamed {
                     streamed.images = images;
                 }
@@ -426,6 +446,14 @@ impl GpuEngine {
         };
         self.splits[split as usize] = Some(resident);
         Ok(())
+    }
+
+    /// What makes room for a dataset.
+    fn advice(&self) -> String {
+        match self.training.plan.batch {
+            1 => "use a smaller model, or --device cpu".into(),
+            batch => batch_advice(batch / 2, self.options.micro),
+        }
     }
 
     fn planned(&self, split: Split) -> &Planned {
@@ -452,24 +480,9 @@ impl GpuEngine {
             None => vec![gpu.upload("dataset images", images)?],
             Some(room) => (0..2)
                 .map(|_| gpu.buffer("dataset slab", (room * elements).div_ceil(4)))
-                .collect::<Result<_>>()
-                .map_err(|e| match e {
-                    Error::OutOfMemory {
-                        label,
-                        what,
-                        allocated,
-                    } => Error::OutOfMemory {
-                        label,
-                        what: format!(
-                            "{what} after {}; use a smaller --micro-batch (same result) or --batch-size",
-                            BinaryBytes(allocated)
-                        ),
-                        allocated,
-                    },
-                    other => other,
-                })?,
+                .collect::<Result<_>>()?,
         };
-        let tensors = HashMap::from([
+        let mut tensors = HashMap::from([
             ("labels", gpu.upload("dataset labels", labels)?),
             ("normalization", gpu.upload("normalisation", normalization)?),
             ("order", gpu.buffer("order", len)?),
@@ -478,6 +491,9 @@ impl GpuEngine {
             ("metrics", gpu.buffer("metrics", rows * 2)?),
             ("predictions", gpu.buffer("predictions", len)?),
         ]);
+        if planned.plan.tensor("outputs").is_some() {
+            tensors.insert("outputs", gpu.buffer("outputs", len * self.model.classes)?);
+        }
         let options = Options {
             streamed: true,
             ..self.options.clone()
@@ -590,9 +606,15 @@ impl GpuEngine {
             .gpu
             .read("predictions", &resident.tensors["predictions"])?;
         predictions.truncate(metrics.len() * batch);
+        let logits = resident.tensors.get("outputs").map(|outputs| {
+            let mut logits: Vec<f32> = self.gpu.read("outputs", outputs)?;
+            logits.truncate(predictions.len() * self.model.classes);
+            Ok(logits)
+        });
         Ok(Evaluation {
             loss_sum: metrics.iter().map(|m| f64::from(m.loss_sum)).sum(),
             predictions,
+            logits: logits.transpose()?,
         })
     }
 

@@ -3,5 +3,6 @@
 mod safetensors;
 
 pub use self::safetensors::{
-    Contents, Tensor, read_safetensors, running_to_pytorch, to_pytorch, write_safetensors,
+    Contents, Fitting, Tensor, read_fitting, read_safetensors, running_to_pytorch, to_pytorch,
+    write_safetensors,
 };

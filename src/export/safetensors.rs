@@ -15,6 +15,7 @@ use crate::files::sha256;
 use crate::model::{Layer, Model, Op, Parameter};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::HashMap;
 use std::path::Path;
@@ -41,8 +42,8 @@ pub struct Tensor {
 pub struct Contents {
     /// The flat vectors asked for, in that order.
     pub vectors: Vec<Vec<f32>>,
-    /// The running statistics in their flat vector.
-    pub running: Vec<f32>,
+    /// The running statistics asked for, likewise.
+    pub running: Vec<Vec<f32>>,
     /// What the writer had to say; null for files of other programs.
     pub metadata: Value,
     /// Whether the file carries its own hash, which then is right.
@@ -145,15 +146,15 @@ fn tensors(layouts: Vec<Layout>, flat: &[f32]) -> Vec<Tensor> {
 }
 
 /// The bytes of a safetensors file with the tensors of `vectors`, pairs of a prefix for the tensors'
-/// names and a flat vector laid out like the parameters, and with the running statistics, whose names
-/// have none. The file's hash is added to the metadata. The same input gives the same bytes.
+/// names and a flat vector laid out like the parameters, and likewise of `running`, vectors of running
+/// statistics. The file's hash is added to the metadata. The same input gives the same bytes.
 ///
 /// # Errors
 /// [`Error::Shape`] for a vector that is not as long as the model's parameters or running statistics.
 pub fn write_safetensors(
     model: &Model,
     vectors: &[(&str, &[f32])],
-    running: &[f32],
+    running: &[(&str, &[f32])],
     metadata: Map<String, Value>,
 ) -> Result<Vec<u8>> {
     let mut named = Vec::new();
@@ -180,7 +181,10 @@ pub fn write_safetensors(
     for (prefix, flat) in vectors {
         add(prefix, &trained, flat, model.parameter_elements)?;
     }
-    add("", &layouts(model, true), running, model.running_elements)?;
+    let of_running = layouts(model, true);
+    for (prefix, flat) in running {
+        add(prefix, &of_running, flat, model.running_elements)?;
+    }
     let views = named
         .iter()
         .map(|(name, shape, bytes)| {
@@ -217,17 +221,17 @@ fn file_hash(bytes: &[u8], place: usize) -> String {
     sha256([&bytes[..place], NO_HASH, &bytes[place + NO_HASH.len()..]])
 }
 
-/// Reads flat vectors from the bytes of a safetensors file, one for each of `prefixes`, and the running
-/// statistics: the other direction of [`write_safetensors`]. `path` stands for the file in messages.
-///
+/// A file whose header was read: what is in it, what the writer had to say, and whether it carries its own
+/// hash, which then is right.
+struct Opened<'a> {
+    file: SafeTensors<'a>,
+    metadata: Value,
+    hashed: bool,
+}
+
 /// # Errors
-/// [`Error::Checkpoint`] for a damaged file, and for one whose tensors are not those of `model`.
-pub fn read_safetensors(
-    model: &Model,
-    bytes: &[u8],
-    prefixes: &[&str],
-    path: &Path,
-) -> Result<Contents> {
+/// [`Error::Checkpoint`] for a damaged file.
+fn open<'a>(bytes: &'a [u8], path: &Path) -> Result<Opened<'a>> {
     let damaged = |e: safetensors::SafeTensorError| {
         let what = format!(
             "expected a whole safetensors file, found a damaged one ({e}); use another run or train again"
@@ -250,41 +254,71 @@ pub fn read_safetensors(
             ));
         }
     }
-    let read = |prefix: &str, layouts: &[Layout], elements: usize| {
-        let mut flat = vec![0.0; elements];
-        for layout in layouts {
-            let name = format!("{prefix}{}", layout.name);
-            let shape = &layout.shape;
-            let expected = format!(
-                "expected '{name}' of {shape:?} f32 for model '{}'",
-                model.name
-            );
-            let wrong = |found: String| {
-                Error::checkpoint(
-                    path,
-                    format!("{expected}, found {found}; use the model that the file was made with"),
-                )
-            };
-            let tensor = file
-                .tensor(&name)
-                .map_err(|_| wrong("no such tensor".into()))?;
-            if tensor.shape() != *shape || tensor.dtype() != Dtype::F32 {
-                return Err(wrong(format!("{:?} {:?}", tensor.shape(), tensor.dtype())));
+    Ok(Opened {
+        file,
+        hashed: hash.is_some(),
+        metadata,
+    })
+}
+
+/// Puts the tensor that is called `name` in a file where `layout` has it; else says what the file has.
+fn take(
+    file: &SafeTensors,
+    name: &str,
+    layout: &Layout,
+    flat: &mut [f32],
+) -> std::result::Result<(), String> {
+    let tensor = file.tensor(name).map_err(|_| "no such tensor")?;
+    if tensor.shape() != layout.shape || tensor.dtype() != Dtype::F32 {
+        return Err(format!("{:?} {:?}", tensor.shape(), tensor.dtype()));
+    }
+    let (values, _) = tensor.data().as_chunks();
+    for (place, value) in layout.places().zip(values) {
+        flat[place] = f32::from_le_bytes(*value);
+    }
+    Ok(())
+}
+
+/// Reads flat vectors from the bytes of a safetensors file, one for each of `prefixes`, and running
+/// statistics, one for each of `running_prefixes`: the other direction of [`write_safetensors`]. `path`
+/// stands for the file in messages.
+///
+/// # Errors
+/// [`Error::Checkpoint`] for a damaged file, and for one whose tensors are not those of `model`.
+pub fn read_safetensors(
+    model: &Model,
+    bytes: &[u8],
+    prefixes: &[&str],
+    running_prefixes: &[&str],
+    path: &Path,
+) -> Result<Contents> {
+    let Opened {
+        file,
+        metadata,
+        hashed,
+    } = open(bytes, path)?;
+    let read = |prefixes: &[&str], layouts: &[Layout], elements: usize| {
+        let mut vectors = Vec::new();
+        for prefix in prefixes {
+            let mut flat = vec![0.0; elements];
+            for layout in layouts {
+                let name = format!("{prefix}{}", layout.name);
+                take(&file, &name, layout, &mut flat).map_err(|found| {
+                    let (shape, model) = (&layout.shape, &model.name);
+                    let what = format!(
+                        "expected '{name}' of {shape:?} f32 for model '{model}', found {found}; use the model that the file was made with"
+                    );
+                    Error::checkpoint(path, what)
+                })?;
             }
-            let (values, _) = tensor.data().as_chunks();
-            for (place, value) in layout.places().zip(values) {
-                flat[place] = f32::from_le_bytes(*value);
-            }
+            vectors.push(flat);
         }
-        Ok(flat)
+        Ok(vectors)
     };
     let (trained, running) = (layouts(model, false), layouts(model, true));
-    let vectors = prefixes
-        .iter()
-        .map(|prefix| read(prefix, &trained, model.parameter_elements))
-        .collect::<Result<Vec<_>>>()?;
-    let expected = prefixes.len() * trained.len() + running.len();
-    let running = read("", &running, model.running_elements)?;
+    let expected = prefixes.len() * trained.len() + running_prefixes.len() * running.len();
+    let vectors = read(prefixes, &trained, model.parameter_elements)?;
+    let running = read(running_prefixes, &running, model.running_elements)?;
     if file.len() != expected {
         return Err(Error::checkpoint(
             path,
@@ -298,9 +332,43 @@ pub fn read_safetensors(
     Ok(Contents {
         vectors,
         running,
-        hashed: hash.is_some(),
         metadata,
+        hashed,
     })
+}
+
+/// What [`read_fitting`] did with the tensors of a model.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Fitting {
+    /// Names of those that it took from the file.
+    pub taken: Vec<String>,
+    /// The others, each with what the file has instead.
+    pub left: Vec<(String, String)>,
+}
+
+/// Reads into flat parameters and running statistics whatever tensors of a safetensors file have names and
+/// shapes of `model`'s. The others stay as they are, and what else is in the file is passed over.
+///
+/// # Errors
+/// [`Error::Checkpoint`] for a damaged file.
+pub fn read_fitting(
+    model: &Model,
+    bytes: &[u8],
+    parameters: &mut [f32],
+    running: &mut [f32],
+    path: &Path,
+) -> Result<Fitting> {
+    let Opened { file, .. } = open(bytes, path)?;
+    let mut fitting = Fitting::default();
+    for (of_running, flat) in [(false, parameters), (true, running)] {
+        for layout in layouts(model, of_running) {
+            match take(&file, &layout.name, &layout, flat) {
+                Ok(()) => fitting.taken.push(layout.name),
+                Err(found) => fitting.left.push((layout.name, found)),
+            }
+        }
+    }
+    Ok(fitting)
 }
 
 fn shape_error(what: String) -> Error {
@@ -394,7 +462,7 @@ mod tests {
             bytes,
             write_safetensors(&model, &vectors, &[], metadata()).unwrap()
         );
-        let read = read_safetensors(&model, &bytes, &["", "moment."], Path::new("x")).unwrap();
+        let read = read_safetensors(&model, &bytes, &["", "moment."], &[], Path::new("x")).unwrap();
         let bits = |v: &[f32]| v.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
         assert_eq!(bits(&read.vectors[0]), bits(&weights));
         assert_eq!(bits(&read.vectors[1]), bits(&moment));
@@ -412,14 +480,14 @@ mod tests {
         let metadata = Map::from_iter([("architecture".to_string(), Value::from(text))]);
         let good = write_safetensors(&model, &[("", &counted(&model))], &[], metadata).unwrap();
         assert!(
-            read_safetensors(&model, &good, &[""], Path::new("x"))
+            read_safetensors(&model, &good, &[""], &[], Path::new("x"))
                 .unwrap()
                 .hashed
         );
         for bit in 0..8 * good.len() {
             let mut bytes = good.clone();
             bytes[bit / 8] ^= 1 << (bit % 8);
-            let read = read_safetensors(&model, &bytes, &[""], Path::new("x"));
+            let read = read_safetensors(&model, &bytes, &[""], &[], Path::new("x"));
             assert!(read.is_err() || !read.unwrap().hashed, "bit {bit}");
         }
     }
@@ -430,7 +498,7 @@ mod tests {
         let flat = counted(&model);
         let bytes = write_safetensors(&model, &[("", &flat)], &[], Map::new()).unwrap();
         let message = |bytes: &[u8], prefixes: &[&str]| {
-            let error = read_safetensors(&model, bytes, prefixes, Path::new("a.safetensors"));
+            let error = read_safetensors(&model, bytes, prefixes, &[], Path::new("a.safetensors"));
             error.unwrap_err().to_string()
         };
         for cut in [0, 5, 40, bytes.len() - 1] {
@@ -449,7 +517,7 @@ mod tests {
             |(), shape| Ok((Op::Dense(Conv2d::dense(shape.elements(), 3)), None)),
         )
         .unwrap();
-        let error = read_safetensors(&narrow, &bytes, &[""], Path::new("a.safetensors"));
+        let error = read_safetensors(&narrow, &bytes, &[""], &[], Path::new("a.safetensors"));
         let error = error.unwrap_err().to_string();
         assert_eq!(
             error,
@@ -491,7 +559,7 @@ mod tests {
         let bytes = write_safetensors(
             &model,
             &[("", &parameters), ("velocity.", &parameters)],
-            &running,
+            &[("", &running)],
             Map::new(),
         )
         .unwrap();
@@ -528,15 +596,48 @@ mod tests {
             (variance.shape(), variance.data()),
             (&[3][..], &expected[..])
         );
-        let read = read_safetensors(&model, &bytes, &["", "velocity."], Path::new("x")).unwrap();
+        let read =
+            read_safetensors(&model, &bytes, &["", "velocity."], &[""], Path::new("x")).unwrap();
         assert_eq!(read.vectors, [&parameters[..], &parameters[..]]);
         // Gaps come back as zeros.
         for layer in &model.layers {
             let range = layer.running_range();
-            assert_eq!(read.running[range.clone()], running[range]);
+            assert_eq!(read.running[0][range.clone()], running[range]);
         }
-        let error = write_safetensors(&model, &[("", &parameters)], &[], Map::new());
+        let error = write_safetensors(&model, &[("", &parameters)], &[("", &[])], Map::new());
         assert!(error.is_err(), "statistics left out");
+
+        // A model with another layer at its end takes what fits, to the same places.
+        let other = self::file(
+            "{ type = \"batch_norm\" }, { type = \"conv2d\", out_channels = 3, kernel = 1, bias = false }, { type = \"batch_norm\" }, { type = \"dense\", units = 4 }, { type = \"dense\", units = 2 }",
+        );
+        let mut taken = vec![-1.0; other.parameter_elements];
+        let mut statistics = vec![-1.0; other.running_elements];
+        let path = Path::new("x");
+        let fitting = read_fitting(&other, &bytes, &mut taken, &mut statistics, path).unwrap();
+        let left: Vec<&str> = fitting.left.iter().map(|(name, _)| &name[..]).collect();
+        assert_eq!(
+            left,
+            [
+                "dense1.weight",
+                "dense1.bias",
+                "dense2.weight",
+                "dense2.bias"
+            ]
+        );
+        assert_eq!(fitting.left[0].1, "[2, 18] F32");
+        assert_eq!(fitting.left[2].1, "no such tensor");
+        assert_eq!(fitting.taken.len(), 9);
+        for layer in &model.layers[..3] {
+            assert_eq!(taken[layer.range()], parameters[layer.range()]);
+            let range = layer.running_range();
+            assert_eq!(statistics[range.clone()], running[range]);
+        }
+        assert!(
+            other.layers[3..]
+                .iter()
+                .all(|l| taken[l.range()].iter().all(|v| *v == -1.0))
+        );
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! `shaders/loss.wgsl`: the two losses with their gradients and predictions, and a step's sums.
 
+use super::mix::MIX_WORDS;
 use super::{KernelSpec, STEP_ELEMENTS, View, WORKGROUP_SIZE, Work, read, update, write};
 use crate::model::Loss;
 
@@ -94,6 +95,55 @@ pub fn weighted_softmax_cross_entropy(
             write(4, "loss", loss, batch),
             write(5, "gradient", gradient, batch * classes),
             read(11, "class_weights", class_weights, classes),
+        ],
+        batch,
+    )
+}
+
+/// Softmax cross-entropy as in [`loss`], or with `class_weights` as in [`weighted_softmax_cross_entropy`], of
+/// mixed samples: the target is the share of the label's and the rest of the second one's, as
+/// [`super::mix::draw_mixes`] has written them into `mixes`. Writes `loss` and `gradient`; the predictions are
+/// [`predict`]'s.
+pub fn mixed_softmax_cross_entropy(
+    smoothing: f32,
+    batch: usize,
+    classes: usize,
+    logits: View,
+    labels: View,
+    mixes: View,
+    class_weights: Option<View>,
+    steps: View,
+    counter: View,
+    loss: View,
+    gradient: View,
+) -> KernelSpec {
+    let weighted = class_weights.is_some();
+    KernelSpec::new(
+        "mixed_softmax_cross_entropy",
+        SOURCE,
+        Work::MixedLoss {
+            smoothing,
+            weighted,
+        },
+        &[
+            ("BATCH", batch as f64),
+            ("CLASSES", classes as f64),
+            ("SMOOTHING", smoothing.into()),
+            ("WEIGHTED", f64::from(weighted)),
+        ],
+        vec![
+            read(0, "logits", logits, batch * classes),
+            read(1, "labels", labels, batch),
+            read(2, "steps", steps, STEP_ELEMENTS),
+            read(3, "counter", counter, 1),
+            write(4, "loss", loss, batch),
+            write(5, "gradient", gradient, batch * classes),
+            match class_weights {
+                Some(weights) => read(11, "class_weights", weights, classes),
+                // A binding must hold something.
+                None => read(11, "class_weights", logits, 0),
+            },
+            read(12, "mixes", mixes, batch * MIX_WORDS),
         ],
         batch,
     )

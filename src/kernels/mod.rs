@@ -10,6 +10,7 @@
 
 pub mod activation;
 mod adapter;
+pub mod augment;
 pub mod average;
 pub mod batch_norm;
 pub mod clip;
@@ -23,13 +24,16 @@ pub mod im2col;
 pub mod join;
 pub mod lanes;
 pub mod loss;
+pub mod mix;
 pub mod muon;
 pub mod optimizer;
+pub mod outputs;
 pub mod peak;
 pub mod pool;
 pub mod reduce;
 mod spec;
 pub mod step;
+pub mod views;
 
 pub use adapter::AdapterReport;
 pub use spec::{Access, Argument, Cost, Dtype, KernelSpec, View, Work};

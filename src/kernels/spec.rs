@@ -5,8 +5,10 @@ use super::WORKGROUP_SIZE;
 use super::batch_norm::BatchNorm;
 use super::conv2d::Product;
 use super::group_norm::GroupNorm;
+use super::mix::Mix;
 use crate::error::Result;
-use crate::model::recipe::Optimizer;
+use crate::model::augment::Augment;
+use crate::model::recipe::{Optimizer, Views};
 use crate::model::{Activation, Conv2d, Loss, Pool2d, Shape};
 use std::borrow::Cow;
 
@@ -95,6 +97,23 @@ pub struct Argument {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Work {
     GatherBatch {
+        shape: Shape,
+        streamed: bool,
+    },
+    GatherViews {
+        shape: Shape,
+        views: Views,
+        streamed: bool,
+    },
+    AverageViews(Views),
+    DrawMixes(Mix),
+    MixBatch(Shape),
+    DrawAugmentation {
+        augment: Augment,
+        shape: Shape,
+    },
+    AugmentBatch {
+        augment: Augment,
         shape: Shape,
         streamed: bool,
     },
@@ -194,7 +213,14 @@ pub enum Work {
     WeightedLoss {
         smoothing: f32,
     },
+    MixedLoss {
+        smoothing: f32,
+        weighted: bool,
+    },
     Predict {
+        classes: usize,
+    },
+    StoreLogits {
         classes: usize,
     },
     SumMetrics,

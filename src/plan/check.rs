@@ -3,8 +3,9 @@
 use super::memory::alignment;
 use super::{Lifetime, Mode, Options, Plan, Target, Tensor};
 use crate::error::{Error, Result};
-use crate::host::fitting_batch;
+use crate::host::{batch_advice, fitting_batch};
 use crate::kernels::{Access, AdapterReport, View};
+use crate::model::recipe::Views;
 use crate::model::{MAX_ELEMENTS, Model};
 use indicatif::BinaryBytes;
 
@@ -26,7 +27,7 @@ fn largest_share(model: &Model, options: &Options) -> Result<(String, usize)> {
     Ok(largest.map_or((String::new(), 1), |t| (t.name.clone(), t.elements())))
 }
 
-/// The samples that a batch may have at most.
+/// The samples that a batch of an evaluation may have at most.
 ///
 /// # Errors
 /// As [`Plan::new`].
@@ -35,11 +36,20 @@ pub fn most_samples(model: &Model, options: &Options) -> Result<usize> {
     Ok((MAX_ELEMENTS / elements as u128) as usize)
 }
 
-/// Refuses a batch that is empty or has more elements in a tensor than the kernels can index.
+/// Refuses a batch of training that is empty or has more elements in a tensor than the kernels can index.
 ///
 /// # Errors
 /// [`Error::Usage`] with the largest batch size.
 pub fn expect_batch(model: &Model, batch: usize, options: &Options) -> Result<()> {
+    let one_view = Options {
+        views: Views::One,
+        ..options.clone()
+    };
+    expect_samples(model, batch, &one_view)
+}
+
+/// The same of an evaluation, which may show each image in several views.
+pub(super) fn expect_samples(model: &Model, batch: usize, options: &Options) -> Result<()> {
     let (name, elements) = largest_share(model, options)?;
     let most = most_samples(model, options)?;
     if (1..=most).contains(&batch) {
@@ -50,17 +60,24 @@ pub fn expect_batch(model: &Model, batch: usize, options: &Options) -> Result<()
             "expected at most {MAX_ELEMENTS} elements in a tensor, found {elements} an image in {name}; leave --conv explicit out"
         ),
         _ => format!(
-            "expected --batch-size from 1 to {most} ({name} has {elements} elements an image, and a tensor holds {MAX_ELEMENTS} at most), found {batch}; use --batch-size {most} or smaller"
+            "expected --{} from 1 to {most} ({name} has {elements} elements an image, and a tensor holds {MAX_ELEMENTS} at most), found {batch}; {}",
+            if options.micro {
+                "micro-batch"
+            } else {
+                "batch-size"
+            },
+            batch_advice(most, options.micro)
         ),
     }))
 }
 
 impl Plan {
-    /// Refuses a plan with a tensor that `adapter` does not bind, with the flag that helps. `smaller`
-    /// makes the same plan for another batch.
+    /// Refuses a plan with a tensor that `adapter` does not bind, with the flag that helps; `micro` says
+    /// whether its steps are parts of batches. `smaller` makes the same plan for another batch.
     pub(super) fn expect_bindings(
         &self,
         adapter: &AdapterReport,
+        micro: bool,
         smaller: impl Fn(usize) -> Result<Plan>,
     ) -> Result<()> {
         let limit = adapter.binding_limit();
@@ -96,14 +113,15 @@ impl Plan {
         }
         let fits = |batch| Ok(largest(&smaller(batch)?, Lifetime::Step).1 <= limit);
         let advice = match fitting_batch(self.batch, fits)? {
-            Some(batch) => format!("use --batch-size {batch} or smaller"),
+            Some(batch) => batch_advice(batch, micro),
             None => "even one image is too large; use a smaller model or smaller images, or another --device: cpu has no such limit".into(),
         };
         Err(Error::Usage(format!(
-            "expected tensors of at most {} on {}, which binds no more in one buffer, found {} for '{name}' at batch size {}; {advice}",
+            "expected tensors of at most {} on {}, which binds no more in one buffer, found {} for '{name}' at {} {}; {advice}",
             BinaryBytes(limit),
             adapter.name,
             BinaryBytes(size),
+            if micro { "micro-batch" } else { "batch size" },
             self.batch
         )))
     }

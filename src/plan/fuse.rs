@@ -12,7 +12,7 @@ impl Plan {
     /// what was pooled, max-pooling into the product.
     pub(super) fn fuse(&mut self, family: Family) {
         self.fold_batch_norms();
-        self.rewrite(|plan, first, second| relu_into_product(plan.batch, first, second));
+        self.rewrite(|_, first, second| relu_into_product(first, second));
         self.rewrite(mask_into_gradient);
         self.rewrite(|_, first, second| pool_into_product(first, second, family));
     }
@@ -77,7 +77,10 @@ impl Plan {
                 };
                 conv2d::conv2d_forward(product, image, folded, y, None)
             }
-            _ => grouped::grouped_forward(&biased, self.batch, false, image, folded, y),
+            _ => {
+                let batch = y.len / g.output.elements();
+                grouped::grouped_forward(&biased, batch, false, image, folded, y)
+            }
         };
         let both = [fold, convolution].map(|new| new.of_layer(&spec.layer));
         Some((first, both))
@@ -145,7 +148,7 @@ fn passed_on(writer: &KernelSpec, reader: &KernelSpec) -> Option<View> {
 }
 
 /// `y = max(0, x·W + b)` in one.
-fn relu_into_product(batch: usize, first: &KernelSpec, second: &KernelSpec) -> Option<KernelSpec> {
+fn relu_into_product(first: &KernelSpec, second: &KernelSpec) -> Option<KernelSpec> {
     match (&first.work, &second.work) {
         (Work::Product(p), Work::ActivationForward(Activation::Relu)) if p.pool.is_none() => {
             let product = Product { relu: true, ..*p };
@@ -167,6 +170,7 @@ fn relu_into_product(batch: usize, first: &KernelSpec, second: &KernelSpec) -> O
         ) => {
             let (x, parameters) = (first.view("x"), first.view("parameters"));
             let y = second.view("y");
+            let batch = y.len / geometry.output.elements();
             Some(grouped::grouped_forward(
                 geometry, batch, true, x, parameters, y,
             ))

@@ -21,14 +21,17 @@ pub use check::{expect_batch, most_samples};
 pub use memory::Slot;
 pub use update::factors;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernels::conv2d::{Family, Pass, Product, Tile};
+use crate::kernels::mix::{self, Mix};
 use crate::kernels::{
-    Access, AdapterReport, Dtype, KernelSpec, STEP_ELEMENTS, View, Work, gather, loss, reduce, step,
+    Access, AdapterReport, Dtype, KernelSpec, STEP_ELEMENTS, View, Work, augment, gather, loss,
+    outputs, reduce, step, views,
 };
 use crate::model::augment::Augment;
-use crate::model::recipe::{ClassWeights, Groups, Optimizer, Recipe};
+use crate::model::recipe::{ClassWeights, Groups, Optimizer, Recipe, Views};
 use crate::model::{Factors, Layer, Loss, Model, Shape};
+use check::expect_samples;
 use std::collections::HashMap;
 
 /// What a plan is for.
@@ -68,10 +71,14 @@ pub struct Options {
     /// How much of the target of softmax cross-entropy is spread over all classes while training, from 0
     /// to 1. An evaluation gives the plain loss whatever it was trained by.
     pub label_smoothing: f32,
+    /// Whether an evaluation keeps the logits of all samples, not their predictions alone.
+    pub keep_logits: bool,
     /// What a training sample of each class counts in softmax cross-entropy, `[classes]`; 1 without.
     pub class_weights: Option<Vec<f32>>,
     /// How training images are changed at random; an evaluation shows them as they are.
     pub augment: Augment,
+    /// In which views an evaluation shows each image; training steps show one.
+    pub views: Views,
     /// Whether the images on the device are those of a slab, in the epoch's order from the row's
     /// [`crate::kernels::Step::base`] on, instead of all of a split.
     pub streamed: bool,
@@ -103,15 +110,24 @@ impl Options {
                 _ => None,
             },
             augment: recipe.augment,
-            micro: recipe
-                .micro_batch
-                .is_some_and(|micro| micro < recipe.batch_size),
+            views: recipe.views,
+            micro: recipe.step_batch() < recipe.batch_size,
             groups: recipe.groups.clone(),
             clip_norm: recipe.clip_norm,
             average: recipe.average.is_some(),
             lr: Some(recipe.lr),
             ..Options::default()
         }
+    }
+
+    /// What the kept tensor `quantiles` of a training plan holds, see [`mix::quantiles`]; `None` where it has no
+    /// such tensor, since no images are mixed.
+    pub fn quantiles(&self) -> Option<Vec<f32>> {
+        let Augment {
+            mix_up, cut_mix, ..
+        } = self.augment;
+        let mixes = self.augment.mixes();
+        mixes.then(|| mix::quantiles(mix_up, cut_mix))
     }
 }
 
@@ -191,10 +207,20 @@ impl Plan {
         options: &Options,
         target: Target,
     ) -> Result<Plan> {
-        expect_batch(model, batch, options)?;
+        match mode {
+            Mode::Train(_) => expect_batch(model, batch, options)?,
+            Mode::Evaluate => expect_samples(model, batch, options)?,
+        }
+        let trains = mode != Mode::Evaluate;
+        if trains && options.augment.mixes() && model.loss != Loss::SoftmaxCrossEntropy {
+            return Err(Error::Usage(format!(
+                "expected no mix_up and no cut_mix with the loss {}, which takes one label an image; set both to 0, or the model's loss to softmax_cross_entropy",
+                model.loss.name()
+            )));
+        }
         let plan = Plan::unchecked(model, batch, mode, options, target)?;
         if let Target::Gpu(adapter) = target {
-            plan.expect_bindings(adapter, |batch| {
+            plan.expect_bindings(adapter, options.micro, |batch| {
                 Plan::unchecked(model, batch, mode, options, target)
             })?;
         }
@@ -219,6 +245,7 @@ impl Plan {
         }
         builder.gather(options);
         builder.forward();
+        builder.average(options);
         let gradient = builder.loss(options);
         if let Mode::Train(optimizer) = mode {
             builder.backward(gradient);
@@ -335,6 +362,8 @@ pub(crate) struct Builder<'a> {
     labels: View,
     losses: View,
     prediction: View,
+    /// How the samples are mixed, where they are.
+    mixes: Option<View>,
     /// What a layer's forward pass keeps for its way back, by the layer's number and a name.
     saved: HashMap<(usize, &'static str), View>,
     /// How the parameters of each layer are trained; empty where none are.
@@ -367,6 +396,12 @@ impl<'a> Builder<'a> {
         let (data, kept, step) = (Lifetime::Data, Lifetime::Kept, Lifetime::Step);
         let image = model.input;
         let dims = [batch, image.height, image.width, image.channels];
+        let views = match mode {
+            Mode::Train(_) => Views::One,
+            Mode::Evaluate => options.views,
+        };
+        let mut seen = dims;
+        seen[0] *= views.count();
         Builder {
             data: Data {
                 images: add("images", &dims, Dtype::U8, data, true),
@@ -391,7 +426,7 @@ impl<'a> Builder<'a> {
                 Mode::Evaluate => None,
             },
             accumulated: None,
-            values: vec![add("input", &dims, f32, step, true)],
+            values: vec![add("input", &seen, f32, step, true)],
             labels: add("batch_labels", &[batch], u32, step, true),
             losses: add("losses", &[batch], f32, step, true),
             prediction: add("prediction", &[batch], u32, step, true),
@@ -407,6 +442,7 @@ impl<'a> Builder<'a> {
             kernels: Vec::new(),
             section: Section::Gather,
             layer: String::new(),
+            mixes: None,
             saved: HashMap::new(),
             factors: Vec::new(),
             frozen: Vec::new(),
@@ -485,10 +521,48 @@ impl<'a> Builder<'a> {
     }
 
     fn gather(&mut self, options: &Options) {
+        if !self.trains() && options.views != Views::One {
+            self.gather_views(options);
+            return;
+        }
+        let mixes = self.trains() && options.augment.mixes();
+        let [x, labels] = match mixes {
+            true => [
+                self.maps("unmixed", self.model.input, Dtype::F32),
+                self.batch_words("unmixed_labels", 1),
+            ],
+            false => [self.values[0], self.labels],
+        };
+        if self.trains() && options.augment.changes_images() {
+            self.augment(options, x, labels);
+        } else {
+            let data = &self.data;
+            self.emit(gather::gather_batch(
+                self.model.input,
+                self.batch,
+                options.streamed,
+                data.images,
+                data.labels,
+                data.order,
+                data.steps,
+                data.counter,
+                data.normalization,
+                x,
+                labels,
+            ));
+        }
+        if mixes {
+            self.mix(options, x, labels);
+        }
+    }
+
+    /// All views of the batch, and from here to [`Builder::average`] each of them is a sample.
+    fn gather_views(&mut self, options: &Options) {
         let data = &self.data;
-        let spec = gather::gather_batch(
+        let spec = views::gather_views(
             self.model.input,
             self.batch,
+            options.views,
             options.streamed,
             data.images,
             data.labels,
@@ -500,6 +574,94 @@ impl<'a> Builder<'a> {
             self.labels,
         );
         self.emit(spec);
+        self.batch *= options.views.count();
+    }
+
+    /// From the logits of an evaluation's views to those of its samples, where there are several.
+    fn average(&mut self, options: &Options) {
+        if self.trains() || options.views == Views::One {
+            return;
+        }
+        self.batch /= options.views.count();
+        let logits = self.values[self.values.len() - 1];
+        let classes = self.model.classes;
+        let mean = self.maps("logits.mean", Shape::new(1, 1, classes), Dtype::F32);
+        self.emit(views::average_views(
+            options.views,
+            self.batch,
+            classes,
+            logits,
+            mean,
+        ));
+        self.values.push(mean);
+    }
+
+    /// Mixes the gathered images and labels.
+    fn mix(&mut self, options: &Options, x: View, labels: View) {
+        let (shape, batch) = (self.model.input, self.batch);
+        let mix = Mix {
+            shape,
+            mix_up: options.augment.mix_up > 0.0,
+            cut_mix: options.augment.cut_mix > 0.0,
+        };
+        let quantiles = self.kept("quantiles", &[2, mix::QUANTILES]);
+        let mixes = self.batch_words("mixes", mix::MIX_WORDS);
+        let [steps, counter] = self.step();
+        self.emit(mix::draw_mixes(
+            mix,
+            batch,
+            labels,
+            steps,
+            counter,
+            quantiles,
+            self.labels,
+            mixes,
+        ));
+        self.emit(mix::mix_batch(shape, batch, x, mixes, self.values[0]));
+        self.mixes = Some(mixes);
+    }
+
+    /// A tensor of the step with so many words for every sample.
+    fn batch_words(&mut self, name: &str, words: usize) -> View {
+        let view = self.tensor(name, &[self.batch, words], Dtype::U32);
+        self.tensors[view.tensor].per_sample = true;
+        view
+    }
+
+    /// The batch with each image changed at random.
+    fn augment(&mut self, options: &Options, x: View, batch_labels: View) {
+        let (augment, image, batch) = (&options.augment, self.model.input, self.batch);
+        let per_sample = augment::parameters(augment);
+        let drawn = self.tensor("augmentation", &[batch, per_sample], Dtype::F32);
+        self.tensors[drawn.tensor].per_sample = true;
+        let data = &self.data;
+        let (order, normalization) = (data.order, data.normalization);
+        let (images, labels, steps, counter) = (data.images, data.labels, data.steps, data.counter);
+        self.emit(augment::draw_augmentation(
+            augment,
+            image,
+            batch,
+            labels,
+            order,
+            steps,
+            counter,
+            normalization,
+            drawn,
+            batch_labels,
+        ));
+        self.emit(augment::augment_batch(
+            augment,
+            image,
+            batch,
+            options.streamed,
+            images,
+            order,
+            steps,
+            counter,
+            normalization,
+            drawn,
+            x,
+        ));
     }
 
     /// Loss, predictions and metrics; gives the gradient by the network's output.
@@ -516,21 +678,23 @@ impl<'a> Builder<'a> {
             Mode::Evaluate => 0.0,
         };
         let weighted = options.class_weights.is_some() && self.trains();
-        if weighted && self.model.loss == Loss::SoftmaxCrossEntropy {
-            let weights = self.tensor("class_weights", &[classes], Dtype::F32);
-            self.tensors[weights.tensor].lifetime = Lifetime::Kept;
-            self.emit(loss::weighted_softmax_cross_entropy(
-                smoothing,
-                batch,
-                classes,
-                logits,
-                self.labels,
-                weights,
-                steps,
-                counter,
-                self.losses,
+        let weighted = weighted && self.model.loss == Loss::SoftmaxCrossEntropy;
+        let weights = weighted.then(|| self.kept("class_weights", &[classes]));
+        let labels = self.labels;
+        let losses = self.losses;
+        let without_predictions = match (self.mixes, weights) {
+            (Some(mixes), weights) => Some(loss::mixed_softmax_cross_entropy(
+                smoothing, batch, classes, logits, labels, mixes, weights, steps, counter, losses,
                 gradient,
-            ));
+            )),
+            (None, Some(weights)) => Some(loss::weighted_softmax_cross_entropy(
+                smoothing, batch, classes, logits, labels, weights, steps, counter, losses,
+                gradient,
+            )),
+            (None, None) => None,
+        };
+        if let Some(loss) = without_predictions {
+            self.emit(loss);
             self.emit(loss::predict(
                 batch,
                 classes,
@@ -547,13 +711,20 @@ impl<'a> Builder<'a> {
                 batch,
                 classes,
                 logits,
-                self.labels,
+                labels,
                 steps,
                 counter,
-                self.losses,
+                losses,
                 gradient,
                 self.prediction,
                 predictions,
+            ));
+        }
+        if options.keep_logits && !self.trains() {
+            let outputs = self.maps("outputs", Shape::new(1, 1, classes), Dtype::F32);
+            self.tensors[outputs.tensor].lifetime = Lifetime::Data;
+            self.emit(outputs::store_logits(
+                batch, classes, logits, steps, counter, outputs,
             ));
         }
         self.emit(loss::sum_metrics(

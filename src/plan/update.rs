@@ -48,7 +48,8 @@ fn are_needed(rule: &Optimizer, groups: &[Vec<Factors>]) -> bool {
 }
 
 impl Builder<'_> {
-    fn kept(&mut self, name: &str, shape: &[usize]) -> View {
+    /// A tensor of floats that is kept from step to step.
+    pub(super) fn kept(&mut self, name: &str, shape: &[usize]) -> View {
         let view = self.tensor(name, shape, Dtype::F32);
         self.tensors[view.tensor].lifetime = Lifetime::Kept;
         view

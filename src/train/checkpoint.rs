@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::export::{Contents, read_safetensors, write_safetensors};
 use crate::files::{replace, sha256};
 use crate::model::Model;
-use crate::model::recipe::Optimizer;
+use crate::model::recipe::{Optimizer, Recipe};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::fs;
@@ -25,6 +25,8 @@ pub struct Checkpoint {
     pub running: Vec<f32>,
     /// The optimiser's state vectors, each laid out like the parameters.
     pub optimizer_state: Vec<Vec<f32>>,
+    /// The moving averages of parameters and running statistics, where the recipe has them kept.
+    pub average: Option<[Vec<f32>; 2]>,
 }
 
 /// The trained part of an epoch: what its metrics are made of. All zero before the first step.
@@ -59,6 +61,9 @@ pub(super) struct Loaded {
     /// carries no hash either.
     pub run: Option<String>,
 }
+
+/// What the names of the averages' tensors begin with.
+const AVERAGE: &str = "average.";
 
 /// What the names of a checkpoint's tensors begin with: nothing for the parameters, then the names
 /// of the optimiser's state vectors.
@@ -95,39 +100,48 @@ impl Checkpoint {
         run: &str,
     ) -> Result<Vec<u8>> {
         let vectors = std::iter::once(&self.parameters).chain(&self.optimizer_state);
-        let named: Vec<(&str, &[f32])> = prefixes(optimizer)
+        let mut named: Vec<(&str, &[f32])> = prefixes(optimizer)
             .iter()
             .copied()
             .zip(vectors.map(Vec::as_slice))
             .collect();
+        let mut running = vec![("", &self.running[..])];
+        if let Some([parameters, statistics]) = &self.average {
+            named.push((AVERAGE, parameters));
+            running.push((AVERAGE, statistics));
+        }
         let metadata = Metadata {
             run: run.into(),
             epoch: self.epoch,
             partial: self.partial,
         };
-        write_safetensors(model, &named, &self.running, object(path, &metadata)?)
+        write_safetensors(model, &named, &running, object(path, &metadata)?)
     }
 
     /// Reads the checkpoint at `path`; `None` where there is no such file.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] for a file that is damaged or belongs to another model or optimiser.
-    pub(super) fn load(
-        path: &Path,
-        model: &Model,
-        optimizer: &Optimizer,
-    ) -> Result<Option<Loaded>> {
+    /// [`Error::Checkpoint`] for a file that is damaged or belongs to another model or recipe.
+    pub(super) fn load(path: &Path, model: &Model, recipe: &Recipe) -> Result<Option<Loaded>> {
         let bytes = match fs::read(path) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(Error::io("read", path, e)),
         };
+        let (mut prefixes, mut of_running) = (prefixes(&recipe.optimizer).to_vec(), vec![""]);
+        if recipe.average.is_some() {
+            prefixes.push(AVERAGE);
+            of_running.push(AVERAGE);
+        }
         let Contents {
-            vectors,
-            running,
+            mut vectors,
+            mut running,
             metadata,
             hashed,
-        } = read_safetensors(model, &bytes, prefixes(optimizer), path)?;
+        } = read_safetensors(model, &bytes, &prefixes, &of_running, path)?;
+        let average = recipe
+            .average
+            .and_then(|_| vectors.pop().zip(running.pop()));
         let wrong = |expected: &str| {
             let what = format!(
                 "expected {expected} in the metadata, found {metadata}; use a copy of it, or train again"
@@ -153,8 +167,9 @@ impl Checkpoint {
                 epoch,
                 partial,
                 parameters: vectors.next().unwrap_or_default(),
-                running,
+                running: running.pop().unwrap_or_default(),
                 optimizer_state: vectors.collect(),
+                average: average.map(<[Vec<f32>; 2]>::from),
             },
             run,
         }))

@@ -5,17 +5,28 @@
 //! gives the same bits, and so does a run that was interrupted and resumed in between.
 
 mod checkpoint;
+mod ensemble;
+mod init;
+mod lr_find;
 mod run;
+mod seeds;
 
 pub use checkpoint::{Checkpoint, Partial, parameter_hash};
-pub use run::{Config, DataRecord, DeviceRecord, EpochRecord, FORMAT, ModelRecord, Restored, Run};
+pub use ensemble::{class_shares, expect_alike, mean_shares};
+pub use init::{Start, start_from};
+pub use lr_find::{Point, Range, RangeTest, range_test};
+pub use run::{
+    Config, DataRecord, DeviceRecord, EpochRecord, FORMAT, InitRecord, ModelRecord, Restored, Run,
+    Weights,
+};
+pub use seeds::{SeedRun, SeedsRecord};
 
-use crate::data::Splits;
-use crate::engine::{Engine, Split};
+use crate::data::{Dataset, Splits};
+use crate::engine::{Engine, Split, ends_batch};
 use crate::error::{Error, Result};
 use crate::kernels::Step;
-use crate::model::recipe::{ClassWeights, Recipe};
-use crate::model::{initial_parameters, whiten};
+use crate::model::recipe::{ClassWeights, Recipe, Sampler};
+use crate::model::{Model, initial_parameters, whiten};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use std::ops::ControlFlow;
@@ -29,8 +40,8 @@ pub trait Observer {
     fn epoch_started(&mut self, epoch: usize, engine: &Engine) -> Result<()>;
     /// So many training images of the epoch are done, with this mean loss so far.
     fn trained(&mut self, epoch: usize, images: usize, mean_loss: f64);
-    /// So many test images of this epoch's evaluation are done.
-    fn evaluated(&mut self, images: usize);
+    /// So many images of the validation or test split are done in one of this epoch's evaluations.
+    fn evaluated(&mut self, split: Split, images: usize);
     /// The epoch is over, its checkpoint is on disk; `engine` is there to be asked.
     fn epoch_finished(&mut self, record: &EpochRecord, engine: &Engine) -> Result<()>;
     /// Something that the user should know, in one line.
@@ -100,6 +111,9 @@ impl FromStr for CheckpointEvery {
 pub enum Outcome {
     /// All planned epochs are finished.
     Finished,
+    /// Training ended before, because the validation split has seen no better epoch for as many as the
+    /// recipe has patience. There is nothing to go on with.
+    OutOfPatience,
     /// As many as [`Control::stop_after`] asked for are.
     Stopped,
     /// It was asked to stop after this step (from 1) of this epoch (from 1), and has written a
@@ -116,8 +130,8 @@ pub enum Outcome {
 ///
 /// # Errors
 /// [`Error::Diverged`] as soon as a loss is not finite (the last checkpoint stays as it is), what
-/// [`Run::restore`] finds wrong, what the engine reports, and what keeps the run folder from being
-/// written.
+/// [`expect_validation`] and [`Run::restore`] find wrong, what the engine reports, and what keeps the run
+/// folder from being written.
 pub fn train(
     run: &mut Run,
     mut data: Splits,
@@ -125,6 +139,7 @@ pub fn train(
     control: &Control,
     observer: &mut dyn Observer,
 ) -> Result<Outcome> {
+    expect_validation(&run.config().recipe, &data)?;
     let restored = run.restore()?;
     if let Some(note) = &restored.note {
         observer.note(note)?;
@@ -135,29 +150,30 @@ pub fn train(
             engine.set_parameters(&checkpoint.parameters)?;
             engine.set_running(&checkpoint.running)?;
             engine.set_optimizer_state(&checkpoint.optimizer_state)?;
+            if let Some(average) = &checkpoint.average {
+                engine.set_average(average)?;
+            }
             (finished, partial) = (checkpoint.epoch, checkpoint.partial);
         }
         None => {
-            let mut parameters = initial_parameters(run.model(), run.config().seed);
-            let normalization = run.config().scale_and_shift();
-            whiten(
-                run.model(),
-                &data.train.images,
-                &normalization,
-                &mut parameters,
-            );
-            engine.set_parameters(&parameters)?;
+            engine.set_parameters(&first_parameters(run.model(), run.config(), &data.train))?;
         }
     }
     let planned = run.config().recipe.epochs;
     if finished >= planned {
         return Ok(Outcome::Finished);
     }
+    if run.out_of_patience() {
+        return Ok(Outcome::OutOfPatience);
+    }
     let normalization = run.config().scale_and_shift();
-    for (split, samples) in [
-        (Split::Train, &mut data.train),
-        (Split::Test, &mut data.test),
-    ] {
+    let splits = [
+        (Split::Train, Some(&mut data.train)),
+        (Split::Validation, data.validation.as_mut()),
+        (Split::Test, Some(&mut data.test)),
+    ];
+    for (split, samples) in splits {
+        let Some(samples) = samples else { continue };
         let images = std::mem::take(&mut samples.images);
         engine.upload_dataset(split, images, &samples.labels, &normalization)?;
     }
@@ -172,8 +188,11 @@ pub fn train(
     let last = control.stop_after.map_or(planned, |n| n.min(planned));
     for number in finished + 1..=last {
         let outcome = epoch.train(number, std::mem::take(&mut partial))?;
-        if outcome.is_some() {
-            return Ok(outcome.unwrap_or(Outcome::Stopped));
+        if let Some(outcome) = outcome {
+            return Ok(outcome);
+        }
+        if number < planned && epoch.run.out_of_patience() {
+            return Ok(Outcome::OutOfPatience);
         }
     }
     Ok(if last < planned {
@@ -181,6 +200,44 @@ pub fn train(
     } else {
         Outcome::Finished
     })
+}
+
+/// The parameters that a training on `data` begins with.
+pub fn first_parameters(model: &Model, config: &Config, data: &Dataset) -> Vec<f32> {
+    let mut parameters = initial_parameters(model, config.seed);
+    let normalization = config.scale_and_shift();
+    whiten(model, &data.images, &normalization, &mut parameters);
+    parameters
+}
+
+/// Makes sure that there is a validation split where the recipe needs one.
+///
+/// # Errors
+/// [`Error::Usage`] for patience without a validation split, or of 0 epochs.
+pub fn expect_validation(recipe: &Recipe, data: &Splits) -> Result<()> {
+    match recipe.patience {
+        Some(0) => Err(Error::Usage(
+            "expected a patience of at least 1 epoch, found 0; leave it out to train all epochs"
+                .into(),
+        )),
+        Some(patience) if data.validation.is_none() => Err(Error::Usage(format!(
+            "expected a validation split, by which a patience of {patience} ends the training, found none; add --validation 0.1, or leave patience out"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Mean loss and accuracy over a split.
+#[derive(Clone, Copy)]
+struct Means {
+    loss: f64,
+    accuracy: f64,
+}
+
+/// Of one set of weights.
+struct Measured {
+    validation: Option<Means>,
+    test: Means,
 }
 
 /// What an epoch needs.
@@ -199,7 +256,10 @@ impl Epoch<'_> {
         let config = self.run.config();
         let (recipe, seed) = (config.recipe.clone(), config.seed);
         let samples = self.data.train.len();
-        let order = epoch_order(samples, seed, epoch);
+        let order = match recipe.sampler {
+            Sampler::Shuffle => epoch_order(samples, seed, epoch),
+            Sampler::Balanced => balanced_order(&self.data.train.labels, seed, epoch),
+        };
         let labels = &self.data.train.labels;
         let steps = step_table(&recipe, &order, labels, seed, epoch);
         if at.step > steps.len() || at.images > samples {
@@ -220,19 +280,25 @@ impl Epoch<'_> {
         self.observer.epoch_started(epoch, self.engine)?;
         while at.step < steps.len() {
             let until = self.next_checkpoint(before + at.step) - before;
-            let rows = &steps[at.step..until.min(steps.len())];
+            let rows: Vec<Step> = steps[at.step..until.min(steps.len())]
+                .iter()
+                .flat_map(|step| in_parts(step, recipe.step_batch()))
+                .collect();
+            let mut row = 0;
             let (control, observer) = (self.control, &mut *self.observer);
             let last_checkpoint = self.last_checkpoint;
             let start = Instant::now();
-            self.engine.train_epoch(&order, rows, &mut |new| {
+            self.engine.train_epoch(&order, &rows, &mut |new| {
                 for metrics in new {
                     at.loss_sum += f64::from(metrics.loss_sum);
                     at.correct += u64::from(metrics.correct);
-                    at.images += steps[at.step].count as usize;
-                    at.step += 1;
+                    at.images += rows[row].count as usize;
                     if !at.loss_sum.is_finite() {
-                        return Err(diverged(metrics.loss_sum.into(), before + at.step));
+                        return Err(diverged(metrics.loss_sum.into(), before + at.step + 1));
                     }
+                    // The engine stops where a batch ends.
+                    at.step += usize::from(ends_batch(&rows, row));
+                    row += 1;
                 }
                 observer.trained(epoch, at.images, at.loss_sum / at.images.max(1) as f64);
                 let stop = control.interrupted() || control.is_old(last_checkpoint);
@@ -251,46 +317,93 @@ impl Epoch<'_> {
                 return self.interrupt(epoch, at, steps.len());
             }
         }
-        let (start, control) = (Instant::now(), self.control);
-        let observer = &mut *self.observer;
-        let evaluation = self.engine.evaluate(Split::Test, &mut |images| {
-            observer.evaluated(images);
-            if control.interrupted() {
-                ControlFlow::Break(())
-            } else {
-                ControlFlow::Continue(())
-            }
-        })?;
-        let tested = self.data.test.len();
-        if evaluation.predictions.len() < tested {
+        let start = Instant::now();
+        let Some(measured) = self.measure()? else {
             return self.interrupt(epoch, at, steps.len());
-        }
+        };
+        let average = match recipe.average {
+            Some(_) => {
+                self.engine.swap_average()?;
+                let average = self.measure();
+                // Whatever came of it, the training goes on with its own.
+                self.engine.swap_average()?;
+                match average? {
+                    None => return self.interrupt(epoch, at, steps.len()),
+                    average => average,
+                }
+            }
+            None => None,
+        };
+        let average_validation = average.as_ref().and_then(|average| average.validation);
         let last_step = before + steps.len();
-        if !evaluation.loss_sum.is_finite() {
-            return Err(diverged(evaluation.loss_sum, last_step));
+        for Measured { validation, test } in std::iter::once(&measured).chain(&average) {
+            for result in validation.iter().chain([test]) {
+                if !result.loss.is_finite() {
+                    return Err(diverged(result.loss, last_step));
+                }
+            }
         }
-        let predictions = evaluation.predictions.iter().zip(&self.data.test.labels);
-        let test_correct = predictions.filter(|(prediction, label)| prediction == label);
-        let mean = |sum: f64, count: usize| sum / count as f64;
-        let total = (recipe.epochs * steps.len()) as u64;
+        let mean = |sum: f64| sum / samples as f64;
         let record = EpochRecord {
             epoch,
             step: last_step as u64,
-            train_loss: mean(at.loss_sum, samples),
-            train_accuracy: mean(at.correct as f64, samples),
-            test_loss: mean(evaluation.loss_sum, tested),
-            test_accuracy: mean(test_correct.count() as f64, tested),
+            train_loss: mean(at.loss_sum),
+            train_accuracy: mean(at.correct as f64),
+            validation_loss: measured.validation.map(|result| result.loss),
+            validation_accuracy: measured.validation.map(|result| result.accuracy),
+            test_loss: measured.test.loss,
+            test_accuracy: measured.test.accuracy,
+            average_validation_loss: average_validation.map(|result| result.loss),
+            average_validation_accuracy: average_validation.map(|result| result.accuracy),
+            average_test_loss: average.as_ref().map(|average| average.test.loss),
+            average_test_accuracy: average.as_ref().map(|average| average.test.accuracy),
             images_per_second: images_per_second(samples, at.seconds),
             seconds: at.seconds + start.elapsed().as_secs_f64(),
-            lr: recipe
-                .schedule
-                .lr_at(recipe.lr, last_step as u64 - 1, total),
+            lr: recipe.lr_at(last_step as u64 - 1, steps.len()),
         };
         let checkpoint = self.state(epoch, Partial::default())?;
         self.run.finish_epoch(record.clone(), &checkpoint)?;
         self.last_checkpoint = Instant::now();
         self.observer.epoch_finished(&record, self.engine)?;
         Ok(None)
+    }
+
+    /// How good the engine's weights are on the validation split, where there is one, and on the test
+    /// split; `None` when it was interrupted.
+    fn measure(&mut self) -> Result<Option<Measured>> {
+        let data = self.data;
+        let validation = match &data.validation {
+            Some(samples) => match self.evaluate(Split::Validation, samples)? {
+                None => return Ok(None),
+                result => result,
+            },
+            None => None,
+        };
+        let test = self.evaluate(Split::Test, &data.test)?;
+        Ok(test.map(|test| Measured { validation, test }))
+    }
+
+    /// Mean loss and accuracy of a split; `None` when it was interrupted.
+    fn evaluate(&mut self, split: Split, samples: &Dataset) -> Result<Option<Means>> {
+        let (control, observer) = (self.control, &mut *self.observer);
+        let evaluation = self.engine.evaluate(split, &mut |images| {
+            observer.evaluated(split, images);
+            if control.interrupted() {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        })?;
+        let images = samples.len();
+        if evaluation.predictions.len() < images {
+            return Ok(None);
+        }
+        let predictions = evaluation.predictions.iter().zip(&samples.labels);
+        let correct = predictions.filter(|(prediction, label)| prediction == label);
+        Ok(Some(Means {
+            loss: evaluation.loss_sum / images as f64,
+            accuracy: correct.count() as f64 / images as f64,
+        }))
     }
 
     /// The next step (counted from the start of the training) after `step` with a checkpoint, if
@@ -329,6 +442,7 @@ impl Epoch<'_> {
             parameters: self.engine.parameters()?,
             running: self.engine.running()?,
             optimizer_state: self.engine.optimizer_state()?,
+            average: self.engine.average()?,
         })
     }
 }
@@ -360,7 +474,7 @@ fn images_per_second(images: usize, seconds: f64) -> f64 {
 /// smaller where the batch size does not divide the samples, with the learning rate that the
 /// schedule has for each, and with what the mean of its loss is over: its samples, or where classes have
 /// weights the sum of those of its labels.
-fn step_table(
+pub(crate) fn step_table(
     recipe: &Recipe,
     order: &[u32],
     labels: &[u32],
@@ -369,12 +483,11 @@ fn step_table(
 ) -> Vec<Step> {
     let samples = order.len();
     let per_epoch = samples.div_ceil(recipe.batch_size);
-    let total = (per_epoch * recipe.epochs) as u64;
     (0..per_epoch)
         .map(|i| {
             let first = i * recipe.batch_size;
             let step = ((epoch - 1) * per_epoch + i) as u64;
-            let lr = recipe.schedule.lr_at(recipe.lr, step, total);
+            let lr = recipe.lr_at(step, per_epoch);
             let scalars = recipe.optimizer.step_scalars(lr, step + 1);
             let count = recipe.batch_size.min(samples - first);
             let batch = order[first..first + count].iter();
@@ -397,22 +510,79 @@ fn step_table(
         .collect()
 }
 
+/// A step on a whole batch in parts of at most `most` samples, and of about the same size, since a
+/// batch-norm takes each by itself.
+fn in_parts(step: &Step, most: usize) -> impl Iterator<Item = Step> {
+    let step = *step;
+    let count = step.count as usize;
+    let parts = count.div_ceil(most);
+    (0..parts).map(move |part| {
+        let [from, to] = [part, part + 1].map(|part| (part * count / parts) as u32);
+        Step {
+            first: step.first + from,
+            count: to - from,
+            micro: part as u32,
+            ..step
+        }
+    })
+}
+
 /// The order in which `epoch` visits the samples: a random permutation (Fisher and Yates, in the
 /// form of Durstenfeld, 1964) that depends on nothing but the three arguments. The generator is
 /// keyed by hand and the draws are made here, so that no version of a crate can change a run.
 pub fn epoch_order(samples: usize, seed: u64, epoch: usize) -> Vec<u32> {
+    let mut generator = generator(seed, epoch, b"wgrad sample ord");
+    let mut order: Vec<u32> = (0..samples as u32).collect();
+    shuffle(&mut generator, &mut order);
+    order
+}
+
+/// The order in which `epoch` visits samples of these labels so that every class that has any comes
+/// equally often (to one sample, where their number does not divide the samples), as many samples in
+/// all as there are. A class's samples take turns in random rounds: none comes twice more often than
+/// another. Depends on nothing but the arguments.
+pub fn balanced_order(labels: &[u32], seed: u64, epoch: usize) -> Vec<u32> {
+    let mut generator = generator(seed, epoch, b"wgrad balanced o");
+    let classes = labels.iter().max().map_or(0, |&label| label as usize + 1);
+    let mut members = vec![Vec::new(); classes];
+    for (sample, label) in (0..).zip(labels) {
+        members[*label as usize].push(sample);
+    }
+    members.retain(|members| !members.is_empty());
+    // Which classes get one more changes from epoch to epoch.
+    let mut ranks: Vec<u32> = (0..members.len() as u32).collect();
+    shuffle(&mut generator, &mut ranks);
+    let mut order = Vec::with_capacity(labels.len());
+    let classes = members.len();
+    for (members, rank) in members.iter_mut().zip(ranks) {
+        // Adds up to all samples: the ranks are 0 to below the number of classes.
+        let mut share = (labels.len() + rank as usize) / classes;
+        while share > 0 {
+            shuffle(&mut generator, members);
+            let round = share.min(members.len());
+            order.extend_from_slice(&members[..round]);
+            share -= round;
+        }
+    }
+    shuffle(&mut generator, &mut order);
+    order
+}
+
+/// The generator of a purpose in an epoch: no two purposes of the same seed draw the same numbers.
+fn generator(seed: u64, epoch: usize, purpose: &[u8; 16]) -> ChaCha8Rng {
     let mut key = [0; 32];
     key[..8].copy_from_slice(&seed.to_le_bytes());
     key[8..16].copy_from_slice(&(epoch as u64).to_le_bytes());
-    // No other use of the same seed draws the same numbers.
-    key[16..].copy_from_slice(b"wgrad sample ord");
-    let mut generator = ChaCha8Rng::from_seed(key);
-    let mut order: Vec<u32> = (0..samples as u32).collect();
-    for i in (1..samples).rev() {
-        let j = below(&mut generator, i as u32 + 1) as usize;
-        order.swap(i, j);
+    key[16..].copy_from_slice(purpose);
+    ChaCha8Rng::from_seed(key)
+}
+
+/// Fisher and Yates, see [`epoch_order`].
+fn shuffle(generator: &mut ChaCha8Rng, items: &mut [u32]) {
+    for i in (1..items.len()).rev() {
+        let j = below(generator, i as u32 + 1) as usize;
+        items.swap(i, j);
     }
-    order
 }
 
 /// A uniform number below `bound`: the high half of a 64-bit product, drawn again where the low
@@ -491,6 +661,62 @@ mod tests {
     }
 
     #[test]
+    fn a_balanced_epoch_gives_every_class_its_share_in_turns() {
+        // 70 samples of class 0, 21 of class 1, none of class 2, 8 of class 3, 1 of class 4.
+        let labels: Vec<u32> = (0..100)
+            .map(|i| match (i * 37) % 100 {
+                0 => 4,
+                1..9 => 3,
+                9..30 => 1,
+                _ => 0,
+            })
+            .collect();
+        let mut extras = vec![0; 5];
+        for epoch in 1..=40 {
+            let order = balanced_order(&labels, 3, epoch);
+            assert_eq!(order.len(), 100);
+            let mut taken = vec![0; 100];
+            order.iter().for_each(|i| taken[*i as usize] += 1);
+            for class in [0, 1, 3, 4] {
+                let of_class = || (0..100).filter(|i| labels[*i] == class).map(|i| taken[i]);
+                let (least, most) = (of_class().min().unwrap(), of_class().max().unwrap());
+                assert!(most <= least + 1, "class {class}: {least} to {most} times");
+                assert_eq!(of_class().sum::<i32>(), 25);
+            }
+            // Without class 0 there are 30 samples of 3 classes: 10 each; of 31, one has 11.
+            let some: Vec<u32> = labels
+                .iter()
+                .copied()
+                .filter(|l| *l > 0)
+                .chain([1])
+                .collect();
+            let order = balanced_order(&some, 3, epoch);
+            let mut counts = [0; 5];
+            order
+                .iter()
+                .for_each(|i| counts[some[*i as usize] as usize] += 1);
+            assert_eq!(counts.iter().sum::<i32>(), 31);
+            for class in [1, 3, 4] {
+                assert!([10, 11].contains(&counts[class]));
+                extras[class] += counts[class] - 10;
+            }
+        }
+        // Which one it is changes.
+        assert!(
+            extras[1] > 0 && extras[3] > 0 && extras[4] > 0,
+            "{extras:?}"
+        );
+        assert_eq!(balanced_order(&labels, 3, 1), balanced_order(&labels, 3, 1));
+        assert_ne!(balanced_order(&labels, 3, 1), balanced_order(&labels, 3, 2));
+        assert_ne!(balanced_order(&labels, 3, 1), balanced_order(&labels, 4, 1));
+        assert_eq!(balanced_order(&[5], 1, 1), [0]);
+        // Of one class alone it is a permutation.
+        let mut order = balanced_order(&[0; 50], 1, 1);
+        order.sort_unstable();
+        assert!(order.into_iter().eq(0..50));
+    }
+
+    #[test]
     fn the_steps_cover_the_epoch_and_go_on_counting() {
         let recipe = Recipe {
             optimizer: Optimizer::Adamw {
@@ -523,6 +749,29 @@ mod tests {
         assert_eq!(second[0].bias_correction2, 1.0 - 0.31640625);
         assert_eq!(first[0].lr, 1.0);
         assert_eq!(first[0].bias_correction1, 0.5);
+    }
+
+    #[test]
+    fn the_parts_of_a_batch_are_of_about_one_size() {
+        let parts = |count, most| -> Vec<[u32; 3]> {
+            let step = Step {
+                lr: 0.5,
+                total: 3.5,
+                ..Step::new(100, count)
+            };
+            let parts = in_parts(&step, most);
+            parts
+                .map(|part| {
+                    assert_eq!((part.lr, part.total), (0.5, 3.5));
+                    [part.first, part.count, part.micro]
+                })
+                .collect()
+        };
+        assert_eq!(parts(7, 7), [[100, 7, 0]]);
+        assert_eq!(parts(8, 4), [[100, 4, 0], [104, 4, 1]]);
+        assert_eq!(parts(9, 4), [[100, 3, 0], [103, 3, 1], [106, 3, 2]]);
+        assert_eq!(parts(5, 4), [[100, 2, 0], [102, 3, 1]]);
+        assert_eq!(parts(1, 4), [[100, 1, 0]]);
     }
 
     #[test]

@@ -7,24 +7,28 @@
 //! | `checkpoint.safetensors` | [`Checkpoint`]: what a resume starts from |
 //! | `checkpoint.previous.safetensors` | the one before it, for when it is damaged |
 //! | `model.safetensors` | the parameters alone, in PyTorch's order, for everybody else |
+//! | `best.safetensors` | likewise those of the epoch that the validation split likes best |
+//! | `average.safetensors` | likewise the moving average of the parameters, where the recipe has one |
 //! | `.lock` | empty; locked by the process that trains |
 //!
 //! Every file is replaced in one go (see `files::replace`), and after each epoch in this order:
-//! metrics, checkpoint, weights, configuration. In the middle of an epoch the checkpoint alone is
+//! metrics, checkpoint, the files with weights, configuration. In the middle of an epoch the checkpoint alone is
 //! written. When a new checkpoint is on disk, the old one takes the name of the previous one and
 //! then the new one takes its place. So the checkpoint alone decides how far a run is. A kill before
 //! it leaves one line too many in the metrics, a kill after it weights and configuration of the
 //! epoch before, and a kill between the two names the previous checkpoint alone; [`Run::restore`]
 //! puts all that right.
 //!
-//! Both safetensors files carry a hash of themselves and the [`Config::id`] of their run, so neither
+//! Which epoch is the best one, and whether the patience is at an end, follows from the metrics alone.
+//!
+//! All safetensors files carry a hash of themselves and the [`Config::id`] of their run, so neither
 //! a damaged one nor another run's is ever taken.
 
-use super::checkpoint::{Checkpoint, Loaded, object, parameter_hash};
+use super::checkpoint::{Checkpoint, Loaded, Partial, object, parameter_hash};
 use crate::data::{Dataset, Normalization, Request, Splits};
 use crate::error::{Error, Result};
-use crate::export::{Contents, read_safetensors, write_safetensors};
-use crate::files::{rename, replace, replace_keeping, sha256, sweep};
+use crate::export::{Contents, Fitting, read_safetensors, write_safetensors};
+use crate::files::{remove, rename, replace, replace_keeping, sha256, sweep};
 use crate::kernels::conv2d::{Family, Product};
 use crate::model::recipe::Recipe;
 use crate::model::{Definition, Model, Shape};
@@ -34,6 +38,7 @@ use serde_json::{Value, json};
 use std::fs::{self, File, TryLockError};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 /// Where run folders go when nothing else is said.
 const RUNS: &str = "runs";
@@ -42,15 +47,19 @@ const CONFIG: &str = "run.json";
 const METRICS: &str = "metrics.jsonl";
 const CHECKPOINT: &str = "checkpoint.safetensors";
 const PREVIOUS: &str = "checkpoint.previous.safetensors";
-const WEIGHTS: &str = "model.safetensors";
+pub(super) const WEIGHTS: &str = "model.safetensors";
+const BEST: &str = "best.safetensors";
+const AVERAGE: &str = "average.safetensors";
 const LOCK: &str = ".lock";
 
 /// What the folder's files mean. Raised when an older wgrad would misread them; a field that it may
 /// leave out of account is no reason.
 ///
 /// 0: no `format`, no hashes, a checkpoint after each epoch only. 1: hashes and ids in both
-/// safetensors files, hashes of the data, checkpoints in the middle of an epoch.
-pub const FORMAT: u32 = 1;
+/// safetensors files, hashes of the data, checkpoints in the middle of an epoch. 2: recipes with more than
+/// the rule, its rate, the number of epochs, the batch and the smoothing, which older versions would leave
+/// out; an average of the weights in the checkpoint.
+pub const FORMAT: u32 = 2;
 
 /// `run.json`: everything that decides a run, and how far it has come. What is not known to this
 /// version is passed over when it is read; what only hints or reports may be missing.
@@ -62,8 +71,8 @@ pub struct Config {
     /// Version of wgrad that trained it last.
     #[serde(default)]
     pub wgrad: String,
-    /// What both safetensors files name as their run: SHA-256 of model, recipe (but for the number
-    /// of epochs), normalisation and seed as they were at the start. Set by [`Run::create`].
+    /// What its safetensors files name as their run: SHA-256 of model, recipe (but for the number of
+    /// epochs), normalisation, seed and [`Config::init`] as they were at the start. Set by [`Run::create`].
     pub id: Option<String>,
     pub model: ModelRecord,
     pub data: DataRecord,
@@ -72,6 +81,9 @@ pub struct Config {
     /// learning rate spans.
     pub recipe: Recipe,
     pub seed: u64,
+    /// The weights that it started from, where these are not the seed's alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init: Option<InitRecord>,
     #[serde(default)]
     pub device: DeviceRecord,
     #[serde(default)]
@@ -107,7 +119,8 @@ impl Config {
                 classes,
                 self.normalization,
                 recipe,
-                self.seed
+                self.seed,
+                self.init
             ]);
             sha256([decides.to_string().as_bytes()])
         })
@@ -126,6 +139,18 @@ pub struct ModelRecord {
     pub parameters: usize,
     /// The whole text of the architecture file.
     pub architecture: String,
+}
+
+/// The weights that a training started from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct InitRecord {
+    /// The absolute path of the file, which nothing needs any more.
+    pub source: String,
+    /// Of the file.
+    pub sha256: String,
+    /// Which tensors were taken from it.
+    #[serde(flatten)]
+    pub fitting: Fitting,
 }
 
 /// The data as it was used.
@@ -246,11 +271,25 @@ pub struct EpochRecord {
     pub train_loss: f64,
     #[serde(default = "nan", deserialize_with = "number_or_null")]
     pub train_accuracy: f64,
-    /// Means over the test images after the epoch.
+    /// Means over the validation images after the epoch, where there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation_loss: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation_accuracy: Option<f64>,
+    /// Likewise over the test images.
     #[serde(default = "nan", deserialize_with = "number_or_null")]
     pub test_loss: f64,
     #[serde(default = "nan", deserialize_with = "number_or_null")]
     pub test_accuracy: f64,
+    /// The same of the averaged weights, where there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub average_validation_loss: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub average_validation_accuracy: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub average_test_loss: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub average_test_accuracy: Option<f64>,
     /// Training images per second, evaluation and checkpoints not counted; NaN where no time passed
     /// by the clock.
     #[serde(default = "nan", deserialize_with = "number_or_null")]
@@ -263,6 +302,14 @@ pub struct EpochRecord {
     pub lr: f64,
 }
 
+/// The epoch that the validation split likes best: of the highest accuracy, where that is equal of the
+/// lowest loss, and where that is equal too, the first.
+fn best(metrics: &[EpochRecord]) -> Option<&EpochRecord> {
+    let measured = metrics.iter().filter(|r| r.validation_accuracy.is_some());
+    let rank = |r: &EpochRecord| (r.validation_accuracy, r.validation_loss.map(|loss| -loss));
+    measured.reduce(|best, r| if rank(r) > rank(best) { r } else { best })
+}
+
 fn nan() -> f64 {
     f64::NAN
 }
@@ -271,12 +318,60 @@ fn number_or_null<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<f64
     Ok(Option::deserialize(from)?.unwrap_or(f64::NAN))
 }
 
-/// Metadata of `model.safetensors`: what is needed to use the weights without the folder.
+/// Which of the weights that a run folder holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Weights {
+    /// `model.safetensors`: those after the last epoch.
+    #[default]
+    Last,
+    /// `best.safetensors`: those of the epoch that the validation split likes best.
+    Best,
+    /// `average.safetensors`: the moving average of all steps so far.
+    Average,
+}
+
+impl Weights {
+    fn file(self) -> &'static str {
+        match self {
+            Weights::Last => WEIGHTS,
+            Weights::Best => BEST,
+            Weights::Average => AVERAGE,
+        }
+    }
+}
+
+impl std::fmt::Display for Weights {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.write_str(match self {
+            Weights::Last => "last",
+            Weights::Best => "best",
+            Weights::Average => "average",
+        })
+    }
+}
+
+/// `last`, `best` or `average`.
+impl FromStr for Weights {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text {
+            "last" => Ok(Weights::Last),
+            "best" => Ok(Weights::Best),
+            "average" => Ok(Weights::Average),
+            _ => Err(format!("expected last, best or average, found '{text}'")),
+        }
+    }
+}
+
+/// Metadata of a file with weights: what is needed to use them without the folder.
 #[derive(Serialize)]
 struct WeightsMetadata<'a> {
     wgrad: &'a str,
     run: &'a str,
     epoch: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    validation_accuracy: Option<f64>,
     model: &'a ModelRecord,
     normalization: &'a Normalization,
 }
@@ -340,7 +435,7 @@ impl Run {
                 fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
                 folder.to_path_buf()
             }
-            None => first_free(&config)?,
+            None => Run::free_folder(&config)?,
         };
         let lock = lock(&folder)?;
         // Another process may have been faster.
@@ -356,10 +451,30 @@ impl Run {
         Ok(run)
     }
 
+    /// Makes the first folder `runs/<model>-<data>-<N>` that is not there yet.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn free_folder(config: &Config) -> Result<PathBuf> {
+        let runs = Path::new(RUNS);
+        fs::create_dir_all(runs).map_err(|e| Error::io("create", runs, e))?;
+        let data = Path::new(&config.data.source).file_name();
+        let data = data.unwrap_or("data".as_ref()).to_string_lossy();
+        let mut number = 1;
+        loop {
+            let folder = runs.join(format!("{}-{data}-{number}", config.model.name));
+            match fs::create_dir(&folder) {
+                Ok(()) => return Ok(folder),
+                Err(e) if e.kind() == ErrorKind::AlreadyExists => number += 1,
+                Err(e) => return Err(Error::io("create", &folder, e)),
+            }
+        }
+    }
+
     /// Takes back a run that came to nothing before its first step: its files and its folder go.
     pub fn discard(mut self) {
         self.lock = None;
-        for file in [CONFIG, LOCK] {
+        for file in [CHECKPOINT, CONFIG, LOCK] {
             // What cannot be removed does no harm: it is a run of 0 epochs.
             let _ = fs::remove_file(self.folder.join(file));
         }
@@ -441,6 +556,23 @@ impl Run {
         &self.metrics
     }
 
+    /// What the epoch gave that the validation split likes best; `None` without such a split.
+    pub fn best(&self) -> Option<&EpochRecord> {
+        best(&self.metrics)
+    }
+
+    /// Whether the validation split has seen no better epoch for as many as the recipe has patience.
+    pub fn out_of_patience(&self) -> bool {
+        match (
+            self.config.recipe.patience,
+            self.best(),
+            self.metrics.last(),
+        ) {
+            (Some(patience), Some(best), Some(last)) => last.epoch - best.epoch >= patience,
+            _ => false,
+        }
+    }
+
     /// Reads the last whole checkpoint and makes the other files agree with it.
     ///
     /// # Errors
@@ -477,7 +609,9 @@ impl Run {
         let finished = self.config.finished_epochs;
         let Some(Loaded { checkpoint, run }) = loaded else {
             // After the metrics of the first epoch comes its checkpoint, so a kill leaves one line.
-            if finished > 0 || self.metrics.len() > 1 || self.path(WEIGHTS).exists() {
+            // What started from other weights has one from its beginning.
+            let begun = self.config.init.is_some() || self.path(WEIGHTS).exists();
+            if finished > 0 || self.metrics.len() > 1 || begun {
                 return Err(Error::checkpoint(
                     &self.path(CHECKPOINT),
                     format!(
@@ -532,8 +666,14 @@ impl Run {
 
     /// Removes what kills left behind: scratch files, and metrics after `finished` epochs.
     fn settle(&mut self, finished: usize) -> Result<()> {
-        let names = [CONFIG, METRICS, CHECKPOINT, PREVIOUS, WEIGHTS];
+        let names = [
+            CONFIG, METRICS, CHECKPOINT, PREVIOUS, WEIGHTS, BEST, AVERAGE,
+        ];
         sweep(&self.folder, &names)?;
+        // Of an epoch that is trained anew, which may go differently on another device.
+        if matches!(self.weights_of(Weights::Best), Ok((Some(epoch), _)) if epoch > finished) {
+            remove(&self.path(BEST))?;
+        }
         self.metrics.retain(|record| record.epoch <= finished);
         self.write_metrics()
     }
@@ -541,7 +681,7 @@ impl Run {
     /// Reads a checkpoint and makes sure that it is one of this run.
     fn load(&self, file: &str) -> Result<Option<Loaded>> {
         let (path, config) = (self.path(file), &self.config);
-        let Some(loaded) = Checkpoint::load(&path, &self.model, &config.recipe.optimizer)? else {
+        let Some(loaded) = Checkpoint::load(&path, &self.model, &config.recipe)? else {
             return Ok(None);
         };
         let Checkpoint {
@@ -618,6 +758,26 @@ impl Run {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Lets a new run start from these parameters and running statistics instead of its seed's, by a
+    /// checkpoint before the first step.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Shape`] for vectors of another model.
+    pub fn begin(&self, parameters: Vec<f32>, running: Vec<f32>) -> Result<()> {
+        let recipe = &self.config.recipe;
+        let zeros = vec![0.0; self.model.parameter_elements];
+        self.write_checkpoint(&Checkpoint {
+            epoch: 0,
+            partial: Partial::default(),
+            optimizer_state: vec![zeros; recipe.optimizer.state_vectors()],
+            average: recipe
+                .average
+                .map(|_| [parameters.clone(), running.clone()]),
+            parameters,
+            running,
+        })
     }
 
     /// Adds an epoch to the folder.
@@ -712,62 +872,107 @@ impl Run {
         Ok(())
     }
 
-    /// The flat parameters and running statistics in `model.safetensors`.
+    /// The flat parameters and running statistics after the last epoch.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] when no epoch was finished, or for a damaged file.
+    /// As [`Run::weights_of`].
     pub fn weights(&self) -> Result<[Vec<f32>; 2]> {
-        let path = self.path(WEIGHTS);
+        self.weights_of(Weights::Last).map(|(_, weights)| weights)
+    }
+
+    /// The flat parameters and running statistics of `which` weights, and the epoch that they are of.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for weights that a run like this has none of, [`Error::Checkpoint`] when there
+    /// are none yet, or for a damaged file.
+    pub fn weights_of(&self, which: Weights) -> Result<(Option<usize>, [Vec<f32>; 2])> {
+        let path = self.path(which.file());
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == ErrorKind::NotFound => {
-                return Err(Error::checkpoint(
-                    &path,
-                    format!(
-                        "expected trained weights, found none: no epoch was finished; go on with `wgrad train --resume {}`",
-                        self.folder.display()
+                let folder = self.folder.display();
+                let what = match which {
+                    Weights::Best if self.best().is_none() && !self.metrics.is_empty() => {
+                        return Err(Error::Usage(format!(
+                            "expected a run with a validation split for the best weights by it, found none in {folder}; use --weights last, or train with --validation 0.1"
+                        )));
+                    }
+                    Weights::Average if self.config.recipe.average.is_none() => {
+                        return Err(Error::Usage(format!(
+                            "expected a run that averages its weights, found none in {folder}; use --weights last, or train with a recipe that has an average"
+                        )));
+                    }
+                    Weights::Best if self.best().is_some() => "expected the weights that the validation split likes best, found none: the file is gone; use a copy of it, or other --weights".into(),
+                    _ => format!(
+                        "expected trained weights, found none: no epoch was finished, or the file is gone; go on with `wgrad train --resume {folder}`"
                     ),
-                ));
+                };
+                return Err(Error::checkpoint(&path, what));
             }
             Err(e) => return Err(Error::io("read", &path, e)),
         };
         let Contents {
             mut vectors,
-            running,
+            mut running,
             metadata,
             hashed,
-        } = read_safetensors(&self.model, &bytes, &[""], &path)?;
-        let weights = vectors.remove(0);
+        } = read_safetensors(&self.model, &bytes, &[""], &[""], &path)?;
+        let (weights, running) = (vectors.remove(0), running.remove(0));
         let run = metadata.get("run").and_then(Value::as_str);
         let epoch = metadata.get("epoch").and_then(Value::as_u64);
         let epoch = epoch.and_then(|n| usize::try_from(n).ok());
         // A process that trains may have replaced this file since run.json was read.
         let recorded = Some((epoch.unwrap_or(usize::MAX), &weights)).filter(|_| !hashed);
         self.expect_own(&path, run.filter(|_| hashed), recorded)?;
-        Ok([weights, running])
+        Ok((epoch, [weights, running]))
     }
 
     /// Weights and configuration of a checkpoint that is on disk.
     fn publish(&mut self, checkpoint: &Checkpoint) -> Result<()> {
-        let path = self.path(WEIGHTS);
-        let metadata = WeightsMetadata {
-            wgrad: env!("CARGO_PKG_VERSION"),
-            run: &self.config.id_or_new(),
-            epoch: checkpoint.epoch,
-            model: &self.config.model,
-            normalization: &self.config.normalization,
-        };
-        let vectors = [("", &checkpoint.parameters[..])];
-        let bytes = write_safetensors(
-            &self.model,
-            &vectors,
-            &checkpoint.running,
-            object(&path, &metadata)?,
-        )?;
-        replace(&path, &bytes)?;
+        let record = self.metrics.iter().find(|r| r.epoch == checkpoint.epoch);
+        let validation_accuracy = record.and_then(|record| record.validation_accuracy);
+        let weights = [&checkpoint.parameters, &checkpoint.running];
+        let is_best = self.best().is_some_and(|r| r.epoch == checkpoint.epoch);
+        let average = checkpoint.average.as_ref().map(|[p, r]| [p, r]);
+        let averaged = record.and_then(|record| record.average_validation_accuracy);
+        for (which, weights, accuracy) in [
+            (
+                Weights::Best,
+                Some(weights).filter(|_| is_best),
+                validation_accuracy,
+            ),
+            (Weights::Average, average, averaged),
+            (Weights::Last, Some(weights), validation_accuracy),
+        ] {
+            if let Some(weights) = weights {
+                self.write_weights(which, checkpoint.epoch, accuracy, weights)?;
+            }
+        }
         self.config.finished_epochs = checkpoint.epoch;
         self.config.parameter_sha256 = Some(parameter_hash(&checkpoint.parameters));
         self.write_config()
+    }
+
+    fn write_weights(
+        &self,
+        which: Weights,
+        epoch: usize,
+        validation_accuracy: Option<f64>,
+        [parameters, running]: [&Vec<f32>; 2],
+    ) -> Result<()> {
+        let path = self.path(which.file());
+        let metadata = WeightsMetadata {
+            wgrad: env!("CARGO_PKG_VERSION"),
+            run: &self.config.id_or_new(),
+            epoch,
+            validation_accuracy,
+            model: &self.config.model,
+            normalization: &self.config.normalization,
+        };
+        let vectors = [("", &parameters[..])];
+        let metadata = object(&path, &metadata)?;
+        let bytes = write_safetensors(&self.model, &vectors, &[("", &running[..])], metadata)?;
+        replace(&path, &bytes)
     }
 
     fn path(&self, file: &str) -> PathBuf {
@@ -859,23 +1064,6 @@ fn resolve(config: &Config, origin: &Path) -> Result<Model> {
         .resolve(config.model.input, config.model.classes)
 }
 
-/// Makes the first folder `runs/<model>-<data>-<N>` that is not there yet.
-fn first_free(config: &Config) -> Result<PathBuf> {
-    let runs = Path::new(RUNS);
-    fs::create_dir_all(runs).map_err(|e| Error::io("create", runs, e))?;
-    let data = Path::new(&config.data.source).file_name();
-    let data = data.unwrap_or("data".as_ref()).to_string_lossy();
-    let mut number = 1;
-    loop {
-        let folder = runs.join(format!("{}-{data}-{number}", config.model.name));
-        match fs::create_dir(&folder) {
-            Ok(()) => return Ok(folder),
-            Err(e) if e.kind() == ErrorKind::AlreadyExists => number += 1,
-            Err(e) => return Err(Error::io("create", &folder, e)),
-        }
-    }
-}
-
 /// The text of a file; `None` where there is none.
 fn read(path: &Path) -> Result<Option<String>> {
     match fs::read_to_string(path) {
@@ -887,4 +1075,49 @@ fn read(path: &Path) -> Result<Option<String>> {
 
 fn not_json(path: &Path, e: serde_json::Error) -> Error {
     Error::checkpoint(path, format!("cannot be written as JSON: {e}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_best_epoch_is_the_first_of_the_lowest_loss_of_the_highest_accuracy() {
+        let record = |(i, measured): (usize, &Option<(f64, f64)>)| EpochRecord {
+            epoch: i + 1,
+            step: 0,
+            train_loss: 0.0,
+            train_accuracy: 0.0,
+            validation_loss: measured.map(|(_, loss)| loss),
+            validation_accuracy: measured.map(|(accuracy, _)| accuracy),
+            // The test split has no say.
+            test_loss: 0.0,
+            test_accuracy: i as f64,
+            average_validation_loss: None,
+            average_validation_accuracy: None,
+            average_test_loss: None,
+            average_test_accuracy: None,
+            images_per_second: 0.0,
+            seconds: 0.0,
+            lr: 0.0,
+        };
+        let best_of = |measured: &[Option<(f64, f64)>]| {
+            let metrics: Vec<_> = measured.iter().enumerate().map(record).collect();
+            best(&metrics).map(|record| record.epoch)
+        };
+        assert_eq!(best_of(&[]), None);
+        assert_eq!(best_of(&[None, None]), None);
+        assert_eq!(
+            best_of(&[Some((0.5, 1.0)), Some((0.75, 9.0)), None]),
+            Some(2)
+        );
+        let ties = [
+            (0.5, 0.1),
+            (0.75, 3.0),
+            (0.75, 2.0),
+            (0.75, 2.0),
+            (0.7, 0.1),
+        ];
+        assert_eq!(best_of(&ties.map(Some)), Some(3));
+    }
 }

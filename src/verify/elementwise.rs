@@ -5,7 +5,7 @@ use super::cases::*;
 use super::parity::{Case, Tolerance};
 use crate::cpu;
 use crate::kernels::activation::{activation_backward, activation_forward};
-use crate::kernels::{Dtype, Step, View, dropout, join, loss};
+use crate::kernels::{Dtype, Step, View, dropout, join, loss, outputs};
 use crate::model::{Activation, Loss, Pool2d, Shape};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -53,6 +53,7 @@ pub fn cases() -> Vec<Case> {
     }
     for (batch, count, classes, factor) in SAMPLES {
         cases.push(predict_case(batch, count, classes, factor));
+        cases.push(store_case(batch, count, classes, factor));
     }
     cases
 }
@@ -79,6 +80,7 @@ pub fn nonfinite_cases() -> Vec<Case> {
         cases.push(weighted_case(smoothing, 130, 129, 10, 4.0));
     }
     cases.push(predict_case(130, 129, 10, 4.0));
+    cases.push(store_case(130, 129, 10, 4.0));
     cases.into_iter().map(Case::nonfinite).collect()
 }
 
@@ -443,6 +445,22 @@ fn predict_case(batch: usize, count: usize, classes: usize, factor: f32) -> Case
             counter,
             prediction,
             predictions,
+        )]
+    })
+}
+
+fn store_case(batch: usize, count: usize, classes: usize, factor: f32) -> Case {
+    let variant = samples_text(batch, count, classes, factor);
+    Case::new("store_logits", variant, move |b| {
+        let first = 3;
+        let logits: Vec<f32> = b.values(batch * classes);
+        let logits: Vec<f32> = logits.iter().map(|z| z * factor).collect();
+        let before = b.values((first + batch + 5) * classes);
+        let logits = b.input(&logits);
+        let [steps, counter] = step_table(b, samples(first, count));
+        let outputs = b.updated("outputs", &before, Tolerance::EXACT);
+        vec![outputs::store_logits(
+            batch, classes, logits, steps, counter, outputs,
         )]
     })
 }

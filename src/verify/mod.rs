@@ -2,17 +2,20 @@
 //!
 //! [`cases`] is the one list that the tests, the benchmarks and `wgrad verify` share.
 
+mod augment;
 pub(crate) mod cases;
 mod drawn;
 mod elementwise;
 mod fingerprint;
 mod grouped;
+mod mixed;
 mod nonfinite;
 mod norm;
 mod parity;
 mod products;
 mod quick;
 mod steps;
+mod updates;
 
 pub use drawn::{DRAWS, drawn};
 pub use fingerprint::{Denormals, Fingerprint, Precision, Rounding};
@@ -37,7 +40,12 @@ pub fn cases(adapter: &AdapterReport) -> Vec<Case> {
     cases.extend(grouped::cases());
     cases.extend(nonfinite::cases(adapter));
     cases.extend(elementwise::cases());
+    cases.extend(augment::cases());
     cases.extend(elementwise::nonfinite_cases());
+    cases.extend(updates::cases());
+    cases.extend(updates::nonfinite_cases());
+    cases.extend(mixed::cases());
+    cases.extend(mixed::nonfinite_cases());
     cases
 }
 

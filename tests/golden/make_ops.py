@@ -94,6 +94,24 @@ def loss(logits, labels, weights, smoothing):
     }
 
 
+def mixed_loss(logits, labels, weights, smoothing):
+    smoothing = float(numpy.float32(smoothing))
+    logits.requires_grad_()
+    second, of = torch.tensor([1, 4, 4, 3, 0, 3]), 32
+    kept = torch.tensor([16, 17, 23, 31, 32, 20])
+    share = (kept / of).double()[:, None]
+    one_hot = lambda label: F.one_hot(label, logits.shape[1]).double()
+    target = share * one_hot(labels) + (1 - share) * one_hot(second)
+    arguments = {"weight": weights, "label_smoothing": smoothing}
+    each = F.cross_entropy(logits, target, reduction="none", **arguments)
+    F.cross_entropy(logits, target, **arguments).backward()
+    return {
+        "classes": logits.shape[1], "weights": None if weights is None else numbers(weights), "smoothing": smoothing,
+        "logits": numbers(logits), "labels": labels.tolist(), "second": second.tolist(), "kept": kept.tolist(), "of": of,
+        "loss": numbers(each), "gradient": numbers(logits.grad),
+    }
+
+
 def scale():
     x, factors = noise(2, 5, 3, 4).requires_grad_(), noise(2, 5).requires_grad_()
     y = x * factors[:, :, None, None]
@@ -142,6 +160,12 @@ golden = {
         loss(infinite.clone(), labels, weights, 0.0),
     ],
     "scale": scale(),
+    "mixed_softmax_cross_entropy": [
+        mixed_loss(noise(6, 5) * 3, labels, None, 0.0),
+        mixed_loss(noise(6, 5) * 3, labels, None, 0.1),
+        mixed_loss(noise(6, 5) * 300, labels, weights, 0.0),
+        mixed_loss(noise(6, 5) * 3, labels, weights, 0.1),
+    ],
 }
 
 path = pathlib.Path(__file__).with_name("ops.json")
