@@ -295,7 +295,7 @@ fn sizes_follow_from_the_pictures_where_none_is_asked_for() {
     let shape = |sizes: [[u32; 2]; 6]| {
         let folder = tempfile::tempdir().unwrap();
         for (i, [height, width]) in sizes.into_iter().enumerate() {
-            let picture = RgbImage::new(width, height);
+            let picture = RgbImage::from_pixel(width, height, Rgb([20 * i as u8; 3]));
             put(&folder, &format!("{}/{i}.png", i % 2), &png(picture));
         }
         let splits = load(&folder).unwrap();
