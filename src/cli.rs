@@ -231,7 +231,8 @@ impl FromStr for Seeds {
 #[derive(Clone, Debug, Default, Args)]
 pub struct TrainArgs {
     /// Model: default, lenet5, tutorial, mlp-sigmoid, vgg-cifar, cnn-bn, tiny, resnet9, resnet18-cifar,
-    /// mobilenet-small, or an architecture file [default: default]
+    /// mobilenet-small, or an architecture file [default: default for grey images up to 32×32,
+    /// mobilenet-small for all others]
     #[arg(long, value_name = "NAME|FILE.toml")]
     pub model: Option<String>,
     #[command(flatten)]

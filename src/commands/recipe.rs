@@ -58,12 +58,12 @@ impl Asked {
         self.flags.has(key)
     }
 
-    /// The model with its recipe as asked for.
+    /// The model, or the one called `default` where none was named, with its recipe as asked for.
     ///
     /// # Errors
     /// As [`load`] and [`Definition::lay_over`].
-    pub fn definition(&self) -> Result<Definition> {
-        let mut definition = load(self.model.as_deref().unwrap_or("default"))?;
+    pub fn definition(&self, default: &str) -> Result<Definition> {
+        let mut definition = load(self.model.as_deref().unwrap_or(default))?;
         definition.lay_over(&self.layers())?;
         Ok(definition)
     }

@@ -15,7 +15,7 @@ use wgrad::engine::{CpuEngine, Engine};
 use wgrad::export::Fitting;
 use wgrad::kernels::conv2d::Product;
 use wgrad::model::recipe::{ClassWeights, Recipe, Schedule};
-use wgrad::model::{Model, load, summary};
+use wgrad::model::{Model, default_for, load, summary};
 use wgrad::plan::{Mode, Options, Plan, Target};
 use wgrad::report::profile::Profile;
 use wgrad::train::{
@@ -199,7 +199,7 @@ pub(super) fn plan(args: &TrainArgs) -> Result<Planned> {
         Run::expect_free(out)?;
     }
     let asked = Asked::of(args.model.as_ref(), &args.recipe)?;
-    let definition = asked.definition()?;
+    let mut definition = asked.definition("default")?;
     let mut recipe = definition.recipe.clone();
     expect_stop(args, &recipe, 0)?;
     let source = args.data.source.as_deref().unwrap_or("mnist");
@@ -208,6 +208,16 @@ pub(super) fn plan(args: &TrainArgs) -> Result<Planned> {
     let mut notes = data.notes.clone();
     if let Some(limit) = args.data.limit {
         data.truncate(limit)?;
+    }
+    let name = default_for(data.train.shape);
+    if asked.model.is_none() && name != definition.name {
+        notes.push(format!(
+            "model    {name}, for images of {} (--model takes another)",
+            data.train.shape
+        ));
+        definition = asked.definition(name)?;
+        recipe = definition.recipe.clone();
+        expect_stop(args, &recipe, 0)?;
     }
     expect_validation(&recipe, &data)?;
     let model = definition.resolve(data.train.shape, data.train.classes)?;

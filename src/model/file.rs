@@ -91,6 +91,16 @@ pub fn load(spec: &str) -> Result<Definition> {
     Definition::parse(&text, spec)
 }
 
+/// The name of the shipped model for images of this shape when none is asked for: `default` for grey
+/// ones up to 32×32, `mobilenet-small`, which pools over whatever size is left, for all others.
+pub fn default_for(input: Shape) -> &'static str {
+    let is_small = input.height.max(input.width) <= 32;
+    match input.channels == 1 && is_small {
+        true => "default",
+        false => "mobilenet-small",
+    }
+}
+
 /// An architecture as its file gives it, before it meets a dataset.
 #[derive(Clone, Debug)]
 pub struct Definition {

@@ -19,7 +19,7 @@ pub mod recipe_file;
 mod summary;
 mod whiten;
 
-pub use file::{Definition, MAX_ELEMENTS, SHIPPED, load};
+pub use file::{Definition, MAX_ELEMENTS, SHIPPED, default_for, load};
 pub use groups::Factors;
 pub use init::{initial_parameters, initial_running};
 pub use op::Op;
