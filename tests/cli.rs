@@ -409,6 +409,22 @@ fn several_seeds_have_a_mean_and_a_deviation() {
         2,
         &["parts", "--out"],
     );
+    // Averages of the weights have a mean of their own.
+    let out = bench.good(&format!(
+        "train {SMALL} --epochs 1 --average 0.9 --seeds 1,2 --out averaged"
+    ));
+    assert!(
+        words(&out).contains("of 2 runs, of the average of the weights"),
+        "{out}"
+    );
+    let averaged = record("averaged");
+    let of = |run: usize| {
+        averaged["runs"][run]["average_test_accuracy"]
+            .as_f64()
+            .unwrap()
+    };
+    let found = averaged["average_mean"].as_f64().unwrap();
+    assert!((found - (of(0) + of(1)) / 2.0).abs() < 1e-12, "{averaged}");
     // A run that cannot begin leaves nothing.
     bench.bad(
         &format!("train {SMALL} --seeds 1,2 --batch-size 97"),
