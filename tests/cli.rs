@@ -220,10 +220,10 @@ fn a_recipe_is_laid_over_a_model() {
     let (_, used) = config("--set lr=0.03 --set warm_up=0.5");
     assert_eq!(used["recipe"]["lr"], 0.03);
     assert_eq!(used["recipe"]["warm_up"], 0.5);
-    let (_, used) = config("--lr 0.04 --set lr=0.03 --schedule linear --set patience=2");
+    let (_, used) = config("--lr 0.04 --set lr=0.03 --schedule linear --set clip_norm=2");
     assert_eq!(used["recipe"]["lr"], 0.04);
     assert_eq!(used["recipe"]["schedule"], "linear");
-    assert_eq!(used["recipe"]["patience"], 2);
+    assert_eq!(used["recipe"]["clip_norm"], 2.0);
     // Another optimiser takes nothing over from the one before.
     let (_, used) = config("--optimizer sgd --nesterov=false --freeze conv2d1 --freeze a.*");
     let sgd = r#"{"name": "sgd", "momentum": 0.9, "nesterov": false, "weight_decay": 0.0}"#;
