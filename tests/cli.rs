@@ -225,13 +225,13 @@ fn a_recipe_is_laid_over_a_model() {
     assert_eq!(used["recipe"]["schedule"], "linear");
     assert_eq!(used["recipe"]["clip_norm"], 2.0);
     // Another optimiser takes nothing over from the one before.
-    let (_, used) = config("--optimizer sgd --nesterov=false --freeze conv2d1 --freeze a.*");
+    let (_, used) = config("--optimizer sgd --nesterov=false --freeze conv2d1 --freeze *.bias");
     let sgd = r#"{"name": "sgd", "momentum": 0.9, "nesterov": false, "weight_decay": 0.0}"#;
     assert_eq!(used["recipe"]["optimizer"], json(sgd));
     assert_eq!(used["recipe"]["lr"], 0.05);
     assert_eq!(
         used["recipe"]["groups"]["freeze"],
-        json(r#"["conv2d1", "a.*"]"#)
+        json(r#"["conv2d1", "*.bias"]"#)
     );
 
     let mistake = format!("{recipe}momentum = 0.9\n");
