@@ -220,18 +220,18 @@ fn a_recipe_is_laid_over_a_model() {
     let (_, used) = config("--set lr=0.03 --set warm_up=0.5");
     assert_eq!(used["recipe"]["lr"], 0.03);
     assert_eq!(used["recipe"]["warm_up"], 0.5);
-    let (_, used) = config("--lr 0.04 --set lr=0.03 --schedule linear --set patience=2");
+    let (_, used) = config("--lr 0.04 --set lr=0.03 --schedule linear --set clip_norm=2");
     assert_eq!(used["recipe"]["lr"], 0.04);
     assert_eq!(used["recipe"]["schedule"], "linear");
-    assert_eq!(used["recipe"]["patience"], 2);
+    assert_eq!(used["recipe"]["clip_norm"], 2.0);
     // Another optimiser takes nothing over from the one before.
-    let (_, used) = config("--optimizer sgd --nesterov=false --freeze conv2d1 --freeze a.*");
+    let (_, used) = config("--optimizer sgd --nesterov=false --freeze conv2d1 --freeze *.bias");
     let sgd = r#"{"name": "sgd", "momentum": 0.9, "nesterov": false, "weight_decay": 0.0}"#;
     assert_eq!(used["recipe"]["optimizer"], json(sgd));
     assert_eq!(used["recipe"]["lr"], 0.05);
     assert_eq!(
         used["recipe"]["groups"]["freeze"],
-        json(r#"["conv2d1", "a.*"]"#)
+        json(r#"["conv2d1", "*.bias"]"#)
     );
 
     let mistake = format!("{recipe}momentum = 0.9\n");
@@ -409,6 +409,22 @@ fn several_seeds_have_a_mean_and_a_deviation() {
         2,
         &["parts", "--out"],
     );
+    // Averages of the weights have a mean of their own.
+    let out = bench.good(&format!(
+        "train {SMALL} --epochs 1 --average 0.9 --seeds 1,2 --out averaged"
+    ));
+    assert!(
+        words(&out).contains("of 2 runs, of the average of the weights"),
+        "{out}"
+    );
+    let averaged = record("averaged");
+    let of = |run: usize| {
+        averaged["runs"][run]["average_test_accuracy"]
+            .as_f64()
+            .unwrap()
+    };
+    let found = averaged["average_mean"].as_f64().unwrap();
+    assert!((found - (of(0) + of(1)) / 2.0).abs() < 1e-12, "{averaged}");
     // A run that cannot begin leaves nothing.
     bench.bad(
         &format!("train {SMALL} --seeds 1,2 --batch-size 97"),

@@ -152,7 +152,5 @@ pub fn run(args: &RecipesArgs) -> Result<()> {
     });
     let rows: Vec<_> = rows.collect::<Result<_>>()?;
     say(&table(&["recipe", "model", ""], rows, 3))?;
-    say(
-        "train one: wgrad train --recipe NAME --data DIR; a copy to change: wgrad recipes NAME > mine.toml",
-    )
+    say("train    wgrad train --recipe NAME --data DIR\nchange   wgrad recipes NAME > mine.toml")
 }

@@ -122,6 +122,14 @@ fn begin(parent: &Path, config: &Config, model: &Model, seed: u64) -> Result<Run
         Some(init) => Some(start_from(Path::new(&init.source), model, seed)?),
         None => None,
     };
+    if let (Some(start), Some(init)) = (&start, &config.init)
+        && start.record.sha256 != init.sha256
+    {
+        return Err(Error::Usage(format!(
+            "expected the same weights in {} for all of these runs, found others; train again",
+            init.source
+        )));
+    }
     let config = Config {
         id: None,
         seed,
@@ -169,6 +177,7 @@ fn results(parent: &Path, record: &SeedsRecord) -> Result<Vec<SeedRun>> {
                 epochs: last.epoch,
                 test_loss: last.test_loss,
                 test_accuracy: last.test_accuracy,
+                average_test_accuracy: last.average_test_accuracy,
                 seconds: run.metrics().iter().map(|epoch| epoch.seconds).sum(),
             });
         }
@@ -177,25 +186,40 @@ fn results(parent: &Path, record: &SeedsRecord) -> Result<Vec<SeedRun>> {
 }
 
 fn report(record: &SeedsRecord, parent: &Path) -> Result<()> {
+    let averaged = record
+        .runs
+        .iter()
+        .any(|r| r.average_test_accuracy.is_some());
+    let percent = |accuracy: f64| format!("{:.2} %", 100.0 * accuracy);
     let rows = record.runs.iter().map(|run| {
-        vec![
+        let mut row = vec![
             run.seed.to_string(),
             run.epochs.to_string(),
             format!("{:.1} s", run.seconds),
             format!("{:.4}", run.test_loss),
-            format!("{:.2} %", 100.0 * run.test_accuracy),
-        ]
+            percent(run.test_accuracy),
+        ];
+        row.extend(averaged.then(|| run.average_test_accuracy.map_or("—".into(), percent)));
+        row
     });
-    let header = ["seed", "epochs", "time", "test loss", "test accuracy"];
+    let mut header = vec!["seed", "epochs", "time", "test loss", "test accuracy"];
+    header.extend(averaged.then_some("of the average"));
     say(&table(&header, rows, 0))?;
-    if let Some(mean) = record.mean {
-        let deviation = record.standard_deviation;
+    for (of, mean, deviation) in [
+        ("", record.mean, record.standard_deviation),
+        (
+            ", of the average of the weights",
+            record.average_mean,
+            record.average_standard_deviation,
+        ),
+    ] {
+        let Some(mean) = mean else { continue };
         let deviation = deviation.map_or(String::new(), |d| {
             format!(" ± {:.2} (standard deviation)", 100.0 * d)
         });
         say_wrapped(&format!(
-            "mean     {:.2} %{deviation} after the last epoch of {} runs",
-            100.0 * mean,
+            "mean     {}{deviation} after the last epoch of {} runs{of}",
+            percent(mean),
             record.runs.len()
         ))?;
     }

@@ -21,6 +21,11 @@ pub struct SeedsRecord {
     pub mean: Option<f64>,
     /// Of the sample: the sum of squares over n − 1. `None` for a single run too.
     pub standard_deviation: Option<f64>,
+    /// The same of the averages of the weights, where they are kept.
+    #[serde(default)]
+    pub average_mean: Option<f64>,
+    #[serde(default)]
+    pub average_standard_deviation: Option<f64>,
 }
 
 /// How far one of the runs is and how well it does.
@@ -32,6 +37,9 @@ pub struct SeedRun {
     pub epochs: usize,
     pub test_loss: f64,
     pub test_accuracy: f64,
+    /// Of the average of the weights, where it is kept.
+    #[serde(default)]
+    pub average_test_accuracy: Option<f64>,
     /// Sum over the epochs.
     pub seconds: f64,
 }
@@ -43,6 +51,8 @@ impl SeedsRecord {
             runs: Vec::new(),
             mean: None,
             standard_deviation: None,
+            average_mean: None,
+            average_standard_deviation: None,
         }
     }
 
@@ -80,13 +90,15 @@ impl SeedsRecord {
     /// # Errors
     /// [`Error::Io`].
     pub fn write(&mut self, parent: &Path, runs: Vec<SeedRun>) -> Result<()> {
-        let accuracies: Vec<f64> = runs.iter().map(|run| run.test_accuracy).collect();
         let equal = runs.windows(2).all(|pair| pair[0].epochs == pair[1].epochs);
         let complete = equal && runs.len() == self.seeds.len();
-        (self.mean, self.standard_deviation) = match complete {
-            true => mean_and_deviation(&accuracies),
-            false => (None, None),
+        let over = |accuracy: fn(&SeedRun) -> Option<f64>| {
+            let accuracies: Option<Vec<f64>> = runs.iter().map(accuracy).collect();
+            mean_and_deviation(&accuracies.filter(|_| complete).unwrap_or_default())
         };
+        (self.mean, self.standard_deviation) = over(|run| Some(run.test_accuracy));
+        (self.average_mean, self.average_standard_deviation) =
+            over(|run| run.average_test_accuracy);
         self.runs = runs;
         let path = parent.join(FILE);
         let text = serde_json::to_string_pretty(self)
@@ -130,6 +142,7 @@ mod tests {
             epochs,
             test_loss: 1.0,
             test_accuracy: 0.5,
+            average_test_accuracy: (seed == 1).then_some(0.5),
             seconds: 1.0,
         };
         let mut record = SeedsRecord::new(vec![1, 2]);
@@ -141,6 +154,8 @@ mod tests {
         ] {
             record.write(folder.path(), runs).unwrap();
             assert_eq!(record.mean, mean);
+            // Not all of them have an average.
+            assert_eq!(record.average_mean, None);
             let read = SeedsRecord::read(folder.path()).unwrap();
             assert_eq!(read.as_ref(), Some(&record));
         }
