@@ -3,9 +3,10 @@
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
+use std::str::FromStr;
 use wgrad::data::Request;
 use wgrad::kernels::conv2d::Family;
-use wgrad::model::recipe::Schedule;
+use wgrad::model::recipe::Views;
 use wgrad::train::{CheckpointEvery, Weights};
 use wgrad::verify::DRAWS;
 use wgrad::{Error, Result, tune};
@@ -22,6 +23,10 @@ struct Cli {
 pub enum Command {
     /// Train a model and leave a run folder
     Train(TrainArgs),
+    /// List the recipes that train takes, or print one
+    Recipes(RecipesArgs),
+    /// Find a learning rate: raise it while training a little, and plot the loss
+    LrFind(LrFindArgs),
     /// Show a model's layers, parameters, multiply-adds and the GPU memory of a training step
     Inspect(InspectArgs),
     /// Measure loss, accuracy and per-class recall of a trained model on its test images
@@ -35,7 +40,7 @@ pub enum Command {
 }
 
 /// Which images, and how they are split.
-#[derive(Debug, Default, Args)]
+#[derive(Clone, Debug, Default, Args)]
 pub struct DataArgs {
     /// Data: mnist (embedded), or a folder of four IDX files, gzipped or not [default: mnist]
     #[arg(long = "data", value_name = "mnist|DIR")]
@@ -76,7 +81,139 @@ impl DataArgs {
     }
 }
 
-#[derive(Debug, Default, Args)]
+/// How it is trained. Values are text here: they are read where those of files are.
+#[derive(Clone, Debug, Default, Args)]
+pub struct RecipeArgs {
+    /// Recipe, as `wgrad recipes` lists them, or a file. It may name the model too; what it leaves out
+    /// is the model's own [default: the model's]
+    #[arg(long, value_name = "NAME|FILE.toml")]
+    pub recipe: Option<String>,
+    /// Set any key of a recipe, as often as needed: --set augment.rotate=10 --set clip_norm=1; the
+    /// other flags have the last word [default: nothing]
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Passes over the training images that are planned, in total also when resuming. The schedule
+    /// of the learning rate spans them: a resume with another number stretches it, and says from
+    /// which rate to which that leads [default: the recipe's; when resuming, the run's]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub epochs: Option<String>,
+    /// Images per optimiser step [default: the recipe's, or all where there are fewer]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub batch_size: Option<String>,
+    /// Images that are computed at a time where a batch does not fit the device; their gradients are
+    /// added up [default: the recipe's, else the whole batch]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub micro_batch: Option<String>,
+    /// Update rule: sgd (with momentum), adamw, lion or muon [default: the recipe's]
+    #[arg(long, value_name = "NAME")]
+    pub optimizer: Option<String>,
+    /// Learning rate per step, the highest of a schedule [default: the recipe's; where that is for
+    /// another optimiser, 0.05 for sgd, 0.001 for adamw, 0.0001 for lion, 0.1 for muon]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub lr: Option<String>,
+    /// Momentum of sgd or muon, from 0 to below 1, no unit [default: the recipe's, else 0.9 for sgd
+    /// and 0.6 for muon]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub momentum: Option<String>,
+    /// Nesterov's form of sgd's momentum [default: the recipe's]
+    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub nesterov: Option<String>,
+    /// Weight decay, no unit: L2 for sgd and muon, decoupled for adamw and lion [default: the
+    /// recipe's, else 0.01 for adamw and 0 for the others]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub weight_decay: Option<String>,
+    /// Factor on the learning rate of biases and normalisations [default: the recipe's, else 1]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub bias_lr: Option<String>,
+    /// Factor on the learning rate of the last layer's weight [default: the recipe's, else 1]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub head_lr: Option<String>,
+    /// Parameters or layers that stay as they are, by name, with * for anything; as often as needed
+    /// [default: the recipe's, else none]
+    #[arg(long, value_name = "PATTERN")]
+    pub freeze: Vec<String>,
+    /// Course of the learning rate: constant, step, cosine (down to 0), onecycle (up over 30 % of the
+    /// steps, then down), triangular or linear (to 0) [default: the recipe's]
+    #[arg(long, value_name = "NAME")]
+    pub schedule: Option<String>,
+    /// Epochs, or a part of one, in which the learning rate rises from 0 to the schedule's first
+    /// [default: the recipe's, else 0]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub warm_up: Option<String>,
+    /// Largest L2 norm of all gradients together; a larger one is scaled down to it [default: the
+    /// recipe's, else none]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub clip_norm: Option<String>,
+    /// Keep an exponential moving average of the weights, which keeps this share of itself in each
+    /// step, and evaluate it too [default: the recipe's, else none]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub average: Option<String>,
+    /// Share of the target that is spread over all classes, from 0 to below 1 [default: the
+    /// recipe's, else 0]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub label_smoothing: Option<String>,
+    /// Views of an image that an evaluation takes the mean over: one, mirror or six [default: the
+    /// recipe's, else one]
+    #[arg(long, value_name = "NAME")]
+    pub views: Option<String>,
+    /// End after so many epochs without a better accuracy on the validation images [default: the
+    /// recipe's, else never]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub patience: Option<String>,
+}
+
+impl RecipeArgs {
+    /// The flags by the recipe's key that each sets, which is its name with - for _.
+    pub fn values(&self) -> [(&'static str, Option<&String>); 17] {
+        [
+            ("epochs", self.epochs.as_ref()),
+            ("batch_size", self.batch_size.as_ref()),
+            ("micro_batch", self.micro_batch.as_ref()),
+            ("optimizer", self.optimizer.as_ref()),
+            ("lr", self.lr.as_ref()),
+            ("momentum", self.momentum.as_ref()),
+            ("nesterov", self.nesterov.as_ref()),
+            ("weight_decay", self.weight_decay.as_ref()),
+            ("bias_lr", self.bias_lr.as_ref()),
+            ("head_lr", self.head_lr.as_ref()),
+            ("schedule", self.schedule.as_ref()),
+            ("warm_up", self.warm_up.as_ref()),
+            ("clip_norm", self.clip_norm.as_ref()),
+            ("average", self.average.as_ref()),
+            ("label_smoothing", self.label_smoothing.as_ref()),
+            ("views", self.views.as_ref()),
+            ("patience", self.patience.as_ref()),
+        ]
+    }
+}
+
+/// Seeds, in order, each once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seeds(pub Vec<u64>);
+
+/// `1..5` (both included), `1,2,7`, or both.
+impl FromStr for Seeds {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Seeds, String> {
+        let range = |part: &str| -> Option<Vec<u64>> {
+            let (first, last) = part.split_once("..").unwrap_or((part, part));
+            let (first, last) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+            // More than anybody trains.
+            (first <= last && last - first < 10_000).then(|| (first..=last).collect())
+        };
+        let ranges: Option<Vec<Vec<u64>>> = text.split(',').map(range).collect();
+        let mut seeds: Vec<u64> = ranges.unwrap_or_default().concat();
+        seeds.sort_unstable();
+        seeds.dedup();
+        if seeds.is_empty() {
+            return Err("expected whole numbers as 1..5 (both included) or 1,2,7".into());
+        }
+        Ok(Seeds(seeds))
+    }
+}
+
+#[derive(Clone, Debug, Default, Args)]
 pub struct TrainArgs {
     /// Model: default, lenet5, tutorial, mlp-sigmoid, vgg-cifar, cnn-bn, tiny, resnet9, resnet18-cifar,
     /// mobilenet-small, or an architecture file [default: default]
@@ -90,11 +227,8 @@ pub struct TrainArgs {
     /// a backend [default: auto]
     #[arg(long, value_name = "auto|gpu|software|cpu|NUMBER|NAME")]
     pub device: Option<String>,
-    /// Passes over the training images that are planned, in total also when resuming. The schedule
-    /// of the learning rate spans them: a resume with another number stretches it, and says from
-    /// which rate to which that leads [default: the model's; when resuming, the run's]
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
-    pub epochs: Option<usize>,
+    #[command(flatten)]
+    pub recipe: RecipeArgs,
     /// Stop after N of the planned epochs, counted from the start of the training; a resume goes on
     /// to the bits of a training that was not stopped [default: none]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
@@ -104,27 +238,6 @@ pub struct TrainArgs {
     /// at once (exit codes 130 and 143) [default: 60s]
     #[arg(long, value_name = "STEPS|TIME|epoch", allow_negative_numbers = true)]
     pub checkpoint_every: Option<CheckpointEvery>,
-    /// Images per optimiser step [default: the model's, or all where there are fewer]
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
-    pub batch_size: Option<usize>,
-    /// Update rule: sgd (with momentum) or adamw [default: the model's]
-    #[arg(long, value_name = "NAME")]
-    pub optimizer: Option<OptimizerName>,
-    /// Learning rate per step, the peak of cosine and onecycle [default: the model's; 0.05 for sgd
-    /// and 0.001 for adamw where that is not the model's optimiser]
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
-    pub lr: Option<f64>,
-    /// Momentum of sgd, from 0 to below 1, no unit [default: the model's, else 0.9]
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
-    pub momentum: Option<f32>,
-    /// Weight decay, no unit: L2 for sgd, decoupled for adamw [default: the model's, else 0 for
-    /// sgd and 0.01 for adamw]
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
-    pub weight_decay: Option<f32>,
-    /// Course of the learning rate: constant, cosine (down to 0) or onecycle (up over 30 % of the
-    /// steps, then down) [default: the model's]
-    #[arg(long, value_name = "NAME", value_parser = schedule)]
-    pub schedule: Option<Schedule>,
     /// Seed of the first parameters and of the order of the images, a whole number [default: 1]
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
@@ -133,6 +246,11 @@ pub struct TrainArgs {
     /// [default: none]
     #[arg(long, value_name = "RUN|FILE.safetensors", conflicts_with = "resume")]
     pub init: Option<PathBuf>,
+    /// Train once with each of these seeds, one run after the other, into seed-<N> folders of one
+    /// folder, and print mean and standard deviation: 1..5 (both included) or 1,2,7; a --resume of
+    /// that folder goes on with what is left [default: one run]
+    #[arg(long, value_name = "N..M|N,M,…", conflicts_with_all = ["seed", "resume"])]
+    pub seeds: Option<Seeds>,
     /// Run folder to make; must be new or empty [default: runs/<model>-<data>-<number>]
     #[arg(long, value_name = "DIR", conflicts_with = "resume")]
     pub out: Option<PathBuf>,
@@ -160,6 +278,52 @@ pub struct TrainArgs {
     /// Print the bytes that crossed between host and GPU in each epoch, by purpose [default: off]
     #[arg(long)]
     pub trace_transfers: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct RecipesArgs {
+    /// Print this one, as a file to start from [default: list all]
+    #[arg(value_name = "NAME")]
+    pub name: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct LrFindArgs {
+    /// Model: a name as for train, or an architecture file [default: the recipe's, else default]
+    #[arg(long, value_name = "NAME|FILE.toml")]
+    pub model: Option<String>,
+    #[command(flatten)]
+    pub data: DataArgs,
+    #[command(flatten)]
+    pub recipe: RecipeArgs,
+    /// Device: auto (best hardware adapter, else CPU), gpu, software, cpu, or an adapter's number or
+    /// part of its name [default: auto]
+    #[arg(long, value_name = "auto|gpu|software|cpu|NUMBER|NAME")]
+    pub device: Option<String>,
+    /// Seed of the first parameters and of the order of the images, a whole number [default: 1]
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Learning rate of the first step [default: 5e-6 for sgd, 1e-7 for adamw, 1e-8 for lion, 1e-5
+    /// for muon]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub from: Option<f64>,
+    /// Learning rate of the last step, if the loss bears it [default: ten million times --from]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub to: Option<f64>,
+    /// Steps from one to the other
+    #[arg(
+        long,
+        value_name = "N",
+        allow_negative_numbers = true,
+        default_value_t = 200
+    )]
+    pub steps: usize,
+    /// File for the plot, in place of one that is there
+    #[arg(long, value_name = "FILE.svg", default_value = "lr-find.svg")]
+    pub out: PathBuf,
+    /// Print one JSON object with every step instead of text [default: off]
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -198,6 +362,10 @@ pub struct EvalArgs {
         hide_default_value = true
     )]
     pub weights: Weights,
+    /// Views of an image whose logits are averaged: one, mirror or six [default: those of the run's
+    /// recipe]
+    #[arg(long, value_name = "NAME", value_parser = views)]
+    pub views: Option<Views>,
     /// Data whose test images are used, all of them: mnist or a folder of IDX files [default: the
     /// run's, as many as it was tested on]
     #[arg(long, value_name = "mnist|DIR")]
@@ -288,15 +456,19 @@ pub struct BenchArgs {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum OptimizerName {
-    Sgd,
-    Adamw,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Conv {
     Implicit,
     Explicit,
+}
+
+/// The values of `--views`.
+fn views(text: &str) -> std::result::Result<Views, String> {
+    match text {
+        "one" => Ok(Views::One),
+        "mirror" => Ok(Views::Mirror),
+        "six" => Ok(Views::Six),
+        _ => Err(format!("expected one, mirror or six, found '{text}'")),
+    }
 }
 
 /// Height and width from `N` or `HxW`.
@@ -305,15 +477,6 @@ fn image_size(text: &str) -> std::result::Result<[usize; 2], String> {
     match (height.parse(), width.parse()) {
         (Ok(height), Ok(width)) if height > 0 && width > 0 => Ok([height, width]),
         _ => Err("expected a size in pixels, 64 or 48x64 (height x width)".into()),
-    }
-}
-
-fn schedule(name: &str) -> std::result::Result<Schedule, String> {
-    match name {
-        "constant" => Ok(Schedule::Constant),
-        "cosine" => Ok(Schedule::Cosine),
-        "onecycle" => Ok(Schedule::OneCycle),
-        _ => Err("expected constant, cosine or onecycle".into()),
     }
 }
 
@@ -326,7 +489,7 @@ pub fn parse() -> Result<Option<Command>> {
         Ok(cli) => Ok(Some(cli.command)),
         Err(e) if e.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             Err(Error::Usage(
-                "expected a command (train, inspect, eval, devices, verify, bench), found none; see --help"
+                "expected a command (train, recipes, lr-find, inspect, eval, devices, verify, bench), found none; see --help"
                     .into(),
             ))
         }

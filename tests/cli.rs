@@ -172,18 +172,249 @@ fn flags_override_the_recipe() {
         "train {SMALL} --out run --epochs 1 --batch-size 13 --optimizer sgd --lr 0.02 --momentum 0.5 --weight-decay 0.001 --schedule cosine --limit 50"
     ));
     let config = json(&fs::read_to_string(bench.path("run/run.json")).unwrap());
-    assert_eq!(
-        config["recipe"],
-        json(
-            r#"{"optimizer": {"name": "sgd", "momentum": 0.5, "weight_decay": 0.001},
-                "lr": 0.02, "schedule": "cosine", "epochs": 1, "batch_size": 13, "label_smoothing": 0.0}"#
-        )
+    let expected = json(
+        r#"{"optimizer": {"name": "sgd", "momentum": 0.5, "nesterov": false, "weight_decay": 0.001},
+            "lr": 0.02, "schedule": "cosine", "epochs": 1, "batch_size": 13, "label_smoothing": 0.0}"#,
     );
+    for (key, value) in expected.as_object().unwrap() {
+        assert_eq!(&config["recipe"][key], value, "{key}");
+    }
     assert_eq!(config["data"]["training_images"], 50);
     assert_eq!(config["data"]["limit"], 50);
     assert_eq!(config["data"]["test_images"], 40);
     let metrics = json(&fs::read_to_string(bench.path("run/metrics.jsonl")).unwrap());
     assert_eq!(metrics["step"], 4);
+}
+
+/// Model file, recipe file, `--set`, flags: each has the last word over those before it.
+#[test]
+fn a_recipe_is_laid_over_a_model() {
+    let bench = Bench::new();
+    let recipe = "model = \"small.toml\"\nepochs = 1\nlr = 0.02\nbeta2 = 0.9\nlabel_smoothing = 0.1\nschedule = \"step\"\nstep_epochs = [1]\n";
+    fs::create_dir(bench.path("recipes")).unwrap();
+    fs::write(bench.path("recipes/mine.toml"), recipe).unwrap();
+    fs::copy(bench.path("small.toml"), bench.path("recipes/small.toml")).unwrap();
+    let config = |flags: &str| {
+        let mine = "--recipe recipes/mine.toml --data shapes --device cpu --out run";
+        let out = bench.good(&format!("train {mine} {flags}"));
+        let config = json(&fs::read_to_string(bench.path("run/run.json")).unwrap());
+        fs::remove_dir_all(bench.path("run")).unwrap();
+        (out, config)
+    };
+    let (out, used) = config("");
+    assert_eq!(used["model"]["name"], "small");
+    let used = &used["recipe"];
+    assert_eq!(used["lr"], 0.02);
+    assert_eq!(
+        used["schedule"],
+        json(r#"{"step": {"epochs": [1], "factor": 0.1}}"#)
+    );
+    // What the recipe leaves out is the model's.
+    assert_eq!(used["batch_size"], 20);
+    let optimizer =
+        r#"{"name": "adamw", "beta1": 0.9, "beta2": 0.9, "epsilon": 1e-8, "weight_decay": 0.01}"#;
+    assert_eq!(used["optimizer"], json(optimizer));
+    let described = "recipe adamw, step learning rate 0.02, batch size 20, epochs 1, label_smoothing 0.1, seed 1";
+    assert!(words(&out).contains(described), "{out}");
+
+    let (_, used) = config("--set lr=0.03 --set warm_up=0.5");
+    assert_eq!(used["recipe"]["lr"], 0.03);
+    assert_eq!(used["recipe"]["warm_up"], 0.5);
+    let (_, used) = config("--lr 0.04 --set lr=0.03 --schedule linear --set patience=2");
+    assert_eq!(used["recipe"]["lr"], 0.04);
+    assert_eq!(used["recipe"]["schedule"], "linear");
+    assert_eq!(used["recipe"]["patience"], 2);
+    // Another optimiser takes nothing over from the one before.
+    let (_, used) = config("--optimizer sgd --nesterov=false --freeze conv2d1 --freeze a.*");
+    let sgd = r#"{"name": "sgd", "momentum": 0.9, "nesterov": false, "weight_decay": 0.0}"#;
+    assert_eq!(used["recipe"]["optimizer"], json(sgd));
+    assert_eq!(used["recipe"]["lr"], 0.05);
+    assert_eq!(
+        used["recipe"]["groups"]["freeze"],
+        json(r#"["conv2d1", "a.*"]"#)
+    );
+
+    let mistake = format!("{recipe}momentum = 0.9\n");
+    fs::write(bench.path("recipes/mine.toml"), mistake).unwrap();
+    let arguments = "train --recipe recipes/mine.toml --data shapes --device cpu";
+    let place = format!("{}:8: `momentum` belongs to", "recipes/mine.toml");
+    bench.bad(arguments, 2, &[&place, "sgd", "adamw"]);
+    assert!(!bench.path("runs").exists());
+}
+
+#[test]
+fn recipes_are_listed_and_printed() {
+    let bench = Bench::new();
+    let out = bench.good("recipes");
+    assert!(
+        words(&out).contains("cifar-fast cifar-fast CIFAR-10"),
+        "{out}"
+    );
+    assert!(out.contains("wgrad recipes NAME > mine.toml"), "{out}");
+    let text = bench.good("recipes cifar-fast");
+    assert!(text.contains("optimizer = \"muon\""), "{text}");
+    bench.bad("recipes best-of-all", 2, &["'best-of-all'", "cifar-fast"]);
+}
+
+/// The test is deterministic, ends where the loss rises, and leaves a picture that can be read.
+#[test]
+fn a_learning_rate_is_found() {
+    let bench = Bench::new();
+    let test = format!("lr-find {SMALL} --steps 60 --out lr.svg");
+    let out = bench.good(&test);
+    for word in [
+        "tested   ",
+        "lowest   ",
+        "suggest  ",
+        "wgrad train --model small.toml --data shapes --device cpu --lr ",
+        "plot     lr.svg",
+    ] {
+        assert!(words(&out).contains(&words(word)), "no {word:?} in {out}");
+    }
+    let svg = fs::read_to_string(bench.path("lr.svg")).unwrap();
+    assert!(
+        svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"),
+        "{svg}"
+    );
+    for word in [
+        "small on shapes: learning rates of adamw, batch size 20",
+        "learning rate per step",
+        "suggested: ",
+    ] {
+        assert!(svg.contains(word), "no {word:?} in the plot");
+    }
+    let first = json(&bench.good(&format!("{test} --json")));
+    assert_eq!(first, json(&bench.good(&format!("{test} --json"))));
+    let points = first["points"].as_array().unwrap();
+    assert!((10..=60).contains(&points.len()), "{}", points.len());
+    assert_eq!(points[0]["lr"], 1e-7);
+    let suggested = first["suggested"].as_f64().unwrap();
+    assert!((1e-5..1.0).contains(&suggested), "{suggested}");
+    // The loss before the first update is that of no knowledge, about ln 4.
+    let loss = points[0]["loss"].as_f64().unwrap();
+    assert!((1.0..2.0).contains(&loss), "{loss}");
+    // A step is what a training's step is: the first epoch's batches, 20 of 96 images each.
+    let steps = |flags: &str| {
+        json(&bench.good(&format!("lr-find {SMALL} --json {flags}")))["points"].clone()
+    };
+    let flat = steps("--optimizer sgd --from 1e-30 --to 1e-25 --steps 20");
+    let losses: Vec<f64> = flat
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|p| p["loss"].as_f64().unwrap())
+        .collect();
+    assert_eq!(losses.len(), 20);
+    // Rates that move nothing: the next epochs bring the same images in another order.
+    let mean = |epoch: &[f64]| (20.0 * epoch[..4].iter().sum::<f64>() + 16.0 * epoch[4]) / 96.0;
+    for epoch in losses.chunks(5) {
+        assert!(
+            (mean(epoch) - mean(&losses[..5])).abs() < 1e-5,
+            "{losses:?}"
+        );
+    }
+    for (flags, expected) in [
+        ("--from 0", "found 0e0"),
+        ("--from 1 --to 0.1", "found 1e0 and 1e-1"),
+        ("--steps 5", "found 5"),
+        ("--lr x", "--lr"),
+    ] {
+        bench.bad(&format!("lr-find {SMALL} {flags}"), 2, &[expected]);
+    }
+}
+
+#[test]
+fn several_seeds_have_a_mean_and_a_deviation() {
+    let bench = Bench::new();
+    let out = bench.good(&format!(
+        "train {SMALL} --epochs 2 --lr 0.002 --seeds 1..3 --out all"
+    ));
+    let record =
+        |folder: &str| json(&fs::read_to_string(bench.path(folder).join("seeds.json")).unwrap());
+    let all = record("all");
+    assert_eq!(all["seeds"], json("[1, 2, 3]"));
+    let accuracies: Vec<f64> = all["runs"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|run| run["test_accuracy"].as_f64().unwrap())
+        .collect();
+    let metrics = |seed: u64| {
+        let text =
+            fs::read_to_string(bench.path(&format!("all/seed-{seed}/metrics.jsonl"))).unwrap();
+        json(text.lines().last().unwrap())["test_accuracy"]
+            .as_f64()
+            .unwrap()
+    };
+    assert_eq!(accuracies, [1, 2, 3].map(metrics));
+    let mean = accuracies.iter().sum::<f64>() / 3.0;
+    let squares: f64 = accuracies.iter().map(|a| (a - mean).powi(2)).sum();
+    let close = |key: &str, expected: f64| {
+        let found = all[key].as_f64().unwrap();
+        assert!(
+            (found - expected).abs() < 1e-12,
+            "{key}: {found}, not {expected}"
+        );
+    };
+    assert!(squares > 0.0, "{accuracies:?}");
+    close("mean", mean);
+    close("standard_deviation", (squares / 2.0).sqrt());
+    let line = format!(
+        "mean {:.2} % ± {:.2} (standard deviation) after the last epoch of 3 runs",
+        100.0 * mean,
+        100.0 * (squares / 2.0).sqrt()
+    );
+    assert!(words(&out).contains(&line), "no {line:?} in {out}");
+
+    // Each is what it is by itself.
+    let alone = bench.good(&format!(
+        "train {SMALL} --epochs 2 --lr 0.002 --seed 2 --out alone"
+    ));
+    let of = |folder: &str| {
+        json(&fs::read_to_string(bench.path(folder).join("run.json")).unwrap())["parameter_sha256"]
+            .clone()
+    };
+    assert_eq!(of("all/seed-2"), of("alone"));
+    assert!(out.contains(&hash(&alone)), "{out}");
+
+    // Stopped and gone on with, and with one that was never begun.
+    let part = bench.good(&format!(
+        "train {SMALL} --epochs 2 --lr 0.002 --seeds 3,1,2 --stop-after 1 --out parts"
+    ));
+    assert!(
+        part.contains("resume   wgrad train --resume parts\n"),
+        "{part}"
+    );
+    assert!(record("parts")["mean"].is_number());
+    fs::remove_dir_all(bench.path("parts/seed-2")).unwrap();
+    let rest = bench.good("train --resume parts");
+    let first = bench.path("parts/seed-1/metrics.jsonl");
+    assert_eq!(fs::read_to_string(first).unwrap().lines().count(), 2);
+    let mut expected = all.clone();
+    let mut found = record("parts");
+    for record in [&mut expected, &mut found] {
+        for run in record["runs"].as_array_mut().unwrap() {
+            run["seconds"] = 0.into();
+        }
+    }
+    assert_eq!(found, expected, "{rest}");
+    // Nothing is left to do.
+    let again = bench.good("train --resume parts");
+    let trained = again.lines().any(|l| l.starts_with("epoch "));
+    assert!(!trained && words(&again).contains(&line), "{again}");
+    bench.bad("train --resume parts --seed 4", 2, &["--seed", "found 4"]);
+    bench.bad(
+        &format!("train {SMALL} --seeds 1,2 --out parts"),
+        2,
+        &["parts", "--out"],
+    );
+    // A run that cannot begin leaves nothing.
+    bench.bad(
+        &format!("train {SMALL} --seeds 1,2 --batch-size 97"),
+        2,
+        &["--batch-size"],
+    );
+    assert!(!bench.path("runs").exists());
 }
 
 #[test]
@@ -575,15 +806,10 @@ fn flags_out_of_range_are_refused_before_any_work() {
         } else {
             ""
         };
-        let value_found = if value == "1e-60" {
-            "found 0.0000"
-        } else {
-            &found(value)
-        };
         bench.bad(
             &format!("train {SMALL} {sgd} {flag} {value}"),
             2,
-            &[flag, value_found],
+            &[flag, &found(value)],
         );
     }
     bench.bad(
@@ -604,12 +830,38 @@ fn flags_out_of_range_are_refused_before_any_work() {
         ("--checkpoint-every", "10d"),
         ("--seed", "1.5"),
         ("--optimizer", "adam"),
-        ("--schedule", "linear"),
+        ("--schedule", "poly"),
+        ("--micro-batch", "0"),
+        ("--nesterov=1", ""),
+        ("--bias-lr", "-1"),
+        ("--head-lr", "x"),
+        ("--warm-up", "3"),
+        ("--clip-norm", "0"),
+        ("--average", "1"),
+        ("--label-smoothing", "1"),
+        ("--views", "two"),
+        ("--patience", "0"),
+        ("--set", "lr"),
+        ("--set lr=", "0"),
+        ("--set augment.rotate=", "181"),
+        ("--set rate=", "1"),
+        ("--seeds", "5..1"),
         ("--conv", "fast"),
         ("--kernels", "best"),
     ] {
-        bench.bad(&format!("train {SMALL} {flag} {value}"), 2, &[flag, value]);
+        // Behind an =, the value is a part of the flag's argument.
+        let arguments = format!("train {SMALL} {flag} {value}").replace("= ", "=");
+        bench.bad(
+            &arguments,
+            2,
+            &[flag.trim_end_matches("=1").trim_end_matches('='), value],
+        );
     }
+    bench.bad(
+        &format!("train {SMALL} --seeds 1,2 --seed 1"),
+        2,
+        &["--seeds", "--seed"],
+    );
     bench.bad(
         &format!("train {SMALL} --conv explicit"),
         2,
@@ -624,6 +876,11 @@ fn flags_out_of_range_are_refused_before_any_work() {
         "train --model small.toml --data shapes --device no-such-gpu",
         2,
         &["no-such-gpu", "there is 1 '"],
+    );
+    bench.bad(
+        "train --recipe best-of-all",
+        2,
+        &["'best-of-all'", "cifar-fast"],
     );
     bench.bad(
         "train --model no-such-model",

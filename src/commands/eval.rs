@@ -56,8 +56,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
             true => std::mem::take(&mut test.images),
             false => test.images.clone(),
         };
-        let which = args.weights;
-        let (member, engine) = evaluate(run, which, &device, images, &test.labels, several)?;
+        let (member, engine) = evaluate(run, args, &device, images, &test.labels, several)?;
         members.push(member);
         description = engine;
     }
@@ -82,6 +81,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     // A class without images has no recall.
     let recall =
         |(images, correct): (usize, usize)| (images > 0).then(|| correct as f64 / images as f64);
+    let views = |run: &Run| args.views.unwrap_or(run.config().recipe.views).count();
     let named = config.model.class_names.iter().zip(&counts);
     let rows = runs.iter().zip(&members);
     if args.json {
@@ -90,6 +90,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
             json!({
                 "run": run.folder().display().to_string(),
                 "weights": args.weights.to_string(),
+                "views": views(run),
                 "epoch": member.epoch,
                 "loss": member.loss,
                 "accuracy": accuracy,
@@ -151,6 +152,9 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         if let (true, Some(epoch)) = (args.weights != Weights::Last, epoch) {
             say(&format!("weights   {}, epoch {epoch}", args.weights))?;
         }
+        if views(first) > 1 {
+            say(&format!("views     {} of each image", views(first)))?;
+        }
         say(&format!("loss      {loss:.4}"))?;
         say(&format!("accuracy  {}", percent(accuracy(&predictions), n)))?;
     }
@@ -169,16 +173,17 @@ pub fn run(args: &EvalArgs) -> Result<()> {
 /// Runs the test images through a run's network, and says on what.
 fn evaluate(
     run: &Run,
-    which: Weights,
+    args: &EvalArgs,
     device: &Device,
     images: Vec<u8>,
     labels: &[u32],
     keep_logits: bool,
 ) -> Result<(Member, String)> {
     let (config, model) = (run.config(), run.model());
-    let (epoch, [parameters, running]) = run.weights_of(which)?;
+    let (epoch, [parameters, running]) = run.weights_of(args.weights)?;
     let options = Options {
         keep_logits,
+        views: args.views.unwrap_or(config.recipe.views),
         ..Options::default()
     };
     let mut engine = device.engine(model, &config.recipe, &options)?;

@@ -6,7 +6,10 @@ mod device;
 mod devices;
 mod eval;
 mod inspect;
+mod lr_find;
 mod progress;
+mod recipe;
+mod seeds;
 mod signals;
 mod train;
 mod verify;
@@ -26,6 +29,8 @@ pub fn run(command: Command) -> Result<()> {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("off")).init();
     match command {
         Command::Train(args) => train::run(&args),
+        Command::Recipes(args) => recipe::run(&args),
+        Command::LrFind(args) => lr_find::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Devices(args) => devices::run(&args),

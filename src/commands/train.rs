@@ -2,9 +2,10 @@
 
 use super::device::Device;
 use super::progress::{self, Progress};
+use super::recipe::{self, Asked};
 use super::signals::Signals;
-use super::{load_data, say, say_wrapped, table};
-use crate::cli::{Conv, OptimizerName, TrainArgs};
+use super::{load_data, say, say_wrapped, seeds, table};
+use crate::cli::{Conv, Seeds, TrainArgs};
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use serde_json::json;
 use std::fmt::Display;
@@ -13,30 +14,57 @@ use wgrad::data::{Normalization, Request, Splits};
 use wgrad::engine::{CpuEngine, Engine};
 use wgrad::export::Fitting;
 use wgrad::kernels::conv2d::Product;
-use wgrad::model::recipe::{Optimizer, Recipe, Schedule};
+use wgrad::model::recipe::{Recipe, Schedule};
 use wgrad::model::{Model, load, summary};
 use wgrad::plan::{Mode, Options, Plan, Target};
 use wgrad::report::profile::Profile;
 use wgrad::train::{
     Config, Control, DataRecord, DeviceRecord, EpochRecord, FORMAT, InitRecord, ModelRecord,
-    Outcome, Run, expect_validation, start_from, train,
+    Outcome, Run, SeedsRecord, expect_validation, start_from, train,
 };
 use wgrad::{Error, Result, tune};
 
 /// What is known before anything is measured or compiled.
-struct Prepared {
-    run: Run,
-    data: Splits,
-    device: Device,
-    options: Options,
+pub(super) struct Prepared {
+    pub run: Run,
+    pub data: Splits,
+    pub device: Device,
+    pub options: Options,
+}
+
+/// A new run before it has a folder.
+pub(super) struct Planned {
+    pub config: Config,
+    pub model: Model,
+    pub data: Splits,
+    pub device: Device,
+    pub options: Options,
+    /// What there is to say about it, a line each.
+    pub notes: Vec<String>,
 }
 
 pub fn run(args: &TrainArgs) -> Result<()> {
     let signals = Signals::catch()?;
+    if let Some(Seeds(numbers)) = &args.seeds {
+        return seeds::start(numbers, args, &signals);
+    }
     let prepared = match &args.resume {
-        Some(folder) => resume(folder, args)?,
+        Some(folder) => match SeedsRecord::read(folder)? {
+            Some(record) => return seeds::resume(folder, record, args, &signals),
+            None => resume(folder, args)?,
+        },
         None => start(args)?,
     };
+    carry_out(prepared, args, &signals, None)
+}
+
+/// Trains and reports; `of` is the folder of several runs that this is one of.
+pub(super) fn carry_out(
+    prepared: Prepared,
+    args: &TrainArgs,
+    signals: &Signals,
+    of: Option<&Path>,
+) -> Result<()> {
     let Prepared {
         mut run,
         data,
@@ -44,10 +72,13 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         options,
     } = prepared;
     let folder = run.folder().display().to_string();
-    let go_on = format!("resume   {}", resume_command(&folder));
+    let all = of.map_or(folder.clone(), |parent| parent.display().to_string());
+    let go_on = format!("resume   {}", resume_command(&all));
     say(&format!("run      {folder}\n{go_on}"))?;
     say_wrapped(&describe(run.config()))?;
-    say(&summary(run.model()))?;
+    if of.is_none() {
+        say(&summary(run.model()))?;
+    }
     let mut engine = match engine(&mut run, &device, options, args) {
         Ok(engine) => engine,
         Err(e) => {
@@ -115,7 +146,7 @@ fn out_of_patience(run: &Run, trained: usize) -> String {
         _ => "ended   ",
     };
     format!(
-        "{what} after epoch {last} of {}: by the validation split none was better than epoch {best}",
+        "{what} after epoch {last} of {}: none was better by validation than epoch {best}; raise --patience to go on",
         run.config().recipe.epochs
     )
 }
@@ -133,16 +164,36 @@ fn resume_command(folder: &str) -> String {
 /// A new run: everything that is cheap is checked before its folder is made, and everything that is
 /// not is done after.
 fn start(args: &TrainArgs) -> Result<Prepared> {
+    let Planned {
+        config,
+        data,
+        device,
+        options,
+        notes,
+        ..
+    } = plan(args)?;
+    notes.iter().try_for_each(|note| say_wrapped(note))?;
+    Ok(Prepared {
+        run: Run::create(args.out.as_deref(), config)?,
+        data,
+        device,
+        options,
+    })
+}
+
+/// A new run as it will be; nothing is made of it yet.
+pub(super) fn plan(args: &TrainArgs) -> Result<Planned> {
     if let Some(out) = &args.out {
         Run::expect_free(out)?;
     }
-    let definition = load(args.model.as_deref().unwrap_or("default"))?;
-    let mut recipe = override_recipe(definition.recipe.clone(), args)?;
+    let asked = Asked::of(args.model.as_ref(), &args.recipe)?;
+    let definition = asked.definition()?;
+    let mut recipe = definition.recipe.clone();
     expect_stop(args, &recipe, 0)?;
     let source = args.data.source.as_deref().unwrap_or("mnist");
     let request = args.data.request(Request::default());
     let mut data = load_data(source, &request)?;
-    data.notes.iter().try_for_each(|note| say_wrapped(note))?;
+    let mut notes = data.notes.clone();
     if let Some(limit) = args.data.limit {
         data.truncate(limit)?;
     }
@@ -150,15 +201,16 @@ fn start(args: &TrainArgs) -> Result<Prepared> {
     let model = definition.resolve(data.train.shape, data.train.classes)?;
     let images = data.train.len();
     if recipe.batch_size > images {
-        if let Some(asked) = args.batch_size {
+        let size = recipe.batch_size;
+        if asked.has("batch_size") {
             return Err(Error::Usage(format!(
-                "expected a batch size of at most the {images} training images, found {asked}; use --batch-size {images} or smaller"
+                "expected a batch size of at most the {images} training images, found {size}; use --batch-size {images} or smaller"
             )));
         }
-        say_wrapped(&format!(
-            "batch size {images} instead of the model's {}: there are no more training images",
-            recipe.batch_size
-        ))?;
+        let whose = asked.recipe.as_ref().map_or("model", |_| "recipe");
+        notes.push(format!(
+            "batch size {images} instead of the {whose}'s {size}: there are no more training images"
+        ));
         recipe.batch_size = images;
     }
 
@@ -169,6 +221,7 @@ fn start(args: &TrainArgs) -> Result<Prepared> {
         ..Options::of(&recipe)
     };
     let device = open(requested, args.profile)?;
+    notes.extend(device.notice().map(String::from));
     device.expect_kernels(&options)?;
     if let Some(gpu) = device.gpu() {
         let mode = Mode::Train(recipe.optimizer);
@@ -182,8 +235,8 @@ fn start(args: &TrainArgs) -> Result<Prepared> {
     }
     device.expect_memory(&model, &recipe, &options)?;
     let seed = args.seed.unwrap_or(1);
-    let begin = match &args.init {
-        Some(source) => Some(start_from(source, &model, seed)?),
+    let init = match &args.init {
+        Some(source) => Some(start_from(source, &model, seed)?.record),
         None => None,
     };
     let config = Config {
@@ -202,25 +255,23 @@ fn start(args: &TrainArgs) -> Result<Prepared> {
         normalization: Normalization::of(&data.train),
         recipe,
         seed,
-        init: begin.as_ref().map(|begin| begin.record.clone()),
+        init,
         device: device_record(requested, &device, &options),
         finished_epochs: 0,
         parameter_sha256: None,
     };
-    let run = Run::create(args.out.as_deref(), config)?;
-    if let Some(begin) = begin {
-        run.begin(begin.parameters, begin.running)?;
-    }
-    Ok(Prepared {
-        run,
+    Ok(Planned {
+        config,
+        model,
         data,
         device,
         options,
+        notes,
     })
 }
 
 /// An earlier run. What is trained stays as it was; how long and on which device may change.
-fn resume(folder: &Path, args: &TrainArgs) -> Result<Prepared> {
+pub(super) fn resume(folder: &Path, args: &TrainArgs) -> Result<Prepared> {
     let mut run = Run::resume(folder)?;
     let config = run.config().clone();
     let expect_same = |flag: &str, run: &dyn Display, given: &dyn Display| {
@@ -233,7 +284,8 @@ fn resume(folder: &Path, args: &TrainArgs) -> Result<Prepared> {
             folder.display()
         )))
     };
-    if let Some(spec) = &args.model {
+    let asked = Asked::of(args.model.as_ref(), &args.recipe)?;
+    if let Some(spec) = &asked.model {
         let model = load(spec)?.resolve(config.model.input, config.model.classes)?;
         if model.layers != run.model().layers || model.loss != run.model().loss {
             // Two files may use one name for different models.
@@ -241,9 +293,10 @@ fn resume(folder: &Path, args: &TrainArgs) -> Result<Prepared> {
             expect_same("--model", &named, &format!("another one, '{spec}'"))?;
         }
     }
-    let recipe = override_recipe(config.recipe.clone(), args)?;
-    for ((flag, run), (_, given)) in settings(&config.recipe).iter().zip(settings(&recipe)) {
-        expect_same(flag, run, &given)?;
+    let origin = folder.join("run.json").display().to_string();
+    let recipe = asked.over(&config.recipe, run.model().loss, &origin)?;
+    if let Some([flag, run, given]) = recipe::difference(&config.recipe, &recipe) {
+        expect_same(&flag, &run, &given)?;
     }
     expect_same("--seed", &config.seed, &args.seed.unwrap_or(config.seed))?;
     let limit = args.data.limit.or(config.data.limit);
@@ -287,12 +340,15 @@ fn resume(folder: &Path, args: &TrainArgs) -> Result<Prepared> {
         ..Options::of(&recipe)
     };
     let device = open(requested, args.profile)?;
+    if let Some(notice) = device.notice() {
+        say_wrapped(notice)?;
+    }
     device.expect_kernels(&options)?;
-    if let Some(change) = schedule_change(&config, recipe.epochs) {
+    if let Some(change) = schedule_change(&config, &recipe) {
         say_wrapped(&change)?;
     }
     let changed = run.config_mut();
-    changed.recipe.epochs = recipe.epochs;
+    changed.recipe = recipe;
     // The same images, perhaps at another place by now; of format 0 this is their first hash.
     changed.data.source = absolute_source(source)?;
     let DataRecord {
@@ -319,15 +375,9 @@ fn engine(
     mut options: Options,
     args: &TrainArgs,
 ) -> Result<Engine> {
-    if !args.no_check {
-        device.check(&options)?;
-    }
     let recipe = &run.config().recipe;
-    if !args.no_tune && options.choices.is_empty() {
-        let (choices, notes) = measure(device, run.model(), recipe, &options)?;
-        options.choices = choices;
-        notes.iter().try_for_each(|note| say_wrapped(note))?;
-    }
+    let notes = ready(device, run.model(), recipe, &mut options, args)?;
+    notes.iter().try_for_each(|note| say_wrapped(note))?;
     let engine = device.engine(run.model(), recipe, &options)?;
     let record = &mut run.config_mut().device;
     let products = engine.products();
@@ -337,6 +387,25 @@ fn engine(
         .collect();
     record.products = products.iter().map(|(_, p)| *p).collect();
     Ok(engine)
+}
+
+/// Checks the device and chooses its tiles, as far as flags ask for it; what there is to say about it.
+pub(super) fn ready(
+    device: &Device,
+    model: &Model,
+    recipe: &Recipe,
+    options: &mut Options,
+    args: &TrainArgs,
+) -> Result<Vec<String>> {
+    if !args.no_check {
+        device.check(options)?;
+    }
+    if args.no_tune || !options.choices.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (choices, notes) = measure(device, model, recipe, options)?;
+    options.choices = choices;
+    Ok(notes)
 }
 
 /// # Errors
@@ -353,161 +422,29 @@ fn expect_stop(args: &TrainArgs, recipe: &Recipe, finished: usize) -> Result<()>
 }
 
 /// What another number of planned epochs does to the learning rate, if it does anything.
-fn schedule_change(config: &Config, epochs: usize) -> Option<String> {
-    let (recipe, finished) = (&config.recipe, config.finished_epochs);
-    if recipe.schedule == Schedule::Constant || recipe.epochs == epochs {
+fn schedule_change(config: &Config, recipe: &Recipe) -> Option<String> {
+    let (before, finished) = (&config.recipe, config.finished_epochs);
+    let fixed = matches!(recipe.schedule, Schedule::Constant | Schedule::Step { .. });
+    if fixed || recipe.epochs == before.epochs {
         return None;
     }
-    let per_epoch = config
-        .data
-        .training_images
-        .div_ceil(recipe.batch_size.max(1));
-    let lr = |step: usize, epochs: usize| {
-        let total = (per_epoch * epochs) as u64;
-        recipe.schedule.lr_at(recipe.lr, step as u64, total)
-    };
-    let [.., (_, schedule), _] = settings(recipe);
-    let next = per_epoch * finished;
+    let images = config.data.training_images;
+    let per_epoch = images.div_ceil(recipe.batch_size.max(1));
+    let next = (per_epoch * finished) as u64;
     let rate = match next.checked_sub(1) {
-        Some(last) if finished < epochs => format!(
+        Some(last) if finished < recipe.epochs => format!(
             ", lr goes from {:.2e} to {:.2e}",
-            lr(last, recipe.epochs),
-            lr(next, epochs)
+            before.lr_at(last, per_epoch),
+            recipe.lr_at(next, per_epoch)
         ),
         _ => String::new(),
     };
     Some(format!(
-        "schedule {schedule} now spans {epochs} epochs, not {}{rate}",
-        recipe.epochs
+        "schedule {} now spans {} epochs, not {}{rate}",
+        recipe.schedule.name(),
+        recipe.epochs,
+        before.epochs
     ))
-}
-
-/// The recipe with the flags' values in place of the model's.
-///
-/// # Errors
-/// [`Error::Usage`] for values out of range, and for a momentum without sgd.
-fn override_recipe(mut recipe: Recipe, args: &TrainArgs) -> Result<Recipe> {
-    let check = |good: bool, flag: &str, expected: &str, found: &dyn Display| {
-        if good {
-            return Ok(());
-        }
-        Err(Error::Usage(format!(
-            "expected {flag} {expected}, found {found}; leave it out for the model's own"
-        )))
-    };
-    let is_sgd = matches!(recipe.optimizer, Optimizer::Sgd { .. });
-    match args.optimizer {
-        Some(OptimizerName::Sgd) if !is_sgd => {
-            recipe.lr = 0.05;
-            recipe.optimizer = Optimizer::Sgd {
-                momentum: 0.9,
-                nesterov: false,
-                weight_decay: 0.0,
-            };
-        }
-        Some(OptimizerName::Adamw) if is_sgd => {
-            recipe.lr = 0.001;
-            recipe.optimizer = Optimizer::Adamw {
-                beta1: 0.9,
-                beta2: 0.999,
-                epsilon: 1e-8,
-                weight_decay: 0.01,
-            };
-        }
-        _ => {}
-    }
-    if let Some(given) = args.momentum {
-        check(
-            (0.0..1.0).contains(&given),
-            "--momentum",
-            "from 0 to below 1",
-            &given,
-        )?;
-        match &mut recipe.optimizer {
-            Optimizer::Sgd { momentum, .. } | Optimizer::Muon { momentum, .. } => *momentum = given,
-            Optimizer::Adamw { .. } => check(false, "--momentum", "with sgd only", &"adamw")?,
-            Optimizer::Lion { .. } => check(false, "--momentum", "with sgd only", &"lion")?,
-        }
-    }
-    if let Some(given) = args.weight_decay {
-        let good = given.is_finite() && given >= 0.0;
-        check(
-            good,
-            "--weight-decay",
-            "of at least 0 and at most 3.4e38",
-            &given,
-        )?;
-        match &mut recipe.optimizer {
-            Optimizer::Sgd { weight_decay, .. }
-            | Optimizer::Adamw { weight_decay, .. }
-            | Optimizer::Lion { weight_decay, .. }
-            | Optimizer::Muon { weight_decay, .. } => {
-                *weight_decay = given;
-            }
-        }
-    }
-    if let Some(lr) = args.lr {
-        // What the steps use is the f32 of it.
-        let good = (lr as f32) > 0.0 && (lr as f32).is_finite();
-        check(
-            good,
-            "--lr",
-            "above 0 that 32 bits hold (1.2e-38 to 3.4e38)",
-            &lr,
-        )?;
-        recipe.lr = lr;
-    }
-    if let Some(epochs) = args.epochs {
-        check(epochs > 0, "--epochs", "of at least 1", &epochs)?;
-        recipe.epochs = epochs;
-    }
-    if let Some(batch_size) = args.batch_size {
-        check(batch_size > 0, "--batch-size", "of at least 1", &batch_size)?;
-        recipe.batch_size = batch_size;
-    }
-    if let Some(schedule) = args.schedule {
-        recipe.schedule = schedule;
-    }
-    Ok(recipe)
-}
-
-/// What a resume may not change, by flag.
-fn settings(recipe: &Recipe) -> [(&'static str, String); 6] {
-    let (optimizer, momentum, weight_decay) = match recipe.optimizer {
-        Optimizer::Sgd {
-            momentum,
-            weight_decay,
-            ..
-        } => ("sgd", momentum, weight_decay),
-        Optimizer::Adamw {
-            beta1,
-            weight_decay,
-            ..
-        } => ("adamw", beta1, weight_decay),
-        Optimizer::Lion {
-            beta1,
-            weight_decay,
-            ..
-        } => ("lion", beta1, weight_decay),
-        Optimizer::Muon {
-            momentum,
-            weight_decay,
-            ..
-        } => ("muon", momentum, weight_decay),
-    };
-    let schedule = match recipe.schedule {
-        Schedule::Constant => "constant",
-        Schedule::Cosine => "cosine",
-        Schedule::OneCycle => "onecycle",
-    };
-    [
-        ("--optimizer", optimizer.into()),
-        ("--lr", recipe.lr.to_string()),
-        ("--momentum", momentum.to_string()),
-        ("--weight-decay", weight_decay.to_string()),
-        ("--schedule", schedule.into()),
-        ("--batch-size", recipe.batch_size.to_string()),
-    ]
 }
 
 /// What a resume may not change of the data, by flag.
@@ -537,12 +474,9 @@ fn absolute_source(source: &str) -> Result<String> {
     Ok(path.display().to_string())
 }
 
-/// Opens the device and says so where the CPU stands in; refuses one that cannot be profiled.
+/// Opens the device; refuses one that cannot be profiled.
 fn open(requested: &str, profile: bool) -> Result<Device> {
     let device = Device::open(requested)?;
-    if let Some(notice) = device.notice() {
-        say_wrapped(notice)?;
-    }
     let timed = device.gpu().is_some_and(|gpu| gpu.report().timestamp_query);
     if profile && !timed {
         return Err(Error::Usage(format!(
@@ -627,11 +561,9 @@ fn describe_init(init: &InitRecord) -> String {
 
 /// What is about to happen, above the model's table.
 fn describe(config: &Config) -> String {
-    let (data, model, recipe) = (&config.data, &config.model, &config.recipe);
-    let settings = settings(recipe);
-    let [(_, optimizer), (_, lr), .., (_, schedule), (_, batch)] = &settings;
+    let (data, model) = (&config.data, &config.model);
     format!(
-        "device   {}\ndata     {}: {} training{} and {} test images of {} in {} classes\nrecipe   {optimizer}, {schedule} learning rate {lr}, batch size {batch}, epochs {}, seed {}{}",
+        "device   {}\ndata     {}: {} training{} and {} test images of {} in {} classes\nrecipe   {}, seed {}{}",
         config.device.description,
         data.source,
         HumanCount(data.training_images as u64),
@@ -642,7 +574,7 @@ fn describe(config: &Config) -> String {
         HumanCount(data.test_images as u64),
         model.input,
         model.classes,
-        recipe.epochs,
+        recipe::describe(&config.recipe),
         config.seed,
         config.init.as_ref().map(describe_init).unwrap_or_default()
     )

@@ -3,11 +3,7 @@
 //! Pure numbers without a device: what they mean is `shaders/augment.wgsl` and its twin;
 //! `docs/augmentation.md` has formulas and sources.
 
-use super::file::Source;
-use crate::error::Result;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
-use toml::Spanned;
 
 /// What is drawn for each sample of a batch, on the device. The default changes nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -195,38 +191,6 @@ impl Augment {
             }
         }
         Ok(())
-    }
-}
-
-/// The keys of [`Augment`] as a file has them, each with its place.
-#[derive(Default, Deserialize)]
-#[serde(transparent)]
-pub(super) struct AugmentTable(BTreeMap<String, Spanned<toml::Value>>);
-
-impl AugmentTable {
-    /// # Errors
-    /// [`crate::Error::Model`] with the line of an unknown key, a value of the wrong type or out of range.
-    pub fn augment(&self, source: &Source) -> Result<Augment> {
-        let table: toml::Table = self
-            .0
-            .iter()
-            .map(|(key, value)| (key.clone(), value.get_ref().clone()))
-            .collect();
-        for (key, value) in &self.0 {
-            let alone = toml::Table::from_iter([(key.clone(), table[key].clone())]);
-            let read = alone.try_into::<Augment>();
-            read.map_err(|e| source.toml_error_at(&value.span(), &e))?;
-        }
-        let augment: Augment = table
-            .try_into()
-            .map_err(|e| source.toml_error_at(&(0..0), &e))?;
-        match augment.check() {
-            Ok(()) => Ok(augment),
-            Err((key, what)) => {
-                let place = self.0.get(key).map_or(0..0, Spanned::span);
-                Err(source.error(&place, what))
-            }
-        }
     }
 }
 

@@ -29,10 +29,10 @@
 //! units = "classes"              # or a number
 //! ```
 
-use super::augment::AugmentTable;
 use super::block::{Blocks, Node, expand};
 use super::keys::Table;
-use super::recipe::{ClassWeights, Optimizer, Recipe, Schedule};
+use super::recipe::Recipe;
+use super::recipe_file::Settings;
 use super::{Loss, Model, Op, Shape};
 use crate::error::{Error, Result};
 use serde::Deserialize;
@@ -102,11 +102,11 @@ pub struct Definition {
     pub classes: usize,
     pub loss: Loss,
     pub recipe: Recipe,
+    /// What [`Self::recipe`] was read from.
+    settings: Settings,
     /// The whole text of the file, for the run folder.
     pub text: String,
     origin: String,
-    /// Of `class_weights`.
-    weights_line: usize,
     nodes: Vec<Node>,
 }
 
@@ -118,7 +118,7 @@ impl Definition {
     /// values of the wrong type or out of range. What depends on shapes is [`Self::resolve`]'s.
     pub fn parse(text: &str, origin: &str) -> Result<Definition> {
         let source = Source { text, origin };
-        let file: FileTable = toml::from_str(text).map_err(|e| source.toml_error(&e))?;
+        let file: FileTable = source.toml()?;
 
         let name = file.name.get_ref();
         let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
@@ -136,6 +136,15 @@ impl Definition {
             return Err(source.error(&file.input.span(), what));
         }
 
+        let table = file.recipe.get_ref();
+        let settings = Settings::of_table(&source, table, &[])?;
+        for key in ["optimizer", "lr", "schedule", "epochs", "batch_size"] {
+            if table.get(key).is_none() {
+                let what = format!("missing key `{key}` for [recipe]");
+                return Err(source.error(&file.recipe.span(), what));
+            }
+        }
+
         let nodes = expand(&source, &file.layer, &file.block)?;
         if !nodes.iter().any(Node::has_weights) {
             let line = nodes.first().map_or(1, |node| node.line);
@@ -146,16 +155,24 @@ impl Definition {
             input,
             classes: file.classes.0,
             loss: file.loss,
-            recipe: file.recipe.recipe(&source, file.loss)?,
+            recipe: settings.recipe(file.loss)?,
+            settings,
             text: text.into(),
             origin: origin.into(),
-            weights_line: file
-                .recipe
-                .class_weights
-                .as_ref()
-                .map_or(1, |w| source.line(w.span().start)),
             nodes,
         })
+    }
+
+    /// Trains by the settings of these layers, the last one first, and as before where they say nothing.
+    ///
+    /// # Errors
+    /// As [`Settings::recipe`].
+    pub fn lay_over(&mut self, layers: &[&Settings]) -> Result<()> {
+        for layer in layers {
+            self.settings.lay_over(layer);
+        }
+        self.recipe = self.settings.recipe(self.loss)?;
+        Ok(())
     }
 
     /// The model for images of shape `input` in `classes` classes.
@@ -177,15 +194,7 @@ impl Definition {
             return Err(error("model", what));
         }
 
-        if let Some(ClassWeights::Given(weights)) = &self.recipe.class_weights
-            && weights.len() != classes
-        {
-            let what = format!(
-                "expected a weight for each of {classes} classes, found {} in `class_weights`",
-                weights.len()
-            );
-            return Err(self.error(self.weights_line, what));
-        }
+        self.settings.expect_classes(classes)?;
         let mut model = Model::new(&self.name, input, classes, self.loss);
         for node in &self.nodes {
             self.push(&mut model, node).map_err(|error| match error {
@@ -293,10 +302,15 @@ fn too_large<const N: usize>(tensor: &str, sizes: [usize; N]) -> Option<String> 
 /// The text being read, for turning byte ranges into lines.
 pub(super) struct Source<'a> {
     pub text: &'a str,
-    origin: &'a str,
+    pub origin: &'a str,
 }
 
 impl Source<'_> {
+    /// The text as TOML.
+    pub fn toml<T: serde::de::DeserializeOwned>(&self) -> Result<T> {
+        toml::from_str(self.text).map_err(|e| self.toml_error(&e))
+    }
+
     /// Line of byte `at`, from 1; the end of the text belongs to its last line.
     pub fn line(&self, at: usize) -> usize {
         let last = self.text.trim_end_matches(['\n', '\r']).len();
@@ -318,11 +332,7 @@ impl Source<'_> {
 
     /// A complaint of the TOML reader or of serde in the words of a TOML file, on one line.
     fn toml_error(&self, error: &toml::de::Error) -> Error {
-        self.toml_error_at(&error.span().unwrap_or(0..0), error)
-    }
-
-    /// The same for a complaint that does not know its place.
-    pub fn toml_error_at(&self, span: &Range<usize>, error: &toml::de::Error) -> Error {
+        let span = error.span().unwrap_or(0..0);
         let mut what = error
             .message()
             .lines()
@@ -340,7 +350,7 @@ impl Source<'_> {
         {
             what += &format!(", found {found}");
         }
-        self.error(span, what)
+        self.error(&span, what)
     }
 }
 
@@ -351,140 +361,11 @@ struct FileTable {
     input: Spanned<[Whole<1>; 3]>,
     classes: Whole<2>,
     loss: Loss,
-    recipe: RecipeTable,
+    recipe: Spanned<Table>,
     #[serde(default)]
     layer: Vec<Spanned<Table>>,
     #[serde(default)]
     block: Blocks,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RecipeTable {
-    optimizer: OptimizerName,
-    lr: Spanned<f64>,
-    momentum: Option<Spanned<f64>>,
-    weight_decay: Option<Spanned<f64>>,
-    beta1: Option<Spanned<f64>>,
-    beta2: Option<Spanned<f64>>,
-    epsilon: Option<Spanned<f64>>,
-    schedule: Schedule,
-    epochs: Whole<1>,
-    batch_size: Whole<1>,
-    label_smoothing: Option<Spanned<f64>>,
-    class_weights: Option<Spanned<Vec<Spanned<f64>>>>,
-    #[serde(default)]
-    augment: AugmentTable,
-}
-
-#[derive(Clone, Copy, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum OptimizerName {
-    Sgd,
-    Adamw,
-}
-
-impl RecipeTable {
-    fn recipe(&self, source: &Source, loss: Loss) -> Result<Recipe> {
-        let (foreign, other): (&[_], _) = match self.optimizer {
-            OptimizerName::Sgd => (
-                &[
-                    ("beta1", &self.beta1),
-                    ("beta2", &self.beta2),
-                    ("epsilon", &self.epsilon),
-                ],
-                "adamw",
-            ),
-            OptimizerName::Adamw => (&[("momentum", &self.momentum)], "sgd"),
-        };
-        for (key, value) in foreign {
-            if let Some(value) = value {
-                return Err(source.error(
-                    &value.span(),
-                    format!("`{key}` belongs to the optimizer {other}; remove it, or set optimizer = \"{other}\""),
-                ));
-            }
-        }
-        let check = |value: &Spanned<f64>, expected: &str, good: fn(f32) -> bool| {
-            let number = *value.get_ref();
-            if good(number as f32) {
-                return Ok(number);
-            }
-            Err(source.error(
-                &value.span(),
-                format!("expected {expected}, found {number}"),
-            ))
-        };
-        let option =
-            |value: &Option<Spanned<f64>>, default: f32, expected: &str, good: fn(f32) -> bool| {
-                value.as_ref().map_or(Ok(default), |value| {
-                    check(value, expected, good).map(|number| number as f32)
-                })
-            };
-        let fraction = |value, default| {
-            option(value, default, "a number from 0 to below 1", |x| {
-                (0.0..1.0).contains(&x)
-            })
-        };
-        let span = |key: &Option<Spanned<f64>>| key.as_ref().map(Spanned::span);
-        let weights = self.class_weights.as_ref();
-        for (key, place) in [
-            ("label_smoothing", span(&self.label_smoothing)),
-            ("class_weights", weights.map(Spanned::span)),
-        ] {
-            if let (Some(place), Loss::SquaredError) = (place, loss) {
-                let what = format!(
-                    "`{key}` belongs to the loss softmax_cross_entropy; remove it, or set loss = \"softmax_cross_entropy\""
-                );
-                return Err(source.error(&place, what));
-            }
-        }
-        let above_zero = format!("a number above 0{FINITE}");
-        let class_weights = weights.map(|weights| {
-            let weights = weights.get_ref().iter();
-            let weight = |weight| check(weight, &above_zero, |x| x > 0.0 && x.is_finite());
-            weights.map(|w| Ok(weight(w)? as f32)).collect()
-        });
-        let decay = |default| {
-            option(
-                &self.weight_decay,
-                default,
-                &format!("a number of at least 0{FINITE}"),
-                |x| x >= 0.0 && x.is_finite(),
-            )
-        };
-        let optimizer = match self.optimizer {
-            OptimizerName::Sgd => Optimizer::Sgd {
-                momentum: fraction(&self.momentum, 0.0)?,
-                nesterov: false,
-                weight_decay: decay(0.0)?,
-            },
-            OptimizerName::Adamw => Optimizer::Adamw {
-                beta1: fraction(&self.beta1, 0.9)?,
-                beta2: fraction(&self.beta2, 0.999)?,
-                epsilon: option(
-                    &self.epsilon,
-                    1e-8,
-                    &format!("a number above 0{FINITE}"),
-                    |x| x > 0.0 && x.is_finite(),
-                )?,
-                weight_decay: decay(0.01)?,
-            },
-        };
-        Ok(Recipe {
-            optimizer,
-            lr: check(&self.lr, &format!("a number above 0{FINITE}"), |x| {
-                x > 0.0 && x.is_finite()
-            })?,
-            schedule: self.schedule,
-            epochs: self.epochs.0,
-            batch_size: self.batch_size.0,
-            label_smoothing: fraction(&self.label_smoothing, 0.0)?,
-            class_weights: class_weights.transpose()?.map(ClassWeights::Given),
-            augment: self.augment.augment(source)?,
-            ..Recipe::default()
-        })
-    }
 }
 
 /// A whole number from `MIN` to 2³¹: what sizes and counts are made of.
@@ -509,6 +390,7 @@ impl<const MIN: i64> TryFrom<i64> for Whole<MIN> {
 mod tests {
     use super::*;
     use crate::model::Activation;
+    use crate::model::recipe::{ClassWeights, Optimizer, Schedule};
 
     const SMALL: &str = r#"name = "small"
 input = [9, 8, 2]
@@ -634,7 +516,7 @@ units = "classes"
             ("classes = 3", "clases = 3", 3, &["unknown key `clases`", "`classes`"]),
             ("epochs", "epoch", 10, &["unknown key `epoch`", "`epochs`"]),
             ("padding", "pading", 18, &["unknown key `pading`", "`padding`"]),
-            ("epochs = 2\n", "", 6, &["missing key `epochs`"]),
+            ("epochs = 2\n", "", 6, &["missing key `epochs` for [recipe]"]),
             ("type = \"relu\"\n", "", 20, &["missing key `type`"]),
             ("kernel = [3, 2]\n", "", 13, &["missing key `kernel` for conv2d"]),
             ("out_channels = 5\n", "", 13, &["missing key `out_channels`"]),
@@ -655,15 +537,15 @@ units = "classes"
             ("\"sgd\"", "\"adam\"", 7, &["unknown value `adam`", "`adamw`"]),
             ("lr = 1", "lr = true", 8, &["expected a number"]),
             ("lr = 1", "lr = 0", 8, &["above 0", "found 0"]),
-            ("lr = 1", "lr = nan", 8, &["found NaN"]),
-            ("lr = 1", "lr = 1e39", 8, &["3.4e38", "found 1000000000"]),
-            ("lr = 1", "lr = 1\nweight_decay = 1e39", 9, &["3.4e38", "found 1000000000"]),
+            ("lr = 1", "lr = nan", 8, &["found nan"]),
+            ("lr = 1", "lr = 1e39", 8, &["3.4e38", "found 1e39"]),
+            ("lr = 1", "lr = 1\nweight_decay = 1e39", 9, &["3.4e38", "found 1e39"]),
             ("lr = 1", "lr = 1\nmomentum = 1.0", 9, &["below 1, found 1"]),
             ("lr = 1", "lr = 1\nweight_decay = -0.1", 9, &["at least 0", "found -0.1"]),
-            ("lr = 1", "lr = 1\nbeta1 = 0.9", 9, &["`beta1` belongs to the optimizer adamw"]),
+            ("lr = 1", "lr = 1\nbeta1 = 0.9", 9, &["`beta1` belongs to the optimizer adamw and lion, not to sgd"]),
             ("\"sgd\"", "\"adamw\"\nmomentum = 0.9", 8, &["`momentum` belongs to the optimizer sgd"]),
             ("\"sgd\"", "\"adamw\"\nepsilon = 1e-60", 8, &["above 0"]),
-            ("\"cosine\"", "\"linear\"", 9, &["unknown value `linear`", "`onecycle`"]),
+            ("\"cosine\"", "\"poly\"", 9, &["unknown value `poly`", "`onecycle`"]),
             ("epochs = 2", "epochs = 0", 10, &["whole number from 1", "found 0"]),
             ("batch_size = 4", "batch_size = 0", 11, &["whole number from 1", "found 0"]),
             ("batch_size = 4", "batch_size = 4.5", 11, &["4.5", "whole number"]),

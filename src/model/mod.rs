@@ -15,6 +15,7 @@ mod op;
 mod order;
 mod parameters;
 pub mod recipe;
+pub mod recipe_file;
 mod summary;
 mod whiten;
 

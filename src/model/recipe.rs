@@ -100,28 +100,50 @@ pub struct StepScalars {
     pub bias_correction2: f32,
 }
 
-/// How the learning rate moves over the whole training.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// How the learning rate moves over the training, or over what a warm-up leaves of it. `rate` is the
+/// recipe's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Schedule {
     /// The same rate at every step.
     Constant,
+    /// The rate times `factor` from the end of each of these epochs on, which count from the start of
+    /// the training and rise (`torch.optim.lr_scheduler.MultiStepLR`).
+    Step { epochs: Vec<usize>, factor: f32 },
     /// Half a cosine from the rate to 0 (Loshchilov & Hutter, 2017, without restarts).
     Cosine,
     /// Cosine up from rate/25 over the first 30 % of the steps, cosine down to rate/250,000 over
     /// the rest (Smith & Topin, 2018; the constants of `torch.optim.lr_scheduler.OneCycleLR`).
     OneCycle,
+    /// A straight line up from 0 to the rate at this share of the steps, another down to 0 (Smith,
+    /// 2017, for one cycle).
+    Triangular { peak_at: f32 },
+    /// A straight line from the rate to 0.
+    Linear,
 }
 
 impl Schedule {
-    /// Learning rate of update number `step` (from 0) out of `total`, with peak or base rate `lr`.
+    /// As recipes call it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Schedule::Constant => "constant",
+            Schedule::Step { .. } => "step",
+            Schedule::Cosine => "cosine",
+            Schedule::OneCycle => "onecycle",
+            Schedule::Triangular { .. } => "triangular",
+            Schedule::Linear => "linear",
+        }
+    }
+
+    /// Learning rate of update number `step` (from 0) out of `total`, with peak or base rate `lr`;
+    /// [`Schedule::Step`], which counts epochs, as if there were one.
     pub fn lr_at(&self, lr: f64, step: u64, total: u64) -> f64 {
         let cosine = |from: f64, to: f64, t: f64| {
             to + (from - to) * (1.0 + (std::f64::consts::PI * t.clamp(0.0, 1.0)).cos()) / 2.0
         };
         let (step, total) = (step as f64, total.max(1) as f64);
         match self {
-            Schedule::Constant => lr,
+            Schedule::Constant | Schedule::Step { .. } => lr,
             Schedule::Cosine => cosine(lr, 0.0, step / total),
             Schedule::OneCycle => {
                 let start = lr / 25.0;
@@ -133,6 +155,18 @@ impl Schedule {
                     cosine(lr, start / 1e4, (step - peak) / (total - 1.0 - peak))
                 }
             }
+            Schedule::Triangular { peak_at } => {
+                // The ends of the lines, of rate 0, lie one step before the first and one behind the
+                // last, so that no step is for nothing.
+                let (at, end) = (step + 1.0, total + 1.0);
+                let peak = f64::from(*peak_at) * end;
+                if at < peak {
+                    lr * at / peak
+                } else {
+                    lr * (end - at) / (end - peak)
+                }
+            }
+            Schedule::Linear => lr * (1.0 - step / total).max(0.0),
         }
     }
 }
@@ -290,6 +324,31 @@ impl Default for Recipe {
     }
 }
 
+impl Recipe {
+    /// Learning rate of update number `step` (from 0), where an epoch has `per_epoch` updates. The first
+    /// `warm_up` epochs, w steps in all, lead from 0 (a step before the training) straight to the
+    /// schedule's first rate: step i of them takes (i + 1)/(w + 1) of it, as
+    /// `torch.optim.lr_scheduler.LinearLR` does from a factor of 1/(w + 1). The schedule spans the steps
+    /// that are left.
+    pub fn lr_at(&self, step: u64, per_epoch: usize) -> f64 {
+        let total = (per_epoch * self.epochs) as u64;
+        let warm = ((self.warm_up * per_epoch as f64).round() as u64).min(total);
+        let rate = |step: u64| match &self.schedule {
+            Schedule::Step { epochs, factor } => {
+                let epoch = step / per_epoch.max(1) as u64;
+                let drops = epochs.iter().filter(|e| **e as u64 <= epoch).count();
+                self.lr * f64::from(*factor).powi(drops as i32)
+            }
+            schedule => schedule.lr_at(self.lr, step - warm, total - warm),
+        };
+        if step < warm {
+            rate(warm) * (step + 1) as f64 / (warm + 1) as f64
+        } else {
+            rate(step)
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -315,6 +374,104 @@ mod tests {
                     "step {step} of {total}: {found}, not {expected}"
                 );
             }
+        }
+    }
+
+    fn rates(schedule: Schedule, warm_up: f64, per_epoch: usize, epochs: usize) -> Vec<f64> {
+        let recipe = Recipe {
+            lr: 1.0,
+            schedule,
+            warm_up,
+            epochs,
+            ..Recipe::default()
+        };
+        let steps = (per_epoch * epochs) as u64;
+        (0..steps).map(|i| recipe.lr_at(i, per_epoch)).collect()
+    }
+
+    fn expect(found: &[f64], expected: &[f64]) {
+        assert_eq!(found.len(), expected.len());
+        for (step, (found, expected)) in found.iter().zip(expected).enumerate() {
+            let error = (found - expected).abs();
+            assert!(error < 1e-7, "step {step}: {found}, not {expected}");
+        }
+    }
+
+    /// By torch.optim.lr_scheduler of PyTorch 2.15 with a rate of 1, printed before each step.
+    #[test]
+    #[rustfmt::skip]
+    fn schedules_are_those_of_pytorch() {
+        let step = |epochs: &[usize], factor| Schedule::Step { epochs: epochs.into(), factor };
+        // MultiStepLR(milestones=[4, 12], gamma=0.1), epochs of 4 steps
+        expect(&rates(step(&[1, 3], 0.1), 0.0, 4, 4), &[
+            1.0, 1.0, 1.0, 1.0, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.01, 0.01,
+        ]);
+        // LinearLR(start_factor=1, end_factor=0, total_iters=10)
+        expect(&rates(Schedule::Linear, 0.0, 5, 2), &[
+            1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1,
+        ]);
+        // CosineAnnealingLR(T_max=10)
+        expect(&rates(Schedule::Cosine, 0.0, 10, 1), &[
+            1.0, 0.9755282581475768, 0.9045084971874737, 0.7938926261462366, 0.6545084971874737,
+            0.5, 0.34549150281252633, 0.2061073738537635, 0.09549150281252633, 0.024471741852423234,
+        ]);
+        // CyclicLR(base_lr=0, max_lr=1, step_size_up=3, step_size_down=7), without the zeros at its ends
+        expect(&rates(Schedule::Triangular { peak_at: 0.3 }, 0.0, 9, 1), &[
+            0.3333333333, 0.6666666667, 1.0, 0.8571428571, 0.7142857143, 0.5714285714, 0.4285714286,
+            0.2857142857, 0.1428571429,
+        ]);
+        assert_eq!(rates(Schedule::Constant, 0.0, 3, 1), [1.0; 3]);
+    }
+
+    /// Likewise, the warm-up by a LinearLR(start_factor=1/(w + 1), total_iters=w) for w steps.
+    #[test]
+    #[rustfmt::skip]
+    fn a_warm_up_leads_to_the_schedule_s_first_rate() {
+        // ChainedScheduler with MultiStepLR(milestones=[8, 12], gamma=0.5): its epochs are not put off.
+        let step = Schedule::Step { epochs: vec![2, 3], factor: 0.5 };
+        expect(&rates(step, 1.5, 4, 4), &[
+            1.0 / 7.0, 2.0 / 7.0, 3.0 / 7.0, 4.0 / 7.0, 5.0 / 7.0, 6.0 / 7.0, 1.0, 1.0,
+            0.5, 0.5, 0.5, 0.5, 0.25, 0.25, 0.25, 0.25,
+        ]);
+        // SequentialLR with CosineAnnealingLR(T_max=8) after 4 steps
+        expect(&rates(Schedule::Cosine, 1.0, 4, 3), &[
+            0.2, 0.4, 0.6, 0.8, 1.0, 0.9619397662556434, 0.8535533905932737, 0.6913417161825449,
+            0.5, 0.30865828381745514, 0.14644660940672627, 0.03806023374435664,
+        ]);
+        // With OneCycleLR(total_steps=10) after 2 steps, up to the 25th part that it begins with.
+        let found = rates(Schedule::OneCycle, 1.0, 2, 6);
+        expect(&found[..11], &[
+            0.04 / 3.0, 0.08 / 3.0, 0.04, 0.52, 1.0, 0.9504846320134737, 0.8117456539497631,
+            0.6112620219362893, 0.38874197806371075, 0.18825834605023697, 0.049519367986526286,
+        ]);
+        // Without one, the very bits of the schedule by itself.
+        let alone: Vec<f64> = (0..12).map(|i| Schedule::OneCycle.lr_at(1.0, i, 12)).collect();
+        assert_eq!(rates(Schedule::OneCycle, 0.0, 2, 6), alone);
+        // All of the training.
+        expect(&rates(Schedule::Constant, 1.0, 3, 1), &[0.25, 0.5, 0.75]);
+    }
+
+    #[test]
+    fn a_schedule_is_written_as_it_was_read() {
+        for (schedule, text) in [
+            (Schedule::Constant, r#""constant""#),
+            (Schedule::Cosine, r#""cosine""#),
+            (Schedule::OneCycle, r#""onecycle""#),
+            (Schedule::Linear, r#""linear""#),
+            (
+                Schedule::Triangular { peak_at: 0.25 },
+                r#"{"triangular":{"peak_at":0.25}}"#,
+            ),
+            (
+                Schedule::Step {
+                    epochs: vec![3, 5],
+                    factor: 0.5,
+                },
+                r#"{"step":{"epochs":[3,5],"factor":0.5}}"#,
+            ),
+        ] {
+            assert_eq!(serde_json::to_string(&schedule).unwrap(), text);
+            assert_eq!(serde_json::from_str::<Schedule>(text).unwrap(), schedule);
         }
     }
 }

@@ -1,6 +1,8 @@
 //! Measurements, for people and for machines: [`mod@bench`] for kernels and steps against the adapter's
-//! own peak, [`profile`] for where the time of a training step goes; and [`sheet`] for pictures of data.
+//! own peak, [`profile`] for where the time of a training step goes; and pictures: [`plot`] of a range test,
+//! [`sheet`] of data.
 
 pub mod bench;
+pub mod plot;
 pub mod profile;
 pub mod sheet;

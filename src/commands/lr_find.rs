@@ -1,0 +1,136 @@
+//! `wgrad lr-find`: a learning rate to begin with, and a plot of why.
+
+use super::progress::Pulse;
+use super::train::{Planned, plan, ready};
+use super::{say, say_json, say_wrapped};
+use crate::cli::{LrFindArgs, TrainArgs};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+use wgrad::Result;
+use wgrad::engine::Split;
+use wgrad::model::initial_parameters;
+use wgrad::report::plot;
+use wgrad::train::{Range, range_test};
+
+/// What --to is of --from.
+const WIDTH: f64 = 1e7;
+
+pub fn run(args: &LrFindArgs) -> Result<()> {
+    let train = TrainArgs {
+        model: args.model.clone(),
+        data: args.data.clone(),
+        recipe: args.recipe.clone(),
+        device: args.device.clone(),
+        seed: args.seed,
+        ..TrainArgs::default()
+    };
+    let Planned {
+        config,
+        model,
+        mut data,
+        device,
+        mut options,
+        mut notes,
+    } = plan(&train)?;
+    let recipe = &config.recipe;
+    let from = args.from.unwrap_or(Range::first(&recipe.optimizer));
+    let range = Range::new(from, args.to.unwrap_or(from * WIDTH), args.steps)?;
+    notes.extend(ready(&device, &model, recipe, &mut options, &train)?);
+    if !args.json {
+        notes.iter().try_for_each(|note| say_wrapped(note))?;
+    }
+    let mut engine = device.engine(&model, recipe, &options)?;
+    engine.set_parameters(&initial_parameters(&model, config.seed))?;
+    let images = std::mem::take(&mut data.train.images);
+    let labels = &data.train.labels;
+    engine.upload_dataset(Split::Train, images, labels, &config.scale_and_shift())?;
+
+    let style = ProgressStyle::with_template("step {pos}/{len} [{bar:30}] {msg}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
+    let bar = ProgressBar::new(range.steps as u64).with_style(style);
+    let pulse = Pulse::start(&bar, || None);
+    let progress = &mut |step: usize, loss: f64| {
+        bar.set_position(step as u64);
+        bar.set_message(format!("loss {loss:.4}"));
+    };
+    let tested = range_test(
+        &mut engine,
+        &data.train,
+        recipe,
+        config.seed,
+        &range,
+        progress,
+    );
+    drop(pulse);
+    bar.finish_and_clear();
+    let test = tested?;
+
+    let optimizer = recipe.settings().swap_remove(0).1.replace('"', "");
+    let title = format!(
+        "{} on {}: learning rates of {optimizer}, batch size {}",
+        config.model.name, data.name, recipe.batch_size
+    );
+    plot::range_test(&args.out, &title, &test, test.steepest)?;
+    if args.json {
+        return say_json(&json!({
+            "model": config.model.name,
+            "data": config.data.source,
+            "device": engine.description(),
+            "recipe": recipe,
+            "seed": config.seed,
+            "range": range,
+            "suggested": test.steepest,
+            "lowest": test.lowest,
+            "diverged": test.diverged,
+            "points": test.points,
+            "plot": args.out,
+        }));
+    }
+    let first = test.points.first().map_or(f64::NAN, |point| point.lr);
+    let last = test.points.last().map_or(f64::NAN, |point| point.lr);
+    let end = if test.diverged {
+        ", where the loss was four times its best"
+    } else {
+        ""
+    };
+    say_wrapped(&format!(
+        "tested   {} steps from {first:.1e} to {last:.1e}{end}",
+        test.points.len()
+    ))?;
+    say_wrapped(&format!(
+        "lowest   loss at {:.1e}; a tenth of it, {:.1e}, is a cautious choice",
+        test.lowest,
+        test.lowest / 10.0
+    ))?;
+    match test.steepest {
+        Some(lr) => say_wrapped(&format!(
+            "suggest  {lr:.1e}, where the loss falls fastest: wgrad train {}--lr {lr:.1e}",
+            repeated(args)
+        ))?,
+        None => {
+            say_wrapped("suggest  nothing: the loss does not fall; begin with a smaller --from")?
+        }
+    }
+    say(&format!("plot     {}", args.out.display()))
+}
+
+/// The flags that a training takes over, but for those of the recipe's values.
+fn repeated(args: &LrFindArgs) -> String {
+    let flags = [
+        ("--model", &args.model),
+        ("--recipe", &args.recipe.recipe),
+        ("--optimizer", &args.recipe.optimizer),
+        ("--data", &args.data.source),
+        ("--device", &args.device),
+    ];
+    let given = flags.into_iter().filter_map(|(flag, value)| {
+        let value = value.as_ref()?;
+        let quote = if value.contains(char::is_whitespace) {
+            "\""
+        } else {
+            ""
+        };
+        Some(format!("{flag} {quote}{value}{quote} "))
+    });
+    given.collect()
+}

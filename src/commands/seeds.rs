@@ -1,0 +1,194 @@
+//! `wgrad train --seeds`: one run after the other, in folders of one folder.
+
+use super::signals::Signals;
+use super::train::{Planned, Prepared, carry_out, plan, resume as resume_run};
+use super::{say, say_wrapped, table};
+use crate::cli::{DataArgs, RecipeArgs, TrainArgs};
+use std::path::Path;
+use wgrad::train::{Config, Run, SeedRun, SeedsRecord};
+use wgrad::{Error, Result};
+
+/// New runs with these seeds.
+pub(super) fn start(seeds: &[u64], args: &TrainArgs, signals: &Signals) -> Result<()> {
+    let Planned {
+        config,
+        data,
+        device,
+        options,
+        notes,
+        ..
+    } = plan(args)?;
+    notes.iter().try_for_each(|note| say_wrapped(note))?;
+    let parent = match &args.out {
+        Some(out) => {
+            std::fs::create_dir_all(out).map_err(|e| Error::io("create", out, e))?;
+            out.clone()
+        }
+        None => Run::free_folder(&config)?,
+    };
+    let mut record = SeedsRecord::new(seeds.to_vec());
+    record.write(&parent, Vec::new())?;
+    let first = with_seed(&config, seeds[0]);
+    let prepared = Prepared {
+        run: Run::create(Some(&SeedsRecord::folder(&parent, seeds[0])), first)?,
+        data,
+        device,
+        options,
+    };
+    announce(&record, &parent, seeds[0])?;
+    if let Err(e) = carry_out(prepared, args, signals, Some(&parent)) {
+        // Nothing is left of a first run that could not begin.
+        if !SeedsRecord::folder(&parent, seeds[0]).exists() {
+            SeedsRecord::discard(&parent);
+        }
+        return Err(e);
+    }
+    // What the flags decided is in the configuration by now.
+    let args = TrainArgs {
+        model: None,
+        data: DataArgs {
+            no_cache: args.data.no_cache,
+            ..DataArgs::default()
+        },
+        recipe: RecipeArgs::default(),
+        seeds: None,
+        out: None,
+        ..args.clone()
+    };
+    go_on(&parent, &mut record, &config, &args, signals)
+}
+
+/// Runs of an earlier start, those that are finished left alone.
+pub(super) fn resume(
+    parent: &Path,
+    mut record: SeedsRecord,
+    args: &TrainArgs,
+    signals: &Signals,
+) -> Result<()> {
+    if let Some(seed) = args.seed {
+        return Err(Error::Usage(format!(
+            "expected no --seed, as {} holds runs of several seeds, found {seed}; leave it out, or give the folder of one of them",
+            parent.display()
+        )));
+    }
+    let folders = record.seeds.iter().map(|s| SeedsRecord::folder(parent, *s));
+    let begun = folders
+        .into_iter()
+        .find(|folder| folder.join("run.json").exists());
+    let Some(begun) = begun else {
+        return Err(Error::checkpoint(
+            parent,
+            "expected the run of a first seed, found none; train again",
+        ));
+    };
+    let config = Run::open(&begun)?.config().clone();
+    go_on(parent, &mut record, &config, args, signals)
+}
+
+/// Trains what is not trained yet, new runs by `config` but for their seeds.
+fn go_on(
+    parent: &Path,
+    record: &mut SeedsRecord,
+    config: &Config,
+    args: &TrainArgs,
+    signals: &Signals,
+) -> Result<()> {
+    for seed in record.seeds.clone() {
+        let folder = SeedsRecord::folder(parent, seed);
+        if !folder.join("run.json").exists() {
+            Run::create(Some(&folder), with_seed(config, seed))?;
+        }
+        if is_finished(&folder, args)? {
+            continue;
+        }
+        announce(record, parent, seed)?;
+        let args = TrainArgs {
+            resume: Some(folder.clone()),
+            ..args.clone()
+        };
+        carry_out(resume_run(&folder, &args)?, &args, signals, Some(parent))?;
+        record.write(parent, results(parent, record)?)?;
+    }
+    record.write(parent, results(parent, record)?)?;
+    report(record, parent)
+}
+
+/// A new run's configuration.
+fn with_seed(config: &Config, seed: u64) -> Config {
+    Config {
+        id: None,
+        seed,
+        finished_epochs: 0,
+        parameter_sha256: None,
+        ..config.clone()
+    }
+}
+
+/// Whether a run has all the epochs that it planned or `--stop-after` asks for; one that is asked for
+/// another number may have none of them.
+fn is_finished(folder: &Path, args: &TrainArgs) -> Result<bool> {
+    let run = Run::open(folder)?;
+    let config = run.config();
+    let planned = config.recipe.epochs;
+    let wanted = args.stop_after.map_or(planned, |stop| stop.min(planned));
+    let asked = args.recipe.epochs.is_some() || !args.recipe.set.is_empty();
+    Ok(!asked && config.finished_epochs >= wanted)
+}
+
+fn announce(record: &SeedsRecord, parent: &Path, seed: u64) -> Result<()> {
+    let number = record.seeds.iter().take_while(|s| **s != seed).count() + 1;
+    say(&format!(
+        "seed     {seed}, {number} of {} in {}",
+        record.seeds.len(),
+        parent.display()
+    ))
+}
+
+/// What there is of each seed.
+fn results(parent: &Path, record: &SeedsRecord) -> Result<Vec<SeedRun>> {
+    let mut runs = Vec::new();
+    for seed in &record.seeds {
+        let folder = SeedsRecord::folder(parent, *seed);
+        if !folder.join("run.json").exists() {
+            continue;
+        }
+        let run = Run::open(&folder)?;
+        if let Some(last) = run.metrics().last() {
+            runs.push(SeedRun {
+                seed: *seed,
+                folder: format!("seed-{seed}"),
+                epochs: last.epoch,
+                test_loss: last.test_loss,
+                test_accuracy: last.test_accuracy,
+                seconds: run.metrics().iter().map(|epoch| epoch.seconds).sum(),
+            });
+        }
+    }
+    Ok(runs)
+}
+
+fn report(record: &SeedsRecord, parent: &Path) -> Result<()> {
+    let rows = record.runs.iter().map(|run| {
+        vec![
+            run.seed.to_string(),
+            run.epochs.to_string(),
+            format!("{:.1} s", run.seconds),
+            format!("{:.4}", run.test_loss),
+            format!("{:.2} %", 100.0 * run.test_accuracy),
+        ]
+    });
+    let header = ["seed", "epochs", "time", "test loss", "test accuracy"];
+    say(&table(&header, rows, 0))?;
+    if let Some(mean) = record.mean {
+        let deviation = record.standard_deviation;
+        let deviation = deviation.map_or(String::new(), |d| {
+            format!(" ± {:.2} (standard deviation)", 100.0 * d)
+        });
+        say_wrapped(&format!(
+            "mean     {:.2} %{deviation} after the last epoch of {} runs",
+            100.0 * mean,
+            record.runs.len()
+        ))?;
+    }
+    say(&format!("runs     {}", parent.display()))
+}
