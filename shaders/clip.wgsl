@@ -21,7 +21,7 @@ const WORKGROUP_SIZE = 64u;
 
 @group(0) @binding(0) var<storage, read> x: array<f32>;
 @group(0) @binding(1) var<storage, read_write> result: array<f32>;
-@group(0) @binding(2) var<storage, read> factors: array<vec2<f32>>;
+@group(0) @binding(2) var<storage, read> factors: array<f32>;
 @group(0) @binding(3) var<storage, read_write> gradients: array<f32>;
 @group(0) @binding(4) var<storage, read> norm_of_all: array<f32>;
 
@@ -52,7 +52,7 @@ fn sum_squares(
     for (var i = first + local; i < end; i += WORKGROUP_SIZE) {
         var counts = true;
         if GROUPED {
-            counts = factors[i].x != 0.0;
+            counts = factors[2u * i] != 0.0;
         }
         if counts {
             own += x[i] * x[i];

@@ -11,7 +11,7 @@
 // lr and the bias corrections 1 − BETA^step come from the current row of the step table. GROUPED: a
 // parameter has factors of its own on lr and WEIGHT_DECAY; one whose first is not above 0 stays as it is,
 // and so does its state.
-// Layout: every vector has ELEMENTS elements; state1 is the velocity v (SGD) or the first moment m
+// Layout: every vector has ELEMENTS elements, factors [ELEMENTS,2]; state1 is the velocity v (SGD) or the first moment m
 // (AdamW, Lion), state2 the second moment v (AdamW).
 // One invocation updates one parameter. Updates w and the state in place.
 // CPU twins: sgd_update, adamw_update, lion_update in src/cpu/optimizer.rs.
@@ -50,12 +50,12 @@ struct Step {
 @group(0) @binding(3) var<storage, read_write> state2: array<f32>;
 @group(0) @binding(4) var<storage, read> steps: array<Step>;
 @group(0) @binding(5) var<storage, read> counter: array<u32>;
-@group(0) @binding(6) var<storage, read> factors: array<vec2<f32>>;
+@group(0) @binding(6) var<storage, read> factors: array<f32>;
 
 // Of parameter i, on learning rate and weight decay.
 fn factors_of(i: u32) -> vec2<f32> {
     if GROUPED {
-        return factors[i];
+        return vec2(factors[2u * i], factors[2u * i + 1u]);
     }
     return vec2(1.0);
 }

@@ -362,9 +362,9 @@ pub struct EvalArgs {
         hide_default_value = true
     )]
     pub weights: Weights,
-    /// Views of an image whose logits are averaged: one, mirror or six [default: those of the run's
-    /// recipe]
-    #[arg(long, value_name = "NAME", value_parser = views)]
+    /// Views of each image that are evaluated, and their mean taken: one, mirror (as it is and mirrored) or
+    /// six (both also moved by a pixel either way) [default: the run's]
+    #[arg(long, value_name = "one|mirror|six")]
     pub views: Option<Views>,
     /// Data whose test images are used, all of them: mnist or a folder of IDX files [default: the
     /// run's, as many as it was tested on]
@@ -459,16 +459,6 @@ pub struct BenchArgs {
 pub enum Conv {
     Implicit,
     Explicit,
-}
-
-/// The values of `--views`.
-fn views(text: &str) -> std::result::Result<Views, String> {
-    match text {
-        "one" => Ok(Views::One),
-        "mirror" => Ok(Views::Mirror),
-        "six" => Ok(Views::Six),
-        _ => Err(format!("expected one, mirror or six, found '{text}'")),
-    }
 }
 
 /// Height and width from `N` or `HxW`.

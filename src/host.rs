@@ -29,13 +29,24 @@ pub fn fitting_batch(
     Ok(Some(batch).filter(|batch| *batch > 0))
 }
 
-/// Refuses to train on batches of `batch_size` where less memory is `available` than `needed` says
+/// What to do where only so many samples at a time fit: for steps on whole batches, and for `micro` ones.
+pub fn batch_advice(batch: usize, micro: bool) -> String {
+    match micro {
+        true => format!("use --micro-batch {batch} or smaller"),
+        false => format!(
+            "train with --micro-batch {batch}, which computes the same batch in parts, or use --batch-size {batch} or smaller"
+        ),
+    }
+}
+
+/// Refuses to train on `batch_size` samples at a time, `micro` ones or whole batches, where less memory is `available` than `needed` says
 /// for it, instead of being stopped in the middle.
 ///
 /// # Errors
 /// [`Error::Usage`] with both numbers and the largest power of two that fits; what `needed` reports.
 pub fn expect_memory(
     batch_size: usize,
+    micro: bool,
     available: u64,
     needed: impl Fn(usize) -> Result<u64>,
 ) -> Result<()> {
@@ -44,11 +55,12 @@ pub fn expect_memory(
         return Ok(());
     }
     let advice = match fitting_batch(batch_size, |batch| Ok(needed(batch)? <= available))? {
-        Some(batch) => format!("use --batch-size {batch} or smaller"),
+        Some(batch) => batch_advice(batch, micro),
         None => "use a smaller model".into(),
     };
+    let what = if micro { "micro-batch" } else { "batch size" };
     Err(Error::Usage(format!(
-        "expected {} of free memory for training at batch size {batch_size}, found {}; {advice}",
+        "expected {} of free memory for training at {what} {batch_size}, found {}; {advice}",
         BinaryBytes(wanted),
         BinaryBytes(available)
     )))
@@ -71,16 +83,27 @@ mod tests {
     #[test]
     fn a_refusal_names_both_numbers_and_what_helps() {
         let needed = |batch: usize| Ok((1 << 30) + ((batch as u64) << 20));
-        expect_memory(1024, 2 << 30, needed).unwrap();
-        let refusal = |available| {
-            let result = expect_memory(1025, available, needed);
+        expect_memory(1024, false, 2 << 30, needed).unwrap();
+        let refusal = |micro, available| {
+            let result = expect_memory(1025, micro, available, needed);
             result.unwrap_err().to_string()
         };
-        let message = refusal(2 << 30);
-        for word in ["2.00 GiB", "batch size 1025", "--batch-size 1024"] {
+        let message = refusal(false, 2 << 30);
+        for word in [
+            "2.00 GiB",
+            "batch size 1025",
+            "--batch-size 1024",
+            "--micro-batch 1024, which",
+        ] {
             assert!(message.contains(word), "no {word:?} in {message}");
         }
-        let message = refusal(1 << 30);
+        // Who has parts already needs smaller ones.
+        let message = refusal(true, 2 << 30);
+        for word in ["micro-batch 1025", "use --micro-batch 1024 or"] {
+            assert!(message.contains(word), "no {word:?} in {message}");
+        }
+        assert!(!message.contains("batch-size"), "{message}");
+        let message = refusal(false, 1 << 30);
         assert!(message.contains("a smaller model"), "{message}");
         // This machine has some.
         assert!(available_memory() > 1 << 20);

@@ -43,7 +43,7 @@ fn kernels_and_twins_make_what_was_worked_out_by_hand() {
     use wgrad::kernels::conv2d::{self, Family, Pass, Product};
     use wgrad::kernels::gather::gather_batch;
     use wgrad::kernels::optimizer::update_parameters;
-    use wgrad::kernels::{Step, im2col, loss, peak, pool, reduce, step};
+    use wgrad::kernels::{Step, average, clip, im2col, loss, muon, peak, pool, reduce, step};
     use wgrad::model::recipe::Optimizer;
     use wgrad::model::{Activation, Conv2d, Loss, Pool2d, Shape};
     use wgrad::model::{Activation::Relu, Activation::Sigmoid};
@@ -426,6 +426,116 @@ fn kernels_and_twins_make_what_was_worked_out_by_hand() {
             (2, floats(&[0.5])),
             (3, floats(&[0.25])),
         ],
+    );
+
+    let nesterov = Optimizer::Sgd {
+        momentum: 0.9,
+        nesterov: true,
+        weight_decay: 0.1,
+    };
+    check(
+        vec![
+            floats(&[1., 7., 8.]),
+            floats(&[0.5, 1., 1.]),
+            floats(&[2., 1., 1.]),
+            steps(0, 1, 0.1, 1.0, 1.0),
+            words(&[1]),
+            floats(&[2., 0.5, 0., 1., -1., 1.]),
+        ],
+        &|v| update_parameters(&nesterov, v[0], v[1], Some(v[5]), &[v[2]], v[3], v[4]),
+        &[(0, floats(&[0.467, 7., 8.])), (2, floats(&[2.35, 1., 1.]))],
+    );
+    let lion = Optimizer::Lion {
+        beta1: 0.5,
+        beta2: 0.75,
+        weight_decay: 0.1,
+    };
+    check(
+        vec![
+            floats(&[2., 2., 2.]),
+            floats(&[1., 0., -1.]),
+            floats(&[-0.5, 0., 0.5]),
+            steps(0, 1, 0.1, 1.0, 1.0),
+            words(&[1]),
+        ],
+        &|v| update_parameters(&lion, v[0], v[1], None, &[v[2]], v[3], v[4]),
+        &[
+            (0, floats(&[1.88, 1.98, 2.08])),
+            (2, floats(&[-0.125, 0., 0.125])),
+        ],
+    );
+    check(
+        vec![floats(&[1., 2., 3.]), empty(1)],
+        &|v| clip::sum_squares(v[0], None, v[1]),
+        &[(1, floats(&[14.]))],
+    );
+    check(
+        vec![
+            floats(&[1., 2., 3.]),
+            floats(&[-1., 1., 0., 1., 1., 0.]),
+            empty(1),
+        ],
+        &|v| clip::sum_squares(v[0], Some(v[1]), v[2]),
+        &[(2, floats(&[10.]))],
+    );
+    check(
+        vec![floats(&[9., 16.]), empty(1)],
+        &|v| clip::norm(v[0], v[1]),
+        &[(1, floats(&[5.]))],
+    );
+    check(
+        vec![floats(&[3., 4.]), floats(&[5.])],
+        &|v| clip::clip_gradients(1.0, v[0], v[1]),
+        &[(0, floats(&[0.6, 0.8]))],
+    );
+    check(
+        vec![floats(&[1.]), floats(&[2.]), empty(1)],
+        &|v| muon::muon_momentum(0.5, v[0], v[1], v[2]),
+        &[(1, floats(&[2.])), (2, floats(&[2.]))],
+    );
+    check(
+        vec![floats(&[3., 4.]), floats(&[5.])],
+        &|v| muon::muon_scale(v[0], v[1]),
+        &[(0, floats(&[0.6, 0.8]))],
+    );
+    check(
+        vec![
+            floats(&[1., 2., 2., 0.]),
+            floats(&[0., 1., 1., 0.]),
+            empty(4),
+        ],
+        &|v| muon::muon_polynomial(2, v[0], v[1], v[2]),
+        &[(2, floats(&[-1.3305, -7.5185, -7.5185, 3.4445]))],
+    );
+    check(
+        vec![
+            floats(&[3., 4.]),
+            floats(&[5.]),
+            floats(&[1., -1.]),
+            steps(0, 1, 0.1, 1.0, 1.0),
+            words(&[1]),
+        ],
+        &|v| muon::muon_update(3.0, 0.5, v[0], v[1], v[2], v[3], v[4]),
+        &[(0, floats(&[1.75, 2.45]))],
+    );
+    let row = Step {
+        average: 0.75,
+        ..Step::new(0, 1)
+    };
+    check(
+        vec![
+            floats(&[1., 2.]),
+            floats(&[5., -2.]),
+            words(bytemuck::cast_slice(&[row])),
+            words(&[0]),
+        ],
+        &|v| average::average_values(v[0], v[1], v[2], v[3]),
+        &[(0, floats(&[2., 1.]))],
+    );
+    check(
+        vec![floats(&[1., 2.]), floats(&[3., 4.])],
+        &|v| average::swap_values(v[0], v[1]),
+        &[(0, floats(&[3., 4.])), (1, floats(&[1., 2.]))],
     );
 
     check(

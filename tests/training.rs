@@ -41,13 +41,22 @@ impl Device {
     }
 
     fn engine(&self, run: &Run) -> Engine {
+        self.engine_with(run, None)
+    }
+
+    /// With slabs of so many bytes, if any.
+    fn engine_with(&self, run: &Run, slab_bytes: Option<u64>) -> Engine {
         let (model, recipe) = (run.model(), &run.config().recipe);
-        let (batch, optimizer) = (recipe.batch_size, &recipe.optimizer);
+        let (batch, optimizer) = (recipe.step_batch(), &recipe.optimizer);
+        let options = Options {
+            slab_bytes,
+            ..Options::of(recipe)
+        };
         let gpu = match self {
             Device::Cpu => None,
             Device::Gpu(gpu) => Some(gpu.clone()),
         };
-        Engine::new(gpu, model, batch, optimizer, &Options::of(recipe)).unwrap()
+        Engine::new(gpu, model, batch, optimizer, &options).unwrap()
     }
 }
 
@@ -111,6 +120,7 @@ struct Bench {
     folder: tempfile::TempDir,
     data: data::Splits,
     device: Device,
+    slab_bytes: Option<u64>,
 }
 
 impl Bench {
@@ -127,6 +137,7 @@ impl Bench {
             folder,
             data,
             device,
+            slab_bytes: None,
         }
     }
 
@@ -189,7 +200,7 @@ impl Bench {
         control: &Control,
         observer: &mut StopAfter,
     ) -> Result<Outcome> {
-        let mut engine = self.device.engine(run);
+        let mut engine = self.device.engine_with(run, self.slab_bytes);
         train(run, self.data.clone(), &mut engine, control, observer)
     }
 
@@ -645,11 +656,20 @@ fn a_checkpoint_that_is_gone_is_no_new_start() {
 }
 
 /// Stopped again and again after every step, in the evaluation too, and with checkpoints every few
-/// steps: never a bit of difference.
-fn interruptions_change_nothing(device: Device) {
-    let bench = Bench::new(device);
-    let config = || bench.config(1, 3, Schedule::OneCycle);
+/// steps: never a bit of difference. Meanwhile the images may pass through in slabs, and batches be
+/// taken in parts.
+fn interruptions_change_nothing(
+    device: Device,
+    slab_bytes: Option<u64>,
+    micro_batch: Option<usize>,
+) {
+    let mut bench = Bench::new(device);
+    let mut config = bench.config(1, 3, Schedule::OneCycle);
+    config.recipe.micro_batch = micro_batch;
+    let config = || config.clone();
     let whole = bench.trained("whole", config());
+    assert_eq!(whole.metrics()[2].step, 15);
+    bench.slab_bytes = slab_bytes;
     for (name, every, strides) in [
         (
             "often",
@@ -699,12 +719,28 @@ fn interruptions_change_nothing(device: Device) {
 
 #[test]
 fn interruptions_change_nothing_on_the_cpu() {
-    interruptions_change_nothing(Device::Cpu);
+    interruptions_change_nothing(Device::Cpu, None, None);
 }
 
 #[test]
 fn interruptions_change_nothing_on_the_gpu() {
-    interruptions_change_nothing(Device::gpu());
+    interruptions_change_nothing(Device::gpu(), None, None);
+}
+
+#[test]
+fn interruptions_change_nothing_with_slabs() {
+    // Two batches of images of 48 bytes, and some.
+    interruptions_change_nothing(Device::gpu(), Some(50 * 48), None);
+}
+
+#[test]
+fn interruptions_change_nothing_between_the_parts_of_a_batch_on_the_cpu() {
+    interruptions_change_nothing(Device::Cpu, None, Some(7));
+}
+
+#[test]
+fn interruptions_change_nothing_between_the_parts_of_a_batch_on_the_gpu() {
+    interruptions_change_nothing(Device::gpu(), Some(1), Some(7));
 }
 
 #[test]

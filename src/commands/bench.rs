@@ -19,7 +19,9 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     let definition = load(&args.model)?;
     let model = definition.resolve(definition.input, definition.classes)?;
     let mut recipe = definition.recipe.clone();
-    recipe.batch_size = args.batch_size.unwrap_or(recipe.batch_size);
+    // One step of them, whatever batch they are a part of.
+    recipe.batch_size = args.batch_size.unwrap_or(recipe.step_batch());
+    recipe.micro_batch = None;
     // Nobody should wait for a measurement that cannot be compared in the end.
     let earlier = args.compare.as_deref().map(Report::read).transpose()?;
     let device = Device::open_adapter(args.device.as_deref())?;

@@ -136,10 +136,11 @@ impl Device {
     /// memory than is free: the system would stop the program in the middle.
     pub fn expect_memory(&self, model: &Model, recipe: &Recipe, options: &Options) -> Result<()> {
         let optimizer = &recipe.optimizer;
-        plan::expect_batch(model, recipe.batch_size, options)?;
+        let batch = recipe.step_batch();
+        plan::expect_batch(model, batch, options)?;
         let available = available_memory();
-        host::expect_memory(recipe.batch_size, available, |batch| match self {
-            Device::Cpu { .. } => CpuEngine::memory(model, batch, optimizer),
+        host::expect_memory(batch, options.micro, available, |batch| match self {
+            Device::Cpu { .. } => CpuEngine::memory(model, batch, optimizer, options),
             Device::Gpu(gpu) => {
                 // A checkpoint passes through: parameters and state, and the bytes of the file.
                 let vectors = 2 * (1 + optimizer.state_vectors());
@@ -160,7 +161,7 @@ impl Device {
     pub fn engine(&self, model: &Model, recipe: &Recipe, options: &Options) -> Result<Engine> {
         self.expect_kernels(options)?;
         self.expect_memory(model, recipe, options)?;
-        let (batch, optimizer) = (recipe.batch_size, &recipe.optimizer);
+        let (batch, optimizer) = (recipe.step_batch(), &recipe.optimizer);
         let _pulse = self.gpu().map(Pulse::compiling);
         Engine::new(self.gpu().cloned(), model, batch, optimizer, options)
     }

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use std::ops::ControlFlow;
 use wgrad::data::Request;
 use wgrad::engine::Split;
+use wgrad::model::recipe::Views;
 use wgrad::plan::Options;
 use wgrad::train::{Run, Weights, class_shares, expect_alike, mean_shares};
 use wgrad::{Error, Result, tune};
@@ -16,6 +17,7 @@ use wgrad::{Error, Result, tune};
 /// What one run gives for the test images.
 struct Member {
     epoch: Option<usize>,
+    views: Views,
     loss: f64,
     predictions: Vec<u32>,
     /// See [`class_shares`]; empty where nobody asks for them.
@@ -56,7 +58,13 @@ pub fn run(args: &EvalArgs) -> Result<()> {
             true => std::mem::take(&mut test.images),
             false => test.images.clone(),
         };
-        let (member, engine) = evaluate(run, args, &device, images, &test.labels, several)?;
+        let which = args.weights;
+        let options = Options {
+            views: args.views.unwrap_or(run.config().recipe.views),
+            keep_logits: several,
+            ..Options::default()
+        };
+        let (member, engine) = evaluate(run, which, &device, images, &test.labels, &options)?;
         members.push(member);
         description = engine;
     }
@@ -81,7 +89,6 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     // A class without images has no recall.
     let recall =
         |(images, correct): (usize, usize)| (images > 0).then(|| correct as f64 / images as f64);
-    let views = |run: &Run| args.views.unwrap_or(run.config().recipe.views).count();
     let named = config.model.class_names.iter().zip(&counts);
     let rows = runs.iter().zip(&members);
     if args.json {
@@ -90,8 +97,8 @@ pub fn run(args: &EvalArgs) -> Result<()> {
             json!({
                 "run": run.folder().display().to_string(),
                 "weights": args.weights.to_string(),
-                "views": views(run),
                 "epoch": member.epoch,
+                "views": member.views,
                 "loss": member.loss,
                 "accuracy": accuracy,
                 "accuracy_standard_error": standard_error(accuracy, n),
@@ -152,8 +159,8 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         if let (true, Some(epoch)) = (args.weights != Weights::Last, epoch) {
             say(&format!("weights   {}, epoch {epoch}", args.weights))?;
         }
-        if views(first) > 1 {
-            say(&format!("views     {} of each image", views(first)))?;
+        if members[0].views != Views::One {
+            say(&format!("views     {}", members[0].views))?;
         }
         say(&format!("loss      {loss:.4}"))?;
         say(&format!("accuracy  {}", percent(accuracy(&predictions), n)))?;
@@ -173,20 +180,15 @@ pub fn run(args: &EvalArgs) -> Result<()> {
 /// Runs the test images through a run's network, and says on what.
 fn evaluate(
     run: &Run,
-    args: &EvalArgs,
+    which: Weights,
     device: &Device,
     images: Vec<u8>,
     labels: &[u32],
-    keep_logits: bool,
+    options: &Options,
 ) -> Result<(Member, String)> {
     let (config, model) = (run.config(), run.model());
-    let (epoch, [parameters, running]) = run.weights_of(args.weights)?;
-    let options = Options {
-        keep_logits,
-        views: args.views.unwrap_or(config.recipe.views),
-        ..Options::default()
-    };
-    let mut engine = device.engine(model, &config.recipe, &options)?;
+    let (epoch, [parameters, running]) = run.weights_of(which)?;
+    let mut engine = device.engine(model, &config.recipe, options)?;
     engine.set_parameters(&parameters)?;
     engine.set_running(&running)?;
     engine.upload_dataset(Split::Test, images, labels, &config.scale_and_shift())?;
@@ -201,6 +203,7 @@ fn evaluate(
     let logits = evaluation.logits.unwrap_or_default();
     let member = Member {
         epoch,
+        views: options.views,
         loss: evaluation.loss_sum / labels.len() as f64,
         predictions: evaluation.predictions,
         shares: class_shares(model.loss, &logits, model.classes),

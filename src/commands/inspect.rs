@@ -15,12 +15,14 @@ pub fn run(args: &InspectArgs) -> Result<()> {
     if args.dot {
         return say(&dot(&model));
     }
-    let batch_size = args.batch_size.unwrap_or(definition.recipe.batch_size);
-    let optimizer = &definition.recipe.optimizer;
+    let mut recipe = definition.recipe.clone();
+    recipe.batch_size = args.batch_size.unwrap_or(recipe.batch_size);
+    let batch_size = recipe.step_batch();
+    let optimizer = &recipe.optimizer;
     let options = Options {
         family: args.kernels,
         explicit_conv: args.conv == Some(Conv::Explicit),
-        ..Options::of(&definition.recipe)
+        ..Options::of(&recipe)
     };
     // What a tensor may take differs from adapter to adapter, and is for training to find.
     let adapter = |software| AdapterReport {
@@ -62,8 +64,12 @@ pub fn run(args: &InspectArgs) -> Result<()> {
         "a training step takes {} multiply-adds per image\n",
         HumanCount((flops / 2.0) as u64 / batch_size as u64)
     ))?;
+    let batch = match options.micro {
+        true => format!("{batch_size} samples of a batch of {}", recipe.batch_size),
+        false => format!("batch size {batch_size}"),
+    };
     say_wrapped(&format!(
-        "GPU memory of a training step, batch size {batch_size} (the dataset comes on top, a byte per value)"
+        "GPU memory of a training step, {batch} (the dataset comes on top, a byte per value)"
     ))?;
     say(&table(&["what", "GPU", "software adapter"], rows, 1))
 }

@@ -227,7 +227,7 @@ pub(super) fn plan(args: &TrainArgs) -> Result<Planned> {
         let mode = Mode::Train(recipe.optimizer);
         Plan::new(
             &model,
-            recipe.batch_size,
+            recipe.step_batch(),
             mode,
             &options,
             Target::Gpu(gpu.report()),
@@ -500,7 +500,7 @@ pub(super) fn measure(
     };
     let mode = Mode::Train(recipe.optimizer);
     let target = Target::Gpu(gpu.report());
-    let plan = Plan::new(model, recipe.batch_size, mode, options, target)?;
+    let plan = Plan::new(model, recipe.step_batch(), mode, options, target)?;
     let products: Vec<Product> = plan.products().into_iter().map(|(_, p)| p).collect();
     let style = ProgressStyle::with_template("measuring kernels [{bar:30}] {pos}/{len}")
         .unwrap_or_else(|_| ProgressStyle::default_bar());

@@ -101,6 +101,10 @@ impl CpuEngine {
         CpuEngine::new(&self.model, self.batch, &self.optimizer, &options)
     }
 
+    pub(super) fn micro(&self) -> bool {
+        self.options.micro
+    }
+
     pub(super) fn state_vectors(&self) -> usize {
         self.optimizer.state_vectors()
     }
@@ -334,9 +338,14 @@ impl CpuEngine {
     ///
     /// # Errors
     /// As [`Plan::new`].
-    pub fn memory(model: &Model, batch: usize, optimizer: &Optimizer) -> Result<u64> {
+    pub fn memory(
+        model: &Model,
+        batch: usize,
+        optimizer: &Optimizer,
+        options: &Options,
+    ) -> Result<u64> {
         let mode = Mode::Train(*optimizer);
-        let plan = Plan::new(model, batch, mode, &Options::default(), Target::Cpu)?;
+        let plan = Plan::new(model, batch, mode, options, Target::Cpu)?;
         let held: u64 = plan.memory().iter().map(|(_, bytes)| bytes).sum();
         let scratch = plan.specs().map(fast::scratch_bytes).max().unwrap_or(0);
         let kept = 1 + optimizer.state_vectors() as u64;

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::error::{Error, Result};
 use crate::gpu::{AdapterReport, Buffer, Dispatch, Gpu, Readback, Span, Ticket};
-use crate::host::fitting_batch;
+use crate::host::{batch_advice, fitting_batch};
 use crate::kernels::{Dtype, Metrics, STEP_ELEMENTS, Step, View, average};
 use crate::model::recipe::{Optimizer, Views};
 use crate::model::{Model, initial_running};
@@ -253,7 +253,7 @@ impl GpuEngine {
                     };
                     let batch = fitting_batch(batch, |batch| Ok(total(batch)? <= room));
                     let advice = match batch.ok().flatten() {
-                        Some(batch) => format!("use --batch-size {batch}"),
+                        Some(batch) => batch_advice(batch, options.micro),
                         None => "use a smaller model, or --device cpu".into(),
                     };
                     Error::OutOfMemory {
@@ -370,6 +370,10 @@ impl GpuEngine {
         )
     }
 
+    pub(super) fn micro(&self) -> bool {
+        self.options.micro
+    }
+
     pub(super) fn state_vectors(&self) -> usize {
         self.optimizer.state_vectors()
     }
@@ -437,7 +441,19 @@ impl GpuEngine {
                 let bytes = self.options.slab_bytes.unwrap_or(SLAB).min(limit);
                 let batch = self.planned(split).plan.batch;
                 let room = (bytes as usize / elements).max(batch).min(labels.len());
-                let mut resident = self.place(split, &images, labels, normalization, Some(room))?;
+                let placed = self.place(split, &images, labels, normalization, Some(room));
+                let mut resident = placed.map_err(|e| match e {
+                    Error::OutOfMemory {
+                        label,
+                        what,
+                        allocated,
+                    } => Error::OutOfMemory {
+                        label,
+                        what: format!("{what} after {}; {}", BinaryBytes(allocated), self.advice()),
+                        allocated,
+                    },
+                    other => other,
+                })?;
                 if let Some(streamed) = &mut resident.streamed {
                     streamed.images = images;
                 }
@@ -446,6 +462,14 @@ impl GpuEngine {
         };
         self.splits[split as usize] = Some(resident);
         Ok(())
+    }
+
+    /// What makes room for a dataset.
+    fn advice(&self) -> String {
+        match self.training.plan.batch {
+            1 => "use a smaller model, or --device cpu".into(),
+            batch => batch_advice(batch / 2, self.options.micro),
+        }
     }
 
     fn planned(&self, split: Split) -> &Planned {
@@ -472,22 +496,7 @@ impl GpuEngine {
             None => vec![gpu.upload("dataset images", images)?],
             Some(room) => (0..2)
                 .map(|_| gpu.buffer("dataset slab", (room * elements).div_ceil(4)))
-                .collect::<Result<_>>()
-                .map_err(|e| match e {
-                    Error::OutOfMemory {
-                        label,
-                        what,
-                        allocated,
-                    } => Error::OutOfMemory {
-                        label,
-                        what: format!(
-                            "{what} after {}; use a smaller --micro-batch (same result) or --batch-size",
-                            BinaryBytes(allocated)
-                        ),
-                        allocated,
-                    },
-                    other => other,
-                })?,
+                .collect::<Result<_>>()?,
         };
         let mut tensors = HashMap::from([
             ("labels", gpu.upload("dataset labels", labels)?),

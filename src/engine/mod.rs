@@ -55,8 +55,8 @@ const AVERAGES: [[&str; 2]; 2] = [
 pub type StepProgress<'a> = &'a mut dyn FnMut(&[Metrics]) -> Result<ControlFlow<()>>;
 
 impl Engine {
-    /// Plans steps of `model` on batches of `batch` samples for the GPU, or without one for the CPU.
-    /// Parameters start at zero; see [`Engine::set_parameters`].
+    /// Plans steps of `model` on `batch` samples, a batch or the largest part of one
+    /// ([`crate::model::recipe::Recipe::step_batch`]), for the GPU, or without one for the CPU. Parameters start at zero; see [`Engine::set_parameters`].
     ///
     /// # Errors
     /// As [`crate::plan::Plan::new`]; on a GPU also [`Error::OutOfMemory`] (with the batch size that fits)
@@ -114,8 +114,9 @@ impl Engine {
     }
 
     /// Trains on the samples of the training split in the given `order`, one step per row of
-    /// `steps`. `progress` gets the metrics of newly finished steps (maybe of none), in order, now
-    /// and then. When it says break, no further step is begun; the metrics of all that were carried
+    /// `steps`; where a row's [`Step::micro`] counts the parts of a batch, the last of them updates the
+    /// parameters, and needs [`Options::micro`]. `progress` gets the metrics of newly finished steps (maybe of none), in order, now
+    /// and then. When it says break, no further batch is begun; the metrics of all that were carried
     /// out still go through it, and are what is returned. An error of its own ends the epoch.
     ///
     /// # Errors
@@ -170,9 +171,14 @@ impl Engine {
         self.set_kept("parameters", parameters)
     }
 
-    /// Gradients of the last training step, laid out like the parameters.
+    /// Gradients of the last batch, laid out like the parameters: clipped where a recipe clips them, 0 where a
+    /// frozen weight needs none.
     pub fn gradients(&self) -> Result<Vec<f32>> {
-        self.kept("gradients")
+        let micro = match self {
+            Engine::Gpu(e) => e.micro(),
+            Engine::Cpu(e) => e.micro(),
+        };
+        self.kept(if micro { "accumulated" } else { "gradients" })
     }
 
     /// The running statistics, see [`crate::model::Layer::running`].
@@ -371,7 +377,7 @@ fn most_rows(len: usize, batch: usize, micro: bool) -> usize {
 }
 
 /// Whether the step in this row is the last part of its batch.
-fn ends_batch(steps: &[Step], row: usize) -> bool {
+pub(crate) fn ends_batch(steps: &[Step], row: usize) -> bool {
     steps.get(row + 1).is_none_or(|next| next.micro == 0)
 }
 

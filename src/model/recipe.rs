@@ -5,6 +5,8 @@
 
 use super::augment::Augment;
 use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
 
 /// Update rule and its constants.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -205,7 +207,8 @@ pub struct Groups {
     /// Whether biases and normalisations decay as weights do.
     pub decay_bias: bool,
     /// Parameters that are not trained: their names (`conv2d1.weight`) or a layer's (`conv2d1`), with
-    /// `*` for anything.
+    /// `*` for anything. They keep their bits; the running statistics of a frozen normalisation go on, as in
+    /// PyTorch's train mode.
     pub freeze: Vec<String>,
 }
 
@@ -245,6 +248,30 @@ impl Views {
     }
 }
 
+impl fmt::Display for Views {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Views::One => "one",
+            Views::Mirror => "mirror",
+            Views::Six => "six",
+        })
+    }
+}
+
+/// `one`, `mirror` or `six`.
+impl FromStr for Views {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "one" => Ok(Views::One),
+            "mirror" => Ok(Views::Mirror),
+            "six" => Ok(Views::Six),
+            _ => Err(format!("expected one, mirror or six, found '{text}'")),
+        }
+    }
+}
+
 /// How a model is trained. An architecture file brings one along, a recipe file may replace it, and
 /// flags override its values one by one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -257,8 +284,9 @@ pub struct Recipe {
     pub warm_up: f64,
     pub epochs: usize,
     pub batch_size: usize,
-    /// Samples that are computed at a time where a batch is too large for the device; their gradients
-    /// are added up.
+    /// Samples that are computed at a time, at most, where a batch is too large for the device; their
+    /// gradients are added up. The same as the whole batch to rounding, but that a batch-norm takes its
+    /// statistics of each part.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub micro_batch: Option<usize>,
     #[serde(default)]
@@ -287,6 +315,12 @@ pub struct Recipe {
 }
 
 impl Recipe {
+    /// Samples that are computed at a time: a batch, or a part of it.
+    pub fn step_batch(&self) -> usize {
+        let part = |micro: usize| micro.clamp(1, self.batch_size.max(1));
+        self.micro_batch.map_or(self.batch_size, part)
+    }
+
     /// The share that the average keeps of itself in update number `step` (from 0): less in the first ones,
     /// so that it forgets the start, as `tf.train.ExponentialMovingAverage` has it with `num_updates`. 0
     /// without an average.

@@ -115,7 +115,10 @@ impl Plan {
         for tensor in kept {
             let name = match tensor.name.as_str() {
                 "running" => "running statistics",
+                "accumulated" => "gradients added up",
                 name if name.starts_with("state") => "optimiser state",
+                name if name.starts_with("average") => "moving average",
+                "factors" => "parameter groups",
                 name => name,
             };
             let bytes = 4 * tensor.elements() as u64;

@@ -111,9 +111,7 @@ impl Options {
                 _ => None,
             },
             augment: recipe.augment,
-            micro: recipe
-                .micro_batch
-                .is_some_and(|micro| micro < recipe.batch_size),
+            micro: recipe.step_batch() < recipe.batch_size,
             groups: recipe.groups.clone(),
             clip_norm: recipe.clip_norm,
             average: recipe.average.is_some(),
@@ -222,7 +220,7 @@ impl Plan {
         }
         let plan = Plan::unchecked(model, batch, mode, options, target)?;
         if let Target::Gpu(adapter) = target {
-            plan.expect_bindings(adapter, |batch| {
+            plan.expect_bindings(adapter, options.micro, |batch| {
                 Plan::unchecked(model, batch, mode, options, target)
             })?;
         }

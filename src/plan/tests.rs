@@ -16,6 +16,13 @@ const SGD: Mode = Mode::Train(Optimizer::Sgd {
     weight_decay: 0.0,
 });
 
+const MUON: Mode = Mode::Train(Optimizer::Muon {
+    momentum: 0.6,
+    weight_decay: 0.01,
+    other_lr: 0.05,
+    other_momentum: 0.85,
+});
+
 const ADAMW: Mode = Mode::Train(Optimizer::Adamw {
     beta1: 0.9,
     beta2: 0.999,
@@ -42,7 +49,7 @@ fn plans(model: &Model, batch: usize) -> Vec<(String, Plan)> {
         least(),
     ];
     let mut plans = Vec::new();
-    for mode in [SGD, ADAMW, Mode::Evaluate] {
+    for mode in [SGD, ADAMW, MUON, Mode::Evaluate] {
         for (unfused, explicit_conv) in [(false, false), (true, false), (false, true)] {
             let with = |family| Options {
                 family,

@@ -22,7 +22,7 @@ pub use run::{
 pub use seeds::{SeedRun, SeedsRecord};
 
 use crate::data::{Dataset, Splits};
-use crate::engine::{Engine, Split};
+use crate::engine::{Engine, Split, ends_batch};
 use crate::error::{Error, Result};
 use crate::kernels::Step;
 use crate::model::recipe::{ClassWeights, Recipe, Views};
@@ -288,19 +288,25 @@ impl Epoch<'_> {
         self.observer.epoch_started(epoch, self.engine)?;
         while at.step < steps.len() {
             let until = self.next_checkpoint(before + at.step) - before;
-            let rows = &steps[at.step..until.min(steps.len())];
+            let rows: Vec<Step> = steps[at.step..until.min(steps.len())]
+                .iter()
+                .flat_map(|step| in_parts(step, recipe.step_batch()))
+                .collect();
+            let mut row = 0;
             let (control, observer) = (self.control, &mut *self.observer);
             let last_checkpoint = self.last_checkpoint;
             let start = Instant::now();
-            self.engine.train_epoch(&order, rows, &mut |new| {
+            self.engine.train_epoch(&order, &rows, &mut |new| {
                 for metrics in new {
                     at.loss_sum += f64::from(metrics.loss_sum);
                     at.correct += u64::from(metrics.correct);
-                    at.images += steps[at.step].count as usize;
-                    at.step += 1;
+                    at.images += rows[row].count as usize;
                     if !at.loss_sum.is_finite() {
-                        return Err(diverged(metrics.loss_sum.into(), before + at.step));
+                        return Err(diverged(metrics.loss_sum.into(), before + at.step + 1));
                     }
+                    // The engine stops where a batch ends.
+                    at.step += usize::from(ends_batch(&rows, row));
+                    row += 1;
                 }
                 observer.trained(epoch, at.images, at.loss_sum / at.images.max(1) as f64);
                 let stop = control.interrupted() || control.is_old(last_checkpoint);
@@ -569,6 +575,23 @@ fn step_table(
         .collect()
 }
 
+/// A step on a whole batch in parts of at most `most` samples, and of about the same size, since a
+/// batch-norm takes each by itself.
+fn in_parts(step: &Step, most: usize) -> impl Iterator<Item = Step> {
+    let step = *step;
+    let count = step.count as usize;
+    let parts = count.div_ceil(most);
+    (0..parts).map(move |part| {
+        let [from, to] = [part, part + 1].map(|part| (part * count / parts) as u32);
+        Step {
+            first: step.first + from,
+            count: to - from,
+            micro: part as u32,
+            ..step
+        }
+    })
+}
+
 /// The order in which `epoch` visits the samples: a random permutation (Fisher and Yates, in the
 /// form of Durstenfeld, 1964) that depends on nothing but the three arguments. The generator is
 /// keyed by hand and the draws are made here, so that no version of a crate can change a run.
@@ -695,6 +718,29 @@ mod tests {
         assert_eq!(second[0].bias_correction2, 1.0 - 0.31640625);
         assert_eq!(first[0].lr, 1.0);
         assert_eq!(first[0].bias_correction1, 0.5);
+    }
+
+    #[test]
+    fn the_parts_of_a_batch_are_of_about_one_size() {
+        let parts = |count, most| -> Vec<[u32; 3]> {
+            let step = Step {
+                lr: 0.5,
+                total: 3.5,
+                ..Step::new(100, count)
+            };
+            let parts = in_parts(&step, most);
+            parts
+                .map(|part| {
+                    assert_eq!((part.lr, part.total), (0.5, 3.5));
+                    [part.first, part.count, part.micro]
+                })
+                .collect()
+        };
+        assert_eq!(parts(7, 7), [[100, 7, 0]]);
+        assert_eq!(parts(8, 4), [[100, 4, 0], [104, 4, 1]]);
+        assert_eq!(parts(9, 4), [[100, 3, 0], [103, 3, 1], [106, 3, 2]]);
+        assert_eq!(parts(5, 4), [[100, 2, 0], [102, 3, 1]]);
+        assert_eq!(parts(1, 4), [[100, 1, 0]]);
     }
 
     #[test]

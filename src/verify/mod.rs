@@ -14,6 +14,7 @@ mod parity;
 mod products;
 mod quick;
 mod steps;
+mod updates;
 
 pub use drawn::{DRAWS, drawn};
 pub use fingerprint::{Denormals, Fingerprint, Precision, Rounding};
@@ -39,6 +40,8 @@ pub fn cases(adapter: &AdapterReport) -> Vec<Case> {
     cases.extend(nonfinite::cases(adapter));
     cases.extend(elementwise::cases());
     cases.extend(elementwise::nonfinite_cases());
+    cases.extend(updates::cases());
+    cases.extend(updates::nonfinite_cases());
     cases.extend(mixed::cases());
     cases.extend(mixed::nonfinite_cases());
     cases

@@ -12,9 +12,9 @@ use crate::gpu::{AdapterReport, Buffer, Dispatch, Gpu};
 use crate::kernels::conv2d::{Family, Product};
 use crate::kernels::{Access, Argument, KernelSpec, Step, Work};
 use crate::model::augment::Augment;
-use crate::model::recipe::{Optimizer, Views};
+use crate::model::recipe::{Groups, Optimizer, Views};
 use crate::model::{Definition, Model, initial_parameters, initial_running};
-use crate::plan::{Lifetime, Mode, Options, Plan, Section, Target};
+use crate::plan::{self, Lifetime, Mode, Options, Plan, Section, Target};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::ops::{ControlFlow, Range};
@@ -148,10 +148,17 @@ fn apart(options: &Options) -> Options {
     }
 }
 
-/// What all plans of a model have in common: some train on a loss that is smoothed and weighted or on mixed
-/// images, or are evaluated in several views.
+/// What all plans of a model have in common: some train on a loss that is smoothed and weighted, some on mixed
+/// images, in groups, with clipped gradients and a moving average; some are evaluated in several views.
 fn options(model: &Model) -> Options {
     let weighted = model.name == "squeezed";
+    let grouped = model.name == "uneven";
+    let groups = Groups {
+        bias_lr: 2.0,
+        head_lr: 0.5,
+        decay_bias: false,
+        freeze: vec!["conv2d2.weight".into()],
+    };
     Options {
         label_smoothing: if weighted { 0.1 } else { 0.0 },
         class_weights: weighted.then(|| vec![1.5, 0.5, 1.0, 2.0, 0.25]),
@@ -166,8 +173,28 @@ fn options(model: &Model) -> Options {
             _ => Views::One,
         },
         large_evaluation: Some(false),
+        groups: if grouped { groups } else { Groups::default() },
+        clip_norm: grouped.then_some(0.5),
+        average: grouped,
         ..Options::default()
     }
+}
+
+/// The modes in which every kernel of a model's steps is looked at.
+fn modes(model: &Model) -> Vec<Mode> {
+    let mut modes = vec![ADAMW, Mode::Evaluate];
+    match model.name.as_str() {
+        "odd" => modes.push(Mode::Train(MUON)),
+        "uneven" => modes.push(LION),
+        _ => {}
+    }
+    modes
+}
+
+/// The rules by which a model is trained in one go.
+fn rules(model: &Model) -> Vec<Optimizer> {
+    let muon = (model.name == "odd").then_some(MUON);
+    std::iter::once(RULE).chain(muon).collect()
 }
 
 /// The ways in which a step of `model` can be planned for the CPU and for `adapter`, as far as they differ.
@@ -217,7 +244,7 @@ fn ways<'a>(model: &Model, adapter: Option<&'a AdapterReport>) -> Result<Vec<Way
 /// what its twin makes in f64 of the same inputs, and nothing else may have changed in the memory, which
 /// was poisoned before and has guard words behind every tensor. The first kernel that is out is named.
 ///
-/// Then in one go: ten steps of plain SGD (whose steps are as large as the gradients, so that a wrong
+/// Then in one go: ten steps of plain SGD (one model's by Muon, too) (whose steps are as large as the gradients, so that a wrong
 /// scale shows; Adam would hide it) from the same parameters on the same samples as the twins carry out
 /// the simplest plan, and an evaluation afterwards, in small and in large batches. Compares all losses, all
 /// gradients of the first step and of the last, the evaluation's loss and every prediction.
@@ -230,11 +257,14 @@ pub fn steps(gpu: Option<&Arc<Gpu>>, progress: &mut dyn FnMut(&str)) -> Result<V
     let mut outcomes = Vec::new();
     for model in models() {
         let data = Data::of(&model);
-        let reference = Reference::of(&data)?;
+        let references = rules(&model).into_iter();
+        let references: Vec<_> = references
+            .map(|rule| Reference::of(&data, rule))
+            .collect::<Result<_>>()?;
         for way in ways(&model, gpu.map(|gpu| gpu.report()))? {
             progress(&way.name);
             let gpu = gpu.filter(|_| way.adapter.is_some());
-            for mode in [ADAMW, Mode::Evaluate] {
+            for mode in modes(&model) {
                 let plan = way.plan(&model, mode)?;
                 let device = |twins: &_| -> Result<Box<dyn Device>> {
                     Ok(match gpu {
@@ -244,7 +274,9 @@ pub fn steps(gpu: Option<&Arc<Gpu>>, progress: &mut dyn FnMut(&str)) -> Result<V
                 };
                 outcomes.push(each_kernel(&data, plan, mode, &way.name, device)?);
             }
-            outcomes.extend(in_one_go(&reference, &way, gpu)?);
+            for reference in &references {
+                outcomes.extend(in_one_go(reference, &way, gpu)?);
+            }
         }
     }
     Ok(outcomes)
@@ -274,6 +306,17 @@ const RULE: Optimizer = Optimizer::Sgd {
     nesterov: false,
     weight_decay: 0.0,
 };
+const MUON: Optimizer = Optimizer::Muon {
+    momentum: 0.6,
+    weight_decay: 0.01,
+    other_lr: 0.05,
+    other_momentum: 0.85,
+};
+const LION: Mode = Mode::Train(Optimizer::Lion {
+    beta1: 0.7,
+    beta2: 0.9,
+    weight_decay: 0.01,
+});
 const ADAMW: Mode = Mode::Train(Optimizer::Adamw {
     beta1: 0.7,
     beta2: 0.9,
@@ -330,6 +373,7 @@ impl Data<'_> {
                     lr: 0.05,
                     seed: 11,
                     epoch: 2,
+                    average: 0.7,
                     ..Step::new(i * BATCH, BATCH.min(len - i * BATCH))
                 })
                 .collect(),
@@ -365,6 +409,21 @@ impl Data<'_> {
             {
                 *twins.floats(name) = wide(values);
             }
+        }
+        // Of all rules only Muon asks for other ones than the rest.
+        let is_muon = |spec: &KernelSpec| spec.work == Work::MuonScale;
+        let rule = match twins.plan.specs().any(is_muon) {
+            true => MUON,
+            false => RULE,
+        };
+        if twins.plan.tensor("factors").is_some() {
+            let factors = plan::factors(self.model, &rule, &options(self.model));
+            let factors = factors.expect(VALID).unwrap_or_default();
+            *twins.floats("factors") = wide(&factors);
+        }
+        if twins.plan.tensor("average_parameters").is_some() {
+            *twins.floats("average_parameters") = wide(&self.parameters);
+            *twins.floats("average_running") = wide(&initial_running(self.model));
         }
         twins
     }
@@ -795,6 +854,7 @@ fn settle_maxima(spec: &KernelSpec, expected: &mut [u32], found: &[u32], inputs:
 /// What the twins make of a training, by the simplest plan: one kernel for each thing, no sum cut.
 struct Reference<'a> {
     data: &'a Data<'a>,
+    rule: Optimizer,
     /// Of every step.
     losses: Vec<f64>,
     first_gradients: Vec<f64>,
@@ -819,8 +879,8 @@ const EVERYTHING: [Section; 6] = [
 ];
 
 impl Reference<'_> {
-    fn of<'a>(data: &'a Data) -> Result<Reference<'a>> {
-        let plan = simplest(data.model, BATCH, SGD)?;
+    fn of<'a>(data: &'a Data, rule: Optimizer) -> Result<Reference<'a>> {
+        let plan = simplest(data.model, BATCH, Mode::Train(rule))?;
         let mut twins = data.twins(plan, &data.train, &data.order, &data.steps);
         let mut gradients = Vec::new();
         for _ in 0..STEPS {
@@ -830,6 +890,7 @@ impl Reference<'_> {
         let metrics = twins.words("metrics").chunks_exact(2).take(STEPS);
         Ok(Reference {
             data,
+            rule,
             losses: metrics.map(|m| f64::from(f32::from_bits(m[0]))).collect(),
             last_gradients: gradients.pop().unwrap_or_default(),
             first_gradients: gradients.swap_remove(0),
@@ -847,7 +908,8 @@ fn in_one_go(reference: &Reference, way: &Way, gpu: Option<&Arc<Gpu>>) -> Result
         parameters,
         ..
     } = reference.data;
-    let mut engine = Engine::new(gpu.cloned(), model, BATCH, &RULE, &way.options)?;
+    let rule = &reference.rule;
+    let mut engine = Engine::new(gpu.cloned(), model, BATCH, rule, &way.options)?;
     engine.set_parameters(parameters)?;
     reference.data.upload(&mut engine, Split::Train, train)?;
     // One epoch of a single step first: its gradients are those of the initial parameters.
@@ -855,6 +917,8 @@ fn in_one_go(reference: &Reference, way: &Way, gpu: Option<&Arc<Gpu>>) -> Result
     let first_gradients = engine.gradients()?;
     engine.set_parameters(parameters)?;
     engine.set_running(&initial_running(model))?;
+    let state = vec![vec![0.0; parameters.len()]; rule.state_vectors()];
+    engine.set_optimizer_state(&state)?;
     let metrics = engine.train_epoch(order, steps, &mut |_| Ok(ControlFlow::Continue(())))?;
     let last_gradients = engine.gradients()?;
 
@@ -878,7 +942,11 @@ fn in_one_go(reference: &Reference, way: &Way, gpu: Option<&Arc<Gpu>>) -> Result
         let tolerance = 1e-4 * expected.abs().max(0.1);
         worst.see(f64::from(found.loss_sum), *expected, tolerance, place);
     }
-    let variant = format!("{}, {STEPS} steps", way.name);
+    let by = match rule {
+        Optimizer::Muon { .. } => " of Muon",
+        _ => "",
+    };
+    let variant = format!("{}, {STEPS} steps{by}", way.name);
     let mut outcomes = vec![worst.outcome("training", variant)];
 
     outcomes.push(evaluate(&mut engine, reference.data, &way.name)?);
@@ -888,7 +956,7 @@ fn in_one_go(reference: &Reference, way: &Way, gpu: Option<&Arc<Gpu>>) -> Result
         ..way.options.clone()
     };
     let small = evaluation_batch(&mut engine);
-    let mut engine = Engine::new(gpu.cloned(), model, BATCH, &RULE, &large)?;
+    let mut engine = Engine::new(gpu.cloned(), model, BATCH, rule, &large)?;
     // Where the memory holds no larger batch it is the same plan again.
     if evaluation_batch(&mut engine) > small {
         engine.set_parameters(&parameters)?;
@@ -1053,9 +1121,15 @@ mod tests {
     /// and a write behind it are noticed at once, and the kernel is named.
     #[test]
     fn a_wrong_kernel_is_named() {
-        for model in models() {
-            let data = Data::of(&model);
-            let plan = simplest(&model, BATCH, ADAMW).unwrap();
+        let models = models();
+        let trained = |mode: &Mode| matches!(mode, Mode::Train(_));
+        let all = models.iter().flat_map(|model| {
+            let modes = modes(model).into_iter().filter(trained);
+            modes.map(move |mode| (model, mode))
+        });
+        for (model, mode) in all {
+            let data = Data::of(model);
+            let plan = simplest(model, BATCH, mode).unwrap();
             let outcome = |kernel, mistake: Option<Mistake>| {
                 let device = |twins: &Twins<f64>| -> Result<Box<dyn Device>> {
                     Ok(match mistake {
@@ -1068,7 +1142,7 @@ mod tests {
                         }),
                     })
                 };
-                each_kernel(&data, plan.clone(), ADAMW, "test", device).unwrap()
+                each_kernel(&data, plan.clone(), mode, "test", device).unwrap()
             };
             assert_eq!(outcome(0, None).detail, None);
             let places = data.twins(plan.clone(), &data.train, &data.order, &[]);
@@ -1102,12 +1176,13 @@ mod tests {
             .unwrap()
             .into_iter()
             .map(|kernel| kernel.entry)
-            // What measures a device.
+            // What measures a device, or runs between steps.
             .filter(|entry| !["peak_multiply_add", "peak_copy", "arithmetic"].contains(entry))
+            .filter(|entry| *entry != "swap_values")
             .collect();
         for model in models() {
             for way in ways(&model, Some(&adapter)).unwrap() {
-                for mode in [SGD, ADAMW, Mode::Evaluate] {
+                for mode in std::iter::once(SGD).chain(modes(&model)) {
                     for spec in way.plan(&model, mode).unwrap().specs() {
                         missing.remove(spec.entry);
                     }
