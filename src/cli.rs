@@ -27,6 +27,10 @@ pub enum Command {
     Recipes(RecipesArgs),
     /// Find a learning rate: raise it while training a little, and plot the loss
     LrFind(LrFindArgs),
+    /// Look at data: sizes, classes, duplicates, channel statistics, and a contact sheet
+    Data(LookArgs),
+    /// Draw what the network will see: some training images before and after augmentation, as a PNG
+    Preview(PreviewArgs),
     /// Show a model's layers, parameters, multiply-adds and the GPU memory of a training step
     Inspect(InspectArgs),
     /// Measure loss, accuracy and per-class recall of a trained model on its test images
@@ -42,7 +46,8 @@ pub enum Command {
 /// Which images, and how they are split.
 #[derive(Clone, Debug, Default, Args)]
 pub struct DataArgs {
-    /// Data: mnist (embedded), or a folder of four IDX files, gzipped or not [default: mnist]
+    /// Data: mnist (embedded), a folder of pictures in folders by class (DIR/CLASS/*.jpg, or
+    /// DIR/train/CLASS/*.jpg beside test/ and val/), or a folder of four IDX files [default: mnist]
     #[arg(long = "data", value_name = "mnist|DIR")]
     pub source: Option<String>,
     /// Height and width that pictures are brought to: the short side is scaled to it, the middle is
@@ -83,6 +88,7 @@ impl DataArgs {
 
 /// How it is trained. Values are text here: they are read where those of files are.
 #[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Recipe")]
 pub struct RecipeArgs {
     /// Recipe, as `wgrad recipes` lists them, or a file. It may name the model too; what it leaves out
     /// is the model's own [default: the model's]
@@ -152,6 +158,14 @@ pub struct RecipeArgs {
     /// recipe's, else 0]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     pub label_smoothing: Option<String>,
+    /// What an image of each class counts: balanced (those of rare classes more), or a file with a
+    /// class name and a weight in each line [default: the recipe's, else the same]
+    #[arg(long, value_name = "balanced|FILE")]
+    pub class_weights: Option<String>,
+    /// How often an epoch takes an image: shuffle (once), or balanced (every class equally often)
+    /// [default: the recipe's, else shuffle]
+    #[arg(long, value_name = "NAME")]
+    pub sampler: Option<String>,
     /// Views of an image that an evaluation takes the mean over: one, mirror or six [default: the
     /// recipe's, else one]
     #[arg(long, value_name = "NAME")]
@@ -164,7 +178,7 @@ pub struct RecipeArgs {
 
 impl RecipeArgs {
     /// The flags by the recipe's key that each sets, which is its name with - for _.
-    pub fn values(&self) -> [(&'static str, Option<&String>); 17] {
+    pub fn values(&self) -> [(&'static str, Option<&String>); 18] {
         [
             ("epochs", self.epochs.as_ref()),
             ("batch_size", self.batch_size.as_ref()),
@@ -181,6 +195,7 @@ impl RecipeArgs {
             ("clip_norm", self.clip_norm.as_ref()),
             ("average", self.average.as_ref()),
             ("label_smoothing", self.label_smoothing.as_ref()),
+            ("sampler", self.sampler.as_ref()),
             ("views", self.views.as_ref()),
             ("patience", self.patience.as_ref()),
         ]
@@ -241,16 +256,16 @@ pub struct TrainArgs {
     /// Seed of the first parameters and of the order of the images, a whole number [default: 1]
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
-    /// Weights to start from, as far as their names and shapes are the model's: the last ones of a run, or
-    /// a safetensors file (such as a run's best.safetensors); the rest starts from the seed
-    /// [default: none]
-    #[arg(long, value_name = "RUN|FILE.safetensors", conflicts_with = "resume")]
-    pub init: Option<PathBuf>,
     /// Train once with each of these seeds, one run after the other, into seed-<N> folders of one
     /// folder, and print mean and standard deviation: 1..5 (both included) or 1,2,7; a --resume of
     /// that folder goes on with what is left [default: one run]
     #[arg(long, value_name = "N..M|N,M,…", conflicts_with_all = ["seed", "resume"])]
     pub seeds: Option<Seeds>,
+    /// Weights to start from, as far as their names and shapes are the model's: the last ones of a run, or
+    /// a safetensors file (such as a run's best.safetensors); the rest starts from the seed
+    /// [default: none]
+    #[arg(long, value_name = "RUN|FILE.safetensors", conflicts_with = "resume")]
+    pub init: Option<PathBuf>,
     /// Run folder to make; must be new or empty [default: runs/<model>-<data>-<number>]
     #[arg(long, value_name = "DIR", conflicts_with = "resume")]
     pub out: Option<PathBuf>,
@@ -327,6 +342,62 @@ pub struct LrFindArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct LookArgs {
+    /// What --data of train takes [default: mnist]
+    #[arg(value_name = "SOURCE", conflicts_with = "source")]
+    pub what: Option<String>,
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Write a contact sheet, some images of each class, as this PNG file; a file that is there is
+    /// replaced [default: not written]
+    #[arg(long, value_name = "FILE.png")]
+    pub out: Option<PathBuf>,
+    /// Print one JSON object instead of tables [default: off]
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct PreviewArgs {
+    /// Model: a name as for train, or an architecture file [default: the recipe's, else default]
+    #[arg(long, value_name = "NAME|FILE.toml")]
+    pub model: Option<String>,
+    #[command(flatten)]
+    pub data: DataArgs,
+    #[command(flatten)]
+    pub recipe: RecipeArgs,
+    /// Device: cpu, gpu, software, auto, or an adapter's number or part of its name
+    #[arg(
+        long,
+        value_name = "auto|gpu|software|cpu|NUMBER|NAME",
+        default_value = "cpu"
+    )]
+    pub device: String,
+    /// Images to show, of the epoch's first batch
+    #[arg(
+        long,
+        value_name = "N",
+        allow_negative_numbers = true,
+        default_value_t = 32
+    )]
+    pub count: usize,
+    /// Which epoch: each draws anew
+    #[arg(
+        long,
+        value_name = "N",
+        allow_negative_numbers = true,
+        default_value_t = 1
+    )]
+    pub epoch: usize,
+    /// Seed of the order of the images and of all draws, as for train
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+    /// File for the pictures, in place of one that is there
+    #[arg(long, value_name = "FILE.png", default_value = "preview.png")]
+    pub out: PathBuf,
+}
+
+#[derive(Debug, Args)]
 pub struct InspectArgs {
     /// Model: default, lenet5, tutorial, mlp-sigmoid, vgg-cifar, cnn-bn, tiny, resnet9, resnet18-cifar,
     /// mobilenet-small, or an architecture file
@@ -366,10 +437,13 @@ pub struct EvalArgs {
     /// six (both also moved by a pixel either way) [default: the run's]
     #[arg(long, value_name = "one|mirror|six")]
     pub views: Option<Views>,
-    /// Data whose test images are used, all of them: mnist or a folder of IDX files [default: the
-    /// run's, as many as it was tested on]
+    /// Data whose test images are used, all of them; of a folder of pictures without test images,
+    /// all that are there [default: the run's, as many as it was tested on]
     #[arg(long, value_name = "mnist|DIR")]
     pub data: Option<String>,
+    /// Neither read decoded pictures from the user's cache folder nor leave them there [default: do]
+    #[arg(long)]
+    pub no_cache: bool,
     /// Device: auto (best hardware adapter, else CPU), gpu, software, cpu, or an adapter's number or
     /// part of its name [default: auto]
     #[arg(
@@ -479,7 +553,7 @@ pub fn parse() -> Result<Option<Command>> {
         Ok(cli) => Ok(Some(cli.command)),
         Err(e) if e.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             Err(Error::Usage(
-                "expected a command (train, recipes, lr-find, inspect, eval, devices, verify, bench), found none; see --help"
+                "expected a command (train, recipes, lr-find, data, inspect, eval, devices, verify, bench), found none; see --help"
                     .into(),
             ))
         }

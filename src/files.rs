@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use sha2::{Digest, Sha256};
 use std::fs::{self, File};
-use std::io::{ErrorKind, Write};
+use std::io::{BufWriter, ErrorKind, Write};
 use std::path::Path;
 
 /// What the name of a half-written neighbour ends in.
@@ -16,7 +16,23 @@ const SCRATCH: &str = ".tmp";
 /// # Errors
 /// [`Error::Io`]; then the old file is as it was.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
-    write(path, bytes, None)
+    write(path, |file| file.write_all(bytes), None)
+}
+
+/// As [`replace`], with what `fill` writes.
+///
+/// # Errors
+/// [`Error::Io`]; then the old file is as it was.
+pub(crate) fn replace_by(
+    path: &Path,
+    fill: impl FnOnce(&mut BufWriter<&mut File>) -> std::io::Result<()>,
+) -> Result<()> {
+    let fill = |file: &mut File| {
+        let mut file = BufWriter::with_capacity(1 << 20, file);
+        fill(&mut file)?;
+        file.flush()
+    };
+    write(path, fill, None)
 }
 
 /// As [`replace`], but the old file, if there is one, takes the name `kept` first. Whenever the
@@ -25,10 +41,14 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
 /// # Errors
 /// [`Error::Io`]; then the old file is as it was, under one of its two names.
 pub(crate) fn replace_keeping(path: &Path, kept: &Path, bytes: &[u8]) -> Result<()> {
-    write(path, bytes, Some(kept))
+    write(path, |file| file.write_all(bytes), Some(kept))
 }
 
-fn write(path: &Path, bytes: &[u8], kept: Option<&Path>) -> Result<()> {
+fn write(
+    path: &Path,
+    fill: impl FnOnce(&mut File) -> std::io::Result<()>,
+    kept: Option<&Path>,
+) -> Result<()> {
     let folder = folder_of(path);
     let attempt = || -> std::io::Result<()> {
         let mut prefix = path.file_name().unwrap_or_default().to_owned();
@@ -39,7 +59,7 @@ fn write(path: &Path, bytes: &[u8], kept: Option<&Path>) -> Result<()> {
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
         let mut scratch = builder.tempfile_in(folder)?;
-        scratch.as_file_mut().write_all(bytes)?;
+        fill(scratch.as_file_mut())?;
         scratch.as_file().sync_all()?;
         match kept.map(|kept| fs::rename(path, kept)) {
             Some(Err(e)) if e.kind() != ErrorKind::NotFound => return Err(e),

@@ -2,12 +2,11 @@
 
 use super::device::Device;
 use super::progress::Pulse;
-use super::{load_data, percent, say, say_json, say_wrapped, standard_error, table};
+use super::{load_test_data, percent, say, say_json, say_wrapped, standard_error, table};
 use crate::cli::EvalArgs;
 use indicatif::{HumanCount, ProgressBar};
 use serde_json::{Value, json};
 use std::ops::ControlFlow;
-use wgrad::data::Request;
 use wgrad::engine::Split;
 use wgrad::model::recipe::Views;
 use wgrad::plan::Options;
@@ -36,14 +35,8 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     }
     let config = first.config();
     let source = args.data.as_ref().unwrap_or(&config.data.source);
-    let request = Request {
-        cache: tune::cache_folder(),
-        ..config.data.request()
-    };
-    let mut test = load_data(source, &request)?.test;
-    if args.data.is_none() && config.data.limit.is_some() {
-        test.truncate(config.data.test_images)?;
-    }
+    let cache = tune::cache_folder().filter(|_| !args.no_cache);
+    let (mut test, notes) = load_test_data(args.data.as_deref(), config, cache)?;
     for run in &runs {
         run.expect_data(source, &test)?;
     }
@@ -128,6 +121,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
             .collect();
         return say_json(&report);
     }
+    notes.iter().try_for_each(|note| say_wrapped(note))?;
     if let Some(notice) = device.notice() {
         say_wrapped(notice)?;
     }

@@ -8,9 +8,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use wgrad::Result;
 use wgrad::engine::Split;
-use wgrad::model::initial_parameters;
 use wgrad::report::plot;
-use wgrad::train::{Range, range_test};
+use wgrad::train::{Range, first_parameters, range_test};
 
 /// What --to is of --from.
 const WIDTH: f64 = 1e7;
@@ -31,6 +30,7 @@ pub fn run(args: &LrFindArgs) -> Result<()> {
         device,
         mut options,
         mut notes,
+        ..
     } = plan(&train)?;
     let recipe = &config.recipe;
     let from = args.from.unwrap_or(Range::first(&recipe.optimizer));
@@ -40,7 +40,7 @@ pub fn run(args: &LrFindArgs) -> Result<()> {
         notes.iter().try_for_each(|note| say_wrapped(note))?;
     }
     let mut engine = device.engine(&model, recipe, &options)?;
-    engine.set_parameters(&initial_parameters(&model, config.seed))?;
+    engine.set_parameters(&first_parameters(&model, &config, &data.train))?;
     let images = std::mem::take(&mut data.train.images);
     let labels = &data.train.labels;
     engine.upload_dataset(Split::Train, images, labels, &config.scale_and_shift())?;
@@ -70,7 +70,7 @@ pub fn run(args: &LrFindArgs) -> Result<()> {
         "{} on {}: learning rates of {optimizer}, batch size {}",
         config.model.name, data.name, recipe.batch_size
     );
-    plot::range_test(&args.out, &title, &test, test.steepest)?;
+    plot::range_test(&args.out, &title, &test, test.suggested())?;
     if args.json {
         return say_json(&json!({
             "model": config.model.name,
@@ -79,7 +79,8 @@ pub fn run(args: &LrFindArgs) -> Result<()> {
             "recipe": recipe,
             "seed": config.seed,
             "range": range,
-            "suggested": test.steepest,
+            "suggested": test.suggested(),
+            "steepest": test.steepest,
             "lowest": test.lowest,
             "diverged": test.diverged,
             "points": test.points,
@@ -97,14 +98,17 @@ pub fn run(args: &LrFindArgs) -> Result<()> {
         "tested   {} steps from {first:.1e} to {last:.1e}{end}",
         test.points.len()
     ))?;
-    say_wrapped(&format!(
-        "lowest   loss at {:.1e}; a tenth of it, {:.1e}, is a cautious choice",
-        test.lowest,
-        test.lowest / 10.0
-    ))?;
-    match test.steepest {
+    if let Some(lr) = test.steepest {
+        say(&format!("steepest {lr:.1e}, where the loss falls fastest"))?;
+    }
+    let more = match test.is_cut_off() {
+        true => ", the last one tested: try a larger --to",
+        false => "",
+    };
+    say_wrapped(&format!("lowest   {:.1e}{more}", test.lowest))?;
+    match test.suggested() {
         Some(lr) => say_wrapped(&format!(
-            "suggest  {lr:.1e}, where the loss falls fastest: wgrad train {}--lr {lr:.1e}",
+            "suggest  {lr:.1e}, a tenth of where the loss is lowest: wgrad train {}--lr {lr:.1e}",
             repeated(args)
         ))?,
         None => {

@@ -2,11 +2,13 @@
 //! `main.rs` print.
 
 mod bench;
+mod data;
 mod device;
 mod devices;
 mod eval;
 mod inspect;
 mod lr_find;
+mod preview;
 mod progress;
 mod recipe;
 mod seeds;
@@ -18,9 +20,10 @@ use crate::cli::Command;
 use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, TableStyle};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::{ErrorKind, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use terminal_size::{Width, terminal_size_of};
-use wgrad::data::{self, Request, Splits};
+use wgrad::data::{Dataset, Request, Splits};
+use wgrad::train::Config;
 use wgrad::{Error, Result};
 
 /// Carries out a command.
@@ -31,6 +34,8 @@ pub fn run(command: Command) -> Result<()> {
         Command::Train(args) => train::run(&args),
         Command::Recipes(args) => recipe::run(&args),
         Command::LrFind(args) => lr_find::run(&args),
+        Command::Data(args) => data::run(&args),
+        Command::Preview(args) => preview::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Devices(args) => devices::run(&args),
@@ -41,13 +46,55 @@ pub fn run(command: Command) -> Result<()> {
 
 /// The data, with a bar while pictures are read.
 fn load_data(source: &str, request: &Request) -> Result<Splits> {
+    reading(|progress| wgrad::data::load(source, request, progress))
+}
+
+/// What the network of a run is tested on, and what looks wrong about it: the run's own test images,
+/// as many as it was tested on, or those of `other` data.
+fn load_test_data(
+    other: Option<&str>,
+    config: &Config,
+    cache: Option<PathBuf>,
+) -> Result<(Dataset, Vec<String>)> {
+    let Some(source) = other else {
+        let request = Request {
+            cache,
+            ..config.data.request()
+        };
+        let Splits {
+            mut test, notes, ..
+        } = load_data(&config.data.source, &request)?;
+        if config.data.limit.is_some() {
+            test.truncate(config.data.test_images)?;
+        }
+        return Ok((test, notes));
+    };
+    let shape = config.model.input;
+    let cache = cache.as_deref();
+    let (mut test, notes) =
+        reading(|progress| wgrad::data::load_test(source, shape, cache, progress))?;
+    let names = &config.model.class_names;
+    test.relabel(names).map_err(|class| {
+        Error::data(
+            Path::new(source),
+            format!(
+                "expected images of classes that the run knows ({}), found {class}; name the folders as those that it was trained on",
+                names.join(", ")
+            ),
+        )
+    })?;
+    Ok((test, notes))
+}
+
+/// Shows a bar while pictures are read.
+fn reading<T>(read: impl FnOnce(&mut dyn FnMut(usize, usize)) -> Result<T>) -> Result<T> {
     let style = ProgressStyle::with_template("reading pictures [{bar:30}] {pos}/{len}, ETA {eta}")
         .unwrap_or_else(|_| ProgressStyle::default_bar());
     let bar = ProgressBar::no_length()
         .with_style(style)
-        .with_message("pictures read");
+        .with_message("pictures are read");
     let pulse = progress::Pulse::start(&bar, || None);
-    let data = data::load(source, request, &mut |done, all| {
+    let data = read(&mut |done, all| {
         bar.set_length(all as u64);
         bar.set_position(done as u64);
     });

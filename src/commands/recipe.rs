@@ -38,6 +38,10 @@ impl Asked {
                 flags.set(&flag(key), key, value)?;
             }
         }
+        if args.class_weights.is_some() {
+            // A file's are read when the names of the classes are known.
+            flags.set("--class-weights", "class_weights", "balanced")?;
+        }
         if !args.freeze.is_empty() {
             flags.set("--freeze", "freeze", &format!("{:?}", args.freeze))?;
         }
@@ -86,7 +90,7 @@ impl Asked {
 fn flag(key: &str) -> String {
     let none = RecipeArgs::default();
     let own = none.values();
-    if key == "freeze" || own.iter().any(|(name, _)| *name == key) {
+    if ["freeze", "class_weights"].contains(&key) || own.iter().any(|(name, _)| *name == key) {
         format!("--{}", key.replace('_', "-"))
     } else {
         format!("--set {key}")

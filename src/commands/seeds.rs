@@ -28,9 +28,8 @@ pub(super) fn start(seeds: &[u64], args: &TrainArgs, signals: &Signals) -> Resul
     };
     let mut record = SeedsRecord::new(seeds.to_vec());
     record.write(&parent, Vec::new())?;
-    let first = with_seed(&config, seeds[0]);
     let prepared = Prepared {
-        run: Run::create(Some(&SeedsRecord::folder(&parent, seeds[0])), first)?,
+        run: begin(&parent, &config, seeds[0])?,
         data,
         device,
         options,
@@ -52,6 +51,7 @@ pub(super) fn start(seeds: &[u64], args: &TrainArgs, signals: &Signals) -> Resul
         },
         recipe: RecipeArgs::default(),
         seeds: None,
+        init: None,
         out: None,
         ..args.clone()
     };
@@ -81,11 +81,11 @@ pub(super) fn resume(
             "expected the run of a first seed, found none; train again",
         ));
     };
-    let config = Run::open(&begun)?.config().clone();
-    go_on(parent, &mut record, &config, args, signals)
+    let first = Run::open(&begun)?;
+    go_on(parent, &mut record, first.config(), args, signals)
 }
 
-/// Trains what is not trained yet, new runs by `config` but for their seeds.
+/// Trains what is not trained yet, new runs like this one but for their seeds.
 fn go_on(
     parent: &Path,
     record: &mut SeedsRecord,
@@ -96,7 +96,7 @@ fn go_on(
     for seed in record.seeds.clone() {
         let folder = SeedsRecord::folder(parent, seed);
         if !folder.join("run.json").exists() {
-            Run::create(Some(&folder), with_seed(config, seed))?;
+            begin(parent, config, seed)?;
         }
         if is_finished(&folder, args)? {
             continue;
@@ -113,18 +113,19 @@ fn go_on(
     report(record, parent)
 }
 
-/// A new run's configuration.
-fn with_seed(config: &Config, seed: u64) -> Config {
-    Config {
+/// Makes the folder of the run with this seed.
+fn begin(parent: &Path, config: &Config, seed: u64) -> Result<Run> {
+    let config = Config {
         id: None,
         seed,
         finished_epochs: 0,
         parameter_sha256: None,
         ..config.clone()
-    }
+    };
+    Run::create(Some(&SeedsRecord::folder(parent, seed)), config)
 }
 
-/// Whether a run has all the epochs that it planned or `--stop-after` asks for; one that is asked for
+/// Whether a run has all the epochs that it planned or `--stop-after` asks for, or has ended early; one that is asked for
 /// another number may have none of them.
 fn is_finished(folder: &Path, args: &TrainArgs) -> Result<bool> {
     let run = Run::open(folder)?;
@@ -132,7 +133,7 @@ fn is_finished(folder: &Path, args: &TrainArgs) -> Result<bool> {
     let planned = config.recipe.epochs;
     let wanted = args.stop_after.map_or(planned, |stop| stop.min(planned));
     let asked = args.recipe.epochs.is_some() || !args.recipe.set.is_empty();
-    Ok(!asked && config.finished_epochs >= wanted)
+    Ok(!asked && (config.finished_epochs >= wanted || run.out_of_patience()))
 }
 
 fn announce(record: &SeedsRecord, parent: &Path, seed: u64) -> Result<()> {

@@ -10,11 +10,11 @@ use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use serde_json::json;
 use std::fmt::Display;
 use std::path::{Path, absolute};
-use wgrad::data::{Normalization, Request, Splits};
+use wgrad::data::{Normalization, Request, Splits, balanced_weights, read_weights};
 use wgrad::engine::{CpuEngine, Engine};
 use wgrad::export::Fitting;
 use wgrad::kernels::conv2d::Product;
-use wgrad::model::recipe::{Recipe, Schedule};
+use wgrad::model::recipe::{ClassWeights, Recipe, Schedule};
 use wgrad::model::{Model, load, summary};
 use wgrad::plan::{Mode, Options, Plan, Target};
 use wgrad::report::profile::Profile;
@@ -199,6 +199,7 @@ pub(super) fn plan(args: &TrainArgs) -> Result<Planned> {
     }
     expect_validation(&recipe, &data)?;
     let model = definition.resolve(data.train.shape, data.train.classes)?;
+    recipe.class_weights = class_weights(recipe.class_weights, args, &data)?;
     let images = data.train.len();
     if recipe.batch_size > images {
         let size = recipe.batch_size;
@@ -270,6 +271,29 @@ pub(super) fn plan(args: &TrainArgs) -> Result<Planned> {
     })
 }
 
+/// What a recipe asks for, or a flag in its place, as a weight for each class.
+fn class_weights(
+    asked: Option<ClassWeights>,
+    args: &TrainArgs,
+    data: &Splits,
+) -> Result<Option<ClassWeights>> {
+    let weights = match (args.recipe.class_weights.as_deref(), asked) {
+        (None, Some(ClassWeights::Given(weights))) => weights,
+        (None, None) => return Ok(None),
+        (None | Some("balanced"), _) => balanced_weights(&data.train),
+        (Some(file), _) => read_weights(Path::new(file), &data.train.class_names)?,
+    };
+    Ok(Some(ClassWeights::Given(weights)))
+}
+
+fn weights_in_words(weights: &Option<ClassWeights>) -> String {
+    match weights {
+        Some(ClassWeights::Given(weights)) => format!("{weights:?}"),
+        Some(ClassWeights::Balanced) => "balanced".into(),
+        None => "none".into(),
+    }
+}
+
 /// An earlier run. What is trained stays as it was; how long and on which device may change.
 pub(super) fn resume(folder: &Path, args: &TrainArgs) -> Result<Prepared> {
     let mut run = Run::resume(folder)?;
@@ -294,7 +318,12 @@ pub(super) fn resume(folder: &Path, args: &TrainArgs) -> Result<Prepared> {
         }
     }
     let origin = folder.join("run.json").display().to_string();
-    let recipe = asked.over(&config.recipe, run.model().loss, &origin)?;
+    let mut recipe = asked.over(&config.recipe, run.model().loss, &origin)?;
+    // Those that balance are known, and compared, when the data are.
+    let asked_weights = recipe.class_weights.clone();
+    if asked_weights == Some(ClassWeights::Balanced) {
+        recipe.class_weights = config.recipe.class_weights.clone();
+    }
     if let Some([flag, run, given]) = recipe::difference(&config.recipe, &recipe) {
         expect_same(&flag, &run, &given)?;
     }
@@ -328,6 +357,12 @@ pub(super) fn resume(folder: &Path, args: &TrainArgs) -> Result<Prepared> {
         data.test.truncate(config.data.test_images)?;
     }
     run.expect_own_data(source, &data)?;
+    let given = class_weights(asked_weights, args, &data)?;
+    expect_same(
+        "--class-weights",
+        &weights_in_words(&config.recipe.class_weights),
+        &weights_in_words(&given),
+    )?;
 
     let requested = args.device.as_deref().unwrap_or(&config.device.requested);
     let options = Options {

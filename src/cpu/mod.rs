@@ -14,6 +14,7 @@
 //! every sum has one fixed order, so the bits do not depend on the number of threads.
 
 mod activation;
+pub mod augment;
 mod average;
 mod batch_norm;
 mod check;

@@ -252,6 +252,46 @@ pub fn run<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
             let y = mix_batch(*shape, floats("x"), memory.words(view("mixes")));
             memory.put(view("y"), y);
         }
+        Work::DrawAugmentation { augment, shape } => {
+            let (step, _) = memory.step(spec);
+            let batch_labels = view("batch_labels");
+            let batch = batch_labels.len as u32;
+            let positions: Vec<u32> = (0..batch)
+                .map(|i| step.first + i.min(step.count - 1))
+                .collect();
+            let samples = memory.batch_samples(spec, batch_labels.len);
+            let drawn = augment::draw_augmentation(
+                augment,
+                *shape,
+                [step.seed, step.epoch],
+                &positions,
+                &samples,
+                floats("normalization"),
+            );
+            let labels = memory.all_words(view("labels"));
+            let labels: Vec<u32> = samples.iter().map(|s| labels[*s as usize]).collect();
+            memory.put(view("drawn"), drawn);
+            memory.put_words(batch_labels, &labels);
+        }
+        Work::AugmentBatch {
+            augment,
+            shape,
+            streamed,
+        } => {
+            let x = view("x");
+            let places = memory.batch_places(spec, x.len / shape.elements(), *streamed);
+            memory.change_floats(x, |memory, x| {
+                augment::augment_batch(
+                    augment,
+                    *shape,
+                    memory.all_bytes(view("images")),
+                    &places,
+                    memory.floats(view("augmentation")),
+                    memory.floats(view("normalization")),
+                    x,
+                );
+            });
+        }
         Work::Im2col(g) => {
             let columns = im2col(g, floats("x"));
             memory.put(view("columns"), columns);

@@ -106,7 +106,7 @@ fn read_labels(path: &Path, file: &mut dyn BufRead) -> Result<Vec<u8>> {
     read(path, file, &[1]).map(|(_, bytes)| bytes)
 }
 
-fn too_large(path: &Path, bytes: u64, available: u64) -> Error {
+pub(super) fn too_large(path: &Path, bytes: u64, available: u64) -> Error {
     Error::data(
         path,
         format!(

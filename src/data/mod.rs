@@ -3,9 +3,19 @@
 //! Bytes stay bytes until the GPU's batch gather makes them f32 by the [`Normalization`]. This
 //! module knows nothing of models or devices.
 
+mod cache;
+mod cifar;
+mod folder;
 mod idx;
 mod mnist;
+mod npz;
+mod parquet;
+mod picture;
 mod split;
+pub mod survey;
+mod weights;
+
+pub use weights::{balanced_weights, read_weights};
 
 use crate::error::{Error, Result};
 use crate::model::Shape;
@@ -52,6 +62,30 @@ impl Dataset {
             self.labels.truncate(n);
             self.images.truncate(n * self.shape.elements());
         }
+        Ok(())
+    }
+
+    /// Gives the images the labels that `names` has for their classes. Classes that are numbers from
+    /// 0 keep their labels.
+    ///
+    /// # Errors
+    /// The name of a class that is not among them.
+    pub fn relabel(&mut self, names: &[String]) -> std::result::Result<(), String> {
+        let mut numbered = (0..).zip(&self.class_names);
+        if numbered.all(|(class, name): (usize, _)| *name == class.to_string()) {
+            return Ok(());
+        }
+        let label = |name: &String| {
+            let label = names.iter().position(|known| known == name);
+            label.map(|label| label as u32).ok_or_else(|| name.clone())
+        };
+        let labels = self.class_names.iter().map(label);
+        let labels = labels.collect::<std::result::Result<Vec<_>, _>>()?;
+        for own in &mut self.labels {
+            *own = labels[*own as usize];
+        }
+        self.classes = names.len();
+        self.class_names = names.to_vec();
         Ok(())
     }
 
@@ -117,7 +151,7 @@ pub struct Request {
 pub fn load(
     spec: &str,
     request: &Request,
-    _progress: &mut dyn FnMut(usize, usize),
+    progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Splits> {
     let shares = [
         ("--validation", request.validation),
@@ -127,8 +161,20 @@ pub fn load(
         split::expect_share(flag, share.unwrap_or(0.0))?;
     }
     let path = Path::new(spec);
+    // Others can be scaled and split as is asked for.
+    let mut fixed = true;
     let mut splits = if spec == "mnist" {
         mnist::load()?
+    } else if parquet::holds(path) {
+        fixed = false;
+        parquet::load(spec, path, request, None, progress)?
+    } else if cifar::holds(path) {
+        cifar::load(spec, path)?
+    } else if npz::is(path) {
+        npz::load(spec, path)?
+    } else if folder::holds(path) {
+        fixed = false;
+        folder::load(spec, request, progress)?
     } else if path.is_dir() {
         idx::load_folder(path)?
     } else {
@@ -139,16 +185,48 @@ pub fn load(
         };
         return Err(Error::data(
             path,
-            format!("expected \"mnist\" or a folder of IDX files, found {found}"),
+            format!(
+                "expected \"mnist\", a folder of pictures, IDX files, CIFAR's binary files or Parquet files, or an .npz file, found {found}"
+            ),
         ));
     };
-    expect_fixed(request, &splits)?;
+    if fixed {
+        expect_fixed(request, &splits)?;
+    }
     if let (None, Some(share)) = (&splits.validation, request.validation)
         && share > 0.0
     {
         splits.validation = Some(split::carve(&mut splits.train, share, request.split_seed));
     }
+    splits.notes.extend(survey::leak(&splits));
     Ok(splits)
+}
+
+/// The test images that [`load`] finds, for a network that takes images of `shape`, and what looks
+/// wrong about them. Pictures are brought to that shape; of a folder without test images all are
+/// taken.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_test(
+    spec: &str,
+    shape: Shape,
+    cache: Option<&Path>,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<(Dataset, Vec<String>)> {
+    let path = Path::new(spec);
+    let splits = if spec != "mnist" && parquet::holds(path) {
+        let request = Request {
+            image_size: Some([shape.height, shape.width]),
+            ..Request::default()
+        };
+        parquet::load(spec, path, &request, Some(shape.channels), progress)?
+    } else if spec != "mnist" && folder::holds(path) {
+        return folder::load_test(spec, shape, cache, progress);
+    } else {
+        load(spec, &Request::default(), progress)?
+    };
+    Ok((splits.test, splits.notes))
 }
 
 /// Refuses what cannot be asked of images that come in one size and with test images.
@@ -197,26 +275,9 @@ impl Normalization {
     /// The normalisation that gives each channel mean 0 and variance 1 over all images of
     /// `dataset`; a channel that is constant becomes 0. Sums are exact, rounding comes last.
     pub fn of(dataset: &Dataset) -> Normalization {
-        let channels = dataset.shape.channels;
-        let mut histograms = vec![[0u64; 256]; channels];
-        for pixel in dataset.images.chunks_exact(channels) {
-            for (histogram, &byte) in histograms.iter_mut().zip(pixel) {
-                histogram[usize::from(byte)] += 1;
-            }
-        }
-        let (scale, shift) = histograms
-            .iter()
-            .map(|histogram| {
-                let moment = |power| {
-                    (0u128..)
-                        .zip(histogram)
-                        .map(|(byte, &n)| byte.pow(power) * u128::from(n))
-                        .sum::<u128>()
-                };
-                let (n, sum, squares) = (moment(0).max(1), moment(1), moment(2));
-                let mean = sum as f64 / n as f64;
-                // n²·variance, a whole number: 0 exactly when the channel is constant.
-                let deviation = ((n * squares - sum * sum) as f64).sqrt() / n as f64;
+        let (scale, shift) = moments(dataset)
+            .into_iter()
+            .map(|[mean, deviation]| {
                 let scale = if deviation > 0.0 {
                     1.0 / deviation
                 } else {
@@ -229,6 +290,33 @@ impl Normalization {
     }
 }
 
+/// Mean and standard deviation of the bytes of each channel. Sums are exact, rounding comes last; the
+/// deviation is 0 exactly when the channel is constant.
+fn moments(dataset: &Dataset) -> Vec<[f64; 2]> {
+    let channels = dataset.shape.channels;
+    let mut histograms = vec![[0u64; 256]; channels];
+    for pixel in dataset.images.chunks_exact(channels) {
+        for (histogram, &byte) in histograms.iter_mut().zip(pixel) {
+            histogram[usize::from(byte)] += 1;
+        }
+    }
+    histograms
+        .iter()
+        .map(|histogram| {
+            let moment = |power| {
+                (0u128..)
+                    .zip(histogram)
+                    .map(|(byte, &n)| byte.pow(power) * u128::from(n))
+                    .sum::<u128>()
+            };
+            let (n, sum, squares) = (moment(0).max(1), moment(1), moment(2));
+            // n²·variance, a whole number.
+            let deviation = ((n * squares - sum * sum) as f64).sqrt() / n as f64;
+            [sum as f64 / n as f64, deviation]
+        })
+        .collect()
+}
+
 /// Puts the two splits of a dataset together; `path` is what errors name.
 fn splits(
     name: &str,
@@ -237,15 +325,6 @@ fn splits(
     train: (idx::Images, Vec<u8>),
     test: (idx::Images, Vec<u8>),
 ) -> Result<Splits> {
-    if train.0.shape != test.0.shape {
-        return Err(Error::data(
-            path,
-            format!(
-                "expected test images of the shape of the training images ({}), found {}; use files of one dataset",
-                train.0.shape, test.0.shape
-            ),
-        ));
-    }
     let dataset = |(images, labels): (idx::Images, Vec<u8>)| Dataset {
         images: images.bytes,
         labels: labels.into_iter().map(u32::from).collect(),
@@ -253,12 +332,34 @@ fn splits(
         classes,
         class_names: (0..classes).map(|class| class.to_string()).collect(),
     };
-    let (train, test) = (dataset(train), dataset(test));
+    assembled(name, path, dataset(train), None, dataset(test))
+}
+
+/// The splits of a dataset, which must have one image shape; `path` is what errors name.
+fn assembled(
+    name: &str,
+    path: &Path,
+    train: Dataset,
+    validation: Option<Dataset>,
+    test: Dataset,
+) -> Result<Splits> {
+    let others = validation.iter().map(|split| ("validation", split));
+    for (which, split) in others.chain([("test", &test)]) {
+        if split.shape != train.shape {
+            return Err(Error::data(
+                path,
+                format!(
+                    "expected {which} images of the shape of the training images ({}), found {}; use files of one dataset",
+                    train.shape, split.shape
+                ),
+            ));
+        }
+    }
     Ok(Splits {
         name: name.into(),
         notes: without_images(&train).into_iter().collect(),
         train,
-        validation: None,
+        validation,
         test,
     })
 }

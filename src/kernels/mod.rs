@@ -10,6 +10,7 @@
 
 pub mod activation;
 mod adapter;
+pub mod augment;
 pub mod average;
 pub mod batch_norm;
 pub mod clip;

@@ -7,6 +7,7 @@ use super::conv2d::Product;
 use super::group_norm::GroupNorm;
 use super::mix::Mix;
 use crate::error::Result;
+use crate::model::augment::Augment;
 use crate::model::recipe::{Optimizer, Views};
 use crate::model::{Activation, Conv2d, Loss, Pool2d, Shape};
 use std::borrow::Cow;
@@ -107,6 +108,15 @@ pub enum Work {
     AverageViews(Views),
     DrawMixes(Mix),
     MixBatch(Shape),
+    DrawAugmentation {
+        augment: Augment,
+        shape: Shape,
+    },
+    AugmentBatch {
+        augment: Augment,
+        shape: Shape,
+        streamed: bool,
+    },
     Im2col(Conv2d),
     Col2im {
         geometry: Conv2d,

@@ -113,10 +113,9 @@ impl Augment {
     pub fn changes_images(&self) -> bool {
         self.warps()
             || self.recolours()
-            || self.erase > 0.0
+            || self.erases()
             || self.flip != Flip::Never
             || self.crop > 0
-            || self.cut_out > 0
     }
 
     /// Whether images are mixed with one another.
@@ -139,6 +138,11 @@ impl Augment {
     /// Whether bytes are changed.
     pub fn recolours(&self) -> bool {
         self.brightness > 0.0 || self.contrast > 0.0 || self.saturation > 0.0
+    }
+
+    /// Whether a part of an image is blotted out.
+    pub fn erases(&self) -> bool {
+        self.erase > 0.0 || self.cut_out > 0
     }
 
     /// # Errors

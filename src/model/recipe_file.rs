@@ -304,7 +304,7 @@ impl Settings {
     /// before: its constants, and the learning rate and its factors.
     pub fn lay_over(&mut self, upper: &Settings) {
         let other = |key: &str| match (self.get(key), upper.get(key)) {
-            (Some(a), Some(b)) => a.text != b.text && a.word() != b.word(),
+            (Some(a), Some(b)) => a.word() != b.word(),
             _ => false,
         };
         let (optimizer, schedule) = (other("optimizer"), other("schedule"));
@@ -1130,6 +1130,17 @@ mod tests {
             load_recipe("no.toml").unwrap_err(),
             Error::Io { .. }
         ));
+    }
+
+    #[test]
+    fn the_docs_example_is_a_recipe_and_they_name_every_key() {
+        let docs = include_str!("../../docs/recipes.md");
+        let (_, example) = docs.split_once("```toml\n").unwrap();
+        let (example, _) = example.split_once("```").unwrap();
+        assert_eq!(read(example).unwrap().warm_up, 1.0);
+        for key in KEYS {
+            assert!(docs.contains(&format!("`{key}`")), "{key}");
+        }
     }
 
     #[test]

@@ -25,8 +25,8 @@ use crate::error::{Error, Result};
 use crate::kernels::conv2d::{Family, Pass, Product, Tile};
 use crate::kernels::mix::{self, Mix};
 use crate::kernels::{
-    Access, AdapterReport, Dtype, KernelSpec, STEP_ELEMENTS, View, Work, gather, loss, outputs,
-    reduce, step, views,
+    Access, AdapterReport, Dtype, KernelSpec, STEP_ELEMENTS, View, Work, augment, gather, loss,
+    outputs, reduce, step, views,
 };
 use crate::model::augment::Augment;
 use crate::model::recipe::{ClassWeights, Groups, Optimizer, Recipe, Views};
@@ -533,21 +533,24 @@ impl<'a> Builder<'a> {
             ],
             false => [self.values[0], self.labels],
         };
-        let data = &self.data;
-        let spec = gather::gather_batch(
-            self.model.input,
-            self.batch,
-            options.streamed,
-            data.images,
-            data.labels,
-            data.order,
-            data.steps,
-            data.counter,
-            data.normalization,
-            x,
-            labels,
-        );
-        self.emit(spec);
+        if self.trains() && options.augment.changes_images() {
+            self.augment(options, x, labels);
+        } else {
+            let data = &self.data;
+            self.emit(gather::gather_batch(
+                self.model.input,
+                self.batch,
+                options.streamed,
+                data.images,
+                data.labels,
+                data.order,
+                data.steps,
+                data.counter,
+                data.normalization,
+                x,
+                labels,
+            ));
+        }
         if mixes {
             self.mix(options, x, labels);
         }
@@ -623,6 +626,42 @@ impl<'a> Builder<'a> {
         let view = self.tensor(name, &[self.batch, words], Dtype::U32);
         self.tensors[view.tensor].per_sample = true;
         view
+    }
+
+    /// The batch with each image changed at random.
+    fn augment(&mut self, options: &Options, x: View, batch_labels: View) {
+        let (augment, image, batch) = (&options.augment, self.model.input, self.batch);
+        let per_sample = augment::parameters(augment);
+        let drawn = self.tensor("augmentation", &[batch, per_sample], Dtype::F32);
+        self.tensors[drawn.tensor].per_sample = true;
+        let data = &self.data;
+        let (order, normalization) = (data.order, data.normalization);
+        let (images, labels, steps, counter) = (data.images, data.labels, data.steps, data.counter);
+        self.emit(augment::draw_augmentation(
+            augment,
+            image,
+            batch,
+            labels,
+            order,
+            steps,
+            counter,
+            normalization,
+            drawn,
+            batch_labels,
+        ));
+        self.emit(augment::augment_batch(
+            augment,
+            image,
+            batch,
+            options.streamed,
+            images,
+            order,
+            steps,
+            counter,
+            normalization,
+            drawn,
+            x,
+        ));
     }
 
     /// Loss, predictions and metrics; gives the gradient by the network's output.

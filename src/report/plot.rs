@@ -64,7 +64,9 @@ fn draw(
         .axis_desc_style(("sans-serif", 16))
         .label_style(("sans-serif", 14))
         .draw()?;
-    let line = |color: RGBColor| move |(x, y)| PathElement::new([(x, y), (x + 24, y)], color);
+    let line = |color: RGBColor| {
+        move |(x, y)| PathElement::new([(x, y), (x + 24, y)], color.stroke_width(3))
+    };
     // Cut where it leaves the plot, rather than drawn beyond it.
     let within = |loss: f64| loss.clamp(bottom, top);
     let raw = points.iter().map(|point| (point.lr, within(point.loss)));

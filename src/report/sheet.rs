@@ -33,7 +33,9 @@ const CAPTION: MonoFont = MONO_7X14;
 /// Sheets larger than this (pixels) are for nobody to look at.
 const LARGEST: u64 = 1 << 28;
 
-const PAPER: Rgb<u8> = Rgb([248, 248, 246]);
+/// Red, green and blue of the background: for a tile where there is nothing to show.
+pub const BLANK: [u8; 3] = [248, 248, 246];
+const PAPER: Rgb<u8> = Rgb(BLANK);
 const FRAME: Rgb<u8> = Rgb([205, 205, 200]);
 const INK: Rgb888 = Rgb888::new(32, 32, 36);
 const FAINT: Rgb888 = Rgb888::new(64, 64, 70);

@@ -2,9 +2,9 @@
 //! section 3.3): a short training in which the rate rises exponentially from step to step; where the
 //! loss falls fastest is a good rate, where it rises again is too much.
 
-use super::{epoch_order, step_table};
+use super::{epoch_order, in_parts, step_table};
 use crate::data::Dataset;
-use crate::engine::Engine;
+use crate::engine::{Engine, ends_batch};
 use crate::error::{Error, Result};
 use crate::kernels::Step;
 use crate::model::recipe::{Optimizer, Recipe};
@@ -85,6 +85,18 @@ pub struct RangeTest {
 }
 
 impl RangeTest {
+    /// The rate to begin with: a tenth of the one with the lowest loss, which is about to be too much.
+    /// `None` where the loss never fell.
+    pub fn suggested(&self) -> Option<f64> {
+        self.steepest.map(|_| self.lowest / 10.0)
+    }
+
+    /// Whether the loss was at its lowest when the rates ended, so that higher ones may be better.
+    pub fn is_cut_off(&self) -> bool {
+        let last = self.points.last();
+        !self.diverged && last.is_some_and(|point| point.lr <= 1.5 * self.lowest)
+    }
+
     /// Reads the losses of the steps from the first on; those that are no numbers belong to a test that
     /// diverged and are left out.
     ///
@@ -153,29 +165,29 @@ pub fn range_test(
             break;
         }
         let order = epoch_order(data.len(), seed, epoch);
-        let mut rows = step_table(recipe, &order, &data.labels, seed, epoch);
-        // A batch may be several rows.
-        let mut batch = losses.len();
-        for (i, row) in rows.iter_mut().enumerate() {
-            batch += usize::from(i > 0 && row.micro == 0);
-            row.lr = range.lr_at(batch) as f32;
+        let first = losses.len();
+        let mut steps = step_table(recipe, &order, &data.labels, seed, epoch);
+        steps.truncate(range.steps - first);
+        for (i, step) in steps.iter_mut().enumerate() {
+            step.lr = range.lr_at(first + i) as f32;
         }
-        let ends = |rows: &[Step], i: usize| rows.get(i + 1).is_none_or(|next| next.micro == 0);
-        let left = range.steps - losses.len();
-        let whole = (0..rows.len()).filter(|i| ends(&rows, *i)).nth(left - 1);
-        rows.truncate(whole.map_or(rows.len(), |last| last + 1));
+        let parts = steps
+            .iter()
+            .flat_map(|step| in_parts(step, recipe.step_batch()));
+        let rows: Vec<Step> = parts.collect();
         let (mut row, mut sum, mut count) = (0, 0.0, 0);
         engine.train_epoch(&order, &rows, &mut |new| {
             for metrics in new {
                 sum += f64::from(metrics.loss_sum);
                 count += rows[row].count;
-                if ends(&rows, row) && !watch.diverged {
+                if ends_batch(&rows, row) {
                     let loss = sum / f64::from(count);
-                    losses.push(loss);
-                    watch.see(loss);
-                }
-                if ends(&rows, row) {
                     (sum, count) = (0.0, 0);
+                    // More may be under way when the last one that counts is seen.
+                    if !watch.diverged {
+                        losses.push(loss);
+                        watch.see(loss);
+                    }
                 }
                 row += 1;
             }
@@ -253,6 +265,8 @@ mod tests {
         let steepest = test.steepest.unwrap();
         assert!((5e-4..2e-3).contains(&steepest), "{steepest}");
         assert!((1e-2..1.5e-1).contains(&test.lowest), "{}", test.lowest);
+        assert_eq!(test.suggested(), Some(test.lowest / 10.0));
+        assert!(!test.is_cut_off());
         assert_eq!(test.points.len(), 121);
         // What is no number is no point.
         let mut cut = losses[..100].to_vec();
@@ -264,6 +278,10 @@ mod tests {
         let rising: Vec<f64> = (0..121).map(|i| 1.0 + i as f64).collect();
         let test = RangeTest::of(&RANGE, &rising, false).unwrap();
         assert_eq!((test.steepest, test.lowest), (None, 1e-6));
+        assert_eq!(test.suggested(), None);
+        let falling: Vec<f64> = rising.iter().rev().copied().collect();
+        let test = RangeTest::of(&RANGE, &falling, false).unwrap();
+        assert!(test.is_cut_off() && test.lowest == RANGE.lr_at(120));
     }
 
     #[test]

@@ -25,8 +25,8 @@ use crate::data::{Dataset, Splits};
 use crate::engine::{Engine, Split, ends_batch};
 use crate::error::{Error, Result};
 use crate::kernels::Step;
-use crate::model::recipe::{ClassWeights, Recipe, Views};
-use crate::model::{initial_parameters, whiten};
+use crate::model::recipe::{ClassWeights, Recipe, Sampler, Views};
+use crate::model::{Model, initial_parameters, whiten};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use std::ops::ControlFlow;
@@ -156,15 +156,7 @@ pub fn train(
             (finished, partial) = (checkpoint.epoch, checkpoint.partial);
         }
         None => {
-            let mut parameters = initial_parameters(run.model(), run.config().seed);
-            let normalization = run.config().scale_and_shift();
-            whiten(
-                run.model(),
-                &data.train.images,
-                &normalization,
-                &mut parameters,
-            );
-            engine.set_parameters(&parameters)?;
+            engine.set_parameters(&first_parameters(run.model(), run.config(), &data.train))?;
         }
     }
     let planned = run.config().recipe.epochs;
@@ -217,6 +209,14 @@ pub fn train(
     })
 }
 
+/// The parameters that a training on `data` begins with.
+pub fn first_parameters(model: &Model, config: &Config, data: &Dataset) -> Vec<f32> {
+    let mut parameters = initial_parameters(model, config.seed);
+    let normalization = config.scale_and_shift();
+    whiten(model, &data.images, &normalization, &mut parameters);
+    parameters
+}
+
 /// Makes sure that there is a validation split where the recipe needs one.
 ///
 /// # Errors
@@ -267,7 +267,10 @@ impl Epoch<'_> {
         let config = self.run.config();
         let (recipe, seed) = (config.recipe.clone(), config.seed);
         let samples = self.data.train.len();
-        let order = epoch_order(samples, seed, epoch);
+        let order = match recipe.sampler {
+            Sampler::Shuffle => epoch_order(samples, seed, epoch),
+            Sampler::Balanced => balanced_order(&self.data.train.labels, seed, epoch),
+        };
         let labels = &self.data.train.labels;
         let steps = step_table(&recipe, &order, labels, seed, epoch);
         if at.step > steps.len() || at.images > samples {
@@ -539,7 +542,7 @@ fn images_per_second(images: usize, seconds: f64) -> f64 {
 /// smaller where the batch size does not divide the samples, with the learning rate that the
 /// schedule has for each, and with what the mean of its loss is over: its samples, or where classes have
 /// weights the sum of those of its labels.
-fn step_table(
+pub(crate) fn step_table(
     recipe: &Recipe,
     order: &[u32],
     labels: &[u32],
@@ -596,18 +599,58 @@ fn in_parts(step: &Step, most: usize) -> impl Iterator<Item = Step> {
 /// form of Durstenfeld, 1964) that depends on nothing but the three arguments. The generator is
 /// keyed by hand and the draws are made here, so that no version of a crate can change a run.
 pub fn epoch_order(samples: usize, seed: u64, epoch: usize) -> Vec<u32> {
+    let mut generator = generator(seed, epoch, b"wgrad sample ord");
+    let mut order: Vec<u32> = (0..samples as u32).collect();
+    shuffle(&mut generator, &mut order);
+    order
+}
+
+/// The order in which `epoch` visits samples of these labels so that every class that has any comes
+/// equally often (to one sample, where their number does not divide the samples), as many samples in
+/// all as there are. A class's samples take turns in random rounds: none comes twice more often than
+/// another. Depends on nothing but the arguments.
+pub fn balanced_order(labels: &[u32], seed: u64, epoch: usize) -> Vec<u32> {
+    let mut generator = generator(seed, epoch, b"wgrad balanced o");
+    let classes = labels.iter().max().map_or(0, |&label| label as usize + 1);
+    let mut members = vec![Vec::new(); classes];
+    for (sample, label) in (0..).zip(labels) {
+        members[*label as usize].push(sample);
+    }
+    members.retain(|members| !members.is_empty());
+    // Which classes get one more changes from epoch to epoch.
+    let mut ranks: Vec<u32> = (0..members.len() as u32).collect();
+    shuffle(&mut generator, &mut ranks);
+    let mut order = Vec::with_capacity(labels.len());
+    let classes = members.len();
+    for (members, rank) in members.iter_mut().zip(ranks) {
+        // Adds up to all samples: the ranks are 0 to below the number of classes.
+        let mut share = (labels.len() + rank as usize) / classes;
+        while share > 0 {
+            shuffle(&mut generator, members);
+            let round = share.min(members.len());
+            order.extend_from_slice(&members[..round]);
+            share -= round;
+        }
+    }
+    shuffle(&mut generator, &mut order);
+    order
+}
+
+/// The generator of a purpose in an epoch: no two purposes of the same seed draw the same numbers.
+fn generator(seed: u64, epoch: usize, purpose: &[u8; 16]) -> ChaCha8Rng {
     let mut key = [0; 32];
     key[..8].copy_from_slice(&seed.to_le_bytes());
     key[8..16].copy_from_slice(&(epoch as u64).to_le_bytes());
-    // No other use of the same seed draws the same numbers.
-    key[16..].copy_from_slice(b"wgrad sample ord");
-    let mut generator = ChaCha8Rng::from_seed(key);
-    let mut order: Vec<u32> = (0..samples as u32).collect();
-    for i in (1..samples).rev() {
-        let j = below(&mut generator, i as u32 + 1) as usize;
-        order.swap(i, j);
+    key[16..].copy_from_slice(purpose);
+    ChaCha8Rng::from_seed(key)
+}
+
+/// Fisher and Yates, see [`epoch_order`].
+fn shuffle(generator: &mut ChaCha8Rng, items: &mut [u32]) {
+    for i in (1..items.len()).rev() {
+        let j = below(generator, i as u32 + 1) as usize;
+        items.swap(i, j);
     }
-    order
 }
 
 /// A uniform number below `bound`: the high half of a 64-bit product, drawn again where the low
@@ -683,6 +726,62 @@ mod tests {
         for (order, count) in counts {
             assert!((845..1155).contains(&count), "{order:?}: {count}");
         }
+    }
+
+    #[test]
+    fn a_balanced_epoch_gives_every_class_its_share_in_turns() {
+        // 70 samples of class 0, 21 of class 1, none of class 2, 8 of class 3, 1 of class 4.
+        let labels: Vec<u32> = (0..100)
+            .map(|i| match (i * 37) % 100 {
+                0 => 4,
+                1..9 => 3,
+                9..30 => 1,
+                _ => 0,
+            })
+            .collect();
+        let mut extras = vec![0; 5];
+        for epoch in 1..=40 {
+            let order = balanced_order(&labels, 3, epoch);
+            assert_eq!(order.len(), 100);
+            let mut taken = vec![0; 100];
+            order.iter().for_each(|i| taken[*i as usize] += 1);
+            for class in [0, 1, 3, 4] {
+                let of_class = || (0..100).filter(|i| labels[*i] == class).map(|i| taken[i]);
+                let (least, most) = (of_class().min().unwrap(), of_class().max().unwrap());
+                assert!(most <= least + 1, "class {class}: {least} to {most} times");
+                assert_eq!(of_class().sum::<i32>(), 25);
+            }
+            // Without class 0 there are 30 samples of 3 classes: 10 each; of 31, one has 11.
+            let some: Vec<u32> = labels
+                .iter()
+                .copied()
+                .filter(|l| *l > 0)
+                .chain([1])
+                .collect();
+            let order = balanced_order(&some, 3, epoch);
+            let mut counts = [0; 5];
+            order
+                .iter()
+                .for_each(|i| counts[some[*i as usize] as usize] += 1);
+            assert_eq!(counts.iter().sum::<i32>(), 31);
+            for class in [1, 3, 4] {
+                assert!([10, 11].contains(&counts[class]));
+                extras[class] += counts[class] - 10;
+            }
+        }
+        // Which one it is changes.
+        assert!(
+            extras[1] > 0 && extras[3] > 0 && extras[4] > 0,
+            "{extras:?}"
+        );
+        assert_eq!(balanced_order(&labels, 3, 1), balanced_order(&labels, 3, 1));
+        assert_ne!(balanced_order(&labels, 3, 1), balanced_order(&labels, 3, 2));
+        assert_ne!(balanced_order(&labels, 3, 1), balanced_order(&labels, 4, 1));
+        assert_eq!(balanced_order(&[5], 1, 1), [0]);
+        // Of one class alone it is a permutation.
+        let mut order = balanced_order(&[0; 50], 1, 1);
+        order.sort_unstable();
+        assert!(order.into_iter().eq(0..50));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! [`cases`] is the one list that the tests, the benchmarks and `wgrad verify` share.
 
+mod augment;
 pub(crate) mod cases;
 mod drawn;
 mod elementwise;
@@ -39,6 +40,7 @@ pub fn cases(adapter: &AdapterReport) -> Vec<Case> {
     cases.extend(grouped::cases());
     cases.extend(nonfinite::cases(adapter));
     cases.extend(elementwise::cases());
+    cases.extend(augment::cases());
     cases.extend(elementwise::nonfinite_cases());
     cases.extend(updates::cases());
     cases.extend(updates::nonfinite_cases());

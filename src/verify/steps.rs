@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::gpu::{AdapterReport, Buffer, Dispatch, Gpu};
 use crate::kernels::conv2d::{Family, Product};
 use crate::kernels::{Access, Argument, KernelSpec, Step, Work};
-use crate::model::augment::Augment;
+use crate::model::augment::{Augment, Border, Flip};
 use crate::model::recipe::{Groups, Optimizer, Views};
 use crate::model::{Definition, Model, initial_parameters, initial_running};
 use crate::plan::{self, Lifetime, Mode, Options, Plan, Section, Target};
@@ -148,9 +148,9 @@ fn apart(options: &Options) -> Options {
     }
 }
 
-/// What all plans of a model have in common: some train on a loss that is smoothed and weighted, some on mixed
-/// images, in groups, with clipped gradients and a moving average; some are evaluated in several views, and
-/// keep their logits.
+/// What all plans of a model have in common: some train on a loss that is smoothed and weighted, some on images
+/// that are changed at random or mixed, in groups, with clipped gradients and a moving average;
+/// some are evaluated in several views, and keep their logits.
 fn options(model: &Model) -> Options {
     let weighted = model.name == "squeezed";
     let grouped = model.name == "uneven";
@@ -160,14 +160,29 @@ fn options(model: &Model) -> Options {
         decay_bias: false,
         freeze: vec!["conv2d2.weight".into()],
     };
+    let augment = Augment {
+        rotate: 20.0,
+        scale: 0.2,
+        flip: Flip::Alternating,
+        crop: 1,
+        border: Border::Reflect,
+        erase: 0.5,
+        saturation: 0.5,
+        elastic: 0.5,
+        ..Augment::default()
+    };
     Options {
+        augment: match model.name.as_str() {
+            "uneven" => augment,
+            "odd" => Augment {
+                mix_up: 0.4,
+                cut_mix: 1.0,
+                ..Augment::default()
+            },
+            _ => Augment::default(),
+        },
         label_smoothing: if weighted { 0.1 } else { 0.0 },
         class_weights: weighted.then(|| vec![1.5, 0.5, 1.0, 2.0, 0.25]),
-        augment: Augment {
-            mix_up: if model.name == "odd" { 0.4 } else { 0.0 },
-            cut_mix: if model.name == "odd" { 1.0 } else { 0.0 },
-            ..Augment::default()
-        },
         views: match model.name.as_str() {
             "odd" => Views::Six,
             "residual" => Views::Mirror,

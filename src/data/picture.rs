@@ -1,0 +1,214 @@
+//! Encoded pictures: what they are, by their contents, and how they become images of one shape.
+//!
+//! Read are JPEG, PNG, WebP, BMP, TIFF and GIF (of several frames the first). A picture is turned as
+//! its EXIF orientation says, laid on white where it is transparent, brought to 8 bits per channel,
+//! scaled so that it just covers the wanted size (a triangle filter as wide as the scale asks for:
+//! nothing aliases) and cropped in the middle. One that has the size already keeps its bytes.
+
+use crate::model::Shape;
+use fast_image_resize::images::{Image, ImageRef};
+use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use image::metadata::Orientation;
+use image::{
+    DynamicImage, GrayImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage, guess_format,
+};
+use indicatif::BinaryBytes;
+use std::io::Cursor;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Mutex, PoisonError};
+
+/// Pictures that unpack to more are refused: a few bytes can promise any size.
+const LARGEST: u64 = 512 << 20;
+
+/// Of pictures that unpack to more, one is decoded at a time.
+const LARGE: u64 = 64 << 20;
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// What the first bytes of a picture tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Header {
+    /// Height and width as it is looked at, turned.
+    pub size: [usize; 2],
+    pub grey: bool,
+}
+
+/// Whether these bytes start as pictures do that can be read.
+pub(super) fn is_picture(start: &[u8]) -> bool {
+    use ImageFormat::{Bmp, Gif, Jpeg, Png, Tiff, WebP};
+    guess_format(start).is_ok_and(|format| [Bmp, Gif, Jpeg, Png, Tiff, WebP].contains(&format))
+}
+
+/// The header of a picture, of which the start may do.
+///
+/// # Errors
+/// What is wrong with it, in a few words.
+pub(super) fn header(bytes: &[u8]) -> Result<Header, String> {
+    guarded(|| {
+        let mut decoder = decoder(bytes)?;
+        let (width, height) = decoder.dimensions();
+        let turned = is_turned(decoder.orientation().map_err(words)?);
+        let (height, width) = if turned {
+            (width, height)
+        } else {
+            (height, width)
+        };
+        Ok(Header {
+            size: [height as usize, width as usize],
+            grey: !decoder.color_type().has_color(),
+        })
+    })
+}
+
+/// Decodes a picture into `target`, `[H][W][C]` of `shape`, with 1 channel (grey) or 3 (red, green,
+/// blue).
+///
+/// # Errors
+/// What is wrong with it, in a few words; then `target` is as it was.
+pub(super) fn decode(bytes: &[u8], shape: Shape, target: &mut [u8]) -> Result<(), String> {
+    guarded(|| {
+        let mut decoder = decoder(bytes)?;
+        let large = decoder.total_bytes() > LARGE;
+        let _turn = large.then(|| ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner));
+        let orientation = decoder.orientation().map_err(words)?;
+        if guess_format(bytes).is_ok_and(|format| format == ImageFormat::Jpeg) && is_cut(bytes) {
+            return Err("cut short".into());
+        }
+        let picture = plain(DynamicImage::from_decoder(decoder).map_err(words)?, shape);
+        let mut picture = cover(picture, orientation, shape)?;
+        picture.apply_orientation(orientation);
+        match shape.channels {
+            1 => target.copy_from_slice(picture.into_luma8().as_raw()),
+            _ => target.copy_from_slice(picture.into_rgb8().as_raw()),
+        }
+        Ok(())
+    })
+}
+
+/// A decoder that has read the header of a picture which is not too large.
+fn decoder(bytes: &[u8]) -> Result<impl ImageDecoder + '_, String> {
+    let mut limits = Limits::default();
+    limits.max_alloc = Some(LARGEST);
+    let mut reader = ImageReader::new(Cursor::new(bytes));
+    reader.limits(limits);
+    let reader = reader.with_guessed_format().map_err(words)?;
+    if reader.format().is_none() {
+        return Err("not a picture of a known format".into());
+    }
+    let decoder = reader.into_decoder().map_err(words)?;
+    let ((width, height), size) = (decoder.dimensions(), decoder.total_bytes());
+    if size > LARGEST {
+        return Err(format!(
+            "{width}×{height} pixels, {}, more than the {} that are decoded",
+            BinaryBytes(size),
+            BinaryBytes(LARGEST)
+        ));
+    }
+    if width == 0 || height == 0 {
+        return Err("without a pixel".into());
+    }
+    Ok(decoder)
+}
+
+/// Whether a JPEG file ends within its pixels: from the back, their start comes before their end.
+/// (The decoder would make up what is missing.)
+fn is_cut(jpeg: &[u8]) -> bool {
+    const END: [u8; 2] = [0xff, 0xd9];
+    const START_OF_SCAN: [u8; 2] = [0xff, 0xda];
+    let marker = jpeg
+        .windows(2)
+        .rev()
+        .find(|w| *w == END || *w == START_OF_SCAN);
+    marker.is_none_or(|marker| marker == START_OF_SCAN)
+}
+
+/// 8 bits per channel, without transparency: grey where it has no colour or none is wanted, else
+/// red, green, blue.
+fn plain(picture: DynamicImage, shape: Shape) -> DynamicImage {
+    let (color, grey) = (picture.color(), shape.channels == 1);
+    let on_white = |value: u8, alpha: u8| {
+        let (value, alpha) = (u32::from(value), u32::from(alpha));
+        ((value * alpha + 255 * (255 - alpha) + 127) / 255) as u8
+    };
+    match (color.has_color() && !grey, color.has_alpha()) {
+        (false, false) => picture.into_luma8().into(),
+        (true, false) => picture.into_rgb8().into(),
+        (false, true) => {
+            let picture = picture.into_luma_alpha8();
+            let pixels = picture.pixels().map(|p| on_white(p[0], p[1])).collect();
+            GrayImage::from_raw(picture.width(), picture.height(), pixels)
+                .unwrap_or_default()
+                .into()
+        }
+        (true, true) => {
+            let picture = picture.into_rgba8();
+            let pixels = picture.pixels();
+            let pixels = pixels.flat_map(|p| [0, 1, 2].map(|c| on_white(p[c], p[3])));
+            let pixels = pixels.collect();
+            RgbImage::from_raw(picture.width(), picture.height(), pixels)
+                .unwrap_or_default()
+                .into()
+        }
+    }
+}
+
+/// The middle of a picture that is still to be turned, scaled to the height and width of `shape`.
+fn cover(
+    picture: DynamicImage,
+    orientation: Orientation,
+    shape: Shape,
+) -> Result<DynamicImage, String> {
+    let [height, width] = match is_turned(orientation) {
+        true => [shape.width, shape.height],
+        false => [shape.height, shape.width],
+    };
+    let size = [picture.height() as usize, picture.width() as usize];
+    if size == [height, width] {
+        return Ok(picture);
+    }
+    let [from_height, from_width] = size.map(|n| n as f64);
+    let scale = (height as f64 / from_height).max(width as f64 / from_width);
+    let crop = [
+        (width as f64 / scale).min(from_width),
+        (height as f64 / scale).min(from_height),
+    ];
+    let (pixel, grey) = match picture {
+        DynamicImage::ImageLuma8(_) => (PixelType::U8, true),
+        _ => (PixelType::U8x3, false),
+    };
+    let from = ImageRef::new(picture.width(), picture.height(), picture.as_bytes(), pixel);
+    let mut to = Image::new(width as u32, height as u32, pixel);
+    let options = ResizeOptions::new()
+        .resize_alg(ResizeAlg::Convolution(FilterType::Bilinear))
+        .crop(
+            (from_width - crop[0]) / 2.0,
+            (from_height - crop[1]) / 2.0,
+            crop[0],
+            crop[1],
+        );
+    Resizer::new()
+        .resize(&from.map_err(words)?, &mut to, &options)
+        .map_err(words)?;
+    let (width, height, pixels) = (to.width(), to.height(), to.into_vec());
+    let scaled = match grey {
+        true => GrayImage::from_raw(width, height, pixels).map(DynamicImage::from),
+        false => RgbImage::from_raw(width, height, pixels).map(DynamicImage::from),
+    };
+    scaled.ok_or_else(|| "not scaled".into())
+}
+
+/// Whether height and width change places.
+fn is_turned(orientation: Orientation) -> bool {
+    use Orientation::{Rotate90, Rotate90FlipH, Rotate270, Rotate270FlipH};
+    [Rotate90, Rotate90FlipH, Rotate270, Rotate270FlipH].contains(&orientation)
+}
+
+/// A decoder that panics on some bytes has failed on them, no more.
+fn guarded<T>(read: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| Err("the decoder gave up".into()))
+}
+
+/// An error in one line.
+fn words(error: impl std::fmt::Display) -> String {
+    let text = error.to_string();
+    text.lines().next().unwrap_or_default().trim().into()
+}

@@ -1,0 +1,148 @@
+//! What a training step is shown: images as they are, and as the step's own kernels hand them on.
+
+use crate::cpu::{self, Memory, Values};
+use crate::data::Dataset;
+use crate::error::Result;
+use crate::gpu::{Buffer, Gpu};
+use crate::kernels::KernelSpec;
+use crate::model::Model;
+use crate::model::recipe::Recipe;
+use crate::plan::{Mode, Options, Plan, Section, Target};
+use crate::train::{epoch_order, step_table};
+use std::collections::HashSet;
+
+/// Images of a batch, `[N][H][W][C]` as bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Preview {
+    /// Their numbers in the dataset.
+    pub samples: Vec<u32>,
+    pub before: Vec<u8>,
+    /// What the network is given, with the normalisation undone.
+    pub after: Vec<u8>,
+}
+
+/// The first batch of `epoch` (from 1) of a training of `model` on `data`, made by the kernels of its plan on
+/// the GPU, or without one by their twins. `normalization`: scale per channel, then shift per channel.
+///
+/// # Errors
+/// As [`Plan::new`], and what the device reports.
+pub fn preview(
+    gpu: Option<&Gpu>,
+    model: &Model,
+    recipe: &Recipe,
+    data: &Dataset,
+    normalization: &[f32],
+    seed: u64,
+    epoch: usize,
+) -> Result<Preview> {
+    // The batch as a whole, whose images alone go to the device.
+    let recipe = Recipe {
+        micro_batch: None,
+        batch_size: recipe.batch_size.min(data.len()),
+        ..recipe.clone()
+    };
+    let options = Options {
+        streamed: true,
+        unshared: true,
+        ..Options::of(&recipe)
+    };
+    let target = match gpu {
+        Some(gpu) => Target::Gpu(gpu.report()),
+        None => Target::Cpu,
+    };
+    let mode = Mode::Train(recipe.optimizer);
+    let plan = Plan::new(model, recipe.batch_size, mode, &options, target)?;
+    let order = epoch_order(data.len(), seed, epoch);
+    let row = step_table(&recipe, &order, &data.labels, seed, epoch)[0];
+    let samples = order[..recipe.batch_size].to_vec();
+    let elements = model.input.elements();
+    let images = samples.iter().map(|sample| *sample as usize * elements);
+    let before: Vec<u8> = images
+        .flat_map(|start| &data.images[start..start + elements])
+        .copied()
+        .collect();
+
+    let kernels: Vec<&KernelSpec> = plan
+        .kernels
+        .iter()
+        .filter_map(|(section, spec)| (*section == Section::Gather).then_some(spec))
+        .collect();
+    let arguments = kernels.iter().flat_map(|spec| &spec.arguments);
+    let used: HashSet<usize> = arguments.map(|a| a.view.tensor).collect();
+    let tensors = plan.tensors.iter().enumerate();
+    let values: Vec<Values<f32>> = tensors
+        .map(|(i, tensor)| match tensor.name.as_str() {
+            _ if !used.contains(&i) => Values::zeros(tensor.dtype, 0),
+            "images" => Values::Bytes(before.clone()),
+            "labels" => Values::Words(data.labels.clone()),
+            "order" => Values::Words(order.clone()),
+            "steps" => Values::Words(bytemuck::cast_slice(&[row]).to_vec()),
+            "normalization" => Values::Floats(normalization.to_vec()),
+            _ => Values::zeros(tensor.dtype, tensor.elements()),
+        })
+        .collect();
+    let input = plan.tensor("input").expect("every plan has an input");
+    let x = match gpu {
+        Some(gpu) => on_gpu(gpu, &kernels, &values, input)?,
+        None => {
+            let mut memory = Memory {
+                places: (0..values.len()).collect(),
+                offsets: vec![0; values.len()],
+                values,
+            };
+            for spec in kernels {
+                cpu::run(spec, &mut memory);
+            }
+            match memory.values.swap_remove(input) {
+                Values::Floats(x) => x,
+                other => panic!("expected floats, found {other:?}"),
+            }
+        }
+    };
+    let (scale, shift) = normalization.split_at(model.input.channels);
+    let normalization = scale.iter().zip(shift).cycle();
+    let byte = |(x, (scale, shift)): (&f32, (&f32, &f32))| ((x - shift) / scale).round() as u8;
+    Ok(Preview {
+        samples,
+        before,
+        after: x.iter().zip(normalization).map(byte).collect(),
+    })
+}
+
+/// Runs the kernels on tensors that hold these values, and gives one of them afterwards.
+fn on_gpu(
+    gpu: &Gpu,
+    kernels: &[&KernelSpec],
+    values: &[Values<f32>],
+    result: usize,
+) -> Result<Vec<f32>> {
+    let upload = |values: &Values<f32>| match values {
+        Values::Floats(values) => gpu.upload("preview", values),
+        Values::Words(values) => gpu.upload("preview", values),
+        Values::Bytes(values) => {
+            let mut padded = values.clone();
+            padded.resize(values.len().next_multiple_of(4), 0);
+            gpu.upload("preview", &padded)
+        }
+    };
+    let empty = |values: &Values<f32>| match values {
+        Values::Floats(values) => values.is_empty(),
+        Values::Words(values) => values.is_empty(),
+        Values::Bytes(values) => values.is_empty(),
+    };
+    let buffers: Vec<Option<Buffer>> = values
+        .iter()
+        .map(|values| (!empty(values)).then(|| upload(values)).transpose())
+        .collect::<Result<_>>()?;
+    let buffer = |tensor: usize| {
+        buffers[tensor]
+            .clone()
+            .expect("what a kernel uses is there")
+    };
+    let dispatches = kernels
+        .iter()
+        .map(|spec| gpu.dispatch(spec, |argument| buffer(argument.view.tensor)))
+        .collect::<Result<Vec<_>>>()?;
+    gpu.submit("preview", &dispatches.iter().collect::<Vec<_>>(), 1)?;
+    gpu.read("preview", &buffer(result))
+}
