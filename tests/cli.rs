@@ -1634,3 +1634,48 @@ fn a_run_starts_from_the_weights_of_another() {
     bench.bad("train --resume first --init second", 2, &["--init"]);
     assert!(!bench.path("runs/mlp-sigmoid-shapes-1").exists());
 }
+
+/// At a rate of nothing no epoch is better than the first.
+#[test]
+fn patience_ends_a_training_by_the_validation_split() {
+    let bench = Bench::new();
+    let flags = format!("{SMALL} --epochs 9 --lr 1e-30 --patience 1");
+    let out = bench.good(&format!("train {flags} --validation 0.25 --out run"));
+    let said = words(&out);
+    for part in [
+        "72 training, 24 validation and 40 test images",
+        "ended after epoch 2 of 9: none was better by validation than epoch 1",
+        "result last epoch: test ",
+        "; best by validation: epoch 1, test ",
+    ] {
+        assert!(said.contains(part), "no {part:?} in {out}");
+    }
+    assert_eq!(said.matches(" validation 1.").count(), 2, "{out}");
+    assert!(out.lines().all(|line| line.chars().count() <= 80), "{out}");
+    let metrics = fs::read_to_string(bench.path("run/metrics.jsonl")).unwrap();
+    assert!(json(metrics.lines().next().unwrap())["validation_accuracy"].is_number());
+    let before = contents(&bench.path("run"));
+    let again = words(&bench.good("train --resume run"));
+    assert!(
+        again.contains("nothing to train: ended after epoch 2 of 9"),
+        "{again}"
+    );
+    let after = contents(&bench.path("run"));
+    for ((name, before), (_, after)) in before.iter().zip(&after) {
+        assert!(name == "run.json" || before == after, "{name}");
+    }
+    let best = json(&bench.good("eval run --weights best --device cpu --json"));
+    assert_eq!(
+        (&best["weights"], &best["epoch"]),
+        (&"best".into(), &1.into())
+    );
+    let more = words(&bench.good("train --resume run --patience 2"));
+    assert!(more.contains("ended after epoch 3 of 9"), "{more}");
+
+    bench.bad(
+        &format!("train {flags} --out none"),
+        2,
+        &["--validation", "patience of 1"],
+    );
+    assert!(!bench.path("none").exists());
+}

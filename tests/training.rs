@@ -11,7 +11,7 @@ use wgrad::data::{self, Normalization, Request};
 use wgrad::engine::{Engine, Split};
 use wgrad::gpu::{Choice, Gpu};
 use wgrad::model::Definition;
-use wgrad::model::recipe::{ClassWeights, Schedule};
+use wgrad::model::recipe::{ClassWeights, Schedule, Views};
 use wgrad::plan::Options;
 use wgrad::train::{
     CheckpointEvery, Config, Control, DataRecord, DeviceRecord, EpochRecord, FORMAT, ModelRecord,
@@ -1125,6 +1125,65 @@ fn the_gpu_evaluates_averages() {
     averages(Device::gpu());
 }
 
+/// In several views once at the end, whatever ends it, and as they are before.
+fn views_come_last(device: Device) {
+    let bench = Bench::contrary(device);
+    let config = |views, patience: Option<usize>| {
+        let epochs = patience.map_or(3, |_| 12);
+        let mut config = bench.config(1, epochs, Schedule::Constant);
+        config.recipe.views = views;
+        config.recipe.average = Some(0.9);
+        config.recipe.patience = patience;
+        config
+    };
+    let plain = bench.trained("plain", config(Views::One, None));
+    let seen = bench.trained("seen", config(Views::Mirror, None));
+    assert_eq!(hash(&plain), hash(&seen));
+    let views = |record: &EpochRecord| [record.test_loss_views, record.average_test_loss_views];
+    for (plain, seen) in plain.metrics().iter().zip(seen.metrics()) {
+        assert_eq!(plain.test_loss, seen.test_loss);
+        assert_eq!(views(plain), [None, None]);
+        let losses = views(seen);
+        assert_eq!(losses.map(|l| l.is_some()), [seen.epoch == 3; 2]);
+    }
+    let last = seen.metrics().last().unwrap();
+    let options = Options {
+        views: Views::Mirror,
+        ..Options::default()
+    };
+    for (which, loss) in [Weights::Last, Weights::Average]
+        .into_iter()
+        .zip(views(last))
+    {
+        let mut engine = evaluating(&bench, &seen, which, &options);
+        let go_on = &mut |_| std::ops::ControlFlow::Continue(());
+        let evaluation = engine.evaluate(Split::Test, go_on).unwrap();
+        assert_eq!(
+            loss,
+            Some(evaluation.loss_sum / TEST_IMAGES as f64),
+            "{which}"
+        );
+    }
+    assert_ne!(last.test_loss_views, Some(last.test_loss));
+
+    // An early end has them, too.
+    let mut early = bench.create("early", config(Views::Mirror, Some(1)));
+    bench.train(&mut early, 0).0.unwrap();
+    let last = early.metrics().last().unwrap();
+    assert!(last.epoch < 12, "{:?}", early.metrics());
+    assert!(views(last).iter().all(Option::is_some), "{last:?}");
+}
+
+#[test]
+fn views_come_last_on_the_cpu() {
+    views_come_last(Device::Cpu);
+}
+
+#[test]
+fn views_come_last_on_the_gpu() {
+    views_come_last(Device::gpu());
+}
+
 /// Weights of another run, as far as they fit; the run goes on without them.
 #[test]
 fn a_training_starts_from_other_weights() {
@@ -1140,9 +1199,7 @@ fn a_training_starts_from_other_weights() {
     };
     let seeded = bench.create("seeded", config(None));
     let Start {
-        parameters,
-        running,
-        record,
+        parameters, record, ..
     } = start_from(source.folder(), seeded.model(), 7).unwrap();
     assert_eq!(
         record.fitting.taken,
@@ -1168,14 +1225,18 @@ fn a_training_starts_from_other_weights() {
     let head = head.start..head.start + head.elements();
     assert_eq!(parameters[head.clone()], own[head]);
 
-    let start = |name| {
-        let run = bench.create(name, config(Some(record.clone())));
-        run.begin(parameters.clone(), running.clone()).unwrap();
-        run
-    };
+    let start = |name| bench.create(name, config(Some(record.clone())));
     let mut whole = start("whole");
     let mut cut = start("cut");
     let mut gone = start("gone");
+    let none = start("none");
+    let file = source.folder().join("model.safetensors");
+    let mut other = read(source.folder(), "model.safetensors");
+    other.push(0);
+    std::fs::write(&file, other).unwrap();
+    let folder = bench.folder.path().join("other");
+    let error = Run::create(Some(&folder), config(Some(record.clone()))).unwrap_err();
+    assert!(!folder.exists(), "{error}");
     // From here on nothing needs the source.
     std::fs::remove_dir_all(source.folder()).unwrap();
     bench.train(&mut whole, 0).0.unwrap();
@@ -1194,8 +1255,7 @@ fn a_training_starts_from_other_weights() {
     let error = gone.restore().unwrap_err().to_string();
     assert!(error.contains("found none"), "{error}");
     gone.discard();
-    let mut none = start("none");
-    none = reopen(none);
+    let none = reopen(none);
     let folder = none.folder().to_path_buf();
     none.discard();
     assert!(!folder.exists());
@@ -1275,7 +1335,6 @@ fn fine_tuning_beats_a_new_start_and_leaves_frozen_layers_alone() {
     let mut config = config(&bench, 1, Some(start.record));
     config.recipe.groups.freeze = vec!["conv2d*".into()];
     let mut tuned = bench.create("tuned", config);
-    tuned.begin(start.parameters, start.running).unwrap();
     bench.train(&mut tuned, 0).0.unwrap();
     let [before, after] = [&source, &tuned].map(|run| run.weights().unwrap()[0].clone());
     let conv = source.model().layers[0].range();

@@ -264,8 +264,14 @@ pub(super) fn result(run: &Run) -> Option<String> {
     let (last, images) = (run.metrics().last()?, run.config().data.test_images);
     let test = |record: &EpochRecord| format!("test {}", percent(record.test_accuracy, images));
     let mut figures = vec![format!("last epoch: {}", test(last))];
-    if let Some(average) = last.average_test_accuracy {
-        figures.push(format!("its average: test {}", percent(average, images)));
+    for (what, accuracy) in [
+        ("in several views", last.test_accuracy_views),
+        ("averaged weights", last.average_test_accuracy),
+        ("both", last.average_test_accuracy_views),
+    ] {
+        if let Some(accuracy) = accuracy {
+            figures.push(format!("{what}: test {}", percent(accuracy, images)));
+        }
     }
     if let Some(best) = run.best() {
         let epoch = best.epoch;
@@ -327,6 +333,10 @@ mod tests {
             average_validation_accuracy: Some(0.5),
             average_test_loss: Some(1.0),
             average_test_accuracy: Some(1.0),
+            test_loss_views: None,
+            test_accuracy_views: None,
+            average_test_loss_views: None,
+            average_test_accuracy_views: None,
             images_per_second: 123_456.0,
             seconds: 1234.5,
             lr: 0.1,

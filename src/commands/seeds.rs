@@ -1,19 +1,17 @@
 //! `wgrad train --seeds`: one run after the other, in folders of one folder.
 
 use super::signals::Signals;
-use super::train::{Planned, Prepared, carry_out, create, plan, resume as resume_run};
+use super::train::{Planned, Prepared, carry_out, plan, resume as resume_run};
 use super::{say, say_wrapped, table};
 use crate::cli::{DataArgs, RecipeArgs, TrainArgs};
 use std::path::Path;
-use wgrad::model::Model;
-use wgrad::train::{Config, Run, SeedRun, SeedsRecord, start_from};
+use wgrad::train::{Config, Run, SeedRun, SeedsRecord};
 use wgrad::{Error, Result};
 
 /// New runs with these seeds.
 pub(super) fn start(seeds: &[u64], args: &TrainArgs, signals: &Signals) -> Result<()> {
     let Planned {
         config,
-        model,
         data,
         device,
         options,
@@ -31,7 +29,7 @@ pub(super) fn start(seeds: &[u64], args: &TrainArgs, signals: &Signals) -> Resul
     let mut record = SeedsRecord::new(seeds.to_vec());
     record.write(&parent, Vec::new())?;
     let prepared = Prepared {
-        run: begin(&parent, &config, &model, seeds[0])?,
+        run: begin(&parent, &config, seeds[0])?,
         data,
         device,
         options,
@@ -57,7 +55,7 @@ pub(super) fn start(seeds: &[u64], args: &TrainArgs, signals: &Signals) -> Resul
         out: None,
         ..args.clone()
     };
-    go_on(&parent, &mut record, (&config, &model), &args, signals)
+    go_on(&parent, &mut record, &config, &args, signals)
 }
 
 /// Runs of an earlier start, those that are finished left alone.
@@ -84,22 +82,21 @@ pub(super) fn resume(
         ));
     };
     let first = Run::open(&begun)?;
-    let like = (first.config(), first.model());
-    go_on(parent, &mut record, like, args, signals)
+    go_on(parent, &mut record, first.config(), args, signals)
 }
 
 /// Trains what is not trained yet, new runs like this one but for their seeds.
 fn go_on(
     parent: &Path,
     record: &mut SeedsRecord,
-    (config, model): (&Config, &Model),
+    config: &Config,
     args: &TrainArgs,
     signals: &Signals,
 ) -> Result<()> {
     for seed in record.seeds.clone() {
         let folder = SeedsRecord::folder(parent, seed);
         if !folder.join("run.json").exists() {
-            begin(parent, config, model, seed)?;
+            begin(parent, config, seed)?;
         }
         if is_finished(&folder, args)? {
             continue;
@@ -117,31 +114,18 @@ fn go_on(
 }
 
 /// Makes the folder of the run with this seed.
-fn begin(parent: &Path, config: &Config, model: &Model, seed: u64) -> Result<Run> {
-    let start = match &config.init {
-        Some(init) => Some(start_from(Path::new(&init.source), model, seed)?),
-        None => None,
-    };
-    if let (Some(start), Some(init)) = (&start, &config.init)
-        && start.record.sha256 != init.sha256
-    {
-        return Err(Error::Usage(format!(
-            "expected the same weights in {} for all of these runs, found others; train again",
-            init.source
-        )));
-    }
+fn begin(parent: &Path, config: &Config, seed: u64) -> Result<Run> {
     let config = Config {
         id: None,
         seed,
-        init: start.as_ref().map(|start| start.record.clone()),
         finished_epochs: 0,
         parameter_sha256: None,
         ..config.clone()
     };
-    create(Some(&SeedsRecord::folder(parent, seed)), config, start)
+    Run::create(Some(&SeedsRecord::folder(parent, seed)), config)
 }
 
-/// Whether a run has all the epochs that it planned or `--stop-after` asks for; one that is asked for
+/// Whether a run has all the epochs that it planned or `--stop-after` asks for, or has ended early; one that is asked for
 /// another number may have none of them.
 fn is_finished(folder: &Path, args: &TrainArgs) -> Result<bool> {
     let run = Run::open(folder)?;
@@ -149,7 +133,7 @@ fn is_finished(folder: &Path, args: &TrainArgs) -> Result<bool> {
     let planned = config.recipe.epochs;
     let wanted = args.stop_after.map_or(planned, |stop| stop.min(planned));
     let asked = args.recipe.epochs.is_some() || !args.recipe.set.is_empty();
-    Ok(!asked && config.finished_epochs >= wanted)
+    Ok(!asked && (config.finished_epochs >= wanted || run.out_of_patience()))
 }
 
 fn announce(record: &SeedsRecord, parent: &Path, seed: u64) -> Result<()> {

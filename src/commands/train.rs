@@ -20,7 +20,7 @@ use wgrad::plan::{Mode, Options, Plan, Target};
 use wgrad::report::profile::Profile;
 use wgrad::train::{
     Config, Control, DataRecord, DeviceRecord, EpochRecord, FORMAT, InitRecord, ModelRecord,
-    Outcome, Run, SeedsRecord, Start, expect_validation, start_from, train,
+    Outcome, Run, SeedsRecord, expect_validation, start_from, train,
 };
 use wgrad::{Error, Result, tune};
 
@@ -35,8 +35,6 @@ pub(super) struct Prepared {
 /// A new run before it has a folder.
 pub(super) struct Planned {
     pub config: Config,
-    /// What it starts from, where that is not the seed alone.
-    pub begin: Option<Start>,
     pub model: Model,
     pub data: Splits,
     pub device: Device,
@@ -148,7 +146,7 @@ fn out_of_patience(run: &Run, trained: usize) -> String {
         _ => "ended   ",
     };
     format!(
-        "{what} after epoch {last} of {}: by the validation split none was better than epoch {best}",
+        "{what} after epoch {last} of {}: none was better by validation than epoch {best}; raise --patience to go on",
         run.config().recipe.epochs
     )
 }
@@ -168,7 +166,6 @@ fn resume_command(folder: &str) -> String {
 fn start(args: &TrainArgs) -> Result<Prepared> {
     let Planned {
         config,
-        begin,
         data,
         device,
         options,
@@ -177,20 +174,11 @@ fn start(args: &TrainArgs) -> Result<Prepared> {
     } = plan(args)?;
     notes.iter().try_for_each(|note| say_wrapped(note))?;
     Ok(Prepared {
-        run: create(args.out.as_deref(), config, begin)?,
+        run: Run::create(args.out.as_deref(), config)?,
         data,
         device,
         options,
     })
-}
-
-/// Makes the folder of a new run.
-pub(super) fn create(out: Option<&Path>, config: Config, begin: Option<Start>) -> Result<Run> {
-    let run = Run::create(out, config)?;
-    if let Some(begin) = begin {
-        run.begin(begin.parameters, begin.running)?;
-    }
-    Ok(run)
 }
 
 /// A new run as it will be; nothing is made of it yet.
@@ -258,8 +246,8 @@ pub(super) fn plan(args: &TrainArgs) -> Result<Planned> {
     }
     device.expect_memory(&model, &recipe, &options)?;
     let seed = args.seed.unwrap_or(1);
-    let begin = match &args.init {
-        Some(source) => Some(start_from(source, &model, seed)?),
+    let init = match &args.init {
+        Some(source) => Some(start_from(source, &model, seed)?.record),
         None => None,
     };
     let config = Config {
@@ -278,14 +266,13 @@ pub(super) fn plan(args: &TrainArgs) -> Result<Planned> {
         normalization: Normalization::of(&data.train),
         recipe,
         seed,
-        init: begin.as_ref().map(|begin| begin.record.clone()),
+        init,
         device: device_record(requested, &device, &options),
         finished_epochs: 0,
         parameter_sha256: None,
     };
     Ok(Planned {
         config,
-        begin,
         model,
         data,
         device,

@@ -7,7 +7,7 @@ use super::{
 use crate::cpu::{Memory, Values, fast};
 use crate::error::Result;
 use crate::kernels::{Dtype, Metrics, Step};
-use crate::model::recipe::Optimizer;
+use crate::model::recipe::{Optimizer, Views};
 use crate::model::{Model, initial_running};
 use crate::plan::{self, Lifetime, Mode, Options, Plan, Section, Target};
 use std::collections::HashMap;
@@ -89,6 +89,16 @@ impl CpuEngine {
     pub fn device() -> String {
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
         format!("CPU ({threads} threads)")
+    }
+
+    /// As [`super::Engine::with_views`].
+    pub(super) fn with_views(&self, views: Views) -> Result<CpuEngine> {
+        let options = Options {
+            views,
+            average: false,
+            ..self.options.clone()
+        };
+        CpuEngine::new(&self.model, self.batch, &self.optimizer, &options)
     }
 
     pub(super) fn micro(&self) -> bool {

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::gpu::{AdapterReport, Buffer, Dispatch, Gpu, Readback, Span, Ticket};
 use crate::host::{batch_advice, fitting_batch};
 use crate::kernels::{Dtype, Metrics, STEP_ELEMENTS, Step, View, average};
-use crate::model::recipe::Optimizer;
+use crate::model::recipe::{Optimizer, Views};
 use crate::model::{Model, initial_running};
 use crate::plan::{self, Lifetime, Mode, Options, Plan, Section, Target, most_samples};
 use indicatif::BinaryBytes;
@@ -352,6 +352,22 @@ impl GpuEngine {
     /// Samples per step of an evaluation, see [`Options::large_evaluation`].
     pub fn evaluation_batch(&self) -> usize {
         self.evaluation.plan.batch
+    }
+
+    /// As [`super::Engine::with_views`].
+    pub(super) fn with_views(&self, views: Views) -> Result<GpuEngine> {
+        let options = Options {
+            views,
+            average: false,
+            ..self.options.clone()
+        };
+        GpuEngine::new(
+            self.gpu.clone(),
+            &self.model,
+            self.training.plan.batch,
+            &self.optimizer,
+            &options,
+        )
     }
 
     pub(super) fn micro(&self) -> bool {

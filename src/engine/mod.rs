@@ -13,7 +13,7 @@ use crate::kernels::conv2d::Product;
 use crate::kernels::optimizer::STATE_NAMES;
 use crate::kernels::{Metrics, Step};
 use crate::model::Model;
-use crate::model::recipe::Optimizer;
+use crate::model::recipe::{Optimizer, Views};
 use crate::plan::Options;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -74,6 +74,18 @@ impl Engine {
                 Engine::Gpu(Box::new(engine))
             }
             None => Engine::Cpu(Box::new(CpuEngine::new(model, batch, optimizer, options)?)),
+        })
+    }
+
+    /// Another engine on the same device for the same network, whose evaluations show each image in these
+    /// views. It has neither data nor parameters yet.
+    ///
+    /// # Errors
+    /// As [`Engine::new`].
+    pub fn with_views(&self, views: Views) -> Result<Engine> {
+        Ok(match self {
+            Engine::Gpu(e) => Engine::Gpu(Box::new(e.with_views(views)?)),
+            Engine::Cpu(e) => Engine::Cpu(Box::new(e.with_views(views)?)),
         })
     }
 

@@ -77,7 +77,8 @@ pub struct Options {
     pub class_weights: Option<Vec<f32>>,
     /// How training images are changed at random; an evaluation shows them as they are.
     pub augment: Augment,
-    /// In which views an evaluation shows each image; training steps show one.
+    /// In which views an evaluation shows each image; training steps show one. No part of what a recipe
+    /// has to say here: while a network is trained it is evaluated as it is, often.
     pub views: Views,
     /// Whether the images on the device are those of a slab, in the epoch's order from the row's
     /// [`crate::kernels::Step::base`] on, instead of all of a split.
@@ -110,7 +111,6 @@ impl Options {
                 _ => None,
             },
             augment: recipe.augment,
-            views: recipe.views,
             micro: recipe.step_batch() < recipe.batch_size,
             groups: recipe.groups.clone(),
             clip_norm: recipe.clip_norm,

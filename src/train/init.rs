@@ -19,6 +19,21 @@ pub struct Start {
     pub record: InitRecord,
 }
 
+/// The same weights again.
+///
+/// # Errors
+/// As [`start_from`], and [`Error::Usage`] when they are others by now.
+pub(super) fn start_again(init: &InitRecord, model: &Model, seed: u64) -> Result<Start> {
+    let start = start_from(Path::new(&init.source), model, seed)?;
+    if start.record.sha256 != init.sha256 {
+        return Err(Error::Usage(format!(
+            "expected weights with the SHA-256 {} in {}, found others ({}): they were replaced meanwhile; start from a copy of them",
+            init.sha256, init.source, start.record.sha256
+        )));
+    }
+    Ok(start)
+}
+
 /// The weights that `model` starts from: those of `source`, a safetensors file or a run folder, whose last
 /// weights are meant, as far as their names and shapes are the model's own; the others are those of
 /// `seed`, as without a source.

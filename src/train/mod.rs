@@ -25,7 +25,7 @@ use crate::data::{Dataset, Splits};
 use crate::engine::{Engine, Split, ends_batch};
 use crate::error::{Error, Result};
 use crate::kernels::Step;
-use crate::model::recipe::{ClassWeights, Recipe, Sampler};
+use crate::model::recipe::{ClassWeights, Recipe, Sampler, Views};
 use crate::model::{Model, initial_parameters, whiten};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -167,6 +167,11 @@ pub fn train(
         return Ok(Outcome::OutOfPatience);
     }
     let normalization = run.config().scale_and_shift();
+    // For the last evaluation, which is another engine's.
+    let test_images = match run.config().recipe.views {
+        Views::One => Vec::new(),
+        _ => data.test.images.clone(),
+    };
     let splits = [
         (Split::Train, Some(&mut data.train)),
         (Split::Validation, data.validation.as_mut()),
@@ -184,6 +189,8 @@ pub fn train(
         control,
         observer,
         last_checkpoint: Instant::now(),
+        normalization,
+        test_images,
     };
     let last = control.stop_after.map_or(planned, |n| n.min(planned));
     for number in finished + 1..=last {
@@ -248,6 +255,10 @@ struct Epoch<'a> {
     control: &'a Control<'a>,
     observer: &'a mut dyn Observer,
     last_checkpoint: Instant,
+    /// Scale, then shift per channel.
+    normalization: Vec<f32>,
+    /// Where they are evaluated in several views at the end.
+    test_images: Vec<u8>,
 }
 
 impl Epoch<'_> {
@@ -344,7 +355,7 @@ impl Epoch<'_> {
             }
         }
         let mean = |sum: f64| sum / samples as f64;
-        let record = EpochRecord {
+        let mut record = EpochRecord {
             epoch,
             step: last_step as u64,
             train_loss: mean(at.loss_sum),
@@ -357,10 +368,24 @@ impl Epoch<'_> {
             average_validation_accuracy: average_validation.map(|result| result.accuracy),
             average_test_loss: average.as_ref().map(|average| average.test.loss),
             average_test_accuracy: average.as_ref().map(|average| average.test.accuracy),
+            test_loss_views: None,
+            test_accuracy_views: None,
+            average_test_loss_views: None,
+            average_test_accuracy_views: None,
             images_per_second: images_per_second(samples, at.seconds),
             seconds: at.seconds + start.elapsed().as_secs_f64(),
             lr: recipe.lr_at(last_step as u64 - 1, steps.len()),
         };
+        if recipe.views != Views::One && self.run.ends_with(&record) {
+            let Some([raw, average]) = self.measure_views(recipe.views)? else {
+                return self.interrupt(epoch, at, steps.len());
+            };
+            record.test_loss_views = raw.map(|result| result.loss);
+            record.test_accuracy_views = raw.map(|result| result.accuracy);
+            record.average_test_loss_views = average.map(|result| result.loss);
+            record.average_test_accuracy_views = average.map(|result| result.accuracy);
+            record.seconds = at.seconds + start.elapsed().as_secs_f64();
+        }
         let checkpoint = self.state(epoch, Partial::default())?;
         self.run.finish_epoch(record.clone(), &checkpoint)?;
         self.last_checkpoint = Instant::now();
@@ -383,27 +408,42 @@ impl Epoch<'_> {
         Ok(test.map(|test| Measured { validation, test }))
     }
 
-    /// Mean loss and accuracy of a split; `None` when it was interrupted.
+    /// How good the engine's weights and their average, where there is one, are on the test split in
+    /// these views; nothing where the device has no room for that. `None` when it was interrupted.
+    fn measure_views(&mut self, views: Views) -> Result<Option<[Option<Means>; 2]>> {
+        let mut engine = match self.engine.with_views(views) {
+            // The training is not lost for it.
+            Err(e @ Error::OutOfMemory { .. }) => {
+                let line = format!("not evaluated in several views: {e}");
+                self.observer.note(&line)?;
+                return Ok(Some([None, None]));
+            }
+            engine => engine?,
+        };
+        let (data, images) = (self.data, std::mem::take(&mut self.test_images));
+        let labels = &data.test.labels;
+        engine.upload_dataset(Split::Test, images, labels, &self.normalization)?;
+        let raw = [self.engine.parameters()?, self.engine.running()?];
+        let mut results = [None, None];
+        let all = [Some(raw), self.engine.average()?];
+        for (weights, result) in all.iter().zip(&mut results) {
+            let Some([parameters, running]) = weights else {
+                continue;
+            };
+            engine.set_parameters(parameters)?;
+            engine.set_running(running)?;
+            let (control, observer) = (self.control, &mut *self.observer);
+            *result = evaluate(&mut engine, Split::Test, &data.test, control, observer)?;
+            if result.is_none() {
+                return Ok(None);
+            }
+        }
+        Ok(Some(results))
+    }
+
     fn evaluate(&mut self, split: Split, samples: &Dataset) -> Result<Option<Means>> {
         let (control, observer) = (self.control, &mut *self.observer);
-        let evaluation = self.engine.evaluate(split, &mut |images| {
-            observer.evaluated(split, images);
-            if control.interrupted() {
-                ControlFlow::Break(())
-            } else {
-                ControlFlow::Continue(())
-            }
-        })?;
-        let images = samples.len();
-        if evaluation.predictions.len() < images {
-            return Ok(None);
-        }
-        let predictions = evaluation.predictions.iter().zip(&samples.labels);
-        let correct = predictions.filter(|(prediction, label)| prediction == label);
-        Ok(Some(Means {
-            loss: evaluation.loss_sum / images as f64,
-            accuracy: correct.count() as f64 / images as f64,
-        }))
+        evaluate(self.engine, split, samples, control, observer)
     }
 
     /// The next step (counted from the start of the training) after `step` with a checkpoint, if
@@ -445,6 +485,34 @@ impl Epoch<'_> {
             average: self.engine.average()?,
         })
     }
+}
+
+/// Mean loss and accuracy of the engine's weights on a split; `None` when it was interrupted.
+fn evaluate(
+    engine: &mut Engine,
+    split: Split,
+    samples: &Dataset,
+    control: &Control,
+    observer: &mut dyn Observer,
+) -> Result<Option<Means>> {
+    let evaluation = engine.evaluate(split, &mut |images| {
+        observer.evaluated(split, images);
+        if control.interrupted() {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    })?;
+    let images = samples.len();
+    if evaluation.predictions.len() < images {
+        return Ok(None);
+    }
+    let predictions = evaluation.predictions.iter().zip(&samples.labels);
+    let correct = predictions.filter(|(prediction, label)| prediction == label);
+    Ok(Some(Means {
+        loss: evaluation.loss_sum / images as f64,
+        accuracy: correct.count() as f64 / images as f64,
+    }))
 }
 
 impl Control<'_> {

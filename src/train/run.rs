@@ -25,6 +25,7 @@
 //! a damaged one nor another run's is ever taken.
 
 use super::checkpoint::{Checkpoint, Loaded, Partial, object, parameter_hash};
+use super::init::{Start, start_again};
 use crate::data::{Dataset, Normalization, Request, Splits};
 use crate::error::{Error, Result};
 use crate::export::{Contents, Fitting, read_safetensors, write_safetensors};
@@ -290,6 +291,16 @@ pub struct EpochRecord {
     pub average_test_loss: Option<f64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub average_test_accuracy: Option<f64>,
+    /// Over the test images in the recipe's views, after the epoch that a training ended with; of the
+    /// weights and of their average.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test_loss_views: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test_accuracy_views: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub average_test_loss_views: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub average_test_accuracy_views: Option<f64>,
     /// Training images per second, evaluation and checkpoints not counted; NaN where no time passed
     /// by the clock.
     #[serde(default = "nan", deserialize_with = "number_or_null")]
@@ -308,6 +319,14 @@ fn best(metrics: &[EpochRecord]) -> Option<&EpochRecord> {
     let measured = metrics.iter().filter(|r| r.validation_accuracy.is_some());
     let rank = |r: &EpochRecord| (r.validation_accuracy, r.validation_loss.map(|loss| -loss));
     measured.reduce(|best, r| if rank(r) > rank(best) { r } else { best })
+}
+
+/// Whether no epoch was better than the best one for so many.
+fn out_of_patience(patience: Option<usize>, metrics: &[EpochRecord]) -> bool {
+    match (patience, best(metrics), metrics.last()) {
+        (Some(patience), Some(best), Some(last)) => last.epoch - best.epoch >= patience,
+        _ => false,
+    }
 }
 
 fn nan() -> f64 {
@@ -419,7 +438,8 @@ impl Run {
         Ok(())
     }
 
-    /// Makes the folder of a new run, with `run.json` in it, and locks it: `out`, which must be new
+    /// Makes the folder of a new run, with `run.json` in it (and where it starts from other weights, a
+    /// checkpoint with them), and locks it: `out`, which must be new
     /// or empty, or the first free one of `runs/<model>-<data>-1`, `-2`, ….
     ///
     /// # Errors
@@ -427,6 +447,10 @@ impl Run {
     /// and what the architecture text has wrong.
     pub fn create(out: Option<&Path>, mut config: Config) -> Result<Run> {
         let model = resolve(&config, Path::new(RUNS))?;
+        let start = match &config.init {
+            Some(init) => Some(start_again(init, &model, config.seed)?),
+            None => None,
+        };
         config.format = FORMAT;
         config.id = Some(config.id_or_new());
         let folder = match out {
@@ -447,6 +471,9 @@ impl Run {
             metrics: Vec::new(),
             lock: Some(lock),
         };
+        if let Some(start) = start {
+            run.begin(start)?;
+        }
         run.write_config()?;
         Ok(run)
     }
@@ -563,14 +590,14 @@ impl Run {
 
     /// Whether the validation split has seen no better epoch for as many as the recipe has patience.
     pub fn out_of_patience(&self) -> bool {
-        match (
-            self.config.recipe.patience,
-            self.best(),
-            self.metrics.last(),
-        ) {
-            (Some(patience), Some(best), Some(last)) => last.epoch - best.epoch >= patience,
-            _ => false,
-        }
+        out_of_patience(self.config.recipe.patience, &self.metrics)
+    }
+
+    /// Whether training ends with this epoch, the next one to be recorded.
+    pub(super) fn ends_with(&self, record: &EpochRecord) -> bool {
+        let recipe = &self.config.recipe;
+        let metrics = [&self.metrics[..], std::slice::from_ref(record)].concat();
+        record.epoch >= recipe.epochs || out_of_patience(recipe.patience, &metrics)
     }
 
     /// Reads the last whole checkpoint and makes the other files agree with it.
@@ -760,13 +787,14 @@ impl Run {
         }
     }
 
-    /// Lets a new run start from these parameters and running statistics instead of its seed's, by a
-    /// checkpoint before the first step.
-    ///
-    /// # Errors
-    /// [`Error::Io`], [`Error::Shape`] for vectors of another model.
-    pub fn begin(&self, parameters: Vec<f32>, running: Vec<f32>) -> Result<()> {
+    /// Lets a new run start from other weights than its seed's, by a checkpoint before the first step.
+    fn begin(&self, start: Start) -> Result<()> {
         let recipe = &self.config.recipe;
+        let Start {
+            parameters,
+            running,
+            ..
+        } = start;
         let zeros = vec![0.0; self.model.parameter_elements];
         self.write_checkpoint(&Checkpoint {
             epoch: 0,
@@ -1097,6 +1125,10 @@ mod tests {
             average_validation_accuracy: None,
             average_test_loss: None,
             average_test_accuracy: None,
+            test_loss_views: None,
+            test_accuracy_views: None,
+            average_test_loss_views: None,
+            average_test_accuracy_views: None,
             images_per_second: 0.0,
             seconds: 0.0,
             lr: 0.0,

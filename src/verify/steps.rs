@@ -150,7 +150,7 @@ fn apart(options: &Options) -> Options {
 
 /// What all plans of a model have in common: some train on a loss that is smoothed and weighted, and on parts of
 /// batches, some on images that are changed at random or mixed, in groups, with clipped gradients and a moving average;
-/// some are evaluated in several views.
+/// some are evaluated in several views, and keep their logits.
 fn options(model: &Model) -> Options {
     let weighted = model.name == "squeezed";
     let grouped = model.name == "uneven";
@@ -188,6 +188,7 @@ fn options(model: &Model) -> Options {
             "residual" => Views::Mirror,
             _ => Views::One,
         },
+        keep_logits: model.name == "odd",
         large_evaluation: Some(false),
         micro: weighted,
         groups: if grouped { groups } else { Groups::default() },
@@ -1024,6 +1025,14 @@ fn evaluate(engine: &mut Engine, data: &Data, name: &str) -> Result<Outcome> {
         let chosen = outputs.get(*class as usize).copied().unwrap_or(f64::NAN);
         let place = || format!("the output of class {class}, predicted for image {i}");
         worst.see(chosen, largest, 1e-5 * largest.abs().max(1.0), place);
+    }
+    if let Some(logits) = &found.logits {
+        worst.expect_count("logits", logits.len(), outputs.len());
+        for (i, (found, expected)) in logits.iter().zip(&outputs).enumerate() {
+            let place = || format!("logit {i}");
+            let tolerance = 1e-5 * expected.abs().max(1.0);
+            worst.see(f64::from(*found), *expected, tolerance, place);
+        }
     }
     let batch = evaluation_batch(engine);
     Ok(worst.outcome("evaluation", format!("{name}, batches of {batch}")))
