@@ -439,7 +439,7 @@ fn to_both_sides<T: Float>(word: u32) -> T {
 
 /// A whole number below n.
 fn below(word: u32, n: u32) -> u32 {
-    (u64::from(word) * u64::from(n) >> 32) as u32
+    ((u64::from(word) * u64::from(n)) >> 32) as u32
 }
 
 /// Sine and cosine of an angle from −π to π.
