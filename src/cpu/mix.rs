@@ -69,12 +69,12 @@ fn share<T: Float>(quantiles: &[T], word: u32) -> u32 {
         let quantile: f64 = quantiles[at].into();
         quantile as u32
     });
-    low + ((high - low) * (word >> 16 & 0xff) >> 8)
+    low + (((high - low) * ((word >> 16) & 0xff)) >> 8)
 }
 
 /// Where `part` of `size`, in 2⁻¹², around `centre` lies.
 fn side(size: u32, part: u32, centre: u32) -> Range<u32> {
-    let extent = size * part >> 12;
+    let extent = (size * part) >> 12;
     let before = extent / 2;
     centre.saturating_sub(before)..(centre + extent - before).min(size)
 }

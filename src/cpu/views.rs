@@ -9,6 +9,7 @@ use rayon::prelude::*;
 /// the arguments, with `x[v,i,h,w,c]` from where view v has its element (h, w) from.
 ///
 /// Returns x `[views,N,H,W,C]` and labels `[N]`.
+#[allow(clippy::too_many_arguments)] // One for each tensor, as the kernel has them.
 pub fn gather_views<T: Float>(
     images: &[u8],
     places: &[u32],
