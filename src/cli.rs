@@ -230,7 +230,7 @@ impl FromStr for Seeds {
 
 #[derive(Clone, Debug, Default, Args)]
 pub struct TrainArgs {
-    /// Model: default, lenet5, tutorial, mlp-sigmoid, vgg-cifar, cnn-bn, tiny, resnet9, resnet18-cifar,
+    /// Model: default, lenet5, tutorial, mlp-sigmoid, vgg-cifar, cnn-bn, tiny, cifar-fast, resnet9, resnet18-cifar,
     /// mobilenet-small, or an architecture file [default: default for grey images up to 32×32,
     /// mobilenet-small for all others]
     #[arg(long, value_name = "NAME|FILE.toml")]
@@ -400,7 +400,7 @@ pub struct PreviewArgs {
 
 #[derive(Debug, Args)]
 pub struct InspectArgs {
-    /// Model: default, lenet5, tutorial, mlp-sigmoid, vgg-cifar, cnn-bn, tiny, resnet9, resnet18-cifar,
+    /// Model: default, lenet5, tutorial, mlp-sigmoid, vgg-cifar, cnn-bn, tiny, cifar-fast, resnet9, resnet18-cifar,
     /// mobilenet-small, or an architecture file
     #[arg(value_name = "MODEL")]
     pub model: String,
@@ -493,7 +493,7 @@ pub struct VerifyArgs {
 
 #[derive(Debug, Args)]
 pub struct BenchArgs {
-    /// Model: default, lenet5, tutorial, mlp-sigmoid, vgg-cifar, cnn-bn, tiny, resnet9, resnet18-cifar,
+    /// Model: default, lenet5, tutorial, mlp-sigmoid, vgg-cifar, cnn-bn, tiny, cifar-fast, resnet9, resnet18-cifar,
     /// mobilenet-small, or an architecture file [default: default]
     #[arg(
         long,

@@ -49,6 +49,7 @@ pub const SHIPPED: &[(&str, &str)] = &[
     ("vgg-cifar", include_str!("../../models/vgg-cifar.toml")),
     ("cnn-bn", include_str!("../../models/cnn-bn.toml")),
     ("tiny", include_str!("../../models/tiny.toml")),
+    ("cifar-fast", include_str!("../../models/cifar-fast.toml")),
     ("resnet9", include_str!("../../models/resnet9.toml")),
     (
         "resnet18-cifar",
@@ -718,6 +719,8 @@ units = "classes"
                 // As tests/golden/make_networks.py counts them in PyTorch.
                 ("cnn-bn", 72_666),
                 ("tiny", 4_626),
+                // 312 of the whitening, 1,967,616 of the convolutions, 2,304 of the normalisations, 2,560.
+                ("cifar-fast", 1_972_792),
                 ("resnet9", 6_573_130),
                 ("resnet18-cifar", 11_173_962),
                 ("mobilenet-small", 153_092),

@@ -26,7 +26,7 @@ pub fn whiten(model: &Model, images: &[u8], normalization: &[f32], parameters: &
             continue;
         };
         if weight.init == Init::Whitening {
-            let directions = directions(&geometry, images, normalization);
+            let directions = directions(geometry, images, normalization);
             let values = &mut parameters[weight.start..][..weight.elements()];
             fill(&directions, geometry.output.channels, values);
         }
@@ -160,7 +160,7 @@ mod tests {
         whiten(&model, &images, &normalization, &mut parameters);
         let geometry = model.layers[0].op.product().unwrap();
         let (size, outputs) = (geometry.patch(), 20);
-        let moments = second_moments(&geometry, &images, &normalization);
+        let moments = second_moments(geometry, &images, &normalization);
         let weight = |k: usize, o: usize| f64::from(parameters[k * outputs + o]);
         for a in 0..size {
             for b in 0..size {
