@@ -152,10 +152,10 @@ fn whole_root(n: u32) -> u32 {
 
 // Sine and cosine of an angle from −π to π.
 fn sine_cosine(angle: f32) -> vec2<f32> {
-    let half = 0.5 * angle;
-    let s = half * half;
+    let half_angle = 0.5 * angle;
+    let s = half_angle * half_angle;
     let tail = 1.0 / 120.0 + s * (-1.0 / 5040.0 + s * (1.0 / 362880.0 - s / 39916800.0));
-    let sine = half + half * s * (-1.0 / 6.0 + s * tail);
+    let sine = half_angle + half_angle * s * (-1.0 / 6.0 + s * tail);
     let cosine = sqrt(max(1.0 - sine * sine, 0.0));
     return vec2<f32>(2.0 * sine * cosine, 1.0 - 2.0 * sine * sine);
 }
@@ -225,7 +225,7 @@ fn draw_augmentation(
     random = pcg4d(stream + vec4<u32>(1u, 0u, 0u, 0u));
     let moved_down = f32(below(random.z, 2u * CROP + 1u)) - f32(CROP);
     let moved_right = f32(below(random.w, 2u * CROP + 1u)) - f32(CROP);
-    let sign = select(1.0, -1.0, mirrored);
+    let direction = select(1.0, -1.0, mirrored);
     let start = select(moved_right, width - 1.0 - moved_right, mirrored);
     let down = SHIFT_DOWN * to_both_sides(random.x);
     let right = SHIFT_RIGHT * to_both_sides(random.y);
@@ -255,13 +255,13 @@ fn draw_augmentation(
     let c = -turned.x / factor;
     let d = turned.y / factor;
     let column = share_right * start + from_left - middle_right - right;
-    let line = share_down * moved_down + from_top - middle_down - down;
-    drawn[at] = a * share_right * sign;
+    let line_offset = share_down * moved_down + from_top - middle_down - down;
+    drawn[at] = a * share_right * direction;
     drawn[at + 1u] = b * share_down;
-    drawn[at + 2u] = a * column + b * line + middle_right;
-    drawn[at + 3u] = c * share_right * sign;
+    drawn[at + 2u] = a * column + b * line_offset + middle_right;
+    drawn[at + 3u] = c * share_right * direction;
     drawn[at + 4u] = d * share_down;
-    drawn[at + 5u] = c * column + d * line + middle_down;
+    drawn[at + 5u] = c * column + d * line_offset + middle_down;
 
     // A rectangle of that many pixels and of a height such that height / width is from 0.3 to 3.3.
     random = pcg4d(stream + vec4<u32>(3u, 0u, 0u, 0u));
@@ -319,12 +319,12 @@ fn displacement(at: u32, row: u32, column: u32) -> vec2<f32> {
     let weight_right = spline(u - f32(cell_right));
     var sum = vec2<f32>(0.0);
     for (var n = 0u; n < 4u; n++) {
-        var line = vec2<f32>(0.0);
+        var across = vec2<f32>(0.0);
         for (var m = 0u; m < 4u; m++) {
             let node = at + NODES + 2u * ((cell_down + m) * (GRID + 3u) + cell_right + n);
-            line += weight_down[m] * vec2<f32>(augmentation[node + 1u], augmentation[node]);
+            across += weight_down[m] * vec2<f32>(augmentation[node + 1u], augmentation[node]);
         }
-        sum += weight_right[n] * line;
+        sum += weight_right[n] * across;
     }
     return sum;
 }
@@ -399,9 +399,9 @@ fn augment_batch(
             return;
         }
     }
-    let step = counter[0];
-    let place = steps[step].first + min(i, steps[step].count - 1u);
-    let image = select(order[place], place - steps[step].base, STREAMED);
+    let row_at = counter[0];
+    let place = steps[row_at].first + min(i, steps[row_at].count - 1u);
+    let image = select(order[place], place - steps[row_at].base, STREAMED);
 
     var shown = vec2<f32>(f32(column), f32(row));
     if GRID > 0u {
@@ -414,10 +414,10 @@ fn augment_batch(
     let w0 = i32(left_of);
     let h0 = i32(above);
     let start = image * (HEIGHT * WIDTH * CHANNELS);
-    let line = start + inside(h0, HEIGHT) * (WIDTH * CHANNELS);
+    let near_line = start + inside(h0, HEIGHT) * (WIDTH * CHANNELS);
     let near = inside(w0, WIDTH) * CHANNELS;
     var source: Source;
-    source.bytes.x = line + near;
+    source.bytes.x = near_line + near;
     source.weights.x = counts(h0, HEIGHT) * counts(w0, WIDTH);
     if WARP {
         let next_line = start + inside(h0 + 1, HEIGHT) * (WIDTH * CHANNELS);
@@ -428,7 +428,7 @@ fn augment_batch(
         let lower = counts(h0 + 1, HEIGHT) * share_down;
         let before = counts(w0, WIDTH) * (1.0 - share_right);
         let behind = counts(w0 + 1, WIDTH) * share_right;
-        source.bytes = vec4<u32>(line + near, line + far, next_line + near, next_line + far);
+        source.bytes = vec4<u32>(near_line + near, near_line + far, next_line + near, next_line + far);
         source.weights = vec4<f32>(upper * before, upper * behind, lower * before, lower * behind);
     }
     let colours = vec4<f32>(

@@ -83,11 +83,11 @@ fn gather_views(
     let element = t % elements;
     let row = counter[0];
     let place = steps[row].first + min(i, steps[row].count - 1u);
-    let sample = order[place];
+    let number = order[place];
     if view == 0u && element == 0u {
-        batch_labels[i] = labels[sample];
+        batch_labels[i] = labels[number];
     }
-    let image = select(sample, place - steps[row].base, STREAMED);
+    let image = select(number, place - steps[row].base, STREAMED);
     let c = element % CHANNELS;
     let h = moved(element / (WIDTH * CHANNELS), HEIGHT, view);
     var w = element / CHANNELS % WIDTH;

@@ -343,8 +343,8 @@ mod tests {
         };
         let text = epoch_line(&record, 100, [1000, 10_000], 80);
         let expected = "epoch 100/100  loss 12.3456  validation 1.2346, 50.00 % ± 1.58
-               test 1.2346, 100.00 % ± 0.00  average 50.00 %, 100.00 %
-               1234.5 s  123,456 images/s";
+               test 1.2346, 100.00 % ± 0.00  average 50.00 %, 100.00 %  1234.5 s
+               123,456 images/s";
         assert_eq!(text, expected);
         let plain = EpochRecord {
             epoch: 3,

@@ -617,7 +617,7 @@ pub(crate) fn accumulate_case(n: usize, micro: u32) -> Case {
             ..samples(0, 1)
         };
         let gradients = b.input(&gradients);
-        let accumulated = b.updated("accumulated", &before, Tolerance::EXACT);
+        let accumulated = b.updated("accumulated", &before, Tolerance::sum(2));
         let [steps, counter] = step_table(b, row);
         vec![reduce::accumulate(gradients, accumulated, steps, counter)]
     })
