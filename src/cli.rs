@@ -47,8 +47,9 @@ pub enum Command {
 #[derive(Clone, Debug, Default, Args)]
 pub struct DataArgs {
     /// Data: mnist (embedded), a folder of pictures in folders by class (DIR/CLASS/*.jpg, or
-    /// DIR/train/CLASS/*.jpg beside test/ and val/), or a folder of four IDX files [default: mnist]
-    #[arg(long = "data", value_name = "mnist|DIR")]
+    /// DIR/train/CLASS/*.jpg beside test/ and val/), IDX files, CIFAR's binary files, a NumPy archive (.npz)
+    /// or Parquet of the Hugging Face hub [default: mnist]
+    #[arg(long = "data", value_name = "mnist|DIR|FILE")]
     pub source: Option<String>,
     /// Height and width that pictures are brought to: the short side is scaled to it, the middle is
     /// kept [default: the pictures' own where all are equal and 256 at most, else 64]

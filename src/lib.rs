@@ -7,7 +7,7 @@
 //!
 //! A training step is data: a [`plan::Plan`] lists the kernels and the tensors that they read and write,
 //! and needs no device. The GPU compiles it; the CPU calls, for each kernel, the plain function of the
-//! same name. The dataset goes to the device once, as bytes. Parameters, activations, gradients,
+//! same name. The dataset goes to the device, as bytes: once, or in slabs where it does not fit. Parameters, activations, gradients,
 //! optimiser state and metrics stay there; the host uploads a shuffle and a step table per epoch.
 //!
 //! # The rooms

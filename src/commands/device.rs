@@ -143,7 +143,8 @@ impl Device {
             Device::Cpu { .. } => CpuEngine::memory(model, batch, optimizer, options),
             Device::Gpu(gpu) => {
                 // A checkpoint passes through: parameters and state, and the bytes of the file.
-                let vectors = 2 * (1 + optimizer.state_vectors());
+                let kept = 1 + optimizer.state_vectors() + usize::from(options.average);
+                let vectors = 2 * kept;
                 let checkpoint = 4 * (vectors * model.parameter_elements) as u64;
                 let rows = match gpu.report().software {
                     true => engine::memory(model, batch, optimizer, options, gpu.report())?,

@@ -137,19 +137,17 @@ pub struct Request {
     pub cache: Option<PathBuf>,
 }
 
-/// Loads `"mnist"`, which is part of the binary, or a folder of IDX files (a folder that is itself
-/// called so is `"./mnist"`).
-///
-/// A folder holds `train-images-idx3-ubyte`, `train-labels-idx1-ubyte` and the same two with
-/// `t10k` or `test` for `train`; `idx4` is for images with channels, `.idx` may stand for `-idx`,
-/// and each file may be gzipped (`.gz`). It has as many classes as its largest label asks for, at
-/// least 2.
+/// Loads `"mnist"`, which is part of the binary, or what lies at a path (a folder that is itself
+/// called so is `"./mnist"`), told by what is there: pictures in folders by class, IDX files, CIFAR's
+/// binary files, a NumPy archive, or Parquet files of the Hugging Face hub; `docs/data.md` says how each
+/// is laid out.
 ///
 /// `progress` hears how many images of how many are read, where that takes long.
 ///
 /// # Errors
-/// [`Error::Usage`] for a request that the source cannot meet. [`Error::Data`] when there is no such dataset, a file is missing, or a file is not what its
-/// header promises; [`Error::Io`] when a file cannot be read.
+/// [`Error::Usage`] for a request that the source cannot meet; [`Error::Data`] when there is no such
+/// dataset, a file is missing, or a file is not what its header promises; [`Error::Io`] when a file cannot
+/// be read.
 pub fn load(
     spec: &str,
     request: &Request,

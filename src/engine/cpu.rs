@@ -348,7 +348,7 @@ impl CpuEngine {
         let plan = Plan::new(model, batch, mode, options, Target::Cpu)?;
         let held: u64 = plan.memory().iter().map(|(_, bytes)| bytes).sum();
         let scratch = plan.specs().map(fast::scratch_bytes).max().unwrap_or(0);
-        let kept = 1 + optimizer.state_vectors() as u64;
+        let kept = 1 + optimizer.state_vectors() as u64 + u64::from(options.average);
         let parameters = 4 * model.parameter_elements as u64;
         // Of a checkpoint: a copy of what is kept, and its bytes as they are written.
         Ok(held + scratch + 3 * kept * parameters)
