@@ -594,6 +594,10 @@ fn a_preview_shows_what_a_step_is_given() {
     };
     let plain = show(None, "", 1);
     assert_eq!(plain.samples[..], epoch_order(96, 5, 1)[..20]);
+    for (sample, [first, second]) in plain.samples.iter().zip(&plain.targets) {
+        let label = data.labels[*sample as usize];
+        assert_eq!((*first, second.1), ((label, 1.0), 0.0));
+    }
     assert_eq!(plain.before.len(), 20 * 48);
     let first = plain.samples[0] as usize;
     assert_eq!(plain.before[..48], data.images[48 * first..][..48]);
@@ -607,6 +611,27 @@ fn a_preview_shows_what_a_step_is_given() {
     let pairs = cpu.after.iter().zip(&on_gpu.after);
     assert!(pairs.clone().all(|(a, b)| a.abs_diff(*b) <= 1));
     assert_ne!(show(None, EVERYTHING, 3).samples, cpu.samples);
+
+    // Each image with the next one of its batch, and so their labels.
+    let mixed = show(None, "[recipe.augment]\nmix_up = 0.5", 1);
+    assert_eq!(
+        show(Some(&gpu), "[recipe.augment]\nmix_up = 0.5", 1).targets,
+        mixed.targets
+    );
+    let image = |i: usize| plain.before[48 * (i % 20)..][..48].iter();
+    for (i, [(first, share), (second, rest)]) in mixed.targets.iter().enumerate() {
+        let labels = [i, i + 1].map(|i| data.labels[plain.samples[i % 20] as usize]);
+        assert!(*share >= 0.5 && share + rest == 1.0);
+        assert!([[*first, *second], [*second, *first]].contains(&labels));
+        let after = &mixed.after[48 * i..][..48];
+        let is_mix = |a: f32, b: f32| {
+            let bytes = image(i).zip(image(i + 1)).zip(after);
+            bytes.clone().all(|((x, y), z)| {
+                (a * f32::from(*x) + b * f32::from(*y) - f32::from(*z)).abs() <= 1.0
+            })
+        };
+        assert!(is_mix(*share, *rest) || is_mix(*rest, *share), "{i}");
+    }
 
     // A crop by whole pixels moves bytes and changes none.
     let cropped = show(None, "[recipe.augment]\ncrop = 1\nborder = 'reflect'", 1);

@@ -61,14 +61,25 @@ pub fn run(args: &PreviewArgs) -> Result<()> {
             .copied()
             .collect()
     };
+    let name = |label: u32| data.train.class_names[label as usize].as_str();
+    let percent = |share: f32| (100.0 * share).round();
+    let target = |[(first, share), (second, rest)]: [(u32, f32); 2]| match percent(rest) {
+        0.0 => "as trained".into(),
+        _ if first == second => "as trained".into(),
+        rest => {
+            let (first, second) = (name(first), name(second));
+            format!("{first} {} %, {second} {rest} %", percent(share))
+        }
+    };
     let count = args.count.min(shown.samples.len());
     let mut pictures = Vec::new();
     let both = shown.before.chunks(shape.elements());
     let both = both.zip(shown.after.chunks(shape.elements()));
-    for (sample, (before, after)) in shown.samples.iter().zip(both).take(count) {
-        let class = &data.train.class_names[data.train.labels[*sample as usize] as usize];
-        pictures.push((class.clone(), picture(before)));
-        pictures.push(("as trained".into(), picture(after)));
+    let samples = shown.samples.iter().zip(&shown.targets).zip(both);
+    for ((sample, targets), (before, after)) in samples.take(count) {
+        let class = name(data.train.labels[*sample as usize]);
+        pictures.push((class.to_string(), picture(before)));
+        pictures.push((target(*targets), picture(after)));
     }
     let tiles: Vec<Tile> = pictures
         .iter()

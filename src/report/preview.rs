@@ -5,6 +5,7 @@ use crate::data::Dataset;
 use crate::error::Result;
 use crate::gpu::{Buffer, Gpu};
 use crate::kernels::KernelSpec;
+use crate::kernels::mix::MIX_WORDS;
 use crate::model::Model;
 use crate::model::recipe::Recipe;
 use crate::plan::{Mode, Options, Plan, Section, Target};
@@ -12,13 +13,16 @@ use crate::train::{epoch_order, step_table};
 use std::collections::HashSet;
 
 /// Images of a batch, `[N][H][W][C]` as bytes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Preview {
     /// Their numbers in the dataset.
     pub samples: Vec<u32>,
     pub before: Vec<u8>,
     /// What the network is given, with the normalisation undone.
     pub after: Vec<u8>,
+    /// What it is to answer: two labels with their shares, the larger one first, as mix-up and cut-mix
+    /// have them; without them the label alone.
+    pub targets: Vec<[(u32, f32); 2]>,
 }
 
 /// The first batch of `epoch` (from 1) of a training of `model` on `data`, made by the kernels of its plan on
@@ -82,9 +86,10 @@ pub fn preview(
             _ => Values::zeros(tensor.dtype, tensor.elements()),
         })
         .collect();
-    let input = plan.tensor("input").expect("every plan has an input");
-    let x = match gpu {
-        Some(gpu) => on_gpu(gpu, &kernels, &values, input)?,
+    let wanted = ["input", "batch_labels", "mixes"].map(|name| plan.tensor(name));
+    let wanted: Vec<usize> = wanted.into_iter().flatten().collect();
+    let found = match gpu {
+        Some(gpu) => on_gpu(gpu, &kernels, &values, &wanted)?,
         None => {
             let mut memory = Memory {
                 places: (0..values.len()).collect(),
@@ -94,29 +99,43 @@ pub fn preview(
             for spec in kernels {
                 cpu::run(spec, &mut memory);
             }
-            match memory.values.swap_remove(input) {
-                Values::Floats(x) => x,
-                other => panic!("expected floats, found {other:?}"),
-            }
+            let words = |i: &usize| match &memory.values[*i] {
+                Values::Floats(values) => values.iter().map(|x| x.to_bits()).collect(),
+                Values::Words(words) => words.clone(),
+                Values::Bytes(bytes) => bytes.iter().map(|b| u32::from(*b)).collect(),
+            };
+            wanted.iter().map(words).collect()
         }
     };
+    let x = found[0].iter().map(|bits| f32::from_bits(*bits));
+    let mixes = found.get(2).map(Vec::as_slice).unwrap_or_default();
+    let mut mixes = mixes.chunks_exact(MIX_WORDS);
+    let targets = found[1].iter().map(|label| {
+        let (second, share) = match mixes.next() {
+            Some([second, share, of, ..]) => (*second, *share as f32 / *of as f32),
+            _ => (*label, 1.0),
+        };
+        [(*label, share), (second, 1.0 - share)]
+    });
+    let targets = targets.collect();
     let (scale, shift) = normalization.split_at(model.input.channels);
     let normalization = scale.iter().zip(shift).cycle();
-    let byte = |(x, (scale, shift)): (&f32, (&f32, &f32))| ((x - shift) / scale).round() as u8;
+    let byte = |(x, (scale, shift)): (f32, (&f32, &f32))| ((x - shift) / scale).round() as u8;
     Ok(Preview {
         samples,
         before,
-        after: x.iter().zip(normalization).map(byte).collect(),
+        after: x.zip(normalization).map(byte).collect(),
+        targets,
     })
 }
 
-/// Runs the kernels on tensors that hold these values, and gives one of them afterwards.
+/// Runs the kernels on tensors that hold these values, and gives the words of some of them afterwards.
 fn on_gpu(
     gpu: &Gpu,
     kernels: &[&KernelSpec],
     values: &[Values<f32>],
-    result: usize,
-) -> Result<Vec<f32>> {
+    wanted: &[usize],
+) -> Result<Vec<Vec<u32>>> {
     let upload = |values: &Values<f32>| match values {
         Values::Floats(values) => gpu.upload("preview", values),
         Values::Words(values) => gpu.upload("preview", values),
@@ -145,5 +164,6 @@ fn on_gpu(
         .map(|spec| gpu.dispatch(spec, |argument| buffer(argument.view.tensor)))
         .collect::<Result<Vec<_>>>()?;
     gpu.submit("preview", &dispatches.iter().collect::<Vec<_>>(), 1)?;
-    gpu.read("preview", &buffer(result))
+    let words = wanted.iter().map(|i| gpu.read("preview", &buffer(*i)));
+    words.collect()
 }
