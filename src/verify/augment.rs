@@ -225,10 +225,11 @@ fn batch_case(
         let normalization = b.input(&normalization);
         let drawn = b.input(&drawn);
         let size = (shape.height + shape.width) as f64;
-        // Where a value comes from is rounded, and noise is steep.
+        // The place that a value comes from is off by some 2⁻²⁴ of the size, and in noise neighbouring
+        // pixels are up to 4 apart: of two drivers one came within half of this, one within a fifth.
         let tolerance = Tolerance {
             absolute: match augment.warps() {
-                true => 1e-6 * (size + f64::from(augment.elastic) + 10.0),
+                true => 4e-6 * (size + f64::from(augment.elastic) + 10.0),
                 false => Tolerance::sum(8).absolute,
             },
             ..Tolerance::sum(8)
