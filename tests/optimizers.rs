@@ -219,7 +219,7 @@ fn nesterov_groups_a_frozen_layer_and_clipping_are_those_of_pytorch() {
     let groups = Groups {
         bias_lr: 2.0,
         head_lr: 0.5,
-        decay_bias: false,
+        bias_decay: 0.0,
         freeze: vec!["conv2d1".into()],
     };
     let options = Options {
@@ -235,7 +235,7 @@ fn adamw_with_groups_is_that_of_pytorch() {
     let groups = Groups {
         bias_lr: 0.5,
         head_lr: 2.0,
-        decay_bias: false,
+        bias_decay: 0.0,
         ..Groups::default()
     };
     let options = Options {
@@ -250,7 +250,7 @@ fn lion_with_groups_is_that_of_its_paper() {
     let groups = Groups {
         bias_lr: 2.0,
         head_lr: 0.5,
-        decay_bias: false,
+        bias_decay: 3.0,
         ..Groups::default()
     };
     let options = Options {
@@ -264,7 +264,7 @@ fn lion_with_groups_is_that_of_its_paper() {
 fn muon_is_that_of_airbench() {
     let groups = Groups {
         bias_lr: 2.0,
-        decay_bias: false,
+        bias_decay: 0.25,
         ..Groups::default()
     };
     let options = Options {

@@ -19,7 +19,11 @@ impl Groups {
     /// [`Error::Usage`] for a factor below 0 or not finite, for a name to freeze that nothing has, and when
     /// nothing is left to be trained.
     pub fn factors(&self, model: &Model) -> Result<Vec<Vec<Factors>>> {
-        for (key, factor) in [("bias_lr", self.bias_lr), ("head_lr", self.head_lr)] {
+        for (key, factor) in [
+            ("bias_lr", self.bias_lr),
+            ("head_lr", self.head_lr),
+            ("bias_decay", self.bias_decay),
+        ] {
             // Written so that NaN is refused.
             if !(0.0..=f32::MAX).contains(&factor) {
                 return Err(Error::Usage(format!(
@@ -57,7 +61,7 @@ impl Groups {
                             (true, false) => 1.0,
                             (false, _) => self.bias_lr,
                         },
-                        decay: if weight || self.decay_bias { 1.0 } else { 0.0 },
+                        decay: if weight { 1.0 } else { self.bias_decay },
                     }
                 });
                 of.collect()
@@ -134,7 +138,7 @@ mod tests {
         let groups = Groups {
             bias_lr: 64.0,
             head_lr: 0.5,
-            decay_bias: false,
+            bias_decay: 0.25,
             freeze: vec!["conv1.*".into(), "*2.2.conv2d1.weight".into()],
         };
         let factors = groups.factors(&model).unwrap();
@@ -147,13 +151,13 @@ mod tests {
             found.next().unwrap_or_else(|| panic!("{name}"))
         };
         assert_eq!(of("conv1.1.conv2d1.weight"), [0.0, 1.0]);
-        assert_eq!(of("conv1.2.batch_norm1.bias"), [0.0, 0.0]);
+        assert_eq!(of("conv1.2.batch_norm1.bias"), [0.0, 0.25]);
         assert_eq!(of("conv2.2.conv2d1.weight"), [0.0, 1.0]);
         assert_eq!(of("conv2.1.conv2d1.weight"), [1.0, 1.0]);
-        assert_eq!(of("conv2.2.batch_norm1.weight"), [64.0, 0.0]);
-        assert_eq!(of("conv2.2.batch_norm1.bias"), [64.0, 0.0]);
+        assert_eq!(of("conv2.2.batch_norm1.weight"), [64.0, 0.25]);
+        assert_eq!(of("conv2.2.batch_norm1.bias"), [64.0, 0.25]);
         assert_eq!(of("dense1.weight"), [0.5, 1.0]);
-        assert_eq!(of("dense1.bias"), [64.0, 0.0]);
+        assert_eq!(of("dense1.bias"), [64.0, 0.25]);
     }
 
     #[test]

@@ -204,8 +204,9 @@ pub struct Groups {
     pub bias_lr: f32,
     /// Factor on the learning rate of the last layer's weight.
     pub head_lr: f32,
-    /// Whether biases and normalisations decay as weights do.
-    pub decay_bias: bool,
+    /// Factor on the weight decay of biases and of what normalisations shift and scale by; 0 for none. A rule
+    /// multiplies its decay by the learning rate, so that `1 / bias_lr` lets them shrink as weights do.
+    pub bias_decay: f32,
     /// Parameters that are not trained: their names (`conv2d1.weight`) or a layer's (`conv2d1`), with
     /// `*` for anything. They keep their bits; the running statistics of a frozen normalisation go on, as in
     /// PyTorch's train mode.
@@ -217,7 +218,7 @@ impl Default for Groups {
         Groups {
             bias_lr: 1.0,
             head_lr: 1.0,
-            decay_bias: true,
+            bias_decay: 1.0,
             freeze: Vec::new(),
         }
     }

@@ -42,7 +42,7 @@ const KEYS: [&str; 29] = [
     "other_momentum",
     "bias_lr",
     "head_lr",
-    "decay_bias",
+    "bias_decay",
     "freeze",
     "schedule",
     "step_epochs",
@@ -80,7 +80,7 @@ const SCHEDULE_KEYS: [(&str, &[&str]); 3] = [
 ];
 
 /// What follows from an optimiser besides, so that another one does not take it over.
-const OPTIMIZERS_OWN: [&str; 4] = ["lr", "weight_decay", "bias_lr", "head_lr"];
+const OPTIMIZERS_OWN: [&str; 5] = ["lr", "weight_decay", "bias_lr", "head_lr", "bias_decay"];
 
 /// Where a value stands.
 #[derive(Clone, Debug)]
@@ -467,7 +467,7 @@ impl Settings {
             groups: Groups {
                 bias_lr: factor("bias_lr")?,
                 head_lr: factor("head_lr")?,
-                decay_bias: self.flag("decay_bias", true)?,
+                bias_decay: factor("bias_decay")?,
                 freeze: self.words("freeze")?,
             },
             clip_norm: above_zero("clip_norm")?.map(|x| x as f32),
@@ -800,12 +800,12 @@ impl Recipe {
         let Groups {
             bias_lr,
             head_lr,
-            decay_bias,
+            bias_decay,
             freeze,
         } = groups;
         set("bias_lr", &float(bias_lr));
         set("head_lr", &float(head_lr));
-        set("decay_bias", decay_bias);
+        set("bias_decay", &float(bias_decay));
         set("freeze", &list(freeze.iter().map(|f| quoted(f)).collect()));
         set("schedule", &quoted(schedule.name()));
         match schedule {
@@ -871,7 +871,7 @@ mod tests {
 
     /// One of each optimiser and schedule, nothing as it is by default.
     const WHOLE: [&str; 4] = [
-        "optimizer = 'sgd'\nlr = 0.125\nmomentum = 0.75\nnesterov = true\nweight_decay = 1e-30\nbias_lr = 64\nhead_lr = 0.5\ndecay_bias = false\nfreeze = ['conv2d1', 'a.*']\nschedule = 'step'\nstep_epochs = [2, 4]\nstep_factor = 0.2\nwarm_up = 0.5\nepochs = 6\nbatch_size = 7\nmicro_batch = 3\nclip_norm = 2\naverage = 0.999\nlabel_smoothing = 0.1\nclass_weights = [1, 2.5]\nsampler = 'balanced'\nviews = 'six'\npatience = 4\n[augment]\nrotate = 12.5\nflip = 'alternating'\nresized_crop = [0.25, 1]",
+        "optimizer = 'sgd'\nlr = 0.125\nmomentum = 0.75\nnesterov = true\nweight_decay = 1e-30\nbias_lr = 64\nhead_lr = 0.5\nbias_decay = 0.25\nfreeze = ['conv2d1', 'a.*']\nschedule = 'step'\nstep_epochs = [2, 4]\nstep_factor = 0.2\nwarm_up = 0.5\nepochs = 6\nbatch_size = 7\nmicro_batch = 3\nclip_norm = 2\naverage = 0.999\nlabel_smoothing = 0.1\nclass_weights = [1, 2.5]\nsampler = 'balanced'\nviews = 'six'\npatience = 4\n[augment]\nrotate = 12.5\nflip = 'alternating'\nresized_crop = [0.25, 1]",
         "optimizer = 'adamw'\nlr = 3e-38\nbeta1 = 0.7\nbeta2 = 0.9\nepsilon = 1e-9\nweight_decay = 0.3\nschedule = 'triangular'\npeak_at = 0.2\nepochs = 2\nbatch_size = 1\nclass_weights = 'balanced'\nviews = 'mirror'",
         "optimizer = 'lion'\nlr = 1e38\nbeta1 = 0.8\nbeta2 = 0.95\nweight_decay = 1\nschedule = 'linear'",
         "optimizer = 'muon'\nlr = 0.24\nmomentum = 0.5\nother_lr = 1\nother_momentum = 0.8\nweight_decay = 0.01\nschedule = 'onecycle'",
@@ -898,7 +898,7 @@ mod tests {
             groups: Groups {
                 bias_lr: 64.0,
                 head_lr: 0.5,
-                decay_bias: false,
+                bias_decay: 0.25,
                 freeze: vec!["conv2d1".into(), "a.*".into()],
             },
             clip_norm: Some(2.0),
@@ -967,7 +967,7 @@ mod tests {
             ("optimizer = 'muon'\nother_lr = 0", 2, &["above 0", "found 0"]),
             ("optimizer = 'muon'\nother_momentum = 1", 2, &["below 1, found 1"]),
             ("nesterov = 1", 1, &["true or false, found 1"]),
-            ("decay_bias = 'no'", 1, &["true or false, found 'no'"]),
+            ("bias_decay = -1", 1, &["at least 0", "found -1"]),
             ("bias_lr = -1", 1, &["at least 0", "found -1"]),
             ("head_lr = inf", 1, &["at least 0", "found inf"]),
             ("freeze = [1]", 1, &["names in quotes", "found 1"]),

@@ -157,7 +157,7 @@ fn options(model: &Model) -> Options {
     let groups = Groups {
         bias_lr: 2.0,
         head_lr: 0.5,
-        decay_bias: false,
+        bias_decay: 0.25,
         freeze: vec!["conv2d2.weight".into()],
     };
     let augment = Augment {

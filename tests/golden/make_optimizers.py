@@ -98,8 +98,8 @@ def written(tensor):
     return {"unit": step, "values": [int(v) for v in numpy.rint(values / step)]}
 
 
-def golden(rule, lr, bias_lr=1.0, head_lr=1.0, decay_bias=True, freeze=False, clip=None):
-    """`rule` makes optimizers of lists of (parameter, factor on the rate, weight decays)."""
+def golden(rule, lr, bias_lr=1.0, head_lr=1.0, bias_decay=1.0, freeze=False, clip=None):
+    """`rule` makes optimizers of lists of (parameter, factor on the rate, on the decay)."""
     model = network()
     head, first = model[7], model[0]
     first.weight.requires_grad = not freeze
@@ -110,7 +110,7 @@ def golden(rule, lr, bias_lr=1.0, head_lr=1.0, decay_bias=True, freeze=False, cl
         assert not any(p is n for n in norm) or is_bias
         factor = bias_lr if is_bias else head_lr if p is head.weight else 1.0
         if p.requires_grad:
-            triples.append((p, factor, decay_bias or not is_bias))
+            triples.append((p, factor, bias_decay if is_bias else 1.0))
     optimizers = rule(model, triples)
     base = [(group, group["lr"]) for o in optimizers for group in o.param_groups]
     n = sum(COUNTS)
@@ -142,8 +142,8 @@ def golden(rule, lr, bias_lr=1.0, head_lr=1.0, decay_bias=True, freeze=False, cl
 
 
 def groups(triples, weight_decay):
-    return [{"params": [p], "lr": factor, "weight_decay": weight_decay if decays else 0.0}
-            for p, factor, decays in triples]
+    return [{"params": [p], "lr": factor, "weight_decay": weight_decay * decay}
+            for p, factor, decay in triples]
 
 
 def sgd(model, triples):
@@ -161,16 +161,16 @@ def lion(model, triples):
 def muon(model, triples):
     """Rates of the others are half of Muon's."""
     filters = [p for p, _, _ in triples if p.dim() == 4 and p is not model[4].weight]
-    others = [(p, 0.5 * factor, decays) for p, factor, decays in triples if not any(p is f for f in filters)]
+    others = [(p, 0.5 * factor, decay) for p, factor, decay in triples if not any(p is f for f in filters)]
     return [Muon(filters, lr=1, momentum=0.6),
             torch.optim.SGD(groups(others, 0.05), lr=1, momentum=0.85, nesterov=True)]
 
 
 result = {
-    "sgd": golden(sgd, 0.05, bias_lr=2.0, head_lr=0.5, decay_bias=False, freeze=True, clip=0.2),
-    "adamw": golden(adamw, 0.01, bias_lr=0.5, head_lr=2.0, decay_bias=False),
-    "lion": golden(lion, 0.01, bias_lr=2.0, head_lr=0.5, decay_bias=False),
-    "muon": golden(muon, 0.1, bias_lr=2.0, decay_bias=False, clip=0.5),
+    "sgd": golden(sgd, 0.05, bias_lr=2.0, head_lr=0.5, bias_decay=0.0, freeze=True, clip=0.2),
+    "adamw": golden(adamw, 0.01, bias_lr=0.5, head_lr=2.0, bias_decay=0.0),
+    "lion": golden(lion, 0.01, bias_lr=2.0, head_lr=0.5, bias_decay=3.0),
+    "muon": golden(muon, 0.1, bias_lr=2.0, bias_decay=0.25, clip=0.5),
 }
 path = pathlib.Path(__file__).with_name("optimizers.json")
 path.write_text(json.dumps(result, separators=(",", ":")) + "\n")
