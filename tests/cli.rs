@@ -1290,7 +1290,7 @@ fn quick_trials_are_quick() {
     let bench = Bench::new();
     let out = bench.good(&format!("train {SMALL} --epochs 2 --limit 12 --out run"));
     assert!(out.contains("12 training and 12 test images"), "{out}");
-    let line = "batch size 12 instead of the model's 20: there are no more training images";
+    let line = "batch size 12 instead of the model's 20: there are 12 training images";
     assert!(out.contains(line), "{out}");
     let config = json(&fs::read_to_string(bench.path("run/run.json")).unwrap());
     assert_eq!(config["recipe"]["batch_size"], 12);

@@ -1001,7 +1001,7 @@ fn photographs_train_through_the_whole_command() {
         )
     };
     age(&bench.path().join("photos"));
-    let train = "train --data photos --test 0.2 --image-size 32 --device cpu --epochs 16 --batch-size 12 --lr 0.008 --out run";
+    let train = "train --data photos --test 0.2 --image-size 32 --device cpu --out run";
     let (code, out, err) = run(train);
     assert_eq!(code, Some(0), "{out}{err}");
     for words in [
@@ -1051,7 +1051,7 @@ fn photographs_train_through_the_whole_command() {
         ("--split-seed 4", "expected --split-seed 0"),
         ("--image-size 64", "expected --image-size 32x32"),
     ] {
-        let (code, _, err) = run(&format!("train --resume run --epochs 17 {arguments}"));
+        let (code, _, err) = run(&format!("train --resume run --epochs 31 {arguments}"));
         assert_eq!(code, Some(2), "{err}");
         assert!(err.contains(words), "no {words:?} in {err}");
         assert_eq!(err.lines().count(), 1, "{err}");

@@ -211,18 +211,21 @@ pub(super) fn plan(args: &TrainArgs) -> Result<Planned> {
     let model = definition.resolve(data.train.shape, data.train.classes)?;
     recipe.class_weights = class_weights(recipe.class_weights, args, &data)?;
     let images = data.train.len();
-    if recipe.batch_size > images {
-        let size = recipe.batch_size;
-        if asked.has("batch_size") {
-            return Err(Error::Usage(format!(
-                "expected a batch size of at most the {images} training images, found {size}; use --batch-size {images} or smaller"
-            )));
+    let size = recipe.batch_size;
+    if asked.has("batch_size") && size > images {
+        return Err(Error::Usage(format!(
+            "expected a batch size of at most the {images} training images, found {size}; use --batch-size {images} or smaller"
+        )));
+    }
+    if !asked.has("batch_size") {
+        recipe.batch_size = fitting_batch(size, images, args.data.limit.is_some());
+        if recipe.batch_size < size {
+            let whose = asked.recipe.as_ref().map_or("model", |_| "recipe");
+            notes.push(format!(
+                "batch size {} instead of the {whose}'s {size}: there are {images} training images",
+                recipe.batch_size
+            ));
         }
-        let whose = asked.recipe.as_ref().map_or("model", |_| "recipe");
-        notes.push(format!(
-            "batch size {images} instead of the {whose}'s {size}: there are no more training images"
-        ));
-        recipe.batch_size = images;
     }
 
     let requested = args.device.as_deref().unwrap_or("auto");
@@ -279,6 +282,20 @@ pub(super) fn plan(args: &TrainArgs) -> Result<Planned> {
         options,
         notes,
     })
+}
+
+/// Fewest steps of an epoch, and smallest batch, that a batch is made smaller for.
+const FEWEST_STEPS: usize = 16;
+const SMALLEST_BATCH: usize = 8;
+
+/// The batch size for so many images where a recipe has `size`: half of it, and so on, until an epoch has
+/// steps enough to learn from. Images that are limited are a trial of the recipe as it is.
+fn fitting_batch(size: usize, images: usize, limited: bool) -> usize {
+    let mut fitting = size;
+    while !limited && fitting > SMALLEST_BATCH && images < fitting * FEWEST_STEPS {
+        fitting = (fitting / 2).max(SMALLEST_BATCH);
+    }
+    fitting.min(images)
 }
 
 /// What a recipe asks for, or a flag in its place, as a weight for each class.
@@ -623,4 +640,22 @@ fn describe(config: &Config) -> String {
         config.seed,
         config.init.as_ref().map(describe_init).unwrap_or_default()
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fitting_batch;
+
+    #[test]
+    fn a_batch_leaves_an_epoch_steps_to_learn_from() {
+        assert_eq!(fitting_batch(128, 60_000, false), 128);
+        assert_eq!(fitting_batch(128, 2048, false), 128);
+        assert_eq!(fitting_batch(128, 2047, false), 64);
+        assert_eq!(fitting_batch(128, 96, false), 8);
+        assert_eq!(fitting_batch(20, 100, false), 8);
+        assert_eq!(fitting_batch(4, 10, false), 4);
+        assert_eq!(fitting_batch(128, 5, false), 5);
+        assert_eq!(fitting_batch(128, 96, true), 96);
+        assert_eq!(fitting_batch(128, 1000, true), 128);
+    }
 }
