@@ -232,3 +232,61 @@ fn store<S: Simd, const M: usize, const V: usize>(
         }
     }
 }
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use super::*;
+    use crate::cpu::check::noise;
+
+    /// What both products give through `dispatch`, as bits.
+    fn bits(columns: usize, simd: Option<pulp::x86::V3>) -> Vec<u32> {
+        let values: Vec<f32> = noise(1, 900).into_iter().map(|v| v as f32).collect();
+        let rows: Vec<usize> = (0..53).map(|i| 5 * i + i % 3).collect();
+        let a = Gathered {
+            values: &values,
+            rows: &rows,
+            runs: &[3, 40, 90],
+            run: 19,
+        };
+        let b: Vec<f32> = noise(2, 57 * columns)
+            .into_iter()
+            .map(|v| v as f32)
+            .collect();
+        let (mut packed, mut c) = (Vec::new(), vec![0.0; 53 * columns]);
+        let (panels, bias) = (Panels::pack(&b, columns, &mut packed), Some(&b[..columns]));
+        let work = Product {
+            a,
+            b: panels,
+            bias,
+            c: &mut c,
+        };
+        match simd {
+            Some(simd) => Simd::vectorize(simd, work),
+            None => Arch::new().dispatch(work),
+        }
+        let (mut packed, mut gradient) = (Vec::new(), vec![1.0; 57 * columns]);
+        let b = Panels::pack(&c, columns, &mut packed);
+        let work = ProductTransposed {
+            a,
+            b,
+            c: &mut gradient,
+        };
+        match simd {
+            Some(simd) => Simd::vectorize(simd, work),
+            None => Arch::new().dispatch(work),
+        }
+        c.iter().chain(&gradient).map(|v| v.to_bits()).collect()
+    }
+
+    #[test]
+    fn the_bits_do_not_depend_on_the_length_of_a_vector() {
+        if pulp::x86::V4::try_new().is_none() {
+            println!("skipped: expected a processor with AVX-512");
+            return;
+        }
+        for columns in [1, 7, 16, 17, 40, 64, 70] {
+            let short = bits(columns, pulp::x86::V3::try_new());
+            assert_eq!(short, bits(columns, None), "{columns} columns");
+        }
+    }
+}
