@@ -65,14 +65,14 @@ fn apply2(a: &[f32], b: &[f32], y: &mut [f32], f: impl Fn(f32, f32) -> f32) {
 }
 
 /// eˣ for −87.3 ≤ x ≤ 0, within two units in the last place, without a branch: 2ⁿ·eʳ, where r is what
-/// x lacks of a multiple n of ln 2 (Cody & Waite, 1980); below it e^−87.3.
+/// x lacks of a multiple n of ln 2 (Cody & Waite, 1980); below it e^−87.3, and NaN of NaN.
 #[inline(always)]
 fn exp(x: f32) -> f32 {
     /// 1.5·2²³: added to a number it leaves the nearest whole one in the last bits.
     const WHOLE: f32 = 12_582_912.0;
     /// ln 2 in two parts, the first of few bits.
     const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
-    let x = x.max(-87.3);
+    let x = if x < -87.3 { -87.3 } else { x };
     let shifted = x * std::f32::consts::LOG2_E + WHOLE;
     let n = shifted - WHOLE;
     let r = x - n * LN_2[0] - n * LN_2[1];

@@ -87,9 +87,11 @@ macro_rules! for_each_tile {
                 i += match (one, rows - i) {
                     (false, 8..) if S::REGISTER_COUNT >= 32 => $tile::<S, 8, 2>(i, j, $($argument),*),
                     (false, 6..) => $tile::<S, 6, 2>(i, j, $($argument),*),
+                    (false, 5..) => $tile::<S, 5, 2>(i, j, $($argument),*),
                     (false, 3..) => $tile::<S, 3, 2>(i, j, $($argument),*),
                     (false, _) => $tile::<S, 1, 2>(i, j, $($argument),*),
                     (true, 8..) => $tile::<S, 8, 1>(i, j, $($argument),*),
+                    (true, 5..) => $tile::<S, 5, 1>(i, j, $($argument),*),
                     (true, 3..) => $tile::<S, 3, 1>(i, j, $($argument),*),
                     (true, _) => $tile::<S, 1, 1>(i, j, $($argument),*),
                 };
