@@ -48,7 +48,7 @@ impl<'a> Panels<'a> {
 
     /// The rows of the panel that column j is in, from there on.
     #[inline(always)]
-    fn from_column(self, j: usize) -> impl Iterator<Item = &'a [f32]> {
+    fn rows_from(self, j: usize) -> impl Iterator<Item = &'a [f32]> {
         let width = width(self.columns);
         let panel = &self.values[j / width * width * self.depth..][..width * self.depth];
         panel.chunks_exact(width).map(move |row| &row[j % width..])
@@ -139,7 +139,7 @@ fn product_tile<S: Simd, const M: usize, const V: usize>(
             sums.iter_mut().for_each(|sums| sums[v] = bias);
         }
     }
-    let mut panel = b.from_column(j);
+    let mut panel = b.rows_from(j);
     for start in a.runs {
         let rows: [&[f32]; M] =
             std::array::from_fn(|m| &a.values[a.rows[i + m] + start..][..a.run]);
@@ -185,7 +185,7 @@ fn transposed_tile<S: Simd, const M: usize, const V: usize>(
 ) -> usize {
     let mut sums = [[simd.splat_f32s(0.0); V]; M];
     let values = &a.values[start + i..];
-    for (row, panel) in a.rows.iter().zip(b.from_column(j)) {
+    for (row, panel) in a.rows.iter().zip(b.rows_from(j)) {
         let a: &[f32; M] = values[*row..].first_chunk().expect("a row has a whole run");
         add_product(simd, &mut sums, |m| a[m], panel);
     }
@@ -205,10 +205,10 @@ fn add_product<S: Simd, const M: usize, const V: usize>(
 ) {
     let (b, _) = S::as_simd_f32s(b);
     let b: &[S::f32s; V] = b.first_chunk().expect("a panel is whole vectors");
-    for m in 0..M {
+    for (m, sums) in sums.iter_mut().enumerate() {
         let a = simd.splat_f32s(a(m));
-        for v in 0..V {
-            sums[m][v] = simd.mul_add_e_f32s(a, b[v], sums[m][v]);
+        for (sum, b) in sums.iter_mut().zip(b) {
+            *sum = simd.mul_add_e_f32s(a, *b, *sum);
         }
     }
 }
@@ -223,13 +223,13 @@ fn store<S: Simd, const M: usize, const V: usize>(
     c: &mut [f32],
     join: impl Fn(S::f32s, S::f32s) -> S::f32s,
 ) {
-    for m in 0..M {
+    for (m, sums) in sums.into_iter().enumerate() {
         let row = &mut c[(i + m) * columns..][..columns][j..];
-        for v in 0..V {
+        for (v, sum) in sums.into_iter().enumerate() {
             let first = (v * S::F32_LANES).min(row.len());
             let last = (first + S::F32_LANES).min(row.len());
             let part = &mut row[first..last];
-            let value = join(simd.partial_load_f32s(part), sums[m][v]);
+            let value = join(simd.partial_load_f32s(part), sum);
             simd.partial_store_f32s(part, value);
         }
     }
