@@ -18,10 +18,12 @@ const TILES_N = {{ tiles_n }}u;
 const LENGTH = {{ length }}u;
 const LAST = {{ (length - 1) // block_k * block_k }}u;
 
-// [BLOCK_K / 4][4][BLOCK_M / 4], and two vec4 after every four terms: stores of invocations side by
-// side, which may be four terms apart, then meet different banks.
-alias TileA = array<array<vec4<f32>, 4 * BLOCK_M4 + 2>, BLOCK_K / 4>;
-alias TileB = array<array<vec4<f32>, 4 * BLOCK_N4 + 2>, BLOCK_K / 4>;
+// Four terms of a tile, and two vec4 more: stores of invocations side by side, which may be four terms
+// apart, then meet different banks.
+struct FourA { terms: array<array<vec4<f32>, BLOCK_M4>, 4>, apart: array<vec4<f32>, 2> }
+struct FourB { terms: array<array<vec4<f32>, BLOCK_N4>, 4>, apart: array<vec4<f32>, 2> }
+alias TileA = array<FourA, BLOCK_K / 4>;
+alias TileB = array<FourB, BLOCK_K / 4>;
 var<workgroup> tile_a: {% if slices > 1 %}array<TileA, {{ slices }}>{% else %}TileA{% endif %};
 var<workgroup> tile_b: {% if slices > 1 %}array<TileB, {{ slices }}>{% else %}TileB{% endif %};
 {#- What an invocation loads: so many pieces of a block, each at its own distance from the first. #}
@@ -147,18 +149,18 @@ fn keep(staged: Staged, {% if slices > 1 %}slice: u32, {% endif %}thread: u32) {
 {%- if weight_pass %}
   {%- for s in range(pieces_a) %}
     let k{{ s }} = thread / BLOCK_M4{{ " + " ~ (s * threads // (block_m // 4)) ~ "u" if s }};
-    tile_a{{ sliced }}[k{{ s }} / 4u][(k{{ s }} % 4u) * BLOCK_M4 + thread % BLOCK_M4] = staged.a{{ s }};
+    tile_a{{ sliced }}[k{{ s }} / 4u].terms[k{{ s }} % 4u][thread % BLOCK_M4] = staged.a{{ s }};
   {%- endfor %}
   {%- for s in range(pieces_b) %}
     let l{{ s }} = thread / BLOCK_N4{{ " + " ~ (s * threads // (block_n // 4)) ~ "u" if s }};
-    tile_b{{ sliced }}[l{{ s }} / 4u][(l{{ s }} % 4u) * BLOCK_N4 + thread % BLOCK_N4] = staged.b{{ s }};
+    tile_b{{ sliced }}[l{{ s }} / 4u].terms[l{{ s }} % 4u][thread % BLOCK_N4] = staged.b{{ s }};
   {%- endfor %}
 {%- else %}
     {{ "if (thread < " ~ items_a ~ "u) {" if items_a < threads else "{" }}
         let q = thread % (BLOCK_K / 4u);
         let m4 = thread / (BLOCK_K / 4u);
   {%- for s in range(pieces_a) %}{% for u in range(4) %}
-        tile_a{{ sliced }}[q][{{ u }}u * BLOCK_M4 + m4{{ " + " ~ (s * threads // (block_k // 4)) ~ "u" if s }}] = staged.{{ "piece" if shared else "a" ~ s }}[{{ u }}];
+        tile_a{{ sliced }}[q].terms[{{ u }}][m4{{ " + " ~ (s * threads // (block_k // 4)) ~ "u" if s }}] = staged.{{ "piece" if shared else "a" ~ s }}[{{ u }}];
   {%- endfor %}{% endfor %}
     }{{ " else {" if shared else ("\n    if (thread < " ~ items_b ~ "u) {" if items_b < threads else "\n    {") }}
   {%- if across_b %}
@@ -169,7 +171,7 @@ fn keep(staged: Staged, {% if slices > 1 %}slice: u32, {% endif %}thread: u32) {
         let n4 = {{ item_b }} % BLOCK_N4;
   {%- endif %}
   {%- for s in range(pieces_b) %}{% for u in range(4) %}
-        tile_b{{ sliced }}[q{{ " + " ~ (s * threads // (block_n // 4)) ~ "u" if s and not across_b }}][{{ u }}u * BLOCK_N4 + n4{{ " + " ~ (s * threads // (block_k // 4)) ~ "u" if s and across_b }}] = staged.{{ "piece" if shared else "b" ~ s }}[{{ u }}];
+        tile_b{{ sliced }}[q{{ " + " ~ (s * threads // (block_n // 4)) ~ "u" if s and not across_b }}].terms[{{ u }}][n4{{ " + " ~ (s * threads // (block_k // 4)) ~ "u" if s and across_b }}] = staged.{{ "piece" if shared else "b" ~ s }}[{{ u }}];
   {%- endfor %}{% endfor %}
     }
 {%- endif %}
@@ -230,10 +232,10 @@ fn {{ pass }}(
 {%- for k in range(block_k + 1) %}
   {%- if k < block_k %}
     {%- for j in range(cols) %}
-        let b{{ k }}_{{ j }} = tile_b{{ sliced }}[{{ k // 4 }}][{{ k % 4 }}u * BLOCK_N4 + thread_n{{ " + " ~ (j * threads_n) ~ "u" if j }}];
+        let b{{ k }}_{{ j }} = tile_b{{ sliced }}[{{ k // 4 }}].terms[{{ k % 4 }}][thread_n{{ " + " ~ (j * threads_n) ~ "u" if j }}];
     {%- endfor %}
     {%- for i in range(rows // 4) %}
-        let a{{ k }}_{{ i }} = tile_a{{ sliced }}[{{ k // 4 }}][{{ k % 4 }}u * BLOCK_M4 + thread_m{{ " + " ~ (i * threads_m) ~ "u" if i }}];
+        let a{{ k }}_{{ i }} = tile_a{{ sliced }}[{{ k // 4 }}].terms[{{ k % 4 }}][thread_m{{ " + " ~ (i * threads_m) ~ "u" if i }}];
     {%- endfor %}
   {%- endif %}
   {%- if k %}
@@ -252,13 +254,13 @@ fn {{ pass }}(
     workgroupBarrier();
     {%- endif %}
     {%- for e in range(at_once) %}
-    tile_a[slice][{{ e }}][thread] = c{{ (first + e) // cols }}_{{ (first + e) % cols }};
+    tile_a[slice][{{ e }}].terms[thread / BLOCK_M4][thread % BLOCK_M4] = c{{ (first + e) // cols }}_{{ (first + e) % cols }};
     {%- endfor %}
     workgroupBarrier();
     if (slice == 0u) {
     {%- for e in range(at_once) %}
       {%- set c = "c" ~ ((first + e) // cols) ~ "_" ~ ((first + e) % cols) %}
-        {{ c }} = {{ c }}{% for part in range(1, slices) %} + tile_a[{{ part }}][{{ e }}][thread]{% endfor %};
+        {{ c }} = {{ c }}{% for part in range(1, slices) %} + tile_a[{{ part }}][{{ e }}].terms[thread / BLOCK_M4][thread % BLOCK_M4]{% endfor %};
     {%- endfor %}
     }
   {%- endfor %}

@@ -7,13 +7,17 @@
 use crate::error::{Error, Result};
 use crate::gpu::{AdapterReport, Buffer, Dispatch, Gpu};
 use crate::kernels::conv2d::{self, Family, Pass, Product, Tile};
-use crate::kernels::{Dtype, View, pool};
+use crate::kernels::{Dtype, KernelSpec, View, pool};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Time that measuring may take on first use of a model on an adapter.
 pub const BUDGET: Duration = Duration::from_secs(2);
+
+/// Tiles that are measured for a product.
+const CANDIDATES: usize = 6;
 
 /// What [`choose`] decided.
 #[derive(Debug)]
@@ -162,13 +166,18 @@ fn measure(
     let start = Instant::now();
     let operands = Operands::new(gpu, product)?;
     let reference = operands.reference(gpu, product)?;
-    // The built-in choice comes first: whatever the time allows, it has been measured.
+    // The built-in choice comes first: whatever the time allows, it has been measured. The others come
+    // in the order of their prices; what those say is slow is not even compiled.
     let others = product.tiles_on(gpu.report());
     let others = others.into_iter().filter(|tile| *tile != product.tile);
-    let tiles = std::iter::once(product.tile).chain(others);
-    let candidates = tiles.map(|tile| product.with_tile(tile));
+    let tiles = std::iter::once(product.tile).chain(others.take(CANDIDATES - 1));
+    let candidates: Vec<_> = tiles.map(|tile| product.with_tile(tile)).collect();
+    if start.elapsed() < budget {
+        let compiled = candidates.par_iter();
+        compiled.try_for_each(|candidate| gpu.compile(&operands.spec(candidate)))?;
+    }
     let (fastest, wrong) = fastest(
-        candidates,
+        candidates.into_iter(),
         |candidate| Ok(operands.run(gpu, candidate)?.agrees_with(&reference)),
         |candidate| operands.time(gpu, candidate),
         || start.elapsed() >= budget,
@@ -300,17 +309,14 @@ impl Operands {
         })
     }
 
-    /// The dispatch of `product` with the buffers of its result and its index.
-    fn dispatch(&self, gpu: &Gpu, product: &Product) -> Result<(Dispatch, Buffer, Buffer)> {
-        // What a kernel leaves unwritten equals nothing.
-        let poisoned = |len: usize| gpu.upload("tuning", &vec![f32::NAN; len]);
+    /// The kernel of `product` on x, parameters, dy, its result and its index, in this order.
+    fn spec(&self, product: &Product) -> KernelSpec {
         let results = product.result_elements();
-        let result = poisoned(results)?;
-        let index = poisoned(product.pool.map_or(1, |_| results / 4))?;
-        let buffers = [&self.x, &self.parameters, &self.dy, &result, &index];
-        let view = |tensor: usize| View::whole(tensor, Dtype::F32, buffers[tensor].len());
-        let (x, parameters, dy, y) = (view(0), view(1), view(2), view(3));
-        let spec = match product.pass {
+        let [x, parameters, dy] = [&self.x, &self.parameters, &self.dy].map(Buffer::len);
+        let view = |tensor: usize, len: usize| View::whole(tensor, Dtype::F32, len);
+        let (x, parameters, dy) = (view(0, x), view(1, parameters), view(2, dy));
+        let y = view(3, results);
+        match product.pass {
             Pass::Forward => {
                 let index = product.pool.map(|_| View::whole(4, Dtype::U8, results));
                 conv2d::conv2d_forward(*product, x, parameters, y, index)
@@ -320,8 +326,19 @@ impl Operands {
                 let mask = product.relu.then_some(x);
                 conv2d::conv2d_backward_input(*product, dy, parameters, y, mask)
             }
-        };
-        Ok((gpu.dispatch_on(&spec, &buffers)?, result, index))
+        }
+    }
+
+    /// The dispatch of `product` with the buffers of its result and its index.
+    fn dispatch(&self, gpu: &Gpu, product: &Product) -> Result<(Dispatch, Buffer, Buffer)> {
+        // What a kernel leaves unwritten equals nothing.
+        let poisoned = |len: usize| gpu.upload("tuning", &vec![f32::NAN; len]);
+        let results = product.result_elements();
+        let result = poisoned(results)?;
+        let index = poisoned(product.pool.map_or(1, |_| results / 4))?;
+        let buffers = [&self.x, &self.parameters, &self.dy, &result, &index];
+        let dispatch = gpu.dispatch_on(&self.spec(product), &buffers)?;
+        Ok((dispatch, result, index))
     }
 
     /// What `product` gives by the plain family, which pools in a kernel of its own.

@@ -474,15 +474,14 @@ impl Product {
     }
 
     fn choose_workgroup_tile(&mut self, adapter: &AdapterReport) {
-        let tiles = self.with_tile(WORKGROUP_TILES[0]).tiles_on(adapter);
-        let price = |tile: &Tile| self.with_tile(*tile).workgroup_price();
-        let cheapest = tiles
-            .into_iter()
-            .min_by(|a, b| price(a).total_cmp(&price(b)));
-        self.tile = cheapest.unwrap_or(WORKGROUP_TILES[0]);
+        self.tile = WORKGROUP_TILES[0];
+        if let Some(tile) = self.tiles_on(adapter).first() {
+            self.tile = *tile;
+        }
     }
 
-    /// Every tile of its family that it can have on `adapter`.
+    /// Every tile of its family that it can have on `adapter`, in the workgroup family those first that
+    /// should be the fastest.
     pub fn tiles_on(&self, adapter: &AdapterReport) -> Vec<Tile> {
         let mut tiles = Tile::all(self.tile.family(), adapter);
         tiles.retain(|tile| {
@@ -492,6 +491,8 @@ impl Product {
                 && (slices == 1 || tile.threads() <= tile.size(self.pass)[0])
                 && slices * tile.staged_bytes() <= adapter.max_workgroup_storage_bytes as usize
         });
+        let price = |tile: &Tile| self.with_tile(*tile).workgroup_price();
+        tiles.sort_by(|a, b| price(a).total_cmp(&price(b)));
         tiles
     }
 
@@ -526,8 +527,9 @@ impl Product {
         }
     }
 
-    /// What the tile costs on a GPU, in cycles of one of its cores: for choosing among tiles, not for
-    /// telling the time. A core is taken to do 128 multiply-adds a cycle and to wait for memory for 700.
+    /// What the workgroup family's tile costs on a GPU, in cycles of one of its cores: for choosing among
+    /// tiles, not for telling the time. A GPU is taken to have 100 cores, each of which does 128
+    /// multiply-adds a cycle, has 64 Ki registers and waits 700 cycles for memory.
     fn workgroup_price(&self) -> f64 {
         let Tile::Workgroup {
             rows,
@@ -537,29 +539,29 @@ impl Product {
             ..
         } = self.tile
         else {
-            return f64::INFINITY;
+            return 0.0;
         };
         const CORES: f64 = 100.0;
         const LANES: f64 = 128.0;
+        const REGISTERS: f64 = 65_536.0;
         const LATENCY: f64 = 700.0;
-        const INVOCATIONS: usize = 512;
+        let [m, n4] = self.tile.size(self.pass);
         let threads = (self.tile.threads() * self.slices()) as f64;
         let (groups, blocks) = (self.workgroups() as f64, self.length().div_ceil(block_k));
-        // A term: multiply-adds, or reads of workgroup memory where those are more.
-        let (sums, reads) = ((4 * rows * cols) as f64, (rows / 4 + cols) as f64);
-        let [m, n4] = self.tile.size(self.pass);
-        let pieces = ((m / 4 + n4) * block_k) as f64 / self.tile.threads() as f64;
-        let work = block_k as f64 * sums.max(10.0 * reads) + 14.0 * pieces + 40.0;
+        let sums = (4 * rows * cols) as f64;
+        // Vec4 that an invocation reads of workgroup memory for a term, and loads for a block.
+        let reads = (rows / 4 + cols) as f64;
+        let loads = ((m / 4 + n4) * block_k) as f64 / self.tile.threads() as f64;
+        let work = block_k as f64 * (sums + reads).max(12.0 * reads) + 14.0 * loads + 40.0;
         let busy = threads * work / LANES;
         // Workgroups that share a core hide each other's waits.
-        let resident = (INVOCATIONS as f64 / threads)
-            .max(1.0)
-            .min((groups / CORES).max(1.0));
+        let registers = sums + 56.0 + if ahead { 4.0 * loads } else { 0.0 };
+        let most = (REGISTERS / registers / threads).max(1.0).floor();
+        let resident = (groups / CORES).clamp(1.0, most);
         let wait = if ahead { 0.3 * LATENCY } else { LATENCY };
         let round = (resident * busy).max(busy + wait);
-        let rounds = (groups / CORES / resident).ceil();
-        let rest = 4.0 * sums * threads / LANES * resident + 2.0 * LATENCY;
-        rounds * (blocks as f64 * round + rest)
+        let rest = 6.0 * resident * sums * threads / LANES + 2.0 * LATENCY;
+        (groups / CORES / resident).max(1.0) * (blocks as f64 * round + rest)
     }
 
     fn alignment(&self) -> Alignment {
