@@ -276,6 +276,11 @@ fn close(found: &[f64], reference: &[f64]) -> bool {
             .all(|(f, r)| (f - r).abs() <= 1e-4 * largest)
 }
 
+/// Words of the index of a product's max-pooling; one where it has none.
+fn indices(product: &Product) -> usize {
+    product.pool.map_or(1, |_| product.result_elements() / 4)
+}
+
 /// Buffers with made-up numbers for a product.
 struct Operands {
     x: Buffer,
@@ -329,15 +334,18 @@ impl Operands {
         }
     }
 
-    /// The dispatch of `product` with the buffers of its result and its index.
-    fn dispatch(&self, gpu: &Gpu, product: &Product) -> Result<(Dispatch, Buffer, Buffer)> {
-        // What a kernel leaves unwritten equals nothing.
+    /// The dispatch of `product` on the buffers of its result and its index.
+    fn dispatch(&self, gpu: &Gpu, product: &Product, [y, index]: [&Buffer; 2]) -> Result<Dispatch> {
+        let buffers = [&self.x, &self.parameters, &self.dy, y, index];
+        gpu.dispatch_on(&self.spec(product), &buffers)
+    }
+
+    /// The same with new buffers, poisoned: what a kernel leaves unwritten equals nothing.
+    fn poisoned(&self, gpu: &Gpu, product: &Product) -> Result<(Dispatch, Buffer, Buffer)> {
         let poisoned = |len: usize| gpu.upload("tuning", &vec![f32::NAN; len]);
-        let results = product.result_elements();
-        let result = poisoned(results)?;
-        let index = poisoned(product.pool.map_or(1, |_| results / 4))?;
-        let buffers = [&self.x, &self.parameters, &self.dy, &result, &index];
-        let dispatch = gpu.dispatch_on(&self.spec(product), &buffers)?;
+        let result = poisoned(product.result_elements())?;
+        let index = poisoned(indices(product))?;
+        let dispatch = self.dispatch(gpu, product, [&result, &index])?;
         Ok((dispatch, result, index))
     }
 
@@ -350,7 +358,7 @@ impl Operands {
         let Some(window) = product.pool else {
             return self.run(gpu, &plain);
         };
-        let (dispatch, y, _) = self.dispatch(gpu, &plain)?;
+        let (dispatch, y, _) = self.poisoned(gpu, &plain)?;
         let results = product.result_elements();
         let pooled = gpu.buffer("tuning", results)?;
         let index = gpu.buffer("tuning", results / 4)?;
@@ -367,14 +375,16 @@ impl Operands {
     }
 
     fn run(&self, gpu: &Gpu, product: &Product) -> Result<Found> {
-        let (dispatch, result, index) = self.dispatch(gpu, product)?;
+        let (dispatch, result, index) = self.poisoned(gpu, product)?;
         gpu.submit("tuning", &[&dispatch], 1)?;
         Found::read(gpu, product, &result, &index)
     }
 
     /// Seconds of one run: the fastest of a few windows, each long enough to be measured.
     fn time(&self, gpu: &Gpu, product: &Product) -> Result<f64> {
-        let (dispatch, ..) = self.dispatch(gpu, product)?;
+        let result = gpu.buffer("tuning", product.result_elements())?;
+        let index = gpu.buffer("tuning", indices(product))?;
+        let dispatch = self.dispatch(gpu, product, [&result, &index])?;
         let window = |repeat: usize| -> Result<f64> {
             let start = Instant::now();
             gpu.submit("tuning", &[&dispatch], repeat)?;
