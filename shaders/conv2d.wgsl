@@ -101,24 +101,41 @@ fn row(m: u32) -> Row {
 {%- endif %}
 }
 
-fn chunk(q: u32) -> Chunk {
-{%- if a4 %}
-    let k = min(q, {{ taps if weight_pass else "K" }} / 4u - 1u) * 4u;
+{% if a4 -%}
+// The chunk of a tap at the given of its channels, counted in fours.
+fn chunk_at(tap: u32, channel4: u32{% if guard_chunk %}, live: bool{% endif %}) -> Chunk {
+    let y = tap / KW{% if dilated %} * DH{% endif %};
+    let x = tap % KW{% if dilated %} * DW{% endif %};
+{%- if input_pass and not unit_stride %}
+    let offset = channel4;
+{%- elif input_pass %}
+    let offset = channel4 - (y * OW + x) * (OC / 4u);
 {%- else %}
-    let k = vec4<u32>(q * 4u, q * 4u + 1u, q * 4u + 2u, q * 4u + 3u);
+    let offset = (y * W + x) * (C / 4u) + channel4;
 {%- endif %}
+    return Chunk(offset, y, x{% if guard_chunk %}, live{% endif %});
+}
+
+fn chunk(q: u32) -> Chunk {
+    let k = min(q, {{ taps if weight_pass else "K" }} / 4u - 1u) * 4u;
+    return chunk_at(k / {{ a_channels }}, (k % {{ a_channels }}) / 4u{% if guard_chunk %}, q < {{ taps if weight_pass else "K" }} / 4u{% endif %});
+}
+{%- else -%}
+fn chunk(q: u32) -> Chunk {
+    let k = vec4<u32>(q * 4u, q * 4u + 1u, q * 4u + 2u, q * 4u + 3u);
     let tap = k / {{ a_channels }};
     let y = tap / KW{% if dilated %} * DH{% endif %};
     let x = tap % KW{% if dilated %} * DW{% endif %};
 {%- if input_pass and not unit_stride %}
-    let offset = (k % OC) {{ per }};
+    let offset = k % OC;
 {%- elif input_pass %}
-    let offset = (k % OC) {{ per }} - (y * OW + x) * (OC {{ per }});
+    let offset = k % OC - (y * OW + x) * OC;
 {%- else %}
-    let offset = (y * W + x) * (C {{ per }}) + (k % C) {{ per }};
+    let offset = (y * W + x) * C + k % C;
 {%- endif %}
-    return Chunk(offset, y, x{% if guard_chunk %}, {% if a4 %}q < {{ taps if weight_pass else "K" }} / 4u{% else %}k < vec4<u32>({{ "K" if not weight_pass else ("M - 1u" if bias else "M") }}){% endif %}{% endif %});
+    return Chunk(offset, y, x{% if guard_chunk %}, k < vec4<u32>({{ "K" if not weight_pass else ("M - 1u" if bias else "M") }}){% endif %});
 }
+{%- endif %}
 
 {%- set one = "" if a4 else "vec4<u32>" %}
 {%- set and = "&&" if a4 else "&" %}

@@ -1,31 +1,183 @@
 // Family "workgroup": the classic tile of real GPUs. A workgroup stages BLOCK_K terms of a
 // BLOCK_M × BLOCK_N tile in workgroup memory, terms outermost, and every invocation keeps
 // {{ rows }} rows × {{ cols }} vec4 of columns in named registers.
+{%- if slices > 1 %}
+// So few tiles leave a GPU idle: {{ slices }} slices of the terms are summed side by side, each by THREADS
+// invocations with a tile of their own, and added up in order.
+{%- endif %}
+{%- set sliced = "[slice]" if slices > 1 else "" %}
 const BLOCK_M4 = {{ block_m // 4 }}u;
 const BLOCK_N4 = {{ block_n // 4 }}u;
 const BLOCK_K = {{ block_k }}u;
 const THREADS = {{ threads }}u;
+const THREADS_M = {{ threads_m }}u;
 const THREADS_N = {{ threads_n }}u;
 const TILES_M = {{ tiles_m }}u;
 const TILES_N = {{ tiles_n }}u;
+// Terms that an invocation sums up, and the first of the last block of them.
+const LENGTH = {{ length }}u;
+const LAST = {{ (length - 1) // block_k * block_k }}u;
 
-var<workgroup> tile_a: array<vec4<f32>, {{ block_k * block_m // 4 }}>;  // [BLOCK_K][BLOCK_M / 4]
-var<workgroup> tile_b: array<vec4<f32>, {{ block_k * block_n // 4 }}>;  // [BLOCK_K][BLOCK_N / 4]
+// Four terms of a tile, and two vec4 more: stores of invocations side by side, which may be four terms
+// apart, then meet different banks.
+struct FourA { terms: array<array<vec4<f32>, BLOCK_M4>, 4>, apart: array<vec4<f32>, 2> }
+struct FourB { terms: array<array<vec4<f32>, BLOCK_N4>, 4>, apart: array<vec4<f32>, 2> }
+alias TileA = array<FourA, BLOCK_K / 4>;
+alias TileB = array<FourB, BLOCK_K / 4>;
+var<workgroup> tile_a: {% if slices > 1 %}array<TileA, {{ slices }}>{% else %}TileA{% endif %};
+var<workgroup> tile_b: {% if slices > 1 %}array<TileB, {{ slices }}>{% else %}TileB{% endif %};
+{#- What an invocation loads: so many pieces of a block, each at its own distance from the first. #}
+{%- set items_a = block_m // 4 * (block_k if weight_pass else block_k // 4) %}
+{%- set items_b = block_n // 4 * (block_k if weight_pass else block_k // 4) %}
+{%- set shared = items_a + items_b == threads %}
+{%- set pieces_a = (items_a + threads - 1) // threads %}
+{%- set pieces_b = (items_b + threads - 1) // threads %}
+{%- set across_b = input_pass %}
+{%- set item_b = "(thread - " ~ items_a ~ "u)" if shared else "thread" %}
 
-{% if weight_pass -%}
-fn load_tap(p: u32, q: u32) -> vec4<f32> {
-    let r = row(p);
-    let t = chunk(q);
-    return load_a(r, t, inside(r, t));
-}
-{%- else -%}
-fn load_row(m: u32, t: Chunk) -> vec4<f32> {
-    let r = row(m);
-    return load_a(r, t, inside(r, t));
-}
+// What an invocation loads keeps its place in the tile. All of it that does not depend on the terms:
+struct Place {
+{%- if weight_pass %}
+    tap: Chunk,
+  {%- if bias %}
+    ones: vec4<f32>,
+  {%- if a4 %}
+    is_ones: bool,
+  {%- endif %}
+  {%- endif %}
+    column4: u32,
+{%- else %}
+  {%- for s in range(pieces_a) %}{% for e in range(1 if apart else 4) %}
+    row{{ s }}_{{ e }}: Row,
+  {%- endfor %}{% endfor %}
+    column4: u32,
 {%- endif %}
+}
 
-@compute @workgroup_size({{ threads }})
+fn place_of(thread: u32, first_m4: u32, first_n4: u32) -> Place {
+{%- if weight_pass %}
+    let q = first_m4 + thread % BLOCK_M4;
+    return Place(chunk(q), {% if bias %}bias_row(q), {% if a4 %}q >= (M - 1u) / 4u, {% endif %}{% endif %}min(first_n4 + thread % BLOCK_N4, COLUMNS4 - 1u));
+{%- else %}
+    let m = (first_m4 + thread / (BLOCK_K / 4u)) * 4u;
+    return Place(
+  {%- for s in range(pieces_a) %}
+    {%- set above = s * threads // (block_k // 4) * 4 %}
+    {%- if apart %}
+        row(min(m{{ " + " ~ above ~ "u" if s }}, M - 4u)),
+    {%- else %}{% for e in range(4) %}
+        row(m{{ " + " ~ (above + e) ~ "u" if above + e }}),
+    {%- endfor %}{% endif %}
+  {%- endfor %}
+        {% if across_b %}first_n4 + {{ item_b }} / (BLOCK_K / 4u){% else %}min(first_n4 + {{ item_b }} % BLOCK_N4, COLUMNS4 - 1u){% endif %},
+    );
+{%- endif %}
+}
+
+{% set piece = "vec4<f32>" if weight_pass else "mat4x4<f32>" -%}
+// What it loads of a block.
+struct Staged {
+{%- if shared %}
+    piece: {{ piece }},
+{%- else %}
+  {%- for s in range(pieces_a) %}
+    a{{ s }}: {{ piece }},
+  {%- endfor %}
+  {%- for s in range(pieces_b) %}
+    b{{ s }}: {{ piece }},
+  {%- endfor %}
+{%- endif %}
+}
+
+{% if not weight_pass -%}
+// Four rows by four terms, turned in registers, so that the stores are vec4 too.
+{%- if apart %}
+fn load_rows(r0: Row, t: Chunk) -> mat4x4<f32> {
+    // The next three rows are as far from the first everywhere.
+  {%- for base, y, x in apart[1:] %}
+    let r{{ loop.index }} = Row(r0.base + {{ base }}u, r0.y{{ " + " ~ y ~ "u" if y }}, r0.x{{ " + " ~ x ~ "u" if x }});
+  {%- endfor %}
+{%- else %}
+fn load_rows(r0: Row, r1: Row, r2: Row, r3: Row, t: Chunk) -> mat4x4<f32> {
+{%- endif %}
+    return transpose(mat4x4<f32>(
+  {%- for e in range(4) %}
+        load_a(r{{ e }}, t, inside(r{{ e }}, t)){{ "," if not loop.last }}
+  {%- endfor %}
+    ));
+}
+
+{% endif -%}
+fn stage(place: Place, thread: u32, first: u32{% if weight_pass %}, end: u32{% endif %}) -> Staged {
+    var staged: Staged;
+{%- if weight_pass %}
+  {%- for s in range(pieces_a) %}
+    let k{{ s }} = first + thread / BLOCK_M4{{ " + " ~ (s * threads // (block_m // 4)) ~ "u" if s }};
+    let row{{ s }} = row(k{{ s }});
+    let tap{{ s }} = load_a(row{{ s }}, place.tap, inside(row{{ s }}, place.tap));
+    staged.a{{ s }} = select(vec4<f32>(0.0), {% if not bias %}tap{{ s }}{% elif a4 %}select(tap{{ s }}, place.ones, place.is_ones){% else %}tap{{ s }} + place.ones{% endif %}, k{{ s }} < end);
+  {%- endfor %}
+  {%- for s in range(pieces_b) %}
+    let l{{ s }} = first + thread / BLOCK_N4{{ " + " ~ (s * threads // (block_n // 4)) ~ "u" if s }};
+    staged.b{{ s }} = select(vec4<f32>(0.0), load_b(min(l{{ s }}, K - 1u), place.column4), l{{ s }} < end);
+  {%- endfor %}
+{%- else %}
+    {{ "if (thread < " ~ items_a ~ "u) {" if items_a < threads else "{" }}
+  {%- if one_tap %}
+        // The terms of a block belong to one tap.
+        let t = chunk_at(first / {{ a_channels }}, (first % {{ a_channels }}) / 4u + thread % (BLOCK_K / 4u));
+  {%- else %}
+        let t = chunk(first / 4u + thread % (BLOCK_K / 4u));
+  {%- endif %}
+  {%- for s in range(pieces_a) %}
+        staged.{{ "piece" if shared else "a" ~ s }} = load_rows({% for e in range(1 if apart else 4) %}place.row{{ s }}_{{ e }}, {% endfor %}t);
+  {%- endfor %}
+    }{{ " else {" if shared else ("\n    if (thread < " ~ items_b ~ "u) {" if items_b < threads else "\n    {") }}
+  {%- for s in range(pieces_b) %}
+    {%- if across_b %}
+        staged.{{ "piece" if shared else "b" ~ s }} = load_b_block(first / 4u + {{ item_b }} % (BLOCK_K / 4u), place.column4{{ " + " ~ (s * threads // (block_k // 4)) ~ "u" if s }});
+    {%- else %}
+        staged.{{ "piece" if shared else "b" ~ s }} = load_b_block(first / 4u + {{ item_b }} / BLOCK_N4{{ " + " ~ (s * threads // (block_n // 4)) ~ "u" if s }}, place.column4);
+    {%- endif %}
+  {%- endfor %}
+    }
+{%- endif %}
+    return staged;
+}
+
+fn keep(staged: Staged, {% if slices > 1 %}slice: u32, {% endif %}thread: u32) {
+{%- if weight_pass %}
+  {%- for s in range(pieces_a) %}
+    let k{{ s }} = thread / BLOCK_M4{{ " + " ~ (s * threads // (block_m // 4)) ~ "u" if s }};
+    tile_a{{ sliced }}[k{{ s }} / 4u].terms[k{{ s }} % 4u][thread % BLOCK_M4] = staged.a{{ s }};
+  {%- endfor %}
+  {%- for s in range(pieces_b) %}
+    let l{{ s }} = thread / BLOCK_N4{{ " + " ~ (s * threads // (block_n // 4)) ~ "u" if s }};
+    tile_b{{ sliced }}[l{{ s }} / 4u].terms[l{{ s }} % 4u][thread % BLOCK_N4] = staged.b{{ s }};
+  {%- endfor %}
+{%- else %}
+    {{ "if (thread < " ~ items_a ~ "u) {" if items_a < threads else "{" }}
+        let q = thread % (BLOCK_K / 4u);
+        let m4 = thread / (BLOCK_K / 4u);
+  {%- for s in range(pieces_a) %}{% for u in range(4) %}
+        tile_a{{ sliced }}[q].terms[{{ u }}][m4{{ " + " ~ (s * threads // (block_k // 4)) ~ "u" if s }}] = staged.{{ "piece" if shared else "a" ~ s }}[{{ u }}];
+  {%- endfor %}{% endfor %}
+    }{{ " else {" if shared else ("\n    if (thread < " ~ items_b ~ "u) {" if items_b < threads else "\n    {") }}
+  {%- if across_b %}
+        let q = {{ item_b }} % (BLOCK_K / 4u);
+        let n4 = {{ item_b }} / (BLOCK_K / 4u);
+  {%- else %}
+        let q = {{ item_b }} / BLOCK_N4;
+        let n4 = {{ item_b }} % BLOCK_N4;
+  {%- endif %}
+  {%- for s in range(pieces_b) %}{% for u in range(4) %}
+        tile_b{{ sliced }}[q{{ " + " ~ (s * threads // (block_n // 4)) ~ "u" if s and not across_b }}].terms[{{ u }}][n4{{ " + " ~ (s * threads // (block_k // 4)) ~ "u" if s and across_b }}] = staged.{{ "piece" if shared else "b" ~ s }}[{{ u }}];
+  {%- endfor %}{% endfor %}
+    }
+{%- endif %}
+}
+
+@compute @workgroup_size({{ threads * slices }})
 fn {{ pass }}(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
@@ -36,58 +188,84 @@ fn {{ pass }}(
     let live = tile < TILES_M * TILES_N * {{ splits }}u;
     let first_m4 = ((tile / TILES_N) % TILES_M) * BLOCK_M4;
     let first_n4 = (tile % TILES_N) * BLOCK_N4;
-    let thread_n = local % THREADS_N;
-    let thread_m = local / THREADS_N;
+{%- if slices > 1 %}
+    let slice = local / THREADS;
+    let thread = local % THREADS;
+{%- else %}
+    let thread = local;
+{%- endif %}
+    // Eight invocations side by side: what a subgroup reads of both tiles is as little as can be.
+{%- if threads_n > 8 %}
+    let thread_n = thread % 8u + 8u * (thread / (8u * THREADS_M));
+    let thread_m = thread / 8u % THREADS_M;
+{%- else %}
+    let thread_n = thread % THREADS_N;
+    let thread_m = thread / THREADS_N;
+{%- endif %}
 {%- for i in range(rows) %}{% for j in range(cols) %}
     var c{{ i }}_{{ j }} = vec4<f32>(0.0);
 {%- endfor %}{% endfor %}
 {%- if weight_pass %}
     let split = tile / (TILES_M * TILES_N);
-    let begin = split * {{ split_length }}u;
-    let end = min(begin + {{ split_length }}u, K);
-    for (var k0 = begin; k0 < begin + {{ split_length }}u; k0 += BLOCK_K) {
-        for (var i = local; i < BLOCK_M4 * BLOCK_K; i += THREADS) {
-            let q = first_m4 + i % BLOCK_M4;
-            let p = k0 + i / BLOCK_M4;
-            let v = {% if not bias %}load_tap(p, q){% elif a4 %}select(load_tap(p, q), bias_row(q), q >= (M - 1u) / 4u){% else %}load_tap(p, q) + bias_row(q){% endif %};
-            tile_a[i] = select(vec4<f32>(0.0), v, p < end);
-        }
-        for (var i = local; i < BLOCK_N4 * BLOCK_K; i += THREADS) {
-            let p = k0 + i / BLOCK_N4;
-            tile_b[i] = select(vec4<f32>(0.0), load_b(min(p, K - 1u), first_n4 + i % BLOCK_N4), p < end);
-        }
+    let begin = split * {{ split_length }}u{{ " + slice * LENGTH" if slices > 1 }};
+    let end = min((split + 1u) * {{ split_length }}u, K);
 {%- else %}
-    for (var k0 = 0u; k0 < CHUNKS * 4u; k0 += BLOCK_K) {
-        for (var i = local; i < BLOCK_M4 * (BLOCK_K / 4u); i += THREADS) {
-            // Four rows by four terms, turned in registers, so that the stores are vec4 too.
-            let q = i % (BLOCK_K / 4u);
-            let m4 = i / (BLOCK_K / 4u);
-            let t = chunk(k0 / 4u + q);
-            let first = (first_m4 + m4) * 4u;
-            let v = transpose(mat4x4<f32>(load_row(first, t), load_row(first + 1u, t), load_row(first + 2u, t), load_row(first + 3u, t)));
-            for (var u = 0u; u < 4u; u++) { tile_a[(q * 4u + u) * BLOCK_M4 + m4] = v[u]; }
-        }
-        for (var i = local; i < BLOCK_N4 * (BLOCK_K / 4u); i += THREADS) {
-            let n4 = i % BLOCK_N4;
-            let q = i / BLOCK_N4;
-            let v = load_b_block(k0 / 4u + q, first_n4 + n4);
-            for (var u = 0u; u < 4u; u++) { tile_b[(q * 4u + u) * BLOCK_N4 + n4] = v[u]; }
-        }
+    let begin = {{ "slice * LENGTH" if slices > 1 else "0u" }};
 {%- endif %}
+    let place = place_of(thread, first_m4, first_n4);
+{%- set end = ", end" if weight_pass else "" %}
+{%- set slice = "slice, " if slices > 1 else "" %}
+{%- if ahead %}
+    var staged = stage(place, thread, begin{{ end }});
+{%- endif %}
+    for (var k0 = 0u; k0 < LENGTH; k0 += BLOCK_K) {
+{%- if ahead %}
+        keep(staged, {{ slice }}thread);
         workgroupBarrier();
-        for (var k = 0u; k < BLOCK_K; k++) {
-{%- for j in range(cols) %}
-            let b{{ j }} = tile_b[k * BLOCK_N4 + thread_n + {{ j * threads_n }}u];
+        // The next block (the last one once more) is on its way while this one is multiplied.
+        staged = stage(place, thread, begin + min(k0 + BLOCK_K, LAST){{ end }});
+{%- else %}
+        keep(stage(place, thread, begin + k0{{ end }}), {{ slice }}thread);
+        workgroupBarrier();
+{%- endif %}
+{#- The next term is read before this one is multiplied. #}
+{%- for k in range(block_k + 1) %}
+  {%- if k < block_k %}
+    {%- for j in range(cols) %}
+        let b{{ k }}_{{ j }} = tile_b{{ sliced }}[{{ k // 4 }}].terms[{{ k % 4 }}][thread_n{{ " + " ~ (j * threads_n) ~ "u" if j }}];
+    {%- endfor %}
+    {%- for i in range(rows // 4) %}
+        let a{{ k }}_{{ i }} = tile_a{{ sliced }}[{{ k // 4 }}].terms[{{ k % 4 }}][thread_m{{ " + " ~ (i * threads_m) ~ "u" if i }}];
+    {%- endfor %}
+  {%- endif %}
+  {%- if k %}
+    {%- for i in range(rows) %}{% for j in range(cols) %}
+        c{{ i }}_{{ j }} = fma(vec4<f32>(a{{ k - 1 }}_{{ i // 4 }}[{{ i % 4 }}]), b{{ k - 1 }}_{{ j }}, c{{ i }}_{{ j }});
+    {%- endfor %}{% endfor %}
+  {%- endif %}
 {%- endfor %}
-{%- for i4 in range(rows // 4) %}
-            let a{{ i4 }} = tile_a[k * BLOCK_M4 + thread_m + {{ i4 * threads_m }}u];
-  {%- for e in range(4) %}{% for j in range(cols) %}
-            c{{ i4 * 4 + e }}_{{ j }} = fma(vec4<f32>(a{{ i4 }}[{{ e }}]), b{{ j }}, c{{ i4 * 4 + e }}_{{ j }});
-  {%- endfor %}{% endfor %}
-{%- endfor %}
-        }
         workgroupBarrier();
     }
+{%- if slices > 1 %}
+    // The first slice adds the others' sums to its own, in order.
+  {%- set at_once = block_k // 4 %}
+  {%- for first in range(0, rows * cols, at_once) %}
+    {%- if first %}
+    workgroupBarrier();
+    {%- endif %}
+    {%- for e in range(at_once) %}
+    tile_a[slice][{{ e }}].terms[thread / BLOCK_M4][thread % BLOCK_M4] = c{{ (first + e) // cols }}_{{ (first + e) % cols }};
+    {%- endfor %}
+    workgroupBarrier();
+    if (slice == 0u) {
+    {%- for e in range(at_once) %}
+      {%- set c = "c" ~ ((first + e) // cols) ~ "_" ~ ((first + e) % cols) %}
+        {{ c }} = {{ c }}{% for part in range(1, slices) %} + tile_a[{{ part }}][{{ e }}].terms[thread / BLOCK_M4][thread % BLOCK_M4]{% endfor %};
+    {%- endfor %}
+    }
+  {%- endfor %}
+    if (slice != 0u) { return; }
+{%- endif %}
     if (!live) { return; }
 {%- if redo %}
     let total = {% for i in range(rows) %}{% for j in range(cols) %}c{{ i }}_{{ j }}{{ " + " if not loop.last }}{% endfor %}{{ " + " if not loop.last }}{% endfor %};

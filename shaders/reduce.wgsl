@@ -53,7 +53,21 @@ fn reduce_splits(
         return;
     }
     var sum = 0.0;
-    for (var s = 0u; s < SPLITS; s++) {
+    var s = 0u;
+    // Eight loads are on their way at a time.
+    for (; s + 8u <= SPLITS; s += 8u) {
+        let at = s * ELEMENTS + i;
+        let v0 = partials[at];
+        let v1 = partials[at + ELEMENTS];
+        let v2 = partials[at + 2u * ELEMENTS];
+        let v3 = partials[at + 3u * ELEMENTS];
+        let v4 = partials[at + 4u * ELEMENTS];
+        let v5 = partials[at + 5u * ELEMENTS];
+        let v6 = partials[at + 6u * ELEMENTS];
+        let v7 = partials[at + 7u * ELEMENTS];
+        sum = sum + v0 + v1 + v2 + v3 + v4 + v5 + v6 + v7;
+    }
+    for (; s < SPLITS; s++) {
         sum += partials[s * ELEMENTS + i];
     }
     result[i] = sum;

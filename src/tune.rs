@@ -7,13 +7,17 @@
 use crate::error::{Error, Result};
 use crate::gpu::{AdapterReport, Buffer, Dispatch, Gpu};
 use crate::kernels::conv2d::{self, Family, Pass, Product, Tile};
-use crate::kernels::{Dtype, View, pool};
+use crate::kernels::{Dtype, KernelSpec, View, pool};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Time that measuring may take on first use of a model on an adapter.
 pub const BUDGET: Duration = Duration::from_secs(2);
+
+/// Tiles that are measured for a product.
+const CANDIDATES: usize = 6;
 
 /// What [`choose`] decided.
 #[derive(Debug)]
@@ -162,13 +166,18 @@ fn measure(
     let start = Instant::now();
     let operands = Operands::new(gpu, product)?;
     let reference = operands.reference(gpu, product)?;
-    // The built-in choice comes first: whatever the time allows, it has been measured.
-    let others = Tile::all(product.tile.family(), gpu.report());
+    // The built-in choice comes first: whatever the time allows, it has been measured. The others come
+    // in the order of their prices; what those say is slow is not even compiled.
+    let others = product.tiles_on(gpu.report());
     let others = others.into_iter().filter(|tile| *tile != product.tile);
-    let tiles = std::iter::once(product.tile).chain(others);
-    let candidates = tiles.map(|tile| product.with_tile(tile));
+    let tiles = std::iter::once(product.tile).chain(others.take(CANDIDATES - 1));
+    let candidates: Vec<_> = tiles.map(|tile| product.with_tile(tile)).collect();
+    if start.elapsed() < budget {
+        let compiled = candidates.par_iter();
+        compiled.try_for_each(|candidate| gpu.compile(&operands.spec(candidate)))?;
+    }
     let (fastest, wrong) = fastest(
-        candidates,
+        candidates.into_iter(),
         |candidate| Ok(operands.run(gpu, candidate)?.agrees_with(&reference)),
         |candidate| operands.time(gpu, candidate),
         || start.elapsed() >= budget,
@@ -267,6 +276,11 @@ fn close(found: &[f64], reference: &[f64]) -> bool {
             .all(|(f, r)| (f - r).abs() <= 1e-4 * largest)
 }
 
+/// Words of the index of a product's max-pooling; one where it has none.
+fn indices(product: &Product) -> usize {
+    product.pool.map_or(1, |_| product.result_elements() / 4)
+}
+
 /// Buffers with made-up numbers for a product.
 struct Operands {
     x: Buffer,
@@ -300,17 +314,14 @@ impl Operands {
         })
     }
 
-    /// The dispatch of `product` with the buffers of its result and its index.
-    fn dispatch(&self, gpu: &Gpu, product: &Product) -> Result<(Dispatch, Buffer, Buffer)> {
-        // What a kernel leaves unwritten equals nothing.
-        let poisoned = |len: usize| gpu.upload("tuning", &vec![f32::NAN; len]);
+    /// The kernel of `product` on x, parameters, dy, its result and its index, in this order.
+    fn spec(&self, product: &Product) -> KernelSpec {
         let results = product.result_elements();
-        let result = poisoned(results)?;
-        let index = poisoned(product.pool.map_or(1, |_| results / 4))?;
-        let buffers = [&self.x, &self.parameters, &self.dy, &result, &index];
-        let view = |tensor: usize| View::whole(tensor, Dtype::F32, buffers[tensor].len());
-        let (x, parameters, dy, y) = (view(0), view(1), view(2), view(3));
-        let spec = match product.pass {
+        let [x, parameters, dy] = [&self.x, &self.parameters, &self.dy].map(Buffer::len);
+        let view = |tensor: usize, len: usize| View::whole(tensor, Dtype::F32, len);
+        let (x, parameters, dy) = (view(0, x), view(1, parameters), view(2, dy));
+        let y = view(3, results);
+        match product.pass {
             Pass::Forward => {
                 let index = product.pool.map(|_| View::whole(4, Dtype::U8, results));
                 conv2d::conv2d_forward(*product, x, parameters, y, index)
@@ -320,8 +331,22 @@ impl Operands {
                 let mask = product.relu.then_some(x);
                 conv2d::conv2d_backward_input(*product, dy, parameters, y, mask)
             }
-        };
-        Ok((gpu.dispatch_on(&spec, &buffers)?, result, index))
+        }
+    }
+
+    /// The dispatch of `product` on the buffers of its result and its index.
+    fn dispatch(&self, gpu: &Gpu, product: &Product, [y, index]: [&Buffer; 2]) -> Result<Dispatch> {
+        let buffers = [&self.x, &self.parameters, &self.dy, y, index];
+        gpu.dispatch_on(&self.spec(product), &buffers)
+    }
+
+    /// The same with new buffers, poisoned: what a kernel leaves unwritten equals nothing.
+    fn poisoned(&self, gpu: &Gpu, product: &Product) -> Result<(Dispatch, Buffer, Buffer)> {
+        let poisoned = |len: usize| gpu.upload("tuning", &vec![f32::NAN; len]);
+        let result = poisoned(product.result_elements())?;
+        let index = poisoned(indices(product))?;
+        let dispatch = self.dispatch(gpu, product, [&result, &index])?;
+        Ok((dispatch, result, index))
     }
 
     /// What `product` gives by the plain family, which pools in a kernel of its own.
@@ -333,7 +358,7 @@ impl Operands {
         let Some(window) = product.pool else {
             return self.run(gpu, &plain);
         };
-        let (dispatch, y, _) = self.dispatch(gpu, &plain)?;
+        let (dispatch, y, _) = self.poisoned(gpu, &plain)?;
         let results = product.result_elements();
         let pooled = gpu.buffer("tuning", results)?;
         let index = gpu.buffer("tuning", results / 4)?;
@@ -350,14 +375,16 @@ impl Operands {
     }
 
     fn run(&self, gpu: &Gpu, product: &Product) -> Result<Found> {
-        let (dispatch, result, index) = self.dispatch(gpu, product)?;
+        let (dispatch, result, index) = self.poisoned(gpu, product)?;
         gpu.submit("tuning", &[&dispatch], 1)?;
         Found::read(gpu, product, &result, &index)
     }
 
     /// Seconds of one run: the fastest of a few windows, each long enough to be measured.
     fn time(&self, gpu: &Gpu, product: &Product) -> Result<f64> {
-        let (dispatch, ..) = self.dispatch(gpu, product)?;
+        let result = gpu.buffer("tuning", product.result_elements())?;
+        let index = gpu.buffer("tuning", indices(product))?;
+        let dispatch = self.dispatch(gpu, product, [&result, &index])?;
         let window = |repeat: usize| -> Result<f64> {
             let start = Instant::now();
             gpu.submit("tuning", &[&dispatch], repeat)?;
@@ -384,7 +411,7 @@ mod tests {
         let geometry = Conv2d::new(Shape::new(8, 8, 4), 8, [3, 3], [1, 1], [1, 1]).unwrap();
         let product =
             Product::new(geometry, 5, Pass::Forward, true, None, family, &adapter).unwrap();
-        let tiles = Tile::all(family, &adapter).into_iter();
+        let tiles = product.tiles_on(&adapter).into_iter().take(5);
         tiles.map(|tile| product.with_tile(tile)).collect()
     }
 

@@ -858,7 +858,7 @@ fn a_kernel_that_does_not_unfold_its_workgroups_fails() {
 #[test]
 fn every_tile_of_a_family_gives_the_same_bits() {
     use wgrad::gpu::Buffer;
-    use wgrad::kernels::conv2d::{self, Family, Pass, Product, Tile};
+    use wgrad::kernels::conv2d::{self, Family, Pass, Product};
     use wgrad::kernels::reduce;
     use wgrad::model::{Conv2d, Pool2d, Shape};
     let gpu = gpu();
@@ -889,7 +889,6 @@ fn every_tile_of_a_family_gives_the_same_bits() {
         let dy = values(batch * g.output.elements());
         let pool = Pool2d::new(g.output, [2, 2], [2, 2]).ok();
         for family in Family::ALL {
-            let tiles = Tile::all(family, gpu.report());
             let pool = pool.filter(|p| Product::can_pool(&g, p, family));
             let passes = Pass::ALL.map(|pass| (pass, None));
             for (pass, pool) in passes
@@ -899,6 +898,7 @@ fn every_tile_of_a_family_gives_the_same_bits() {
                 let relu = pass != Pass::BackwardWeight;
                 let product =
                     Product::new(g, batch, pass, relu, pool, family, gpu.report()).unwrap();
+                let tiles = product.tiles_on(gpu.report());
                 let run = |tile| {
                     let product = product.with_tile(tile);
                     let (n, splits) = (product.result_elements(), product.splits());

@@ -309,9 +309,9 @@ impl GpuEngine {
             slots,
         };
         for planned in [&training, &evaluation] {
-            planned
-                .plan
-                .specs()
+            let specs: Vec<_> = planned.plan.specs().collect();
+            specs
+                .into_par_iter()
                 .try_for_each(|spec| gpu.compile(spec))?;
         }
         let mut engine = GpuEngine {

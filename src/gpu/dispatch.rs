@@ -142,8 +142,9 @@ impl Gpu {
     fn pipeline(&self, spec: &KernelSpec) -> Result<Pipeline> {
         let source = spec.source()?;
         let key = format!("{}\n{:?}\n{source}", spec.entry, spec.constants);
-        let mut pipelines = self.pipelines.lock().unwrap_or_else(|p| p.into_inner());
-        if let Some(pipeline) = pipelines.get(&key) {
+        // Not held while one is made: several threads may compile at a time.
+        let pipelines = || self.pipelines.lock().unwrap_or_else(|p| p.into_inner());
+        if let Some(pipeline) = pipelines().get(&key) {
             return Ok(pipeline.clone());
         }
         let inner = self.scoped(spec.entry, || {
@@ -171,7 +172,8 @@ impl Gpu {
             inner,
             ran: Arc::default(),
         };
-        pipelines.insert(key, pipeline.clone());
+        let mut pipelines = pipelines();
+        let pipeline = pipelines.entry(key).or_insert(pipeline).clone();
         self.set_compiling(Some(Compiling::Pipelines(pipelines.len())));
         Ok(pipeline)
     }

@@ -127,13 +127,15 @@ pub enum Tile {
         rows: usize,
         cols: usize,
     },
-    /// `threads_m` × `threads_n` invocations of `rows` × `cols` (vec4) sums, `block_k` terms staged.
+    /// `threads_m` × `threads_n` invocations of `rows` × `cols` (vec4) sums, `block_k` terms staged;
+    /// `ahead`: the next ones loaded while these are multiplied.
     Workgroup {
         threads_m: usize,
         threads_n: usize,
         rows: usize,
         cols: usize,
         block_k: usize,
+        ahead: bool,
     },
     Plain,
     /// On the CPU: not cut up at all.
@@ -161,10 +163,35 @@ impl Tile {
             Family::Subgroup => lanes(adapter)
                 .map(|lanes| Product::subgroup_tiles(lanes, MOST_SUMS).collect())
                 .unwrap_or_default(),
-            Family::Workgroup => Product::workgroup_tiles().to_vec(),
+            Family::Workgroup => {
+                let most = adapter.max_workgroup_storage_bytes as usize;
+                let tiles = WORKGROUP_TILES.into_iter();
+                tiles.filter(|tile| tile.staged_bytes() <= most).collect()
+            }
             Family::Plain => vec![Tile::Plain],
             Family::Cpu => vec![Tile::Whole],
         }
+    }
+
+    /// Invocations that compute one.
+    fn threads(&self) -> usize {
+        match *self {
+            Tile::Workgroup {
+                threads_m,
+                threads_n,
+                ..
+            } => threads_m * threads_n,
+            _ => 1,
+        }
+    }
+
+    /// Bytes of workgroup memory of one, with two vec4 more for every four terms.
+    fn staged_bytes(&self) -> usize {
+        let Tile::Workgroup { block_k, .. } = *self else {
+            return 0;
+        };
+        let [m, n4] = self.size(Pass::Forward);
+        block_k / 4 * ((m + 2) + (4 * n4 + 2)) * 16
     }
 
     /// Rows and vec4 columns of one tile of the result, for pass `pass`.
@@ -196,12 +223,14 @@ impl fmt::Display for Tile {
                 rows,
                 cols,
                 block_k,
+                ahead,
                 ..
             } => write!(
                 f,
-                "workgroup {m}×{}×{block_k} ({rows}×{} an invocation)",
+                "workgroup {m}×{}×{block_k} ({rows}×{} an invocation{})",
                 n,
-                cols * 4
+                cols * 4,
+                if *ahead { ", loads ahead" } else { "" }
             ),
             Tile::Plain => f.write_str("plain"),
             Tile::Whole => f.write_str("whole"),
@@ -215,6 +244,10 @@ impl fmt::Display for Product {
         let splits = self.splits();
         if splits > 1 {
             write!(f, ", {splits} splits")?;
+        }
+        let slices = self.slices();
+        if slices > 1 {
+            write!(f, ", {slices} slices")?;
         }
         if self.pool.is_some() {
             write!(f, ", max-pooling fused")?;
@@ -274,7 +307,7 @@ impl Product {
             Family::Subgroup => {
                 product.choose_subgroup_tile(lanes(adapter).unwrap_or(8), FEWEST_SUMS)
             }
-            Family::Workgroup => product.choose_workgroup_tile(),
+            Family::Workgroup => product.choose_workgroup_tile(adapter),
             Family::Plain | Family::Cpu => {}
         }
         Ok(product)
@@ -320,6 +353,12 @@ impl Product {
             .clamp(1, MOST_SPLITS)
     }
 
+    /// Terms in each of [`Product::splits`] but the last, which may have fewer.
+    fn split_length(&self) -> usize {
+        let [_, _, k] = self.dimensions();
+        k.div_ceil(self.splits()).next_multiple_of(TURN)
+    }
+
     /// Rows, columns and terms per sum of the matrix product.
     pub fn dimensions(&self) -> [usize; 3] {
         let g = &self.geometry;
@@ -350,7 +389,7 @@ impl Product {
     pub fn takes(&self, choice: &Product, adapter: &AdapterReport) -> bool {
         self.same_work(choice)
             && self.tile.family() == choice.tile.family()
-            && choice.tile.fits(adapter)
+            && self.tiles_on(adapter).contains(&choice.tile)
     }
 
     /// Floating-point operations as usually counted: two per multiply-add of the convolution,
@@ -434,45 +473,95 @@ impl Product {
         one * tiles * idle + compilation
     }
 
-    fn choose_workgroup_tile(&mut self) {
-        let [m, n, _] = self.dimensions();
-        // The largest tile that still gives the device enough workgroups, and no wider than needed.
-        let enough = |tile: Tile| {
-            let [tile_m, tile_n4] = tile.size(self.pass);
-            let tiles = m.div_ceil(tile_m) * n.div_ceil(tile_n4 * 4);
-            (tiles >= 256 || self.pass == Pass::BackwardWeight) && n > tile_n4 * 2 && m > tile_m / 2
-        };
-        let candidates = Self::workgroup_tiles();
-        self.tile = candidates
-            .into_iter()
-            .find(|t| enough(*t))
-            .unwrap_or(candidates[candidates.len() - 1]);
+    fn choose_workgroup_tile(&mut self, adapter: &AdapterReport) {
+        self.tile = WORKGROUP_TILES[0];
+        if let Some(tile) = self.tiles_on(adapter).first() {
+            self.tile = *tile;
+        }
     }
 
-    /// The tiles of the workgroup family, largest first.
-    pub const fn workgroup_tiles() -> [Tile; 5] {
-        const fn tile(
-            threads_m: usize,
-            threads_n: usize,
-            rows: usize,
-            cols: usize,
-            block_k: usize,
-        ) -> Tile {
-            Tile::Workgroup {
-                threads_m,
-                threads_n,
-                rows,
-                cols,
-                block_k,
-            }
+    /// Every tile of its family that it can have on `adapter`, in the workgroup family those first that
+    /// should be the fastest.
+    pub fn tiles_on(&self, adapter: &AdapterReport) -> Vec<Tile> {
+        let mut tiles = Tile::all(self.tile.family(), adapter);
+        tiles.retain(|tile| {
+            // Each slice has invocations and workgroup memory of its own, and there they meet.
+            let slices = self.with_tile(*tile).slices();
+            slices * tile.threads() <= 256
+                && (slices == 1 || tile.threads() <= tile.size(self.pass)[0])
+                && slices * tile.staged_bytes() <= adapter.max_workgroup_storage_bytes as usize
+        });
+        let price = |tile: &Tile| self.with_tile(*tile).workgroup_price();
+        tiles.sort_by(|a, b| price(a).total_cmp(&price(b)));
+        tiles
+    }
+
+    /// Slices of the terms that a workgroup sums up side by side, because there are too few tiles to give
+    /// a GPU enough to do; the workgroup family alone. They decide the order of the additions, so they
+    /// follow from the shape alone.
+    pub fn slices(&self) -> usize {
+        if self.tile.family() != Family::Workgroup {
+            return 1;
         }
-        [
-            tile(16, 16, 8, 2, 8),
-            tile(16, 8, 8, 2, 16),
-            tile(8, 8, 8, 2, 16),
-            tile(16, 8, 4, 1, 16),
-            tile(8, 4, 4, 1, 16),
-        ]
+        let [m, n, k] = self.dimensions();
+        let tiles = m.div_ceil(64) * n.div_ceil(64) * self.splits();
+        let terms = k / self.splits();
+        let most = (WANTED_TILES / tiles).min(terms / SHORTEST_SLICE);
+        match most {
+            0 | 1 => 1,
+            2 | 3 => 2,
+            _ => 4,
+        }
+    }
+
+    /// Terms that an invocation of the workgroup family sums up.
+    fn length(&self) -> usize {
+        let [_, _, k] = self.dimensions();
+        let terms = match self.pass {
+            Pass::BackwardWeight => self.split_length(),
+            _ => k.next_multiple_of(4),
+        };
+        match self.slices() {
+            1 => terms,
+            slices => terms.div_ceil(slices).next_multiple_of(LARGEST_BLOCK),
+        }
+    }
+
+    /// What the workgroup family's tile costs on a GPU, in cycles of one of its cores: for choosing among
+    /// tiles, not for telling the time. A GPU is taken to have 100 cores, each of which does 128
+    /// multiply-adds a cycle, has 64 Ki registers and waits 700 cycles for memory.
+    fn workgroup_price(&self) -> f64 {
+        let Tile::Workgroup {
+            rows,
+            cols,
+            block_k,
+            ahead,
+            ..
+        } = self.tile
+        else {
+            return 0.0;
+        };
+        const CORES: f64 = 100.0;
+        const LANES: f64 = 128.0;
+        const REGISTERS: f64 = 65_536.0;
+        const LATENCY: f64 = 700.0;
+        let [m, n4] = self.tile.size(self.pass);
+        let threads = (self.tile.threads() * self.slices()) as f64;
+        let (groups, blocks) = (self.workgroups() as f64, self.length().div_ceil(block_k));
+        let sums = (4 * rows * cols) as f64;
+        // Vec4 that an invocation reads of workgroup memory for a term, and loads for a block.
+        let reads = (rows / 4 + cols) as f64;
+        let loads = ((m / 4 + n4) * block_k) as f64 / self.tile.threads() as f64;
+        let work = block_k as f64 * (sums + reads).max(12.0 * reads) + 14.0 * loads + 40.0;
+        let busy = threads * work / LANES;
+        // Workgroups that share a core hide each other's waits.
+        let registers = sums + 56.0 + if ahead { 4.0 * loads } else { 0.0 };
+        let most = (REGISTERS / registers / threads).max(1.0).floor();
+        let resident = (groups / CORES).clamp(1.0, most);
+        let wait = if ahead { 0.3 * LATENCY } else { LATENCY };
+        let round = (resident * busy).max(busy + wait);
+        let rest = 6.0 * resident * sums * threads / LANES + 2.0 * LATENCY;
+        (groups / CORES / resident).max(1.0) * (blocks as f64 * round + rest)
     }
 
     fn alignment(&self) -> Alignment {
@@ -495,6 +584,29 @@ impl Product {
         }
     }
 
+    /// How far rows m to m + 3 are from row m, where that is the same for all m in fours: in elements
+    /// of the operand (vec4 where it has them), in image rows and in columns. They are one place of
+    /// several images, or the places of a window.
+    fn rows_apart(&self) -> Option<[[usize; 3]; 4]> {
+        let g = &self.geometry;
+        let image = match self.pass {
+            Pass::Forward => &g.input,
+            Pass::BackwardInput => &g.output,
+            Pass::BackwardWeight => return None,
+        };
+        let [pool_h, pool_w] = self.pool.map_or([1, 1], |p| p.kernel);
+        if !self.batch.is_multiple_of(4 / (pool_h * pool_w)) {
+            return None;
+        }
+        let per = if self.alignment().a { 4 } else { 1 };
+        Some([0, 1, 2, 3].map(|row| {
+            let (images, place) = (row / (pool_h * pool_w), row % (pool_h * pool_w));
+            let (y, x) = (place / pool_w * g.stride[0], place % pool_w * g.stride[1]);
+            let elements = images * image.elements() + (y * image.width + x) * image.channels;
+            [elements / per, y, x]
+        }))
+    }
+
     /// Whether an invocation that finds a NaN among its sums computes them anew.
     pub(crate) fn redoes_nan(&self) -> bool {
         self.partial() && self.tile != Tile::Plain
@@ -510,11 +622,13 @@ impl Product {
         let weight_pass = self.pass == Pass::BackwardWeight;
         let chunks = if weight_pass { m } else { k }.div_ceil(4);
         let splits = self.splits();
-        let split_length = k.div_ceil(splits).next_multiple_of(TURN);
-        // Staged blocks of terms run past the last chunk when they do not divide it.
+        let split_length = self.split_length();
+        let slices = self.slices();
+        // Staged blocks of terms run past the last chunk when they do not divide it, or slices do.
         let overrun = match self.tile {
             Tile::Workgroup { block_k, .. } => {
-                !weight_pass && !(chunks * 4).is_multiple_of(block_k)
+                let staged = slices * self.length().next_multiple_of(block_k);
+                !weight_pass && staged > chunks * 4
             }
             _ => false,
         };
@@ -554,10 +668,19 @@ impl Product {
                 rows,
                 cols,
                 block_k,
-            } => context! {
-                threads_m, threads_n, rows, cols, block_k,
-                threads => threads_m * threads_n, block_m => tile_m, block_n => tile_n4 * 4,
-            },
+                ahead,
+            } => {
+                let channels = match self.pass {
+                    Pass::BackwardInput => g.output.channels,
+                    _ => g.input.channels,
+                };
+                context! {
+                    threads_m, threads_n, rows, cols, block_k, ahead, slices,
+                    threads => threads_m * threads_n, block_m => tile_m, block_n => tile_n4 * 4,
+                    length => self.length(), apart => self.rows_apart(),
+                    one_tap => !weight_pass && !overrun && channels.is_multiple_of(block_k),
+                }
+            }
             Tile::Plain | Tile::Whole => context! {},
         };
         let render = || -> std::result::Result<String, minijinja::Error> {
@@ -614,6 +737,44 @@ const SUMS_OF_A_MODEL: usize = 1536;
 const WANTED_SUMS: usize = 1 << 20;
 const SHORTEST_SUM: usize = 512;
 const MOST_SPLITS: usize = 256;
+
+/// In the workgroup family, sums are cut into slices until there are so many tiles of 64×64, but into
+/// slices of no fewer terms than these, and of whole blocks of any tile.
+const WANTED_TILES: usize = 1024;
+const SHORTEST_SLICE: usize = 64;
+const LARGEST_BLOCK: usize = 16;
+
+/// The tiles of the workgroup family.
+const WORKGROUP_TILES: [Tile; 15] = {
+    const fn tile(threads: [usize; 2], sums: [usize; 2], block_k: usize, ahead: bool) -> Tile {
+        let ([threads_m, threads_n], [rows, cols]) = (threads, sums);
+        Tile::Workgroup {
+            threads_m,
+            threads_n,
+            rows,
+            cols,
+            block_k,
+            ahead,
+        }
+    }
+    [
+        tile([16, 16], [8, 2], 16, false),
+        tile([16, 16], [8, 2], 16, true),
+        tile([16, 8], [8, 2], 16, false),
+        tile([16, 8], [8, 2], 16, true),
+        tile([8, 16], [8, 2], 16, false),
+        tile([8, 16], [8, 2], 16, true),
+        tile([8, 8], [8, 2], 16, false),
+        tile([8, 8], [8, 2], 16, true),
+        tile([8, 8], [8, 2], 8, false),
+        tile([16, 8], [8, 1], 16, false),
+        tile([8, 8], [8, 1], 16, false),
+        tile([8, 8], [4, 1], 16, false),
+        tile([8, 8], [4, 1], 16, true),
+        tile([16, 4], [4, 1], 16, false),
+        tile([8, 4], [4, 1], 16, false),
+    ]
+};
 
 /// Terms of the sums per turn of the loop in the subgroup family: those of one vec4.
 const TURN: usize = 4;

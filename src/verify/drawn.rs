@@ -13,7 +13,7 @@ use super::parity::Case;
 use super::products::product_case;
 use crate::gpu::AdapterReport;
 use crate::kernels::batch_norm::BatchNorm;
-use crate::kernels::conv2d::{Family, Pass, Product, Tile};
+use crate::kernels::conv2d::{Family, Pass, Product};
 use crate::kernels::group_norm::GroupNorm;
 use crate::model::{Conv2d, Pool2d, Shape};
 use rand::{RngExt, SeedableRng};
@@ -45,17 +45,15 @@ pub fn drawn(adapter: &AdapterReport, seed: u64, index: usize) -> Vec<Case> {
     }
     let tiles = tiles.into_iter().filter(|_| geometry.groups == 1);
     for (family, tile) in tiles {
-        let all = Tile::all(family, adapter);
-        if !family.supported(adapter) || all.is_empty() {
+        if !family.supported(adapter) {
             continue;
         }
-        let tile = all[tile as usize % all.len()];
         let mut add = |pass, relu, pool| {
             let product = Product::new(geometry, batch, pass, relu, pool, family, adapter);
+            let product = product.expect("what can be pooled was asked");
+            let all = product.tiles_on(adapter);
             cases.push(product_case(
-                product
-                    .expect("what can be pooled was asked")
-                    .with_tile(tile),
+                product.with_tile(all[tile as usize % all.len()]),
             ));
         };
         add(Pass::Forward, relu, None);

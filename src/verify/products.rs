@@ -4,7 +4,7 @@
 use super::parity::{Bench, Case, Tolerance};
 use crate::cpu;
 use crate::gpu::AdapterReport;
-use crate::kernels::conv2d::{self, Family, Pass, Product, Tile};
+use crate::kernels::conv2d::{self, Family, Pass, Product};
 use crate::kernels::{KernelSpec, reduce};
 use crate::model::{Conv2d, Pool2d, Shape};
 
@@ -166,13 +166,15 @@ pub fn products(adapter: &AdapterReport) -> Vec<Product> {
 }
 
 /// Every tile of a family on a layer that is several tiles high and wide, pooled too where the family
-/// can; and on one that is dilated, has no bias and channels that are not in fours.
+/// can; on one that is dilated, has no bias and channels that are not in fours; and on one whose sums
+/// are long and few, so that the workgroup family slices them.
 fn every_tile(family: Family, adapter: &AdapterReport) -> Vec<Product> {
     let input = Shape::new(9, 7, 12);
     let geometry = Conv2d::new(input, 24, [3, 3], [1, 1], [1, 1]).expect(VALID);
     let (input, padding) = (Shape::new(9, 7, 7), [[1, 2], [2, 0]]);
     let dilated = Conv2d::dilated(input, 22, [3, 2], [2, 1], padding, [2, 3]);
     let dilated = dilated.expect(VALID).without_bias();
+    let deep = Conv2d::new(Shape::new(5, 4, 64), 48, [3, 3], [1, 1], [1, 1]).expect(VALID);
     let windows = [[2, 2], [1, 2]].map(|k| Pool2d::new(geometry.output, k, k).expect(VALID));
     let pools = windows
         .into_iter()
@@ -180,19 +182,26 @@ fn every_tile(family: Family, adapter: &AdapterReport) -> Vec<Product> {
         .map(|window| (Pass::Forward, Some(window)));
     let passes = Pass::ALL.into_iter().map(|pass| (pass, None));
     let passes: Vec<_> = passes.chain(pools).collect();
-    let passes = passes.iter().map(|(pass, pool)| (geometry, *pass, *pool));
-    let more = Pass::ALL.into_iter().map(|pass| (dilated, pass, None));
-    let layers: Vec<_> = passes.chain(more).collect();
-    let of = |tile| {
-        let layers = layers.iter();
-        layers.map(move |(geometry, pass, pool)| {
-            Product::new(*geometry, 5, *pass, false, *pool, family, adapter)
-                .expect(VALID)
-                .with_tile(tile)
-        })
+    let passes = passes
+        .iter()
+        .map(|(pass, pool)| (geometry, 5, *pass, *pool));
+    let more = |geometry, batch| {
+        let passes = Pass::ALL.into_iter();
+        passes.map(move |pass| (geometry, batch, pass, None))
     };
-    let tiles = Tile::all(family, adapter);
-    tiles.into_iter().flat_map(of).collect()
+    // So few images that the weight gradient's sums are too short to be sliced.
+    let short = [(geometry, 2, Pass::BackwardWeight, None)];
+    let layers = passes
+        .chain(more(dilated, 5))
+        .chain(more(deep, 8))
+        .chain(short);
+    let tiles = |(geometry, batch, pass, pool)| {
+        let product = Product::new(geometry, batch, pass, false, pool, family, adapter);
+        let product = product.expect(VALID);
+        let tiles = product.tiles_on(adapter).into_iter();
+        tiles.map(move |tile| product.with_tile(tile))
+    };
+    layers.flat_map(tiles).collect()
 }
 
 /// More workgroups than one dimension of a dispatch holds, as cheaply as possible: one multiply-add
@@ -202,7 +211,8 @@ fn folded(family: Family, adapter: &AdapterReport) -> Product {
     let product = |batch| {
         Product::new(geometry, batch, Pass::Forward, false, None, family, adapter).expect(VALID)
     };
-    let lowest = Tile::all(family, adapter)
+    let lowest = product(1)
+        .tiles_on(adapter)
         .into_iter()
         .max_by_key(|tile| product(1).with_tile(*tile).workgroups())
         .expect("a family has a tile");
