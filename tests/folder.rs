@@ -928,7 +928,22 @@ fn pictures_to_test_on_are_brought_to_a_networks_shape() {
         (dataset.images, dataset.class_names),
         (vec![9, 9], vec!["dog".into()])
     );
-    // Numbers stay what they are.
+    // Folders called by numbers are classes by these names, not by their place.
+    let numbers = tempfile::tempdir().unwrap();
+    for i in 0..3 {
+        put(&numbers, &format!("{i}/1.png"), &grey(i));
+    }
+    let spec = numbers.path().to_str().unwrap();
+    let (mut dataset, _) =
+        data::load_test(spec, Shape::new(1, 1, 1), None, &mut |_, _| ()).unwrap();
+    let sorted = ["0", "1", "10", "11", "2"].map(String::from);
+    dataset.relabel(&sorted).unwrap();
+    let pairs: BTreeSet<_> = dataset.images.iter().zip(&dataset.labels).collect();
+    assert_eq!(pairs, BTreeSet::from([(&0, &0), (&1, &1), (&2, &4)]));
+    let (mut dataset, _) =
+        data::load_test(spec, Shape::new(1, 1, 1), None, &mut |_, _| ()).unwrap();
+    assert_eq!(dataset.relabel(&sorted[..4]), Err("2".into()));
+    // Where numbers are no names they stay what they are.
     let mut mnist = data::load_test("mnist", Shape::new(28, 28, 1), None, &mut |_, _| ());
     let (dataset, _) = mnist.as_mut().unwrap();
     let labels = dataset.labels.clone();

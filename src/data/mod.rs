@@ -67,21 +67,22 @@ impl Dataset {
         Ok(())
     }
 
-    /// Gives the images the labels that `names` has for their classes. Classes that are numbers from
-    /// 0 keep their labels.
+    /// Gives the images the labels that `names` has for their classes. Where it knows none of them and they
+    /// are numbers from 0, labels stay as they are.
     ///
     /// # Errors
     /// The name of a class that is not among them.
     pub fn relabel(&mut self, names: &[String]) -> std::result::Result<(), String> {
+        let label = |name: &String| names.iter().position(|known| known == name);
+        let labels: Vec<Option<usize>> = self.class_names.iter().map(label).collect();
         let mut numbered = (0..).zip(&self.class_names);
-        if numbered.all(|(class, name): (usize, _)| *name == class.to_string()) {
+        if labels.iter().all(Option::is_none)
+            && numbered.all(|(class, name): (usize, _)| *name == class.to_string())
+        {
             return Ok(());
         }
-        let label = |name: &String| {
-            let label = names.iter().position(|known| known == name);
-            label.map(|label| label as u32).ok_or_else(|| name.clone())
-        };
-        let labels = self.class_names.iter().map(label);
+        let found = labels.iter().zip(&self.class_names);
+        let labels = found.map(|(label, name)| label.map(|l| l as u32).ok_or(name.clone()));
         let labels = labels.collect::<std::result::Result<Vec<_>, _>>()?;
         for own in &mut self.labels {
             *own = labels[*own as usize];
