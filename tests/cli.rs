@@ -1286,6 +1286,49 @@ fn a_resume_on_changed_data_is_refused() {
 }
 
 #[test]
+fn the_batches_of_what_ships_suit_a_small_folder() {
+    let bench = Bench::new();
+    let used = |flags: &str| {
+        let out = bench.good(&format!(
+            "train --data shapes --device cpu --epochs 1 --out run {flags}"
+        ));
+        let config = json(&fs::read_to_string(bench.path("run/run.json")).unwrap());
+        fs::remove_dir_all(bench.path("run")).unwrap();
+        let recipe = &config["recipe"];
+        (
+            words(&out),
+            recipe["batch_size"].clone(),
+            recipe["lr"].clone(),
+        )
+    };
+    // SGD's rate follows, that of a flag does not, and what the user has written is left alone.
+    let (out, batch, lr) = used("--model mlp-sigmoid");
+    assert_eq!(batch, 8);
+    let text = fs::read_to_string("models/mlp-sigmoid.toml").unwrap();
+    let own: f64 = text
+        .lines()
+        .find_map(|l| l.strip_prefix("lr = ")?.split(' ').next()?.parse().ok())
+        .unwrap();
+    assert!(
+        (lr.as_f64().unwrap() / own - 0.5).abs() < 0.01,
+        "{lr} of {own}"
+    );
+    assert!(
+        out.contains("batch size 8 instead of the model's 32, and learning rate"),
+        "{out}"
+    );
+    let (out, batch, lr) = used("--model mlp-sigmoid --lr 0.25");
+    assert_eq!((batch, lr), (8.into(), 0.25.into()));
+    assert!(!out.contains("and learning rate"), "{out}");
+    fs::write(bench.path("mine.toml"), "batch_size = 48\nlr = 0.5").unwrap();
+    let (_, batch, lr) = used("--model mlp-sigmoid --recipe mine.toml");
+    assert_eq!((batch, lr), (48.into(), 0.5.into()));
+    let (out, batch, lr) = used("--model small.toml");
+    assert_eq!((batch, lr), (20.into(), 0.01.into()));
+    assert!(!out.contains("instead of"), "{out}");
+}
+
+#[test]
 fn quick_trials_are_quick() {
     let bench = Bench::new();
     let out = bench.good(&format!("train {SMALL} --epochs 2 --limit 12 --out run"));

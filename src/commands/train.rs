@@ -14,7 +14,7 @@ use wgrad::data::{Normalization, Request, Splits, balanced_weights, read_weights
 use wgrad::engine::{CpuEngine, Engine};
 use wgrad::export::Fitting;
 use wgrad::kernels::conv2d::Product;
-use wgrad::model::recipe::{ClassWeights, Recipe, Schedule};
+use wgrad::model::recipe::{ClassWeights, Optimizer, Recipe, Schedule};
 use wgrad::model::{Model, default_for, load, summary};
 use wgrad::plan::{Mode, Options, Plan, Target};
 use wgrad::report::profile::Profile;
@@ -218,13 +218,23 @@ pub(super) fn plan(args: &TrainArgs) -> Result<Planned> {
         )));
     }
     if !asked.has("batch_size") {
-        recipe.batch_size = fitting_batch(size, images, args.data.limit.is_some());
+        recipe.batch_size = match asked.is_own("batch_size") {
+            true => size.min(images),
+            false => fitting_batch(size, images, args.data.limit.is_some()),
+        };
         if recipe.batch_size < size {
             let whose = asked.recipe.as_ref().map_or("model", |_| "recipe");
-            notes.push(format!(
-                "batch size {} instead of the {whose}'s {size}: there are {images} training images",
+            let mut what = format!(
+                "batch size {} instead of the {whose}'s {size}",
                 recipe.batch_size
-            ));
+            );
+            let fixed = asked.has("lr") || asked.is_own("lr") || args.data.limit.is_some();
+            let lr = fitting_lr(&recipe, size);
+            if !fixed && lr != recipe.lr {
+                what += &format!(", and learning rate {lr} instead of {}", recipe.lr);
+                recipe.lr = lr;
+            }
+            notes.push(format!("{what}: there are {images} training images"));
         }
     }
 
@@ -288,14 +298,28 @@ pub(super) fn plan(args: &TrainArgs) -> Result<Planned> {
 const FEWEST_STEPS: usize = 16;
 const SMALLEST_BATCH: usize = 8;
 
-/// The batch size for so many images where a recipe has `size`: half of it, and so on, until an epoch has
-/// steps enough to learn from. Images that are limited are a trial of the recipe as it is.
+/// The batch size for so many images where a recipe that ships has `size`: half of it, and so on, until an
+/// epoch has steps enough to learn from. Images that are limited are a trial of the recipe as it is.
 fn fitting_batch(size: usize, images: usize, limited: bool) -> usize {
     let mut fitting = size;
     while !limited && fitting > SMALLEST_BATCH && images < fitting * FEWEST_STEPS {
         fitting = (fitting / 2).max(SMALLEST_BATCH);
     }
     fitting.min(images)
+}
+
+/// The learning rate where a batch is smaller than the `size` that the recipe's is meant for: a step of SGD
+/// is as noisy as its gradient, so that its rate goes with the square root (Krizhevsky, 2014, arXiv
+/// 1404.5997, section 5); the steps of the other rules have a size of their own.
+fn fitting_lr(recipe: &Recipe, size: usize) -> f64 {
+    match recipe.optimizer {
+        Optimizer::Sgd { .. } if recipe.batch_size < size => {
+            let lr = recipe.lr * (recipe.batch_size as f64 / size as f64).sqrt();
+            // Three digits say it all.
+            format!("{lr:.2e}").parse().unwrap_or(lr)
+        }
+        _ => recipe.lr,
+    }
 }
 
 /// What a recipe asks for, or a flag in its place, as a weight for each class.
@@ -644,7 +668,7 @@ fn describe(config: &Config) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::fitting_batch;
+    use super::*;
 
     #[test]
     fn a_batch_leaves_an_epoch_steps_to_learn_from() {
@@ -657,5 +681,23 @@ mod tests {
         assert_eq!(fitting_batch(128, 5, false), 5);
         assert_eq!(fitting_batch(128, 96, true), 96);
         assert_eq!(fitting_batch(128, 1000, true), 128);
+    }
+
+    #[test]
+    fn the_rate_of_sgd_goes_with_the_root_of_the_batch() {
+        let mut recipe = Recipe {
+            lr: 0.05,
+            batch_size: 8,
+            ..Recipe::default()
+        };
+        assert_eq!(fitting_lr(&recipe, 128), 0.0125);
+        assert_eq!(fitting_lr(&recipe, 16), 0.0354);
+        assert_eq!(fitting_lr(&recipe, 8), 0.05);
+        recipe.optimizer = Optimizer::Lion {
+            beta1: 0.9,
+            beta2: 0.99,
+            weight_decay: 0.0,
+        };
+        assert_eq!(fitting_lr(&recipe, 128), 0.05);
     }
 }
