@@ -237,13 +237,22 @@ impl CpuEngine {
         Ok(())
     }
 
+    pub(super) fn take_images(&mut self, split: Split) -> Result<Vec<u8>> {
+        let place = uploaded(self.splits[split as usize].as_ref())?.tensors["images"];
+        self.splits[split as usize] = None;
+        Ok(match std::mem::replace(&mut self.memory.values[place], Values::Bytes(Vec::new())) {
+            Values::Bytes(images) => images,
+            _ => unreachable!("images are bytes"),
+        })
+    }
+
     pub(super) fn train_epoch(
         &mut self,
         order: &[u32],
         steps: &[Step],
         progress: StepProgress,
     ) -> Result<Vec<Metrics>> {
-        let samples = uploaded(&self.splits[Split::Train as usize])?;
+        let samples = uploaded(self.splits[Split::Train as usize].as_ref())?;
         let micro = self.options.micro;
         expect_epoch(samples.len, self.batch, micro, order, steps)?;
         let place = samples.tensors["order"];
@@ -256,7 +265,7 @@ impl CpuEngine {
         split: Split,
         progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
     ) -> Result<Evaluation> {
-        let len = uploaded(&self.splits[split as usize])?.len;
+        let len = uploaded(self.splits[split as usize].as_ref())?.len;
         let batch = self.batch_of(split);
         let steps = evaluation_steps(len, batch);
         let (mut done, mut loss_sum) = (0, 0.0);
@@ -269,7 +278,7 @@ impl CpuEngine {
         })?;
         let mut predictions = self.words(split, "predictions").to_vec();
         predictions.truncate(done);
-        let outputs = uploaded(&self.splits[split as usize])?
+        let outputs = uploaded(self.splits[split as usize].as_ref())?
             .tensors
             .get("outputs");
         let logits = outputs.map(|place| match &self.memory.values[*place] {
@@ -290,7 +299,7 @@ impl CpuEngine {
         steps: &[Step],
         progress: StepProgress,
     ) -> Result<Vec<Metrics>> {
-        let tensors = uploaded(&self.splits[split as usize])?.tensors.clone();
+        let tensors = uploaded(self.splits[split as usize].as_ref())?.tensors.clone();
         self.memory.values[tensors["steps"]] = Values::Words(bytemuck::cast_slice(steps).to_vec());
         self.memory.values[tensors["counter"]] = Values::Words(vec![0]);
         let mut all = Vec::with_capacity(steps.len());

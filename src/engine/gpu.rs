@@ -464,6 +464,17 @@ impl GpuEngine {
         Ok(())
     }
 
+    /// As [`super::Engine::take_images`].
+    pub fn take_images(&mut self, split: Split) -> Result<Vec<u8>> {
+        let resident = uploaded(self.splits[split as usize].take())?;
+        let mut images = match resident.streamed {
+            Some(streamed) => streamed.images,
+            None => self.gpu.read("dataset images", &resident.tensors["images"])?,
+        };
+        images.truncate(resident.len * self.model.input.elements());
+        Ok(images)
+    }
+
     /// What makes room for a dataset.
     fn advice(&self) -> String {
         match self.training.plan.batch {
@@ -507,6 +518,9 @@ impl GpuEngine {
             ("metrics", gpu.buffer("metrics", rows * 2)?),
             ("predictions", gpu.buffer("predictions", len)?),
         ]);
+        if let (None, [images]) = (slab, &at_hand[..]) {
+            tensors.insert("images", images.clone());
+        }
         if planned.plan.tensor("outputs").is_some() {
             tensors.insert("outputs", gpu.buffer("outputs", len * self.model.classes)?);
         }
@@ -586,7 +600,7 @@ impl GpuEngine {
         progress: StepProgress,
     ) -> Result<Vec<Metrics>> {
         let at = Split::Train as usize;
-        let (len, batch) = (uploaded(&self.splits[at])?.len, self.training.plan.batch);
+        let (len, batch) = (uploaded(self.splits[at].as_ref())?.len, self.training.plan.batch);
         expect_epoch(len, batch, self.options.micro, order, steps)?;
         if let Some(Resident {
             streamed: Some(streamed),
@@ -596,7 +610,7 @@ impl GpuEngine {
             streamed.order.copy_from_slice(order);
             streamed.first = steps.first().map_or(0, |step| step.first as usize);
         }
-        let resident = uploaded(&self.splits[at])?;
+        let resident = uploaded(self.splits[at].as_ref())?;
         let table = based(steps, &resident.slabs(steps));
         self.gpu.write("order", &resident.tensors["order"], order)?;
         self.gpu
@@ -610,7 +624,7 @@ impl GpuEngine {
         split: Split,
         progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
     ) -> Result<Evaluation> {
-        let resident = uploaded(&self.splits[split as usize])?;
+        let resident = uploaded(self.splits[split as usize].as_ref())?;
         let (len, batch) = (resident.len, self.evaluation.plan.batch);
         let steps = evaluation_steps(len, batch);
         let mut done = 0;
@@ -649,7 +663,7 @@ impl GpuEngine {
     /// # Errors
     /// [`Error::Shape`] before the training split was uploaded, or what the device reports.
     pub fn dispatches(&self) -> Result<Vec<&Dispatch>> {
-        let resident = uploaded(&self.splits[Split::Train as usize])?;
+        let resident = uploaded(self.splits[Split::Train as usize].as_ref())?;
         self.gpu
             .write("step counter", &resident.tensors["counter"], &[0u32])?;
         if let Some(streamed) = &resident.streamed {

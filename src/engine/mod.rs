@@ -113,6 +113,17 @@ impl Engine {
         }
     }
 
+    /// Gives back the images of a split, which the engine no longer has then.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when there are none, or what the device reports.
+    pub fn take_images(&mut self, split: Split) -> Result<Vec<u8>> {
+        match self {
+            Engine::Gpu(e) => e.take_images(split),
+            Engine::Cpu(e) => e.take_images(split),
+        }
+    }
+
     /// Trains on the samples of the training split in the given `order`, one step per row of
     /// `steps`; where a row's [`Step::micro`] counts the parts of a batch, the last of them updates the
     /// parameters, and needs [`Options::micro`]. `progress` gets the metrics of newly finished steps (maybe of none), in order, now
@@ -423,8 +434,8 @@ fn evaluation_steps(len: usize, batch: usize) -> Vec<Step> {
 
 /// # Errors
 /// [`Error::Shape`] where nothing was uploaded.
-fn uploaded<T>(split: &Option<T>) -> Result<&T> {
-    split.as_ref().ok_or(Error::Shape {
+fn uploaded<T>(split: Option<T>) -> Result<T> {
+    split.ok_or(Error::Shape {
         operation: "network",
         what: "expected a dataset, found none; call upload_dataset first".into(),
     })

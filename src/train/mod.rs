@@ -167,11 +167,6 @@ pub fn train(
         return Ok(Outcome::OutOfPatience);
     }
     let normalization = run.config().scale_and_shift();
-    // For the last evaluation, which is another engine's.
-    let test_images = match run.config().recipe.views {
-        Views::One => Vec::new(),
-        _ => data.test.images.clone(),
-    };
     let splits = [
         (Split::Train, Some(&mut data.train)),
         (Split::Validation, data.validation.as_mut()),
@@ -190,7 +185,6 @@ pub fn train(
         observer,
         last_checkpoint: Instant::now(),
         normalization,
-        test_images,
     };
     let last = control.stop_after.map_or(planned, |n| n.min(planned));
     for number in finished + 1..=last {
@@ -257,8 +251,6 @@ struct Epoch<'a> {
     last_checkpoint: Instant,
     /// Scale, then shift per channel.
     normalization: Vec<f32>,
-    /// Where they are evaluated in several views at the end.
-    test_images: Vec<u8>,
 }
 
 impl Epoch<'_> {
@@ -420,7 +412,9 @@ impl Epoch<'_> {
             }
             engine => engine?,
         };
-        let (data, images) = (self.data, std::mem::take(&mut self.test_images));
+        let data = self.data;
+        // The last evaluation, so that nobody else needs them.
+        let images = self.engine.take_images(Split::Test)?;
         let labels = &data.test.labels;
         engine.upload_dataset(Split::Test, images, labels, &self.normalization)?;
         let raw = [self.engine.parameters()?, self.engine.running()?];
