@@ -1,9 +1,9 @@
 //! Faster functions for the kernels that decide the speed of training without a GPU; all others are
 //! carried out by their twins, and these are held against theirs.
 //!
-//! A layer with weights is im2col and a product of the `matrixmultiply` crate: with a column of ones
-//! behind it (where the layer has a bias), `columns` times the parameters `[KH·KW·C + 1, OC]` has the
-//! bias in it, and `columnsᵀ·dy` is the gradient of weight and bias at once. The zeros of the padding make a NaN of an infinite or
+//! A layer with weights is a product with an im2col matrix that is not stored ([`product`]): forward
+//! times the weight, for its gradient transposed times dy, and for that of the input, where the stride is
+//! 1, dy's with the weight turned around. The zeros of the padding make a NaN of an infinite or
 //! NaN factor that they meet, where a term should contribute nothing: what comes out NaN is redone
 //! term by term. Max-pooling without overlap is written for vector instructions.
 //!
@@ -11,12 +11,14 @@
 //! partial sums are joined in order, so the bits do not depend on how many threads there are.
 
 mod grouped;
+mod product;
 
 use super::im2col::pixel;
 use super::{Memory, add, batch, fast_activation};
 use crate::kernels::conv2d::{Pass, Product};
 use crate::kernels::{KernelSpec, Work};
 use crate::model::{Activation, Conv2d, Pool2d};
+use product::{Gathered, Panels, product, product_transposed};
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -98,15 +100,20 @@ pub fn run(spec: &KernelSpec, memory: &mut Memory<f32>, scratch: &Scratch) {
             });
         }
         Work::ActivationForward(activation) => match fast_activation::forward(*activation) {
-            Some(f) => memory.change_floats(view("y"), |memory, y| {
-                elementwise(y, memory.floats(view("x")), f);
+            Some(forward) => memory.change_floats(view("y"), |memory, y| {
+                y.par_chunks_mut(ELEMENTS_PER_SUM)
+                    .zip(memory.floats(view("x")).par_chunks(ELEMENTS_PER_SUM))
+                    .for_each(|(y, x)| forward(x, y));
             }),
             None => super::run(spec, memory),
         },
-        Work::ActivationBackward(activation) => match fast_activation::slope(*activation) {
-            Some(slope) => memory.change_floats(view("dx"), |memory, dx| {
+        Work::ActivationBackward(activation) => match fast_activation::backward(*activation) {
+            Some(backward) => memory.change_floats(view("dx"), |memory, dx| {
                 let (x, dy) = (memory.floats(view("saved")), memory.floats(view("dy")));
-                elementwise2(dx, x, dy, |x, dy| dy * slope(x));
+                dx.par_chunks_mut(ELEMENTS_PER_SUM)
+                    .zip(x.par_chunks(ELEMENTS_PER_SUM))
+                    .zip(dy.par_chunks(ELEMENTS_PER_SUM))
+                    .for_each(|((dx, x), dy)| backward(x, dy, dx));
             }),
             None => super::run(spec, memory),
         },
@@ -207,30 +214,44 @@ fn conv2d_forward(
     y: &mut [f32],
     scratch: &Scratch,
 ) {
+    convolve(g, x, parameters, y, scratch, |_, y| {
+        if relu {
+            for y in y {
+                *y = if *y <= 0.0 { 0.0 } else { *y };
+            }
+        }
+    });
+}
+
+/// The convolution of x into y, of which `finish` is given each block and where it begins.
+fn convolve(
+    g: &Conv2d,
+    x: &[f32],
+    parameters: &[f32],
+    y: &mut [f32],
+    scratch: &Scratch,
+    finish: impl Fn(usize, &mut [f32]) + Sync,
+) {
     let (input, output) = (g.input.elements(), g.output.elements());
     let cut = Cut::new(g, batch(x.len(), g.input));
-    let parameters = Matrix::new(parameters, g.output.channels);
-    y.par_chunks_mut(cut.task * output)
-        .zip(x.par_chunks(cut.task * input))
-        .for_each(|(y, x)| {
-            scratch.columns.lend(|columns| {
-                for (y, x) in y
-                    .chunks_mut(cut.block * output)
-                    .zip(x.chunks(cut.block * input))
-                {
-                    im2col_with_ones(g, x, columns);
-                    product(Matrix::new(columns, g.parameter_rows()), parameters, 0.0, y);
-                    if g.padded() {
-                        redo_nan(y, 0, |i| forward_element(g, x, parameters.values, i));
-                    }
-                    if relu {
-                        for y in y {
-                            *y = if *y <= 0.0 { 0.0 } else { *y };
-                        }
-                    }
+    let columns = Columns::new(g, cut.block);
+    let (weight, bias) = parameters.split_at(g.weight_elements());
+    scratch.panels.lend(|panels| {
+        let weight = Panels::pack(weight, g.output.channels, panels);
+        y.par_chunks_mut(cut.block * output)
+            .zip(x.par_chunks(cut.block * input))
+            .with_min_len(cut.task / cut.block)
+            .enumerate()
+            .for_each(|(block, (y, x))| {
+                scratch.columns.lend(|padded| {
+                    product(columns.of(x, padded), weight, g.bias.then_some(bias), y);
+                });
+                if g.padded() {
+                    redo_nan(y, 0, |i| forward_element(g, x, parameters, i));
                 }
+                finish(block * cut.block * output, y);
             });
-        });
+    });
 }
 
 /// [`conv2d_backward_weight`](super::conv2d_backward_weight) into `gradient`.
@@ -244,6 +265,7 @@ fn conv2d_backward_weight(
     let (input, output) = (g.input.elements(), g.output.elements());
     let samples = batch(x.len(), g.input);
     let cut = Cut::new(g, samples);
+    let columns = Columns::new(g, cut.block);
     let elements = gradient.len();
     scratch.partials.lend(|partials| {
         partials.resize(samples.div_ceil(cut.task) * elements, 0.0);
@@ -252,17 +274,24 @@ fn conv2d_backward_weight(
             .zip(x.par_chunks(cut.task * input))
             .zip(dy.par_chunks(cut.task * output))
             .for_each(|((partial, x), dy)| {
-                scratch.columns.lend(|columns| {
-                    let blocks = x
-                        .chunks(cut.block * input)
-                        .zip(dy.chunks(cut.block * output));
-                    for (block, (x, dy)) in blocks.enumerate() {
-                        im2col_with_ones(g, x, columns);
-                        let columns = Matrix::new(columns, g.parameter_rows()).transposed();
-                        let keep = if block == 0 { 0.0 } else { 1.0 };
-                        product(columns, Matrix::new(dy, g.output.channels), keep, partial);
+                partial.fill(0.0);
+                let (weight, bias) = partial.split_at_mut(g.weight_elements());
+                let blocks = x
+                    .chunks(cut.block * input)
+                    .zip(dy.chunks(cut.block * output));
+                for (x, dy) in blocks {
+                    scratch.columns.lend(|padded| {
+                        scratch.panels.lend(|panels| {
+                            let packed = Panels::pack(dy, g.output.channels, panels);
+                            product_transposed(columns.of(x, padded), packed, weight);
+                        });
+                    });
+                    if g.bias {
+                        for dy in dy.chunks_exact(g.output.channels) {
+                            add(bias, dy);
+                        }
                     }
-                });
+                }
             });
         gradient
             .par_chunks_mut(ELEMENTS_PER_SUM)
@@ -279,6 +308,85 @@ fn conv2d_backward_weight(
                 }
             });
     });
+}
+
+/// The im2col matrix of some samples `[N·OH·OW, KH·KW·C]`, as a layer's geometry says it is to be read.
+struct Columns<'a> {
+    g: &'a Conv2d,
+    /// The size of an image, with its padding where it has any.
+    size: [usize; 2],
+    rows: Vec<usize>,
+    runs: Vec<usize>,
+}
+
+impl<'a> Columns<'a> {
+    /// For at most so many samples.
+    fn new(g: &'a Conv2d, samples: usize) -> Self {
+        let size = if g.padded() {
+            [0, 1].map(|axis| g.padding[axis] + g.reach(axis))
+        } else {
+            [g.input.height, g.input.width]
+        };
+        let c = g.input.channels;
+        let place = |n: usize, h: usize, w: usize| ((n * size[0] + h) * size[1] + w) * c;
+        let mut rows = Vec::with_capacity(samples * g.positions());
+        for n in 0..samples {
+            for oh in 0..g.output.height {
+                let columns = 0..g.output.width;
+                rows.extend(columns.map(|ow| place(n, oh * g.stride[0], ow * g.stride[1])));
+            }
+        }
+        let taps = (0..g.kernel[1]).step_by(taps_of_a_run(g));
+        let runs = (0..g.kernel[0])
+            .flat_map(|kh| taps.clone().map(move |kw| [kh, kw]))
+            .map(|[kh, kw]| place(0, kh * g.dilation[0], kw * g.dilation[1]));
+        let runs = runs.collect();
+        Columns {
+            g,
+            size,
+            rows,
+            runs,
+        }
+    }
+
+    /// Those of x, which is copied into `padded` where there is padding.
+    fn of<'b>(&'b self, x: &'b [f32], padded: &'b mut Vec<f32>) -> Gathered<'b> {
+        let g = self.g;
+        let values = if g.padded() {
+            self.pad(x, padded);
+            padded
+        } else {
+            x
+        };
+        Gathered {
+            values,
+            rows: &self.rows[..batch(x.len(), g.input) * g.positions()],
+            runs: &self.runs,
+            run: taps_of_a_run(g) * g.input.channels,
+        }
+    }
+
+    fn pad(&self, x: &[f32], padded: &mut Vec<f32>) {
+        let (g, [height, width]) = (self.g, self.size);
+        let c = g.input.channels;
+        padded.clear();
+        padded.resize(batch(x.len(), g.input) * height * width * c, 0.0);
+        let [rows, columns] = [
+            g.input.height.min(height - g.padding[0]),
+            g.input.width.min(width - g.padding[1]),
+        ];
+        for (padded, x) in padded
+            .chunks_exact_mut(height * width * c)
+            .zip(x.chunks_exact(g.input.elements()))
+        {
+            for (padded, x) in padded[g.padding[0] * width * c..]
+                .chunks_exact_mut(width * c)
+                .zip(x.chunks_exact(g.input.width * c).take(rows))
+            {
+                padded[g.padding[1] * c..][..columns * c].copy_from_slice(&x[..columns * c]);
+            }
+        }
+    }
 }
 
 /// Values that [`redo_nan`] looks at in one go.
@@ -347,8 +455,8 @@ fn weight_element(g: &Conv2d, x: &[f32], dy: &[f32], i: usize) -> f32 {
     sum
 }
 
-/// [`conv2d_backward_input`](super::conv2d_backward_input) into dx: `col2im(dy·Wᵀ)`, 0 where the
-/// `activation` is not positive.
+/// [`conv2d_backward_input`](super::conv2d_backward_input) into dx, 0 where the `activation` is not
+/// positive.
 fn conv2d_backward_input(
     g: &Conv2d,
     dy: &[f32],
@@ -357,55 +465,73 @@ fn conv2d_backward_input(
     dx: &mut [f32],
     scratch: &Scratch,
 ) {
+    let finish = |first: usize, dx: &mut [f32]| {
+        if let Some(activation) = activation {
+            mask(&activation[first..], dx);
+        }
+    };
+    if let Some(turned) = turned(g) {
+        let weight = turned_weight(g, parameters);
+        return convolve(&turned, dy, &weight, dx, scratch, finish);
+    }
+    // `col2im(dy·Wᵀ)`, where dy is the im2col matrix of one that sees a pixel.
     let (input, output) = (g.input.elements(), g.output.elements());
     let cut = Cut::new(g, batch(dy.len(), g.output));
-    let weight = Matrix::new(&parameters[..g.weight_elements()], g.output.channels).transposed();
-    dx.par_chunks_mut(cut.task * input)
-        .zip(dy.par_chunks(cut.task * output))
-        .enumerate()
-        .for_each(|(task, (dx, dy))| {
-            scratch.columns.lend(|columns| {
-                let mut first = task * cut.task * input;
-                for (dx, dy) in dx
-                    .chunks_mut(cut.block * input)
-                    .zip(dy.chunks(cut.block * output))
-                {
-                    let dy = Matrix::new(dy, g.output.channels);
-                    columns.resize(dy.rows * g.patch(), 0.0);
-                    product(dy, weight, 0.0, columns);
+    let pixels = Conv2d::dense(g.output.channels, g.patch()).without_bias();
+    let weight = transposed(&parameters[..g.weight_elements()], g.output.channels);
+    let all = Columns::new(&pixels, cut.block * g.positions());
+    scratch.panels.lend(|panels| {
+        let weight = Panels::pack(&weight, g.patch(), panels);
+        dx.par_chunks_mut(cut.block * input)
+            .zip(dy.par_chunks(cut.block * output))
+            .with_min_len(cut.task / cut.block)
+            .enumerate()
+            .for_each(|(block, (dx, dy))| {
+                scratch.columns.lend(|columns| {
+                    columns.resize(dy.len() / g.output.channels * g.patch(), 0.0);
+                    product(all.of(dy, &mut Vec::new()), weight, None, columns);
                     col2im(g, columns, dx);
-                    if let Some(activation) = activation {
-                        mask(&activation[first..], dx);
-                    }
-                    first += dx.len();
-                }
+                });
+                finish(block * cut.block * input, dx);
             });
-        });
+    });
 }
 
-/// [`im2col`](super::im2col) with a column of ones behind it where there is a bias: x `[N,H,W,C]` to
-/// columns `[N·OH·OW, KH·KW·C + 1]`.
-fn im2col_with_ones(g: &Conv2d, x: &[f32], columns: &mut Vec<f32>) {
-    let (rows, run) = (g.parameter_rows(), taps_of_a_run(g) * g.input.channels);
-    let sample = g.positions() * rows;
-    columns.resize(batch(x.len(), g.input) * sample, 0.0);
-    for (columns, x) in columns
-        .chunks_exact_mut(sample)
-        .zip(x.chunks_exact(g.input.elements()))
-    {
-        for_each_run(g, |position, at, skipped, pixels| {
-            let columns = &mut columns[position * rows + at..][..run];
-            let last = skipped + pixels.len();
-            columns[..skipped].fill(0.0);
-            columns[skipped..last].copy_from_slice(&x[pixels]);
-            columns[last..].fill(0.0);
-        });
-        if g.bias {
-            for row in columns.chunks_exact_mut(rows) {
-                row[rows - 1] = 1.0;
-            }
-        }
-    }
+/// The convolution of dy that gives dx, where there is one that takes hardly more multiplications than
+/// the transposed product does, filling whole vectors with channels.
+fn turned(g: &Conv2d) -> Option<Conv2d> {
+    let c = g.input.channels;
+    let many = 4 * g.input.positions() * c.next_multiple_of(16) > 5 * g.positions() * c;
+    let before = [0, 1].map(|axis| {
+        let reach = (g.kernel[axis] - 1) * g.dilation[axis];
+        reach.checked_sub(g.padding[axis])
+    });
+    let ([Some(top), Some(left)], false) = (before, many || g.stride != [1, 1]) else {
+        return None;
+    };
+    Some(Conv2d {
+        input: g.output,
+        output: g.input,
+        padding: [top, left],
+        bias: false,
+        ..*g
+    })
+}
+
+/// The weight of [`turned`]: `[KH][KW][OC][C]`, the taps in the opposite order.
+fn turned_weight(g: &Conv2d, parameters: &[f32]) -> Vec<f32> {
+    let taps =
+        parameters[..g.weight_elements()].rchunks_exact(g.input.channels * g.output.channels);
+    taps.flat_map(|tap| transposed(tap, g.output.channels))
+        .collect()
+}
+
+/// The transpose of a matrix of so many columns.
+fn transposed(matrix: &[f32], columns: usize) -> Vec<f32> {
+    let rows = matrix.len() / columns;
+    (0..matrix.len())
+        .map(|i| matrix[i % rows * columns + i / rows])
+        .collect()
 }
 
 /// [`col2im`](super::col2im) into dx.
@@ -466,19 +592,25 @@ fn maxpool2d_forward(p: &Pool2d, x: &[f32], y: &mut [f32], index: &mut [u8]) {
         .zip(index.par_chunks_mut(output))
         .zip(x.par_chunks(p.input.elements()))
         .for_each(|((y, index), x)| {
-            let windows = y.chunks_exact_mut(c).zip(index.chunks_exact_mut(c));
-            for ((y, index), corner) in windows.zip(corners(p)) {
-                y.copy_from_slice(&x[corner..][..c]);
-                index.fill(0);
-                for (tap, offset) in taps(p).enumerate().skip(1) {
-                    let x = &x[corner + offset..][..c];
-                    for ((y, index), &x) in y.iter_mut().zip(index.iter_mut()).zip(x) {
-                        let wins = x > *y || x.is_nan();
-                        *y = if wins { x } else { *y };
-                        *index = if wins { tap as u8 } else { *index };
+            let mut winners = vec![0_u32; c];
+            vectorized(|| {
+                let windows = y.chunks_exact_mut(c).zip(index.chunks_exact_mut(c));
+                for ((y, index), corner) in windows.zip(corners(p)) {
+                    y.copy_from_slice(&x[corner..][..c]);
+                    winners.fill(0);
+                    for (tap, offset) in taps(p).enumerate().skip(1) {
+                        let x = &x[corner + offset..][..c];
+                        for ((y, winner), &x) in y.iter_mut().zip(&mut winners).zip(x) {
+                            let wins = x > *y || x.is_nan();
+                            *y = if wins { x } else { *y };
+                            *winner = if wins { tap as u32 } else { *winner };
+                        }
+                    }
+                    for (index, winner) in index.iter_mut().zip(&winners) {
+                        *index = *winner as u8;
                     }
                 }
-            }
+            });
         });
 }
 
@@ -501,16 +633,24 @@ fn maxpool2d_backward(p: &Pool2d, dy: &[f32], index: &[u8], y: Option<&[f32]>, d
                     &passed
                 }
             };
-            let windows = dy.chunks_exact(c).zip(index.chunks_exact(c));
-            for ((dy, index), corner) in windows.zip(corners(p)) {
-                for (tap, offset) in taps(p).enumerate() {
-                    let dx = &mut dx[corner + offset..][..c];
-                    for ((dx, &dy), &index) in dx.iter_mut().zip(dy).zip(index) {
-                        *dx = if index == tap as u8 { dy } else { 0.0 };
+            vectorized(|| {
+                let windows = dy.chunks_exact(c).zip(index.chunks_exact(c));
+                for ((dy, index), corner) in windows.zip(corners(p)) {
+                    for (tap, offset) in taps(p).enumerate() {
+                        let dx = &mut dx[corner + offset..][..c];
+                        for ((dx, &dy), &index) in dx.iter_mut().zip(dy).zip(index) {
+                            *dx = if index == tap as u8 { dy } else { 0.0 };
+                        }
                     }
                 }
-            }
+            });
         });
+}
+
+/// Runs `work` compiled for the longest vectors that the processor has: its bits are the same with any.
+#[inline(always)]
+fn vectorized(work: impl FnOnce()) {
+    pulp::Arch::new().dispatch(work);
 }
 
 /// Where the windows of an image begin, in row-major order of the outputs.
@@ -535,67 +675,11 @@ fn mask(y: &[f32], dy: &mut [f32]) {
     }
 }
 
-/// A matrix in a slice; element (i, j) is `values[i·strides[0] + j·strides[1]]`.
-#[derive(Clone, Copy)]
-struct Matrix<'a> {
-    values: &'a [f32],
-    rows: usize,
-    columns: usize,
-    strides: [isize; 2],
-}
-
-impl<'a> Matrix<'a> {
-    /// The row-major matrix of that many columns.
-    fn new(values: &'a [f32], columns: usize) -> Self {
-        assert!(values.len().is_multiple_of(columns));
-        Matrix {
-            values,
-            rows: values.len() / columns,
-            columns,
-            strides: [columns as isize, 1],
-        }
-    }
-
-    fn transposed(self) -> Self {
-        Matrix {
-            rows: self.columns,
-            columns: self.rows,
-            strides: [self.strides[1], self.strides[0]],
-            ..self
-        }
-    }
-}
-
-/// `c = a·b + keep·c` with c row-major, on one thread; with `keep` 0 the old c is not looked at.
-fn product(a: Matrix, b: Matrix, keep: f32, c: &mut [f32]) {
-    assert_eq!(a.columns, b.rows);
-    assert_eq!(c.len(), a.rows * b.columns);
-    // SAFETY: a matrix's strides reach every one of its `rows × columns` values once and nothing
-    // else, and so do c's; c is borrowed mutably and overlaps neither.
-    unsafe {
-        matrixmultiply::sgemm(
-            a.rows,
-            a.columns,
-            b.columns,
-            1.0,
-            a.values.as_ptr(),
-            a.strides[0],
-            a.strides[1],
-            b.values.as_ptr(),
-            b.strides[0],
-            b.strides[1],
-            keep,
-            c.as_mut_ptr(),
-            b.columns as isize,
-            1,
-        );
-    }
-}
-
 /// What the functions need for themselves, kept from step to step.
 #[derive(Debug, Default)]
 pub struct Scratch {
     columns: Buffers,
+    panels: Buffers,
     /// One partial gradient of a layer's parameters for each task.
     partials: Buffers,
 }
@@ -769,6 +853,8 @@ mod tests {
             dilated([[3, 0], [1, 4]], [2, 1], [2, 3]).without_bias(),
             dilated([[5, 0], [0, 5]], [1, 3], [3, 3]).without_bias(),
             Conv2d::dense(80, 11).without_bias(),
+            Conv2d::new(Shape::new(9, 8, 16), 37, [3, 3], [1, 1], [1, 1]).unwrap(),
+            Conv2d::new(Shape::new(3, 4, 33), 16, [3, 5], [1, 1], [1, 3]).unwrap(),
         ] {
             let x = noise_f32(1, count * g.input.elements());
             let parameters = noise_f32(2, g.parameter_elements());
@@ -822,6 +908,7 @@ mod tests {
             Conv2d::dense(20, 11),
             dilated([[0, 1], [0, 1]], [2, 2], [1, 1]),
             dilated([[3, 0], [1, 4]], [2, 1], [2, 3]).without_bias(),
+            Conv2d::new(Shape::new(5, 4, 16), 7, [3, 3], [1, 1], [1, 1]).unwrap(),
         ] {
             let x = noise_f32(1, count * g.input.elements());
             let parameters = noise_f32(2, g.parameter_elements());

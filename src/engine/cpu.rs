@@ -240,10 +240,12 @@ impl CpuEngine {
     pub(super) fn take_images(&mut self, split: Split) -> Result<Vec<u8>> {
         let place = uploaded(self.splits[split as usize].as_ref())?.tensors["images"];
         self.splits[split as usize] = None;
-        Ok(match std::mem::replace(&mut self.memory.values[place], Values::Bytes(Vec::new())) {
-            Values::Bytes(images) => images,
-            _ => unreachable!("images are bytes"),
-        })
+        Ok(
+            match std::mem::replace(&mut self.memory.values[place], Values::Bytes(Vec::new())) {
+                Values::Bytes(images) => images,
+                _ => unreachable!("images are bytes"),
+            },
+        )
     }
 
     pub(super) fn train_epoch(
@@ -299,7 +301,9 @@ impl CpuEngine {
         steps: &[Step],
         progress: StepProgress,
     ) -> Result<Vec<Metrics>> {
-        let tensors = uploaded(self.splits[split as usize].as_ref())?.tensors.clone();
+        let tensors = uploaded(self.splits[split as usize].as_ref())?
+            .tensors
+            .clone();
         self.memory.values[tensors["steps"]] = Values::Words(bytemuck::cast_slice(steps).to_vec());
         self.memory.values[tensors["counter"]] = Values::Words(vec![0]);
         let mut all = Vec::with_capacity(steps.len());

@@ -469,7 +469,9 @@ impl GpuEngine {
         let resident = uploaded(self.splits[split as usize].take())?;
         let mut images = match resident.streamed {
             Some(streamed) => streamed.images,
-            None => self.gpu.read("dataset images", &resident.tensors["images"])?,
+            None => self
+                .gpu
+                .read("dataset images", &resident.tensors["images"])?,
         };
         images.truncate(resident.len * self.model.input.elements());
         Ok(images)
@@ -600,7 +602,10 @@ impl GpuEngine {
         progress: StepProgress,
     ) -> Result<Vec<Metrics>> {
         let at = Split::Train as usize;
-        let (len, batch) = (uploaded(self.splits[at].as_ref())?.len, self.training.plan.batch);
+        let (len, batch) = (
+            uploaded(self.splits[at].as_ref())?.len,
+            self.training.plan.batch,
+        );
         expect_epoch(len, batch, self.options.micro, order, steps)?;
         if let Some(Resident {
             streamed: Some(streamed),

@@ -717,8 +717,8 @@ units = "classes"
                 // Six convolutions, then 4096 → 256 → 10.
                 ("vgg-cifar", 1_145_408 + 1_048_832 + 2_570),
                 // As tests/golden/make_networks.py counts them in PyTorch.
-                ("cnn-bn", 72_666),
-                ("tiny", 4_626),
+                ("cnn-bn", 288_170),
+                ("tiny", 9_914),
                 // 312 of the whitening, 1,967,616 of the convolutions, 2,304 of the normalisations, 2,560.
                 ("cifar-fast", 1_972_792),
                 ("resnet9", 6_573_130),

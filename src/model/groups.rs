@@ -139,7 +139,7 @@ mod tests {
             bias_lr: 64.0,
             head_lr: 0.5,
             bias_decay: 0.25,
-            freeze: vec!["conv1.*".into(), "*2.2.conv2d1.weight".into()],
+            freeze: vec!["stage1.*".into(), "*2.conv2d2.weight".into()],
         };
         let factors = groups.factors(&model).unwrap();
         let of = |name: &str| {
@@ -150,12 +150,12 @@ mod tests {
                 .map(|(_, f)| [f.lr, f.decay]);
             found.next().unwrap_or_else(|| panic!("{name}"))
         };
-        assert_eq!(of("conv1.1.conv2d1.weight"), [0.0, 1.0]);
-        assert_eq!(of("conv1.2.batch_norm1.bias"), [0.0, 0.25]);
-        assert_eq!(of("conv2.2.conv2d1.weight"), [0.0, 1.0]);
-        assert_eq!(of("conv2.1.conv2d1.weight"), [1.0, 1.0]);
-        assert_eq!(of("conv2.2.batch_norm1.weight"), [64.0, 0.25]);
-        assert_eq!(of("conv2.2.batch_norm1.bias"), [64.0, 0.25]);
+        assert_eq!(of("stage1.conv2d1.weight"), [0.0, 1.0]);
+        assert_eq!(of("stage1.batch_norm2.bias"), [0.0, 0.25]);
+        assert_eq!(of("stage2.conv2d2.weight"), [0.0, 1.0]);
+        assert_eq!(of("stage2.conv2d1.weight"), [1.0, 1.0]);
+        assert_eq!(of("stage2.batch_norm2.weight"), [64.0, 0.25]);
+        assert_eq!(of("stage2.batch_norm2.bias"), [64.0, 0.25]);
         assert_eq!(of("dense1.weight"), [0.5, 1.0]);
         assert_eq!(of("dense1.bias"), [64.0, 0.25]);
     }

@@ -237,7 +237,7 @@ impl Conv2d {
 
     /// Rows (axis 0) or columns (axis 1) of the image up to the last that a tap reaches; more than there
     /// are where it lies in the padding.
-    const fn reach(&self, axis: usize) -> usize {
+    pub(crate) const fn reach(&self, axis: usize) -> usize {
         let last = [self.output.height, self.output.width][axis] - 1;
         last * self.stride[axis] + self.dilation[axis] * (self.kernel[axis] - 1) + 1
             - self.padding[axis]

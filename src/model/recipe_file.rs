@@ -25,8 +25,12 @@ use std::ops::Range;
 use std::path::Path;
 
 /// The recipes that come with the binary: name and text of the file in `recipes/`.
-pub const SHIPPED: &[(&str, &str)] =
-    &[("cifar-fast", include_str!("../../recipes/cifar-fast.toml"))];
+pub const SHIPPED: &[(&str, &str)] = &[
+    ("best", include_str!("../../recipes/best.toml")),
+    ("tiny", include_str!("../../recipes/tiny.toml")),
+    ("cnn-bn", include_str!("../../recipes/cnn-bn.toml")),
+    ("cifar-fast", include_str!("../../recipes/cifar-fast.toml")),
+];
 
 /// Every key of a recipe but those of `augment`, which are [`Augment`]'s fields.
 const KEYS: [&str; 29] = [

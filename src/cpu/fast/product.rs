@@ -1,0 +1,294 @@
+//! The product behind every layer with weights, one thread's share of it. One factor is an im2col
+//! matrix that is never stored: its elements are read from the image, or from a copy of it with its
+//! padding. The other lies packed in panels a few vectors wide. A tile of sums stays in registers.
+//!
+//! Every sum is one chain of (fused) multiply-adds in the order of its terms, so its bits depend
+//! neither on the tile nor on how many numbers a vector has.
+
+use pulp::{Arch, Simd, WithSimd};
+
+/// A matrix: element (i, k) is `values[rows[i] + runs[k / run] + k % run]`.
+#[derive(Clone, Copy)]
+pub(super) struct Gathered<'a> {
+    pub values: &'a [f32],
+    pub rows: &'a [usize],
+    pub runs: &'a [usize],
+    pub run: usize,
+}
+
+/// A matrix `[depth, columns]` in panels of some columns, each of them row-major; what the last one has
+/// too many is 0.
+#[derive(Clone, Copy)]
+pub(super) struct Panels<'a> {
+    values: &'a [f32],
+    depth: usize,
+    columns: usize,
+}
+
+impl<'a> Panels<'a> {
+    /// Packs the row-major `matrix` into `values`.
+    pub fn pack(matrix: &[f32], columns: usize, values: &'a mut Vec<f32>) -> Self {
+        let (depth, width) = (matrix.len() / columns, width(columns));
+        values.resize(depth * columns.next_multiple_of(width), 0.0);
+        for (panel, values) in values.chunks_exact_mut(depth * width).enumerate() {
+            let first = panel * width;
+            let some = width.min(columns - first);
+            let rows = values.chunks_exact_mut(width);
+            for (values, row) in rows.zip(matrix.chunks_exact(columns)) {
+                values[..some].copy_from_slice(&row[first..][..some]);
+                values[some..].fill(0.0);
+            }
+        }
+        Panels {
+            values,
+            depth,
+            columns,
+        }
+    }
+
+    /// The rows of the panel that column j is in, from there on.
+    #[inline(always)]
+    fn rows_from(self, j: usize) -> impl Iterator<Item = &'a [f32]> {
+        let width = width(self.columns);
+        let panel = &self.values[j / width * width * self.depth..][..width * self.depth];
+        panel.chunks_exact(width).map(move |row| &row[j % width..])
+    }
+}
+
+/// Columns of a panel: two vectors of the longest kind, or one where that is enough.
+fn width(columns: usize) -> usize {
+    if columns <= 16 { 16 } else { 32 }
+}
+
+/// `c = a·b`, plus `bias` in every row; c is row-major.
+pub(super) fn product(a: Gathered, b: Panels, bias: Option<&[f32]>, c: &mut [f32]) {
+    assert_eq!(a.runs.len() * a.run, b.depth);
+    assert_eq!(c.len(), a.rows.len() * b.columns);
+    Arch::new().dispatch(Product { a, b, bias, c });
+}
+
+/// `c += aᵀ·b`; c is row-major.
+pub(super) fn product_transposed(a: Gathered, b: Panels, c: &mut [f32]) {
+    assert_eq!(a.rows.len(), b.depth);
+    assert_eq!(c.len(), a.runs.len() * a.run * b.columns);
+    Arch::new().dispatch(ProductTransposed { a, b, c });
+}
+
+/// Calls `$tile::<S, M, V>($i, $j, …)`, for tiles of M rows and V vectors that cover so many rows and
+/// columns, where i and j are a tile's first ones.
+macro_rules! for_each_tile {
+    ([$rows:expr, $columns:expr], $tile:ident($($argument:expr),*)) => {
+        let (rows, columns) = ($rows, $columns);
+        let mut j = 0;
+        while j < columns {
+            let one = columns - j <= S::F32_LANES;
+            let mut i = 0;
+            while i < rows {
+                i += match (one, rows - i) {
+                    (false, 8..) if S::REGISTER_COUNT >= 32 => $tile::<S, 8, 2>(i, j, $($argument),*),
+                    (false, 6..) => $tile::<S, 6, 2>(i, j, $($argument),*),
+                    (false, 5..) => $tile::<S, 5, 2>(i, j, $($argument),*),
+                    (false, 3..) => $tile::<S, 3, 2>(i, j, $($argument),*),
+                    (false, _) => $tile::<S, 1, 2>(i, j, $($argument),*),
+                    (true, 8..) => $tile::<S, 8, 1>(i, j, $($argument),*),
+                    (true, 5..) => $tile::<S, 5, 1>(i, j, $($argument),*),
+                    (true, 3..) => $tile::<S, 3, 1>(i, j, $($argument),*),
+                    (true, _) => $tile::<S, 1, 1>(i, j, $($argument),*),
+                };
+            }
+            j += if one { 1 } else { 2 } * S::F32_LANES;
+        }
+    };
+}
+
+struct Product<'a> {
+    a: Gathered<'a>,
+    b: Panels<'a>,
+    bias: Option<&'a [f32]>,
+    c: &'a mut [f32],
+}
+
+impl WithSimd for Product<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Product { a, b, bias, c } = self;
+        for_each_tile!(
+            [a.rows.len(), b.columns],
+            product_tile(simd, a, b, bias, &mut *c)
+        );
+    }
+}
+
+#[inline(always)]
+fn product_tile<S: Simd, const M: usize, const V: usize>(
+    i: usize,
+    j: usize,
+    simd: S,
+    a: Gathered,
+    b: Panels,
+    bias: Option<&[f32]>,
+    c: &mut [f32],
+) -> usize {
+    let mut sums = [[simd.splat_f32s(0.0); V]; M];
+    if let Some(bias) = bias {
+        for v in 0..V {
+            let bias = bias.get(j + v * S::F32_LANES..).unwrap_or_default();
+            let bias = simd.partial_load_f32s(&bias[..bias.len().min(S::F32_LANES)]);
+            sums.iter_mut().for_each(|sums| sums[v] = bias);
+        }
+    }
+    let mut panel = b.rows_from(j);
+    for start in a.runs {
+        let rows: [&[f32]; M] =
+            std::array::from_fn(|m| &a.values[a.rows[i + m] + start..][..a.run]);
+        for (k, b) in (0..a.run).zip(&mut panel) {
+            add_product(simd, &mut sums, |m| rows[m][k], b);
+        }
+    }
+    store(simd, sums, [i, j], b.columns, c, |_, sum| sum);
+    M
+}
+
+struct ProductTransposed<'a> {
+    a: Gathered<'a>,
+    b: Panels<'a>,
+    c: &'a mut [f32],
+}
+
+impl WithSimd for ProductTransposed<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let ProductTransposed { a, b, c } = self;
+        let runs = a.runs.iter().zip(c.chunks_exact_mut(a.run * b.columns));
+        for (start, c) in runs {
+            for_each_tile!(
+                [a.run, b.columns],
+                transposed_tile(simd, a, *start, b, &mut *c)
+            );
+        }
+    }
+}
+
+#[inline(always)]
+fn transposed_tile<S: Simd, const M: usize, const V: usize>(
+    i: usize,
+    j: usize,
+    simd: S,
+    a: Gathered,
+    start: usize,
+    b: Panels,
+    c: &mut [f32],
+) -> usize {
+    let mut sums = [[simd.splat_f32s(0.0); V]; M];
+    let values = &a.values[start + i..];
+    for (row, panel) in a.rows.iter().zip(b.rows_from(j)) {
+        let a: &[f32; M] = values[*row..].first_chunk().expect("a row has a whole run");
+        add_product(simd, &mut sums, |m| a[m], panel);
+    }
+    store(simd, sums, [i, j], b.columns, c, |old, sum| {
+        simd.add_f32s(old, sum)
+    });
+    M
+}
+
+/// `sums += a·b` of a column a and a row b, which begins with the tile's.
+#[inline(always)]
+fn add_product<S: Simd, const M: usize, const V: usize>(
+    simd: S,
+    sums: &mut [[S::f32s; V]; M],
+    a: impl Fn(usize) -> f32,
+    b: &[f32],
+) {
+    let (b, _) = S::as_simd_f32s(b);
+    let b: &[S::f32s; V] = b.first_chunk().expect("a panel is whole vectors");
+    for (m, sums) in sums.iter_mut().enumerate() {
+        let a = simd.splat_f32s(a(m));
+        for (sum, b) in sums.iter_mut().zip(b) {
+            *sum = simd.mul_add_e_f32s(a, *b, *sum);
+        }
+    }
+}
+
+/// Puts `join(c, sums)` into c from row i and column j on, as far as c has columns.
+#[inline(always)]
+fn store<S: Simd, const M: usize, const V: usize>(
+    simd: S,
+    sums: [[S::f32s; V]; M],
+    [i, j]: [usize; 2],
+    columns: usize,
+    c: &mut [f32],
+    join: impl Fn(S::f32s, S::f32s) -> S::f32s,
+) {
+    for (m, sums) in sums.into_iter().enumerate() {
+        let row = &mut c[(i + m) * columns..][..columns][j..];
+        for (v, sum) in sums.into_iter().enumerate() {
+            let first = (v * S::F32_LANES).min(row.len());
+            let last = (first + S::F32_LANES).min(row.len());
+            let part = &mut row[first..last];
+            let value = join(simd.partial_load_f32s(part), sum);
+            simd.partial_store_f32s(part, value);
+        }
+    }
+}
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use super::*;
+    use crate::cpu::check::noise;
+
+    /// What both products give through `dispatch`, as bits.
+    fn bits(columns: usize, simd: Option<pulp::x86::V3>) -> Vec<u32> {
+        let values: Vec<f32> = noise(1, 900).into_iter().map(|v| v as f32).collect();
+        let rows: Vec<usize> = (0..53).map(|i| 5 * i + i % 3).collect();
+        let a = Gathered {
+            values: &values,
+            rows: &rows,
+            runs: &[3, 40, 90],
+            run: 19,
+        };
+        let b: Vec<f32> = noise(2, 57 * columns)
+            .into_iter()
+            .map(|v| v as f32)
+            .collect();
+        let (mut packed, mut c) = (Vec::new(), vec![0.0; 53 * columns]);
+        let (panels, bias) = (Panels::pack(&b, columns, &mut packed), Some(&b[..columns]));
+        let work = Product {
+            a,
+            b: panels,
+            bias,
+            c: &mut c,
+        };
+        match simd {
+            Some(simd) => Simd::vectorize(simd, work),
+            None => Arch::new().dispatch(work),
+        }
+        let (mut packed, mut gradient) = (Vec::new(), vec![1.0; 57 * columns]);
+        let b = Panels::pack(&c, columns, &mut packed);
+        let work = ProductTransposed {
+            a,
+            b,
+            c: &mut gradient,
+        };
+        match simd {
+            Some(simd) => Simd::vectorize(simd, work),
+            None => Arch::new().dispatch(work),
+        }
+        c.iter().chain(&gradient).map(|v| v.to_bits()).collect()
+    }
+
+    #[test]
+    fn the_bits_do_not_depend_on_the_length_of_a_vector() {
+        if pulp::x86::V4::try_new().is_none() {
+            println!("skipped: expected a processor with AVX-512");
+            return;
+        }
+        for columns in [1, 7, 16, 17, 40, 64, 70] {
+            let short = bits(columns, pulp::x86::V3::try_new());
+            assert_eq!(short, bits(columns, None), "{columns} columns");
+        }
+    }
+}
