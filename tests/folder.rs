@@ -390,7 +390,13 @@ fn layouts_are_told_apart() {
         (all, splits.train.class_names),
         (11, vec!["a".into(), "b".into()])
     );
-    assert_eq!(splits.notes, Vec::<String>::new());
+    let [note] = &splits.notes[..] else {
+        panic!("one note, found {:?}", splits.notes)
+    };
+    assert!(
+        note.starts_with("no picture to train on") && note.ends_with("of empty"),
+        "{note}"
+    );
     put(&folder, "lost.png", &grey(3));
     let notes = load(&folder).unwrap().notes;
     assert!(notes[0].starts_with("1 pictures lie in"), "{notes:?}");
@@ -482,6 +488,8 @@ fn links_are_followed_but_not_in_circles() {
     put(&elsewhere, "200.png", &grey(200));
     symlink(elsewhere.path(), folder.path().join("a/more")).unwrap();
     symlink(folder.path().join("a"), folder.path().join("a/circle")).unwrap();
+    // Not the pictures of every class, either.
+    symlink("..", folder.path().join("a/up")).unwrap();
     symlink("nowhere.png", folder.path().join("a/broken.png")).unwrap();
     let splits = load(&folder).unwrap();
     let all = splits.train.len() + splits.test.len() + splits.validation.unwrap().len();
@@ -493,6 +501,22 @@ fn links_are_followed_but_not_in_circles() {
         "{:?}",
         splits.notes
     );
+}
+
+/// Two of these names look the same.
+#[test]
+#[cfg(target_os = "linux")]
+fn classes_have_names_that_can_be_written() {
+    use std::os::unix::ffi::OsStrExt;
+    let folder = values(4);
+    for byte in [0xfe, 0xff] {
+        let class = folder.path().join(std::ffi::OsStr::from_bytes(&[byte]));
+        fs::create_dir(&class).unwrap();
+        (0..4).for_each(|i| fs::write(class.join(format!("{i}.png")), grey(i)).unwrap());
+    }
+    let error = load(&folder).unwrap_err();
+    assert!(matches!(error, Error::Data { .. }), "{error}");
+    assert!(error.to_string().contains("names in UTF-8"), "{error}");
 }
 
 #[test]
@@ -574,7 +598,7 @@ fn no_damage_brings_it_down() {
 #[test]
 fn bad_folders_are_refused_in_one_line() {
     type Make = fn(&TempDir);
-    let cases: [(Make, &[&str]); 10] = [
+    let cases: [(Make, &[&str]); 11] = [
         (|_| (), &["CLASS/*.jpg", "IDX", "found none"]),
         (
             |folder| {
@@ -606,14 +630,22 @@ fn bad_folders_are_refused_in_one_line() {
         ),
         (
             |folder| {
-                for name in ["a/1", "a/2", "a/3", "b/1", "c/1", "c/2", "c/3"] {
+                for name in ["a/1", "a/2", "a/3", "b/1", "b/2", "c/1", "c/2", "c/3"] {
                     put(folder, name, &grey(1));
                 }
             },
             &[
-                "at least 3 pictures of each class (training, validation, test), found 1 of b;",
+                "at least 3 pictures of each class (training, validation, test), found 2 of b;",
                 "--validation 0",
             ],
+        ),
+        (
+            |folder| {
+                for name in ["a/1", "a/2", "a/3", "b/1", "c/1", "c/2"] {
+                    put(folder, name, &grey(1));
+                }
+            },
+            &["found 1 of b and too few of 1 more; add some"],
         ),
         (
             |folder| {
@@ -853,6 +885,16 @@ fn what_just_changed_is_not_kept() {
     set_time(&now, 1_000_000);
     assert_eq!(set.load().1, 21);
     assert_eq!(set.load().1, 0);
+    // However long the pictures take: what counts is when they were looked at.
+    put(&set.pictures, "a/now.png", &grey(201));
+    let spec = set.pictures.path().to_str().unwrap();
+    let mut slow = |done: usize, _: usize| {
+        if done == 1 {
+            std::thread::sleep(Duration::from_millis(2100));
+        }
+    };
+    data::load(spec, &set.request, &mut slow).unwrap();
+    assert_eq!(set.load().1, 21);
 }
 
 #[test]
