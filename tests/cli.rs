@@ -272,6 +272,11 @@ fn a_learning_rate_is_found() {
     ] {
         assert!(words(&out).contains(&words(word)), "no {word:?} in {out}");
     }
+    // The command that is suggested trains what was tested.
+    let flags = "--limit 80 --sampler balanced --set clip_norm=5";
+    let out = bench.good(&format!("{test} {flags} --set lr=1"));
+    let command = format!("wgrad train {SMALL} {flags} --lr ");
+    assert!(words(&out).contains(&command), "{out}");
     let svg = fs::read_to_string(bench.path("lr.svg")).unwrap();
     assert!(
         svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"),
@@ -404,6 +409,8 @@ fn several_seeds_have_a_mean_and_a_deviation() {
     let trained = again.lines().any(|l| l.starts_with("epoch "));
     assert!(!trained && words(&again).contains(&line), "{again}");
     bench.bad("train --resume parts --seed 4", 2, &["--seed", "found 4"]);
+    // Not even of finished runs is anything asked for in silence.
+    bench.bad("train --resume parts --lr 0.3", 2, &["--lr", "found 0.3"]);
     bench.bad(
         &format!("train {SMALL} --seeds 1,2 --out parts"),
         2,
@@ -425,6 +432,13 @@ fn several_seeds_have_a_mean_and_a_deviation() {
     };
     let found = averaged["average_mean"].as_f64().unwrap();
     assert!((found - (of(0) + of(1)) / 2.0).abs() < 1e-12, "{averaged}");
+    // One that diverges does not keep the others from their turn.
+    let wild = format!("train {SMALL} --epochs 1 --lr 1e30 --seeds 1,2 --out wild");
+    bench.bad(&wild, 1, &["diverged"]);
+    let begun = [1, 2].map(|seed| bench.path(&format!("wild/seed-{seed}/run.json")).exists());
+    assert_eq!(begun, [true; 2]);
+    assert!(record("wild")["mean"].is_null());
+    bench.bad("train --resume wild", 1, &["diverged"]);
     // A run that cannot begin leaves nothing.
     bench.bad(
         &format!("train {SMALL} --seeds 1,2 --batch-size 97"),

@@ -1093,6 +1093,7 @@ fn photographs_train_through_the_whole_command() {
     let report = json(&out);
     assert_eq!(report["images"], 24);
     assert!(report["accuracy"].as_f64().unwrap() > 0.7, "{out}");
+    assert_eq!(report["notes"], serde_json::json!([]));
     // All of them, by name: also where a class is missing, and the numbers of the others differ.
     fs::remove_dir_all(bench.path().join("photos/disc")).unwrap();
     let (code, out, err) = run("eval run --data photos --device cpu --json");
@@ -1100,6 +1101,25 @@ fn photographs_train_through_the_whole_command() {
     let report = json(&out);
     assert_eq!(report["images"], 90);
     assert!(report["accuracy"].as_f64().unwrap() > 0.7, "{out}");
+    let note = report["notes"][0].as_str().unwrap();
+    assert!(note.contains("was trained on images of photos"), "{note}");
+
+    // Others than it was tested on are no secret.
+    for i in 0..20 {
+        let more = encoded(photograph(i % 4, 100 + i as u32), ImageFormat::Png);
+        put(
+            &bench,
+            &format!("photos/{}/more-{i}", classes[i % 4]),
+            &more,
+        );
+    }
+    let (code, out, err) = run("eval run --device cpu --json");
+    assert_eq!(code, Some(0), "{out}{err}");
+    let note = json(&out)["notes"][0].to_string();
+    assert!(
+        note.contains("is not as it was when the run in run was trained"),
+        "{note}"
+    );
 
     // Going on with what is left is refused, and so is another division.
     for (arguments, words) in [

@@ -345,45 +345,60 @@ fn weights_in_words(weights: &Option<ClassWeights>) -> String {
     }
 }
 
-/// An earlier run. What is trained stays as it was; how long and on which device may change.
-pub(super) fn resume(folder: &Path, args: &TrainArgs) -> Result<Prepared> {
-    let mut run = Run::resume(folder)?;
-    let config = run.config().clone();
-    let expect_same = |flag: &str, run: &dyn Display, given: &dyn Display| {
-        let (run, given) = (run.to_string(), given.to_string());
-        if run == given {
-            return Ok(());
-        }
-        Err(Error::Usage(format!(
-            "expected {flag} {run}, which the run in {} was started with, found {given}; leave it out, or start a new run",
-            folder.display()
-        )))
-    };
+/// What a run is asked to go on with.
+pub(super) struct Continued {
+    recipe: Recipe,
+    /// What is asked of class weights; those that balance are known, and compared, when the data are.
+    weights: Option<ClassWeights>,
+    request: Request,
+    limit: Option<usize>,
+}
+
+/// # Errors
+/// [`Error::Usage`] where a flag gives another value than the run in `folder` was started with.
+fn expect_same(folder: &Path, flag: &str, run: &dyn Display, given: &dyn Display) -> Result<()> {
+    let (run, given) = (run.to_string(), given.to_string());
+    if run == given {
+        return Ok(());
+    }
+    Err(Error::Usage(format!(
+        "expected {flag} {run}, which the run in {} was started with, found {given}; leave it out, or start a new run",
+        folder.display()
+    )))
+}
+
+/// What the flags make of a run; refuses what would train something else.
+///
+/// # Errors
+/// [`Error::Usage`] for such a flag, and as [`Asked::of`].
+pub(super) fn continued(run: &Run, args: &TrainArgs) -> Result<Continued> {
+    let (folder, config) = (run.folder(), run.config());
     let asked = Asked::of(args.model.as_ref(), &args.recipe)?;
     if let Some(spec) = &asked.model {
         let model = load(spec)?.resolve(config.model.input, config.model.classes)?;
         if model.layers != run.model().layers || model.loss != run.model().loss {
             // Two files may use one name for different models.
             let named = format!("'{}'", config.model.name);
-            expect_same("--model", &named, &format!("another one, '{spec}'"))?;
+            let given = format!("another one, '{spec}'");
+            expect_same(folder, "--model", &named, &given)?;
         }
     }
     let origin = folder.join("run.json").display().to_string();
     let mut recipe = asked.over(&config.recipe, run.model().loss, &origin)?;
-    // Those that balance are known, and compared, when the data are.
-    let asked_weights = recipe.class_weights.clone();
-    if asked_weights == Some(ClassWeights::Balanced) {
+    let weights = recipe.class_weights.clone();
+    if weights == Some(ClassWeights::Balanced) {
         recipe.class_weights = config.recipe.class_weights.clone();
     }
     if let Some([flag, run, given]) = recipe::difference(&config.recipe, &recipe) {
-        expect_same(&flag, &run, &given)?;
+        expect_same(folder, &flag, &run, &given)?;
     }
-    expect_same("--seed", &config.seed, &args.seed.unwrap_or(config.seed))?;
+    let seed = args.seed.unwrap_or(config.seed);
+    expect_same(folder, "--seed", &config.seed, &seed)?;
     let limit = args.data.limit.or(config.data.limit);
     let request = args.data.request(config.data.request());
     let recorded = data_settings(&config.data.request(), config.data.limit);
     for ((flag, run), (_, given)) in recorded.iter().zip(data_settings(&request, limit)) {
-        expect_same(flag, run, &given)?;
+        expect_same(folder, flag, run, &given)?;
     }
     if recipe.epochs < config.finished_epochs {
         return Err(Error::Usage(format!(
@@ -393,6 +408,24 @@ pub(super) fn resume(folder: &Path, args: &TrainArgs) -> Result<Prepared> {
             recipe.epochs
         )));
     }
+    Ok(Continued {
+        recipe,
+        weights,
+        request,
+        limit,
+    })
+}
+
+/// An earlier run. What is trained stays as it was; how long and on which device may change.
+pub(super) fn resume(folder: &Path, args: &TrainArgs) -> Result<Prepared> {
+    let mut run = Run::resume(folder)?;
+    let config = run.config().clone();
+    let Continued {
+        recipe,
+        weights: asked_weights,
+        request,
+        limit,
+    } = continued(&run, args)?;
     expect_stop(args, &recipe, config.finished_epochs)?;
 
     let source = args.data.source.as_deref().unwrap_or(&config.data.source);
@@ -410,6 +443,7 @@ pub(super) fn resume(folder: &Path, args: &TrainArgs) -> Result<Prepared> {
     run.expect_own_data(source, &data)?;
     let given = class_weights(asked_weights, args, &data)?;
     expect_same(
+        folder,
         "--class-weights",
         &weights_in_words(&config.recipe.class_weights),
         &weights_in_words(&given),
