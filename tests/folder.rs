@@ -473,6 +473,29 @@ fn layouts_are_told_apart() {
     assert_eq!(load(&folder).unwrap().train.class_names, ["bus", "train"]);
 }
 
+#[test]
+fn test_images_that_are_trained_on_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    for i in 0..20 {
+        put(
+            &folder,
+            &format!("train/{}/{i}.png", ["a", "b"][i % 2]),
+            &grey(i as u8),
+        );
+    }
+    put(&folder, "test/a/new.png", &grey(100));
+    put(
+        &folder,
+        "test/a/known.bmp",
+        &encoded(GrayImage::from_pixel(4, 4, Luma([7])), ImageFormat::Bmp),
+    );
+    let notes = load(&folder).unwrap().notes;
+    assert_eq!(notes.len(), 1, "{notes:?}");
+    let pair =
+        "1 of 2 test images has the pixels of a training image (test/a/known.bmp is train/b/7.png)";
+    assert!(notes[0].contains(pair), "{notes:?}");
+}
+
 /// The folder beside the training images.
 fn validation_name(folder: &TempDir) -> String {
     let names = fs::read_dir(folder.path()).unwrap();

@@ -104,9 +104,14 @@ struct Wanted {
     channels: Option<usize>,
 }
 
+/// Names of the files below the folder, in the order of the images of each part.
+pub(super) type Names = [Vec<String>; 3];
+
 /// Which file goes where, once it is known which are pictures.
 type Divide<'a> = &'a dyn Fn(&Head) -> Result<[Vec<usize>; 3]>;
 
+/// The splits, and of what files their images are.
+///
 /// # Errors
 /// [`Error::Usage`] for shares that leave nothing, or where there are such images already;
 /// [`Error::Data`] where there are no pictures in at least two classes, or too few in one;
@@ -115,7 +120,7 @@ pub(super) fn load(
     spec: &str,
     request: &Request,
     progress: &mut dyn FnMut(usize, usize),
-) -> Result<Splits> {
+) -> Result<(Splits, Names)> {
     let folder = Path::new(spec);
     if let Some([height, width]) = request.image_size
         && height.max(width) > LARGEST
@@ -137,15 +142,20 @@ pub(super) fn load(
     let pictures = read(folder, &files, wanted, cache, &divide, progress, &mut notes)?;
     let without = without_pictures(&parts, &files, &pictures.head)?;
     let trained = pictures.orders[0].iter().map(|i| &files[*i].class[..]);
-    let names: BTreeSet<&str> = trained.collect();
-    match pictures.datasets(&files, &names) {
-        Some([train, validation, test]) if names.len() > 1 && !test.is_empty() => Ok(Splits {
-            name: spec.into(),
-            train,
-            validation: Some(validation).filter(|split| !split.is_empty()),
-            test,
-            notes: notes.into_iter().chain(without).collect(),
-        }),
+    let classes: BTreeSet<&str> = trained.collect();
+    let named = |order: &Vec<usize>| order.iter().map(|i| files[*i].name.clone()).collect();
+    let names = pictures.orders.each_ref().map(named);
+    match pictures.datasets(&files, &classes) {
+        Some([train, validation, test]) if classes.len() > 1 && !test.is_empty() => {
+            let splits = Splits {
+                name: spec.into(),
+                train,
+                validation: Some(validation).filter(|split| !split.is_empty()),
+                test,
+                notes: notes.into_iter().chain(without).collect(),
+            };
+            Ok((splits, names))
+        }
         _ => Err(Error::data(
             folder,
             format!(

@@ -164,6 +164,7 @@ pub fn load(
     let path = Path::new(spec);
     // Others can be scaled and split as is asked for.
     let mut fixed = true;
+    let mut names = None;
     let mut splits = if spec == "mnist" {
         mnist::load()?
     } else if parquet::holds(path) {
@@ -175,7 +176,9 @@ pub fn load(
         npz::load(spec, path)?
     } else if folder::holds(path) {
         fixed = false;
-        folder::load(spec, request, progress)?
+        let (splits, files) = folder::load(spec, request, progress)?;
+        names = Some(files);
+        splits
     } else if path.is_dir() {
         idx::load_folder(path)?
     } else {
@@ -198,8 +201,10 @@ pub fn load(
         && share > 0.0
     {
         splits.validation = Some(split::carve(&mut splits.train, share, request.split_seed));
+        // Of another order.
+        names = None;
     }
-    splits.notes.extend(survey::leak(&splits));
+    splits.notes.extend(survey::leak(&splits, names.as_ref()));
     Ok(splits)
 }
 
