@@ -375,7 +375,7 @@ pub struct PreviewArgs {
         default_value = "cpu"
     )]
     pub device: String,
-    /// Images to show, of the epoch's first batch
+    /// Images to show, the first ones of the epoch
     #[arg(
         long,
         value_name = "N",
@@ -555,7 +555,7 @@ pub fn parse() -> Result<Option<Command>> {
         Ok(cli) => Ok(Some(cli.command)),
         Err(e) if e.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             Err(Error::Usage(
-                "expected a command (train, recipes, lr-find, data, inspect, eval, devices, verify, bench), found none; see --help"
+                "expected a command (train, recipes, lr-find, data, preview, inspect, eval, devices, verify, bench), found none; see --help"
                     .into(),
             ))
         }

@@ -15,11 +15,11 @@ use wgrad::gpu::{Choice, Gpu, NO_ADAPTER_HINT};
 use wgrad::kernels::Step;
 use wgrad::kernels::augment::{NODES, parameters};
 use wgrad::model::augment::{Augment, Border, Flip};
-use wgrad::model::recipe::Optimizer;
+use wgrad::model::recipe::{Optimizer, Sampler};
 use wgrad::model::{Definition, Model, Shape, initial_parameters};
 use wgrad::plan::Options;
-use wgrad::report::preview::preview;
-use wgrad::train::epoch_order;
+use wgrad::report::preview::{Excerpt, preview};
+use wgrad::train::{balanced_order, epoch_order};
 use wgrad::verify;
 
 fn gpu() -> Arc<Gpu> {
@@ -577,7 +577,7 @@ fn a_preview_shows_what_a_step_is_given() {
         classes: 4,
         class_names: ["a", "b", "c", "d"].map(String::from).to_vec(),
     };
-    let show = |gpu: Option<&Gpu>, augment: &str, epoch| {
+    let shown = |gpu: Option<&Gpu>, augment: &str, epoch, count| {
         let definition = definition(augment);
         let model = definition.resolve(data.shape, data.classes).unwrap();
         let normalization = [1.0 / 64.0, -1.0];
@@ -587,11 +587,15 @@ fn a_preview_shows_what_a_step_is_given() {
             &definition.recipe,
             &data,
             &normalization,
-            5,
-            epoch,
+            Excerpt {
+                seed: 5,
+                epoch,
+                count,
+            },
         )
         .unwrap()
     };
+    let show = |gpu: Option<&Gpu>, augment: &str, epoch| shown(gpu, augment, epoch, 20);
     let plain = show(None, "", 1);
     assert_eq!(plain.samples[..], epoch_order(96, 5, 1)[..20]);
     for (sample, [first, second]) in plain.samples.iter().zip(&plain.targets) {
@@ -632,6 +636,54 @@ fn a_preview_shows_what_a_step_is_given() {
         };
         assert!(is_mix(*share, *rest) || is_mix(*rest, *share), "{i}");
     }
+
+    // More than a batch: the same ones first, the last batch a smaller one.
+    for augment in [EVERYTHING, "[recipe.augment]\nmix_up = 0.5"] {
+        let whole = shown(None, augment, 1, 1000);
+        let order = epoch_order(96, 5, 1);
+        assert_eq!(whole.samples, order);
+        let first = show(None, augment, 1);
+        assert_eq!(whole.after[..20 * 48], first.after);
+        assert_eq!(whole.targets[..20], first.targets);
+        assert_eq!((whole.after.len(), whole.targets.len()), (96 * 48, 96));
+        for (sample, before) in order.iter().zip(whole.before.chunks(48)) {
+            assert_eq!(before, &data.images[48 * *sample as usize..][..48]);
+        }
+    }
+    let moved = "[recipe.augment]\ncrop = 1\nflip = 'random'";
+    let some = shown(Some(&gpu), moved, 1, 90);
+    assert_eq!((some.samples.len(), some.before.len()), (90, 90 * 48));
+    assert_eq!(some, shown(None, moved, 1, 90));
+    let plainly = shown(None, "", 1, 96);
+    assert_eq!(plainly.after, plainly.before);
+
+    // As the sampler has it.
+    let rare = Dataset {
+        labels: (0..96).map(|i| u32::from(i < 6)).collect(),
+        classes: 2,
+        ..data.clone()
+    };
+    let mut definition = definition("");
+    definition.recipe.sampler = Sampler::Balanced;
+    let model = definition.resolve(rare.shape, rare.classes).unwrap();
+    let excerpt = Excerpt {
+        seed: 5,
+        epoch: 1,
+        count: 96,
+    };
+    let normalization = [1.0 / 64.0, -1.0];
+    let balanced = preview(
+        None,
+        &model,
+        &definition.recipe,
+        &rare,
+        &normalization,
+        excerpt,
+    );
+    assert_eq!(
+        balanced.unwrap().samples,
+        balanced_order(&rare.labels, 5, 1)
+    );
 
     // A crop by whole pixels moves bytes and changes none.
     let cropped = show(None, "[recipe.augment]\ncrop = 1\nborder = 'reflect'", 1);

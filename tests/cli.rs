@@ -272,6 +272,11 @@ fn a_learning_rate_is_found() {
     ] {
         assert!(words(&out).contains(&words(word)), "no {word:?} in {out}");
     }
+    // The command that is suggested trains what was tested.
+    let flags = "--limit 80 --sampler balanced --set clip_norm=5";
+    let out = bench.good(&format!("{test} {flags} --set lr=1"));
+    let command = format!("wgrad train {SMALL} {flags} --lr ");
+    assert!(words(&out).contains(&command), "{out}");
     let svg = fs::read_to_string(bench.path("lr.svg")).unwrap();
     assert!(
         svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"),
@@ -404,6 +409,8 @@ fn several_seeds_have_a_mean_and_a_deviation() {
     let trained = again.lines().any(|l| l.starts_with("epoch "));
     assert!(!trained && words(&again).contains(&line), "{again}");
     bench.bad("train --resume parts --seed 4", 2, &["--seed", "found 4"]);
+    // Not even of finished runs is anything asked for in silence.
+    bench.bad("train --resume parts --lr 0.3", 2, &["--lr", "found 0.3"]);
     bench.bad(
         &format!("train {SMALL} --seeds 1,2 --out parts"),
         2,
@@ -425,6 +432,13 @@ fn several_seeds_have_a_mean_and_a_deviation() {
     };
     let found = averaged["average_mean"].as_f64().unwrap();
     assert!((found - (of(0) + of(1)) / 2.0).abs() < 1e-12, "{averaged}");
+    // One that diverges does not keep the others from their turn.
+    let wild = format!("train {SMALL} --epochs 1 --lr 1e30 --seeds 1,2 --out wild");
+    bench.bad(&wild, 1, &["diverged"]);
+    let begun = [1, 2].map(|seed| bench.path(&format!("wild/seed-{seed}/run.json")).exists());
+    assert_eq!(begun, [true; 2]);
+    assert!(record("wild")["mean"].is_null());
+    bench.bad("train --resume wild", 1, &["diverged"]);
     // A run that cannot begin leaves nothing.
     bench.bad(
         &format!("train {SMALL} --seeds 1,2 --batch-size 97"),
@@ -1283,6 +1297,49 @@ fn a_resume_on_changed_data_is_refused() {
     fs::rename(bench.path("shapes"), bench.path("moved")).unwrap();
     bench.good("train --resume run --epochs 2 --data moved");
     bench.good("train --resume run --epochs 3");
+}
+
+#[test]
+fn the_batches_of_what_ships_suit_a_small_folder() {
+    let bench = Bench::new();
+    let used = |flags: &str| {
+        let out = bench.good(&format!(
+            "train --data shapes --device cpu --epochs 1 --out run {flags}"
+        ));
+        let config = json(&fs::read_to_string(bench.path("run/run.json")).unwrap());
+        fs::remove_dir_all(bench.path("run")).unwrap();
+        let recipe = &config["recipe"];
+        (
+            words(&out),
+            recipe["batch_size"].clone(),
+            recipe["lr"].clone(),
+        )
+    };
+    // SGD's rate follows, that of a flag does not, and what the user has written is left alone.
+    let (out, batch, lr) = used("--model mlp-sigmoid");
+    assert_eq!(batch, 8);
+    let text = fs::read_to_string("models/mlp-sigmoid.toml").unwrap();
+    let own: f64 = text
+        .lines()
+        .find_map(|l| l.strip_prefix("lr = ")?.split(' ').next()?.parse().ok())
+        .unwrap();
+    assert!(
+        (lr.as_f64().unwrap() / own - 0.5).abs() < 0.01,
+        "{lr} of {own}"
+    );
+    assert!(
+        out.contains("batch size 8 instead of the model's 32, and learning rate"),
+        "{out}"
+    );
+    let (out, batch, lr) = used("--model mlp-sigmoid --lr 0.25");
+    assert_eq!((batch, lr), (8.into(), 0.25.into()));
+    assert!(!out.contains("and learning rate"), "{out}");
+    fs::write(bench.path("mine.toml"), "batch_size = 48\nlr = 0.5").unwrap();
+    let (_, batch, lr) = used("--model mlp-sigmoid --recipe mine.toml");
+    assert_eq!((batch, lr), (48.into(), 0.5.into()));
+    let (out, batch, lr) = used("--model small.toml");
+    assert_eq!((batch, lr), (20.into(), 0.01.into()));
+    assert!(!out.contains("instead of"), "{out}");
 }
 
 #[test]

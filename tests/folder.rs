@@ -390,7 +390,13 @@ fn layouts_are_told_apart() {
         (all, splits.train.class_names),
         (11, vec!["a".into(), "b".into()])
     );
-    assert_eq!(splits.notes, Vec::<String>::new());
+    let [note] = &splits.notes[..] else {
+        panic!("one note, found {:?}", splits.notes)
+    };
+    assert!(
+        note.starts_with("no picture to train on") && note.ends_with("of empty"),
+        "{note}"
+    );
     put(&folder, "lost.png", &grey(3));
     let notes = load(&folder).unwrap().notes;
     assert!(notes[0].starts_with("1 pictures lie in"), "{notes:?}");
@@ -467,6 +473,29 @@ fn layouts_are_told_apart() {
     assert_eq!(load(&folder).unwrap().train.class_names, ["bus", "train"]);
 }
 
+#[test]
+fn test_images_that_are_trained_on_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    for i in 0..20 {
+        put(
+            &folder,
+            &format!("train/{}/{i}.png", ["a", "b"][i % 2]),
+            &grey(i as u8),
+        );
+    }
+    put(&folder, "test/a/new.png", &grey(100));
+    put(
+        &folder,
+        "test/a/known.bmp",
+        &encoded(GrayImage::from_pixel(4, 4, Luma([7])), ImageFormat::Bmp),
+    );
+    let notes = load(&folder).unwrap().notes;
+    assert_eq!(notes.len(), 1, "{notes:?}");
+    let pair =
+        "1 of 2 test images has the pixels of a training image (test/a/known.bmp is train/b/7.png)";
+    assert!(notes[0].contains(pair), "{notes:?}");
+}
+
 /// The folder beside the training images.
 fn validation_name(folder: &TempDir) -> String {
     let names = fs::read_dir(folder.path()).unwrap();
@@ -482,6 +511,8 @@ fn links_are_followed_but_not_in_circles() {
     put(&elsewhere, "200.png", &grey(200));
     symlink(elsewhere.path(), folder.path().join("a/more")).unwrap();
     symlink(folder.path().join("a"), folder.path().join("a/circle")).unwrap();
+    // Not the pictures of every class, either.
+    symlink("..", folder.path().join("a/up")).unwrap();
     symlink("nowhere.png", folder.path().join("a/broken.png")).unwrap();
     let splits = load(&folder).unwrap();
     let all = splits.train.len() + splits.test.len() + splits.validation.unwrap().len();
@@ -493,6 +524,22 @@ fn links_are_followed_but_not_in_circles() {
         "{:?}",
         splits.notes
     );
+}
+
+/// Two of these names look the same.
+#[test]
+#[cfg(target_os = "linux")]
+fn classes_have_names_that_can_be_written() {
+    use std::os::unix::ffi::OsStrExt;
+    let folder = values(4);
+    for byte in [0xfe, 0xff] {
+        let class = folder.path().join(std::ffi::OsStr::from_bytes(&[byte]));
+        fs::create_dir(&class).unwrap();
+        (0..4).for_each(|i| fs::write(class.join(format!("{i}.png")), grey(i)).unwrap());
+    }
+    let error = load(&folder).unwrap_err();
+    assert!(matches!(error, Error::Data { .. }), "{error}");
+    assert!(error.to_string().contains("names in UTF-8"), "{error}");
 }
 
 #[test]
@@ -574,7 +621,7 @@ fn no_damage_brings_it_down() {
 #[test]
 fn bad_folders_are_refused_in_one_line() {
     type Make = fn(&TempDir);
-    let cases: [(Make, &[&str]); 10] = [
+    let cases: [(Make, &[&str]); 11] = [
         (|_| (), &["CLASS/*.jpg", "IDX", "found none"]),
         (
             |folder| {
@@ -606,14 +653,22 @@ fn bad_folders_are_refused_in_one_line() {
         ),
         (
             |folder| {
-                for name in ["a/1", "a/2", "a/3", "b/1", "c/1", "c/2", "c/3"] {
+                for name in ["a/1", "a/2", "a/3", "b/1", "b/2", "c/1", "c/2", "c/3"] {
                     put(folder, name, &grey(1));
                 }
             },
             &[
-                "at least 3 pictures of each class (training, validation, test), found 1 of b;",
+                "at least 3 pictures of each class (training, validation, test), found 2 of b;",
                 "--validation 0",
             ],
+        ),
+        (
+            |folder| {
+                for name in ["a/1", "a/2", "a/3", "b/1", "c/1", "c/2"] {
+                    put(folder, name, &grey(1));
+                }
+            },
+            &["found 1 of b and too few of 1 more; add some"],
         ),
         (
             |folder| {
@@ -853,6 +908,16 @@ fn what_just_changed_is_not_kept() {
     set_time(&now, 1_000_000);
     assert_eq!(set.load().1, 21);
     assert_eq!(set.load().1, 0);
+    // However long the pictures take: what counts is when they were looked at.
+    put(&set.pictures, "a/now.png", &grey(201));
+    let spec = set.pictures.path().to_str().unwrap();
+    let mut slow = |done: usize, _: usize| {
+        if done == 1 {
+            std::thread::sleep(Duration::from_millis(2100));
+        }
+    };
+    data::load(spec, &set.request, &mut slow).unwrap();
+    assert_eq!(set.load().1, 21);
 }
 
 #[test]
@@ -928,7 +993,22 @@ fn pictures_to_test_on_are_brought_to_a_networks_shape() {
         (dataset.images, dataset.class_names),
         (vec![9, 9], vec!["dog".into()])
     );
-    // Numbers stay what they are.
+    // Folders called by numbers are classes by these names, not by their place.
+    let numbers = tempfile::tempdir().unwrap();
+    for i in 0..3 {
+        put(&numbers, &format!("{i}/1.png"), &grey(i));
+    }
+    let spec = numbers.path().to_str().unwrap();
+    let (mut dataset, _) =
+        data::load_test(spec, Shape::new(1, 1, 1), None, &mut |_, _| ()).unwrap();
+    let sorted = ["0", "1", "10", "11", "2"].map(String::from);
+    dataset.relabel(&sorted).unwrap();
+    let pairs: BTreeSet<_> = dataset.images.iter().zip(&dataset.labels).collect();
+    assert_eq!(pairs, BTreeSet::from([(&0, &0), (&1, &1), (&2, &4)]));
+    let (mut dataset, _) =
+        data::load_test(spec, Shape::new(1, 1, 1), None, &mut |_, _| ()).unwrap();
+    assert_eq!(dataset.relabel(&sorted[..4]), Err("2".into()));
+    // Where numbers are no names they stay what they are.
     let mut mnist = data::load_test("mnist", Shape::new(28, 28, 1), None, &mut |_, _| ());
     let (dataset, _) = mnist.as_mut().unwrap();
     let labels = dataset.labels.clone();
@@ -1036,6 +1116,7 @@ fn photographs_train_through_the_whole_command() {
     let report = json(&out);
     assert_eq!(report["images"], 24);
     assert!(report["accuracy"].as_f64().unwrap() > 0.7, "{out}");
+    assert_eq!(report["notes"], serde_json::json!([]));
     // All of them, by name: also where a class is missing, and the numbers of the others differ.
     fs::remove_dir_all(bench.path().join("photos/disc")).unwrap();
     let (code, out, err) = run("eval run --data photos --device cpu --json");
@@ -1043,6 +1124,25 @@ fn photographs_train_through_the_whole_command() {
     let report = json(&out);
     assert_eq!(report["images"], 90);
     assert!(report["accuracy"].as_f64().unwrap() > 0.7, "{out}");
+    let note = report["notes"][0].as_str().unwrap();
+    assert!(note.contains("was trained on images of photos"), "{note}");
+
+    // Others than it was tested on are no secret.
+    for i in 0..20 {
+        let more = encoded(photograph(i % 4, 100 + i as u32), ImageFormat::Png);
+        put(
+            &bench,
+            &format!("photos/{}/more-{i}", classes[i % 4]),
+            &more,
+        );
+    }
+    let (code, out, err) = run("eval run --device cpu --json");
+    assert_eq!(code, Some(0), "{out}{err}");
+    let note = json(&out)["notes"][0].to_string();
+    assert!(
+        note.contains("is not as it was when the run in run was trained"),
+        "{note}"
+    );
 
     // Going on with what is left is refused, and so is another division.
     for (arguments, words) in [

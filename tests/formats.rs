@@ -668,6 +668,13 @@ fn a_dataset_in_several_files_with_pictures_of_all_sizes() {
     for file in ["validation-00000-of-00001.parquet", "test.parquet"] {
         fs::remove_file(path(file)).unwrap();
     }
+    let none = Request {
+        test: Some(0.0),
+        ..Request::default()
+    };
+    let error = load_as(folder.path(), &none).unwrap_err();
+    assert!(matches!(error, Error::Usage(_)), "{error}");
+    assert!(error.to_string().contains("--test above 0"), "{error}");
     let splits = load_as(folder.path(), &ask).unwrap();
     assert_eq!(splits.test.len(), 81);
     assert_eq!(splits.validation.unwrap().len(), 33);

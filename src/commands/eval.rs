@@ -7,6 +7,8 @@ use crate::cli::EvalArgs;
 use indicatif::{HumanCount, ProgressBar};
 use serde_json::{Value, json};
 use std::ops::ControlFlow;
+use std::path::Path;
+use wgrad::data::Dataset;
 use wgrad::engine::Split;
 use wgrad::model::recipe::Views;
 use wgrad::plan::Options;
@@ -36,9 +38,10 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     let config = first.config();
     let source = args.data.as_ref().unwrap_or(&config.data.source);
     let cache = tune::cache_folder().filter(|_| !args.no_cache);
-    let (mut test, notes) = load_test_data(args.data.as_deref(), config, cache)?;
+    let (mut test, mut notes) = load_test_data(args.data.as_deref(), config, cache)?;
     for run in &runs {
         run.expect_data(source, &test)?;
+        notes.extend(doubt(run, args.data.as_deref(), &test));
     }
 
     let device = Device::open(&args.device)?;
@@ -105,6 +108,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
             false => members.remove(0),
         };
         report["data"] = json!(source);
+        report["notes"] = json!(notes);
         report["device"] = json!(description);
         report["images"] = json!(n);
         report["accuracy"] = json!(accuracy);
@@ -169,6 +173,30 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         ]
     });
     say(&table(&["class", "images", "correct", "recall"], rows, 1))
+}
+
+/// Why a run may be better on these images than on others, where it is: it may have been trained on them.
+/// `named` is what a flag takes them from, in place of the run's own data.
+fn doubt(run: &Run, named: Option<&str>, test: &Dataset) -> Option<String> {
+    let (folder, record) = (run.folder().display(), &run.config().data);
+    let Some(named) = named else {
+        let hash = record.test_sha256.as_ref()?;
+        return (*hash != test.sha256()).then(|| {
+            format!(
+                "warning: {} is not as it was when the run in {folder} was trained: these are not the images that it was tested on, and some may be of those that it was trained on",
+                record.source
+            )
+        });
+    };
+    let place = |path: &str| Path::new(path).canonicalize().ok();
+    let same = place(named).is_some_and(|at| place(&record.source) == Some(at));
+    // What has test images of its own gives these alone.
+    (same && record.limit.is_none() && test.len() > record.test_images).then(|| {
+        format!(
+            "warning: the run in {folder} was trained on images of {named}, which are all taken here; leave --data out for its {} test images",
+            record.test_images
+        )
+    })
 }
 
 /// Runs the test images through a run's network, and says on what.

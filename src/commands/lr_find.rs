@@ -118,23 +118,46 @@ pub fn run(args: &LrFindArgs) -> Result<()> {
     say(&format!("plot     {}", args.out.display()))
 }
 
-/// The flags that a training takes over, but for those of the recipe's values.
+/// The flags that a training takes over, but for the learning rate.
 fn repeated(args: &LrFindArgs) -> String {
-    let flags = [
-        ("--model", &args.model),
-        ("--recipe", &args.recipe.recipe),
-        ("--optimizer", &args.recipe.optimizer),
-        ("--data", &args.data.source),
-        ("--device", &args.device),
-    ];
-    let given = flags.into_iter().filter_map(|(flag, value)| {
-        let value = value.as_ref()?;
-        let quote = if value.contains(char::is_whitespace) {
-            "\""
-        } else {
-            ""
-        };
-        Some(format!("{flag} {quote}{value}{quote} "))
+    let (data, recipe) = (&args.data, &args.recipe);
+    let mut flags: Vec<(String, String)> = Vec::new();
+    let mut add = |flag: &str, value: Option<String>| {
+        flags.extend(value.map(|value| (flag.replace('_', "-"), value)));
+    };
+    add("model", args.model.clone());
+    add("recipe", recipe.recipe.clone());
+    add("data", data.source.clone());
+    add("device", args.device.clone());
+    add(
+        "image-size",
+        data.image_size.map(|[h, w]| format!("{h}x{w}")),
+    );
+    add("validation", data.validation.map(|share| share.to_string()));
+    add("test", data.test.map(|share| share.to_string()));
+    add("split-seed", data.split_seed.map(|seed| seed.to_string()));
+    add("limit", data.limit.map(|limit| limit.to_string()));
+    for (key, value) in recipe.values() {
+        add(key, value.filter(|_| key != "lr").cloned());
+    }
+    add("class-weights", recipe.class_weights.clone());
+    for pattern in &recipe.freeze {
+        add("freeze", Some(pattern.clone()));
+    }
+    for setting in &recipe.set {
+        let is_lr = setting
+            .split('=')
+            .next()
+            .is_some_and(|key| key.trim() == "lr");
+        add("set", Some(setting.clone()).filter(|_| !is_lr));
+    }
+    add("seed", args.seed.map(|seed| seed.to_string()));
+    let plain = |c: char| c.is_alphanumeric() || "-_./,:=+\\".contains(c);
+    let texts = flags.into_iter().map(|(flag, value)| {
+        let quote = if value.chars().all(plain) { "" } else { "\"" };
+        // One flag takes its value by an equals sign alone.
+        let between = if flag == "nesterov" { "=" } else { " " };
+        format!("--{flag}{between}{quote}{value}{quote} ")
     });
-    given.collect()
+    texts.collect()
 }

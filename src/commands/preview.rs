@@ -5,12 +5,14 @@ use super::{say, say_wrapped};
 use crate::cli::{PreviewArgs, TrainArgs};
 use wgrad::model::Shape;
 use wgrad::model::recipe::Recipe;
-use wgrad::report::preview::preview;
+use wgrad::report::preview::{Excerpt, preview};
 use wgrad::report::sheet::{Tile, contact_sheet};
 use wgrad::{Error, Result};
 
 /// Pairs of pictures in a row of the sheet.
 const PAIRS: usize = 4;
+/// More than anybody looks at.
+const MOST: usize = 1000;
 
 pub fn run(args: &PreviewArgs) -> Result<()> {
     for (flag, number) in [("--count", args.count), ("--epoch", args.epoch)] {
@@ -44,8 +46,11 @@ pub fn run(args: &PreviewArgs) -> Result<()> {
         &config.recipe,
         &data.train,
         &config.scale_and_shift(),
-        config.seed,
-        args.epoch,
+        Excerpt {
+            seed: config.seed,
+            epoch: args.epoch,
+            count: args.count.min(MOST),
+        },
     )?;
 
     let shape = model.input;
@@ -71,12 +76,12 @@ pub fn run(args: &PreviewArgs) -> Result<()> {
             format!("{first} {} %, {second} {rest} %", percent(share))
         }
     };
-    let count = args.count.min(shown.samples.len());
+    let count = shown.samples.len();
     let mut pictures = Vec::new();
     let both = shown.before.chunks(shape.elements());
     let both = both.zip(shown.after.chunks(shape.elements()));
     let samples = shown.samples.iter().zip(&shown.targets).zip(both);
-    for ((sample, targets), (before, after)) in samples.take(count) {
+    for ((sample, targets), (before, after)) in samples {
         let class = name(data.train.labels[*sample as usize]);
         pictures.push((class.to_string(), picture(before)));
         pictures.push((target(*targets), picture(after)));

@@ -58,6 +58,17 @@ impl Asked {
         self.flags.has(key)
     }
 
+    /// Whether the value of `key` that no flag sets is of a file of the user's own, a recipe or a model,
+    /// rather than of what ships.
+    pub fn is_own(&self, key: &str) -> bool {
+        match &self.recipe {
+            Some(recipe) if recipe.settings.has(key) => {
+                !SHIPPED.iter().any(|(name, _)| *name == recipe.name)
+            }
+            _ => self.model.as_ref().is_some_and(|m| m.ends_with(".toml")),
+        }
+    }
+
     /// The model, or the one called `default` where none was named, with its recipe as asked for.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! `wgrad train --seeds`: one run after the other, in folders of one folder.
 
 use super::signals::Signals;
-use super::train::{Planned, Prepared, carry_out, plan, resume as resume_run};
+use super::train::{Planned, Prepared, carry_out, continued, plan, resume as resume_run};
 use super::{say, say_wrapped, table};
 use crate::cli::{DataArgs, RecipeArgs, TrainArgs};
 use std::path::Path;
@@ -35,7 +35,8 @@ pub(super) fn start(seeds: &[u64], args: &TrainArgs, signals: &Signals) -> Resul
         options,
     };
     announce(&record, &parent, seeds[0])?;
-    if let Err(e) = carry_out(prepared, args, signals, Some(&parent)) {
+    let mut diverged = None;
+    if let Err(e) = attempt(seeds[0], prepared, args, signals, &parent, &mut diverged) {
         // Nothing is left of a first run that could not begin.
         if !SeedsRecord::folder(&parent, seeds[0]).exists() {
             SeedsRecord::discard(&parent);
@@ -55,7 +56,27 @@ pub(super) fn start(seeds: &[u64], args: &TrainArgs, signals: &Signals) -> Resul
         out: None,
         ..args.clone()
     };
-    go_on(&parent, &mut record, &config, &args, signals)
+    go_on(&parent, &mut record, &config, &args, signals, diverged)
+}
+
+/// Trains one of the runs. A loss that is no number ends this one and not the others; `diverged` is the first
+/// such error.
+fn attempt(
+    seed: u64,
+    prepared: Prepared,
+    args: &TrainArgs,
+    signals: &Signals,
+    parent: &Path,
+    diverged: &mut Option<Error>,
+) -> Result<()> {
+    match carry_out(prepared, args, signals, Some(parent)) {
+        Err(e @ Error::Diverged { .. }) => {
+            say_wrapped(&format!("seed     {seed} is given up: {e}"))?;
+            diverged.get_or_insert(e);
+            Ok(())
+        }
+        outcome => outcome,
+    }
 }
 
 /// Runs of an earlier start, those that are finished left alone.
@@ -72,33 +93,44 @@ pub(super) fn resume(
         )));
     }
     let folders = record.seeds.iter().map(|s| SeedsRecord::folder(parent, *s));
-    let begun = folders
-        .into_iter()
-        .find(|folder| folder.join("run.json").exists());
-    let Some(begun) = begun else {
+    let begun = folders.filter(|folder| folder.join("run.json").exists());
+    let begun: Vec<Run> = begun
+        .map(|folder| Run::open(&folder))
+        .collect::<Result<_>>()?;
+    let Some(first) = begun.first() else {
         return Err(Error::checkpoint(
             parent,
             "expected the run of a first seed, found none; train again",
         ));
     };
-    let first = Run::open(&begun)?;
-    go_on(parent, &mut record, first.config(), args, signals)
+    // Of finished runs, too, that nothing else is asked for.
+    begun
+        .iter()
+        .try_for_each(|run| continued(run, args).map(|_| ()))?;
+    go_on(parent, &mut record, first.config(), args, signals, None)
 }
 
-/// Trains what is not trained yet, new runs like this one but for their seeds.
+/// Trains what is not trained yet, new runs like this one but for their seeds; `diverged` is what became of the
+/// first.
+///
+/// # Errors
+/// What ends a run, and at last [`Error::Diverged`] where one of them did.
 fn go_on(
     parent: &Path,
     record: &mut SeedsRecord,
     config: &Config,
     args: &TrainArgs,
     signals: &Signals,
+    mut diverged: Option<Error>,
 ) -> Result<()> {
     for seed in record.seeds.clone() {
         let folder = SeedsRecord::folder(parent, seed);
         if !folder.join("run.json").exists() {
             begin(parent, config, seed)?;
         }
-        if is_finished(&folder, args)? {
+        // The first of new runs has just been tried.
+        let given_up = diverged.is_some() && seed == record.seeds[0];
+        if given_up || is_finished(&folder, args)? {
             continue;
         }
         announce(record, parent, seed)?;
@@ -106,11 +138,15 @@ fn go_on(
             resume: Some(folder.clone()),
             ..args.clone()
         };
-        carry_out(resume_run(&folder, &args)?, &args, signals, Some(parent))?;
+        let prepared = resume_run(&folder, &args)?;
+        attempt(seed, prepared, &args, signals, parent, &mut diverged)?;
         record.write(parent, results(parent, record)?)?;
     }
     record.write(parent, results(parent, record)?)?;
-    report(record, parent)
+    if !record.runs.is_empty() {
+        report(record, parent)?;
+    }
+    diverged.map_or(Ok(()), Err)
 }
 
 /// Makes the folder of the run with this seed.

@@ -14,7 +14,7 @@ use wgrad::data::{Normalization, Request, Splits, balanced_weights, read_weights
 use wgrad::engine::{CpuEngine, Engine};
 use wgrad::export::Fitting;
 use wgrad::kernels::conv2d::Product;
-use wgrad::model::recipe::{ClassWeights, Recipe, Schedule};
+use wgrad::model::recipe::{ClassWeights, Optimizer, Recipe, Schedule};
 use wgrad::model::{Model, default_for, load, summary};
 use wgrad::plan::{Mode, Options, Plan, Target};
 use wgrad::report::profile::Profile;
@@ -218,13 +218,23 @@ pub(super) fn plan(args: &TrainArgs) -> Result<Planned> {
         )));
     }
     if !asked.has("batch_size") {
-        recipe.batch_size = fitting_batch(size, images, args.data.limit.is_some());
+        recipe.batch_size = match asked.is_own("batch_size") {
+            true => size.min(images),
+            false => fitting_batch(size, images, args.data.limit.is_some()),
+        };
         if recipe.batch_size < size {
             let whose = asked.recipe.as_ref().map_or("model", |_| "recipe");
-            notes.push(format!(
-                "batch size {} instead of the {whose}'s {size}: there are {images} training images",
+            let mut what = format!(
+                "batch size {} instead of the {whose}'s {size}",
                 recipe.batch_size
-            ));
+            );
+            let fixed = asked.has("lr") || asked.is_own("lr") || args.data.limit.is_some();
+            let lr = fitting_lr(&recipe, size);
+            if !fixed && lr != recipe.lr {
+                what += &format!(", and learning rate {lr} instead of {}", recipe.lr);
+                recipe.lr = lr;
+            }
+            notes.push(format!("{what}: there are {images} training images"));
         }
     }
 
@@ -288,14 +298,28 @@ pub(super) fn plan(args: &TrainArgs) -> Result<Planned> {
 const FEWEST_STEPS: usize = 16;
 const SMALLEST_BATCH: usize = 8;
 
-/// The batch size for so many images where a recipe has `size`: half of it, and so on, until an epoch has
-/// steps enough to learn from. Images that are limited are a trial of the recipe as it is.
+/// The batch size for so many images where a recipe that ships has `size`: half of it, and so on, until an
+/// epoch has steps enough to learn from. Images that are limited are a trial of the recipe as it is.
 fn fitting_batch(size: usize, images: usize, limited: bool) -> usize {
     let mut fitting = size;
     while !limited && fitting > SMALLEST_BATCH && images < fitting * FEWEST_STEPS {
         fitting = (fitting / 2).max(SMALLEST_BATCH);
     }
     fitting.min(images)
+}
+
+/// The learning rate where a batch is smaller than the `size` that the recipe's is meant for: a step of SGD
+/// is as noisy as its gradient, so that its rate goes with the square root (Krizhevsky, 2014, arXiv
+/// 1404.5997, section 5); the steps of the other rules have a size of their own.
+fn fitting_lr(recipe: &Recipe, size: usize) -> f64 {
+    match recipe.optimizer {
+        Optimizer::Sgd { .. } if recipe.batch_size < size => {
+            let lr = recipe.lr * (recipe.batch_size as f64 / size as f64).sqrt();
+            // Three digits say it all.
+            format!("{lr:.2e}").parse().unwrap_or(lr)
+        }
+        _ => recipe.lr,
+    }
 }
 
 /// What a recipe asks for, or a flag in its place, as a weight for each class.
@@ -321,45 +345,60 @@ fn weights_in_words(weights: &Option<ClassWeights>) -> String {
     }
 }
 
-/// An earlier run. What is trained stays as it was; how long and on which device may change.
-pub(super) fn resume(folder: &Path, args: &TrainArgs) -> Result<Prepared> {
-    let mut run = Run::resume(folder)?;
-    let config = run.config().clone();
-    let expect_same = |flag: &str, run: &dyn Display, given: &dyn Display| {
-        let (run, given) = (run.to_string(), given.to_string());
-        if run == given {
-            return Ok(());
-        }
-        Err(Error::Usage(format!(
-            "expected {flag} {run}, which the run in {} was started with, found {given}; leave it out, or start a new run",
-            folder.display()
-        )))
-    };
+/// What a run is asked to go on with.
+pub(super) struct Continued {
+    recipe: Recipe,
+    /// What is asked of class weights; those that balance are known, and compared, when the data are.
+    weights: Option<ClassWeights>,
+    request: Request,
+    limit: Option<usize>,
+}
+
+/// # Errors
+/// [`Error::Usage`] where a flag gives another value than the run in `folder` was started with.
+fn expect_same(folder: &Path, flag: &str, run: &dyn Display, given: &dyn Display) -> Result<()> {
+    let (run, given) = (run.to_string(), given.to_string());
+    if run == given {
+        return Ok(());
+    }
+    Err(Error::Usage(format!(
+        "expected {flag} {run}, which the run in {} was started with, found {given}; leave it out, or start a new run",
+        folder.display()
+    )))
+}
+
+/// What the flags make of a run; refuses what would train something else.
+///
+/// # Errors
+/// [`Error::Usage`] for such a flag, and as [`Asked::of`].
+pub(super) fn continued(run: &Run, args: &TrainArgs) -> Result<Continued> {
+    let (folder, config) = (run.folder(), run.config());
     let asked = Asked::of(args.model.as_ref(), &args.recipe)?;
     if let Some(spec) = &asked.model {
         let model = load(spec)?.resolve(config.model.input, config.model.classes)?;
         if model.layers != run.model().layers || model.loss != run.model().loss {
             // Two files may use one name for different models.
             let named = format!("'{}'", config.model.name);
-            expect_same("--model", &named, &format!("another one, '{spec}'"))?;
+            let given = format!("another one, '{spec}'");
+            expect_same(folder, "--model", &named, &given)?;
         }
     }
     let origin = folder.join("run.json").display().to_string();
     let mut recipe = asked.over(&config.recipe, run.model().loss, &origin)?;
-    // Those that balance are known, and compared, when the data are.
-    let asked_weights = recipe.class_weights.clone();
-    if asked_weights == Some(ClassWeights::Balanced) {
+    let weights = recipe.class_weights.clone();
+    if weights == Some(ClassWeights::Balanced) {
         recipe.class_weights = config.recipe.class_weights.clone();
     }
     if let Some([flag, run, given]) = recipe::difference(&config.recipe, &recipe) {
-        expect_same(&flag, &run, &given)?;
+        expect_same(folder, &flag, &run, &given)?;
     }
-    expect_same("--seed", &config.seed, &args.seed.unwrap_or(config.seed))?;
+    let seed = args.seed.unwrap_or(config.seed);
+    expect_same(folder, "--seed", &config.seed, &seed)?;
     let limit = args.data.limit.or(config.data.limit);
     let request = args.data.request(config.data.request());
     let recorded = data_settings(&config.data.request(), config.data.limit);
     for ((flag, run), (_, given)) in recorded.iter().zip(data_settings(&request, limit)) {
-        expect_same(flag, run, &given)?;
+        expect_same(folder, flag, run, &given)?;
     }
     if recipe.epochs < config.finished_epochs {
         return Err(Error::Usage(format!(
@@ -369,6 +408,24 @@ pub(super) fn resume(folder: &Path, args: &TrainArgs) -> Result<Prepared> {
             recipe.epochs
         )));
     }
+    Ok(Continued {
+        recipe,
+        weights,
+        request,
+        limit,
+    })
+}
+
+/// An earlier run. What is trained stays as it was; how long and on which device may change.
+pub(super) fn resume(folder: &Path, args: &TrainArgs) -> Result<Prepared> {
+    let mut run = Run::resume(folder)?;
+    let config = run.config().clone();
+    let Continued {
+        recipe,
+        weights: asked_weights,
+        request,
+        limit,
+    } = continued(&run, args)?;
     expect_stop(args, &recipe, config.finished_epochs)?;
 
     let source = args.data.source.as_deref().unwrap_or(&config.data.source);
@@ -386,6 +443,7 @@ pub(super) fn resume(folder: &Path, args: &TrainArgs) -> Result<Prepared> {
     run.expect_own_data(source, &data)?;
     let given = class_weights(asked_weights, args, &data)?;
     expect_same(
+        folder,
         "--class-weights",
         &weights_in_words(&config.recipe.class_weights),
         &weights_in_words(&given),
@@ -644,7 +702,7 @@ fn describe(config: &Config) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::fitting_batch;
+    use super::*;
 
     #[test]
     fn a_batch_leaves_an_epoch_steps_to_learn_from() {
@@ -657,5 +715,23 @@ mod tests {
         assert_eq!(fitting_batch(128, 5, false), 5);
         assert_eq!(fitting_batch(128, 96, true), 96);
         assert_eq!(fitting_batch(128, 1000, true), 128);
+    }
+
+    #[test]
+    fn the_rate_of_sgd_goes_with_the_root_of_the_batch() {
+        let mut recipe = Recipe {
+            lr: 0.05,
+            batch_size: 8,
+            ..Recipe::default()
+        };
+        assert_eq!(fitting_lr(&recipe, 128), 0.0125);
+        assert_eq!(fitting_lr(&recipe, 16), 0.0354);
+        assert_eq!(fitting_lr(&recipe, 8), 0.05);
+        recipe.optimizer = Optimizer::Lion {
+            beta1: 0.9,
+            beta2: 0.99,
+            weight_decay: 0.0,
+        };
+        assert_eq!(fitting_lr(&recipe, 128), 0.05);
     }
 }

@@ -38,6 +38,8 @@ pub(super) enum LeftOut {
     NoPicture,
     /// It cannot be read, as its start tells.
     Unreadable(String),
+    /// The system did not let it be read, which may be another time; never kept.
+    Unread(String),
     /// It cannot be read, as was seen when a place had been given to it.
     Broken(String),
 }

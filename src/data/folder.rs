@@ -83,6 +83,8 @@ struct Pictures {
     orders: [Vec<usize>; 3],
     /// `[N][H][W][C]` of each part.
     images: [Vec<u8>; 3],
+    /// Whether the system did not let one of them be read, which may be another time.
+    lost: bool,
 }
 
 /// Whether this is a folder that may hold folders of pictures: one without IDX files.
@@ -102,9 +104,14 @@ struct Wanted {
     channels: Option<usize>,
 }
 
+/// Names of the files below the folder, in the order of the images of each part.
+pub(super) type Names = [Vec<String>; 3];
+
 /// Which file goes where, once it is known which are pictures.
 type Divide<'a> = &'a dyn Fn(&Head) -> Result<[Vec<usize>; 3]>;
 
+/// The splits, and of what files their images are.
+///
 /// # Errors
 /// [`Error::Usage`] for shares that leave nothing, or where there are such images already;
 /// [`Error::Data`] where there are no pictures in at least two classes, or too few in one;
@@ -113,7 +120,7 @@ pub(super) fn load(
     spec: &str,
     request: &Request,
     progress: &mut dyn FnMut(usize, usize),
-) -> Result<Splits> {
+) -> Result<(Splits, Names)> {
     let folder = Path::new(spec);
     if let Some([height, width]) = request.image_size
         && height.max(width) > LARGEST
@@ -124,24 +131,31 @@ pub(super) fn load(
     }
     let Layout { parts, mut notes } = layout(folder)?;
     let shares = shares(spec, &parts, request)?;
+    let before = SystemTime::now();
     let files = scan(folder, &parts, &mut notes)?;
     let wanted = Wanted {
         size: request.image_size,
         channels: None,
     };
     let divide = |head: &Head| divide(folder, &files, head, shares, request.split_seed);
-    let cache = request.cache.as_deref();
+    let cache = request.cache.as_deref().map(|cache| (cache, before));
     let pictures = read(folder, &files, wanted, cache, &divide, progress, &mut notes)?;
+    let without = without_pictures(&parts, &files, &pictures.head)?;
     let trained = pictures.orders[0].iter().map(|i| &files[*i].class[..]);
-    let names: BTreeSet<&str> = trained.collect();
-    match pictures.datasets(&files, &names) {
-        Some([train, validation, test]) if names.len() > 1 && !test.is_empty() => Ok(Splits {
-            name: spec.into(),
-            train,
-            validation: Some(validation).filter(|split| !split.is_empty()),
-            test,
-            notes,
-        }),
+    let classes: BTreeSet<&str> = trained.collect();
+    let named = |order: &Vec<usize>| order.iter().map(|i| files[*i].name.clone()).collect();
+    let names = pictures.orders.each_ref().map(named);
+    match pictures.datasets(&files, &classes) {
+        Some([train, validation, test]) if classes.len() > 1 && !test.is_empty() => {
+            let splits = Splits {
+                name: spec.into(),
+                train,
+                validation: Some(validation).filter(|split| !split.is_empty()),
+                test,
+                notes: notes.into_iter().chain(without).collect(),
+            };
+            Ok((splits, names))
+        }
         _ => Err(Error::data(
             folder,
             format!(
@@ -170,11 +184,13 @@ pub(super) fn load_test(
     if parts.iter().any(|(part, _)| *part == Part::Test) {
         parts.retain(|(part, _)| *part == Part::Test);
     }
+    let before = SystemTime::now();
     let files = scan(folder, &parts, &mut notes)?;
     let wanted = Wanted {
         size: Some([shape.height, shape.width]),
         channels: Some(shape.channels),
     };
+    let cache = cache.map(|cache| (cache, before));
     let divide = |head: &Head| Ok([vec![], vec![], head.pictures(files.len())]);
     let pictures = read(folder, &files, wanted, cache, &divide, progress, &mut notes)?;
     let tested = pictures.orders[2].iter().map(|i| &files[*i].class[..]);
@@ -188,20 +204,21 @@ pub(super) fn load_test(
     }
 }
 
-/// The pictures among `files`, from the cache or decoded, and what there is to say about it.
+/// The pictures among `files`, from the cache or decoded, and what there is to say about it. With the folder
+/// of the cache comes a time before the look at the files.
 fn read(
     folder: &Path,
     files: &[Candidate],
     wanted: Wanted,
-    cache: Option<&Path>,
+    cache: Option<(&Path, SystemTime)>,
     divide: Divide,
     progress: &mut dyn FnMut(usize, usize),
     notes: &mut Vec<String>,
 ) -> Result<Pictures> {
     let key = key(folder, wanted, files);
-    let cache = cache.map(|at| Cache::new(at, &key));
+    let cache = cache.map(|(at, before)| (Cache::new(at, &key), before));
     let mut found = None;
-    if let Some(cache) = &cache {
+    if let Some((cache, _)) = &cache {
         match kept(folder, files.len(), cache, &key, divide) {
             Ok(pictures) => found = pictures,
             Err(why) => notes.push(format!(
@@ -217,7 +234,9 @@ fn read(
             let orders = divide(&head)?;
             let mut pictures = Pictures::prepare(folder, head, orders)?;
             pictures.decode(files, progress);
-            if let Some(Err(why)) = cache.map(|cache| pictures.keep(&cache, files)) {
+            if let Some((cache, before)) = cache
+                && let Err(why) = pictures.keep(&cache, files, before)
+            {
                 notes.push(format!(
                     "the decoded pictures are not kept for the next time: {why}"
                 ));
@@ -228,8 +247,9 @@ fn read(
     pictures.drop_broken();
     notes.extend(pictures.head.note.take());
     let lost = pictures.head.left_out.iter().filter_map(|(i, why)| {
-        let (LeftOut::Unreadable(why) | LeftOut::Broken(why)) = why else {
-            return None;
+        let why = match why {
+            LeftOut::Unreadable(why) | LeftOut::Unread(why) | LeftOut::Broken(why) => why,
+            LeftOut::NoPicture => return None,
         };
         Some(format!("{} ({why})", files.get(*i)?.name))
     });
@@ -283,6 +303,7 @@ impl Pictures {
             images: orders.each_ref().map(|order| vec![0; order.len() * size]),
             orders,
             head,
+            lost: false,
         })
     }
 
@@ -304,23 +325,26 @@ impl Pictures {
         let places = self.places(files.len()).into_iter().enumerate();
         let jobs: Vec<_> = places.filter_map(|(i, place)| Some((i, place?))).collect();
         let all = jobs.len();
-        let mut broken = Vec::new();
+        let (mut broken, mut lost) = (Vec::new(), false);
         let (sender, receiver) = channel();
         std::thread::scope(|scope| {
             scope.spawn(move || {
                 let jobs = jobs.into_par_iter();
                 jobs.for_each_with(sender, |sender, (i, place)| {
                     let bytes = files[i].read(LARGEST_FILE);
+                    let lost = bytes.is_err() && files[i].size <= LARGEST_FILE;
                     let done = bytes.and_then(|bytes| picture::decode(&bytes, shape, place));
                     // The receiver lives until the last sender is gone.
-                    let _ = sender.send((i, done.err()));
+                    let _ = sender.send((i, done.err(), lost));
                 });
             });
-            for (done, (i, why)) in (1..).zip(receiver) {
+            for (done, (i, why, is_lost)) in (1..).zip(receiver) {
                 progress(done, all);
+                lost |= is_lost;
                 broken.extend(why.map(|why| (i, LeftOut::Broken(why))));
             }
         });
+        self.lost = lost;
         self.head.images = all - broken.len();
         self.head.left_out.extend(broken);
         self.head.left_out.sort_by_key(|(i, _)| *i);
@@ -366,18 +390,29 @@ impl Pictures {
         Some([part()?, part()?, part()?])
     }
 
-    /// Keeps what was decoded.
+    /// Keeps what was decoded of files that were looked at after the time `before`.
     ///
     /// # Errors
     /// Why it could not be kept, in a few words.
-    fn keep(&mut self, cache: &Cache, files: &[Candidate]) -> std::result::Result<(), String> {
+    fn keep(
+        &mut self,
+        cache: &Cache,
+        files: &[Candidate],
+        before: SystemTime,
+    ) -> std::result::Result<(), String> {
         let now = SystemTime::now();
+        // Not of a future that the clock does not know, either.
         let is_new = |file: &Candidate| {
-            let age = now.duration_since(file.modified);
-            age.unwrap_or_else(|ahead| ahead.duration()) < TICK
+            let (age, ahead) = (
+                before.duration_since(file.modified),
+                file.modified.duration_since(now),
+            );
+            age.map_or(true, |age| age < TICK) && ahead.map_or(true, |ahead| ahead < TICK)
         };
-        if files.iter().any(is_new) {
-            // Another change within the tick would not be seen. The next time will do.
+        let unread = |(_, why): &(usize, LeftOut)| matches!(why, LeftOut::Unread(_));
+        if self.lost || files.iter().any(is_new) || self.head.left_out.iter().any(unread) {
+            // Another change within the tick would not be seen, and what the system could not read now it may
+            // read another time. The next time will do.
             return Ok(());
         }
         let bytes: usize = self.images.iter().map(Vec::len).sum();
@@ -489,6 +524,34 @@ fn layout(folder: &Path) -> Result<Layout> {
     Ok(Layout { parts, notes })
 }
 
+/// A line about the folders to train on that hold no picture, and so make no class.
+fn without_pictures(
+    parts: &[(Part, PathBuf)],
+    files: &[Candidate],
+    head: &Head,
+) -> Result<Option<String>> {
+    let broken = head.broken();
+    let pictures = head.pictures(files.len()).into_iter();
+    let pictures = pictures.filter(|i| !broken.contains(i));
+    let classes: HashSet<&str> = pictures.map(|i| &files[i].class[..]).collect();
+    let mut without = Vec::new();
+    for (_, path) in parts.iter().filter(|(part, _)| *part == Part::Train) {
+        without.extend(folders(path)?.into_iter().map(|(name, _)| name));
+    }
+    without.retain(|name| !classes.contains(&name[..]));
+    let more = match without.len().saturating_sub(LISTED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    without.truncate(LISTED);
+    Ok((!without.is_empty()).then(|| {
+        format!(
+            "no picture to train on, and so no class, is in the folder of {}{more}",
+            without.join(", ")
+        )
+    }))
+}
+
 /// Shares of the training folder that are held back for validation and for testing.
 fn shares(spec: &str, parts: &[(Part, PathBuf)], request: &Request) -> Result<[f64; 2]> {
     let has = |part| parts.iter().any(|(p, _)| *p == part);
@@ -526,10 +589,20 @@ fn folders(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
     let mut folders = Vec::new();
     for entry in fs::read_dir(folder).map_err(error)? {
         let entry = entry.map_err(error)?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if !is_hidden(&name) && entry.path().is_dir() {
-            folders.push((name, entry.path()));
+        let lossy = entry.file_name().to_string_lossy().into_owned();
+        if is_hidden(&lossy) || !entry.path().is_dir() {
+            continue;
         }
+        // Two of them might look the same.
+        let name = entry.file_name().into_string().map_err(|_| {
+            Error::data(
+                folder,
+                format!(
+                    "expected folders with names in UTF-8, found {lossy}; give it another name"
+                ),
+            )
+        })?;
+        folders.push((name, entry.path()));
     }
     folders.sort();
     Ok(folders)
@@ -577,7 +650,19 @@ fn scan(
     for (part, path) in parts {
         for (class, path) in folders(path)? {
             let entries = WalkDir::new(&path).follow_links(true).min_depth(1);
-            let seen = |entry: &walkdir::DirEntry| !is_hidden(&entry.file_name().to_string_lossy());
+            // A link to a folder around this one would bring the pictures of all classes into it.
+            let here = path.canonicalize().unwrap_or_default();
+            let leads_up = |entry: &walkdir::DirEntry| {
+                entry.path_is_symlink()
+                    && entry.file_type().is_dir()
+                    && entry
+                        .path()
+                        .canonicalize()
+                        .is_ok_and(|to| here.starts_with(to))
+            };
+            let seen = |entry: &walkdir::DirEntry| {
+                !is_hidden(&entry.file_name().to_string_lossy()) && !leads_up(entry)
+            };
             for entry in entries.into_iter().filter_entry(seen) {
                 let found = entry.and_then(|entry| {
                     let about = entry.metadata()?;
@@ -686,14 +771,17 @@ impl Candidate {
         if !is_picture && !is_called_picture(&self.name) {
             return Err(LeftOut::NoPicture);
         }
-        let start = start.map_err(LeftOut::Unreadable)?;
+        let start = start.map_err(LeftOut::Unread)?;
         if start.is_empty() {
             return Err(LeftOut::Unreadable("empty".into()));
         }
         match picture::header(&start) {
             Err(_) if self.size > START && is_picture => {
-                let whole = self.read(LARGEST_FILE);
-                whole.and_then(|whole| picture::header(&whole))
+                let whole = self.read(LARGEST_FILE).map_err(|why| match self.size {
+                    0..=LARGEST_FILE => LeftOut::Unread(why),
+                    _ => LeftOut::Unreadable(why),
+                })?;
+                picture::header(&whole)
             }
             header => header,
         }
@@ -733,7 +821,9 @@ fn survey(folder: &Path, key: String, wanted: Wanted, files: &[Candidate]) -> Re
         .collect();
     if left_out.len() == files.len() {
         let unreadable = left_out.iter().filter_map(|(i, why)| match why {
-            LeftOut::Unreadable(why) => Some(format!("{} ({why})", files[*i].name)),
+            LeftOut::Unreadable(why) | LeftOut::Unread(why) => {
+                Some(format!("{} ({why})", files[*i].name))
+            }
             _ => None,
         });
         return Err(Error::data(
@@ -819,6 +909,7 @@ fn divide(
     uses.extend((validation > 0.0).then_some("validation"));
     uses.extend((test > 0.0).then_some("test"));
     let needed = uses.len();
+    let least = members.values().map(Vec::len).min().unwrap_or(0);
     let mut few = members.iter().filter(|(_, members)| members.len() < needed);
     if let Some((class, members)) = few.next() {
         return Err(Error::data(
@@ -831,10 +922,9 @@ fn divide(
                     0 => String::new(),
                     n => format!(" and too few of {n} more"),
                 },
-                if validation > 0.0 {
-                    ", or give --validation 0"
-                } else {
-                    ""
+                match validation > 0.0 && least + 1 >= needed {
+                    true => ", or give --validation 0",
+                    false => "",
                 }
             ),
         ));

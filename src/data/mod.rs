@@ -67,21 +67,22 @@ impl Dataset {
         Ok(())
     }
 
-    /// Gives the images the labels that `names` has for their classes. Classes that are numbers from
-    /// 0 keep their labels.
+    /// Gives the images the labels that `names` has for their classes. Where it knows none of them and they
+    /// are numbers from 0, labels stay as they are.
     ///
     /// # Errors
     /// The name of a class that is not among them.
     pub fn relabel(&mut self, names: &[String]) -> std::result::Result<(), String> {
+        let label = |name: &String| names.iter().position(|known| known == name);
+        let labels: Vec<Option<usize>> = self.class_names.iter().map(label).collect();
         let mut numbered = (0..).zip(&self.class_names);
-        if numbered.all(|(class, name): (usize, _)| *name == class.to_string()) {
+        if labels.iter().all(Option::is_none)
+            && numbered.all(|(class, name): (usize, _)| *name == class.to_string())
+        {
             return Ok(());
         }
-        let label = |name: &String| {
-            let label = names.iter().position(|known| known == name);
-            label.map(|label| label as u32).ok_or_else(|| name.clone())
-        };
-        let labels = self.class_names.iter().map(label);
+        let found = labels.iter().zip(&self.class_names);
+        let labels = found.map(|(label, name)| label.map(|l| l as u32).ok_or(name.clone()));
         let labels = labels.collect::<std::result::Result<Vec<_>, _>>()?;
         for own in &mut self.labels {
             *own = labels[*own as usize];
@@ -163,6 +164,7 @@ pub fn load(
     let path = Path::new(spec);
     // Others can be scaled and split as is asked for.
     let mut fixed = true;
+    let mut names = None;
     let mut splits = if spec == "mnist" {
         mnist::load()?
     } else if parquet::holds(path) {
@@ -174,7 +176,9 @@ pub fn load(
         npz::load(spec, path)?
     } else if folder::holds(path) {
         fixed = false;
-        folder::load(spec, request, progress)?
+        let (splits, files) = folder::load(spec, request, progress)?;
+        names = Some(files);
+        splits
     } else if path.is_dir() {
         idx::load_folder(path)?
     } else {
@@ -197,8 +201,10 @@ pub fn load(
         && share > 0.0
     {
         splits.validation = Some(split::carve(&mut splits.train, share, request.split_seed));
+        // Of another order.
+        names = None;
     }
-    splits.notes.extend(survey::leak(&splits));
+    splits.notes.extend(survey::leak(&splits, names.as_ref()));
     Ok(splits)
 }
 

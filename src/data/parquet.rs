@@ -144,6 +144,12 @@ pub(super) fn load(
         )));
     }
 
+    if request.test == Some(0.0) {
+        return Err(Error::Usage(format!(
+            "expected --test above 0, found 0: {name} has no other test images; leave it out for 0.1"
+        )));
+    }
+
     // First what they are, then the pixels, so that no more is held than those.
     let mut raw: [Raw; 3] = Default::default();
     for (raw, files) in raw.iter_mut().zip(&files) {

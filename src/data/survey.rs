@@ -101,22 +101,37 @@ pub fn class_counts(set: &Dataset) -> Vec<usize> {
     counts
 }
 
-/// Says how many test images are training images, too.
-pub(super) fn leak(splits: &Splits) -> Option<String> {
-    let mut both = 0;
-    let mut first = None;
+/// Says how many test images are training images, too, and names the first few; by their files where these
+/// have `names`, of each split.
+pub(super) fn leak(splits: &Splits, names: Option<&[Vec<String>; 3]>) -> Option<String> {
+    const NAMED: usize = 3;
+    let name = |(split, image): (usize, usize)| match names {
+        Some(names) => names[split][image].clone(),
+        None => format!(
+            "{} image {image}",
+            ["training", "validation", "test"][split]
+        ),
+    };
+    let mut pairs = Vec::new();
     for group in duplicates(splits) {
         let at = |split: usize| group.iter().filter(move |at| at.0 == split);
-        if let (Some(train), Some(test)) = (at(0).next(), at(2).next()) {
-            both += at(2).count();
-            first = first.or(Some((train.1, test.1)));
+        if let Some(train) = at(0).next() {
+            pairs.extend(at(2).map(|test| (*test, *train)));
         }
     }
-    first.map(|(train, test)| {
+    pairs.sort_unstable();
+    let named = pairs.iter().take(NAMED);
+    let named = named.map(|(test, train)| format!("{} is {}", name(*test), name(*train)));
+    let named: Vec<String> = named.collect();
+    (!pairs.is_empty()).then(|| {
         format!(
-            "warning: {both} of {} test images {} the pixels of a training image (test image {test} is training image {train}, from 0), so that the test accuracy is too good; remove them from one of the two",
+            "warning: {} of {} test images {} the pixels of a training image ({}{}{}), so that the test accuracy is too good; remove them from one of the two",
+            pairs.len(),
             splits.test.len(),
-            if both == 1 { "has" } else { "have" },
+            if pairs.len() == 1 { "has" } else { "have" },
+            named.join(", "),
+            if pairs.len() > NAMED { ", …" } else { "" },
+            if names.is_none() { ", counted from 0" } else { "" },
         )
     })
 }

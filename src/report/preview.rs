@@ -9,10 +9,10 @@ use crate::kernels::mix::MIX_WORDS;
 use crate::model::Model;
 use crate::model::recipe::Recipe;
 use crate::plan::{Mode, Options, Plan, Section, Target};
-use crate::train::{epoch_order, step_table};
+use crate::train::{sampled_order, step_table};
 use std::collections::HashSet;
 
-/// Images of a batch, `[N][H][W][C]` as bytes.
+/// Images of an epoch, `[N][H][W][C]` as bytes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Preview {
     /// Their numbers in the dataset.
@@ -25,8 +25,18 @@ pub struct Preview {
     pub targets: Vec<[(u32, f32); 2]>,
 }
 
-/// The first batch of `epoch` (from 1) of a training of `model` on `data`, made by the kernels of its plan on
-/// the GPU, or without one by their twins. `normalization`: scale per channel, then shift per channel.
+/// Which images of a training are shown.
+#[derive(Clone, Copy, Debug)]
+pub struct Excerpt {
+    pub seed: u64,
+    /// From 1.
+    pub epoch: usize,
+    /// The first ones of the epoch, at most as many as it has.
+    pub count: usize,
+}
+
+/// The images of an `excerpt` of a training of `model` on `data`, made batch by batch by the kernels of its plan
+/// on the GPU, or without one by their twins. `normalization`: scale per channel, then shift per channel.
 ///
 /// # Errors
 /// As [`Plan::new`], and what the device reports.
@@ -36,10 +46,10 @@ pub fn preview(
     recipe: &Recipe,
     data: &Dataset,
     normalization: &[f32],
-    seed: u64,
-    epoch: usize,
+    excerpt: Excerpt,
 ) -> Result<Preview> {
-    // The batch as a whole, whose images alone go to the device.
+    let Excerpt { seed, epoch, count } = excerpt;
+    // Each batch as a whole, whose images alone go to the device.
     let recipe = Recipe {
         micro_batch: None,
         batch_size: recipe.batch_size.min(data.len()),
@@ -56,16 +66,7 @@ pub fn preview(
     };
     let mode = Mode::Train(recipe.optimizer);
     let plan = Plan::new(model, recipe.batch_size, mode, &options, target)?;
-    let order = epoch_order(data.len(), seed, epoch);
-    let row = step_table(&recipe, &order, &data.labels, seed, epoch)[0];
-    let samples = order[..recipe.batch_size].to_vec();
-    let elements = model.input.elements();
-    let images = samples.iter().map(|sample| *sample as usize * elements);
-    let before: Vec<u8> = images
-        .flat_map(|start| &data.images[start..start + elements])
-        .copied()
-        .collect();
-
+    let order = sampled_order(recipe.sampler, &data.labels, seed, epoch);
     let kernels: Vec<&KernelSpec> = plan
         .kernels
         .iter()
@@ -73,60 +74,91 @@ pub fn preview(
         .collect();
     let arguments = kernels.iter().flat_map(|spec| &spec.arguments);
     let used: HashSet<usize> = arguments.map(|a| a.view.tensor).collect();
-    let tensors = plan.tensors.iter().enumerate();
-    let values: Vec<Values<f32>> = tensors
-        .map(|(i, tensor)| match tensor.name.as_str() {
-            _ if !used.contains(&i) => Values::zeros(tensor.dtype, 0),
-            "images" => Values::Bytes(before.clone()),
-            "labels" => Values::Words(data.labels.clone()),
-            "order" => Values::Words(order.clone()),
-            "steps" => Values::Words(bytemuck::cast_slice(&[row]).to_vec()),
-            "quantiles" => Values::Floats(options.quantiles().unwrap_or_default()),
-            "normalization" => Values::Floats(normalization.to_vec()),
-            _ => Values::zeros(tensor.dtype, tensor.elements()),
-        })
-        .collect();
     let wanted = ["input", "batch_labels", "mixes"].map(|name| plan.tensor(name));
     let wanted: Vec<usize> = wanted.into_iter().flatten().collect();
-    let found = match gpu {
-        Some(gpu) => on_gpu(gpu, &kernels, &values, &wanted)?,
-        None => {
-            let mut memory = Memory {
-                places: (0..values.len()).collect(),
-                offsets: vec![0; values.len()],
-                values,
-            };
-            for spec in kernels {
-                cpu::run(spec, &mut memory);
-            }
-            let words = |i: &usize| match &memory.values[*i] {
-                Values::Floats(values) => values.iter().map(|x| x.to_bits()).collect(),
-                Values::Words(words) => words.clone(),
-                Values::Bytes(bytes) => bytes.iter().map(|b| u32::from(*b)).collect(),
-            };
-            wanted.iter().map(words).collect()
-        }
-    };
-    let x = found[0].iter().map(|bits| f32::from_bits(*bits));
-    let mixes = found.get(2).map(Vec::as_slice).unwrap_or_default();
-    let mut mixes = mixes.chunks_exact(MIX_WORDS);
-    let targets = found[1].iter().map(|label| {
-        let (second, share) = match mixes.next() {
-            Some([second, share, of, ..]) => (*second, *share as f32 / *of as f32),
-            _ => (*label, 1.0),
-        };
-        [(*label, share), (second, 1.0 - share)]
-    });
-    let targets = targets.collect();
+    let quantiles = options.quantiles().unwrap_or_default();
+    let elements = model.input.elements();
     let (scale, shift) = normalization.split_at(model.input.channels);
-    let normalization = scale.iter().zip(shift).cycle();
     let byte = |(x, (scale, shift)): (f32, (&f32, &f32))| ((x - shift) / scale).round() as u8;
-    Ok(Preview {
-        samples,
-        before,
-        after: x.zip(normalization).map(byte).collect(),
-        targets,
-    })
+
+    let mut shown = Preview {
+        samples: Vec::new(),
+        before: Vec::new(),
+        after: Vec::new(),
+        targets: Vec::new(),
+    };
+    for mut row in step_table(&recipe, &order, &data.labels, seed, epoch) {
+        let (first, images) = (row.first as usize, row.count as usize);
+        // Of all images those of this batch are there.
+        row.base = row.first;
+        let samples = &order[first..first + images];
+        let starts = samples.iter().map(|sample| *sample as usize * elements);
+        let before: Vec<u8> = starts
+            .flat_map(|start| &data.images[start..start + elements])
+            .copied()
+            .collect();
+        let tensors = plan.tensors.iter().enumerate();
+        let values: Vec<Values<f32>> = tensors
+            .map(|(i, tensor)| match tensor.name.as_str() {
+                _ if !used.contains(&i) => Values::zeros(tensor.dtype, 0),
+                "images" => {
+                    let mut bytes = before.clone();
+                    // The last batch may be a smaller one.
+                    bytes.resize(recipe.batch_size * elements, 0);
+                    Values::Bytes(bytes)
+                }
+                "labels" => Values::Words(data.labels.clone()),
+                "order" => Values::Words(order.clone()),
+                "steps" => Values::Words(bytemuck::cast_slice(&[row]).to_vec()),
+                "quantiles" => Values::Floats(quantiles.clone()),
+                "normalization" => Values::Floats(normalization.to_vec()),
+                _ => Values::zeros(tensor.dtype, tensor.elements()),
+            })
+            .collect();
+        let found = match gpu {
+            Some(gpu) => on_gpu(gpu, &kernels, &values, &wanted)?,
+            None => {
+                let mut memory = Memory {
+                    places: (0..values.len()).collect(),
+                    offsets: vec![0; values.len()],
+                    values,
+                };
+                for spec in &kernels {
+                    cpu::run(spec, &mut memory);
+                }
+                let words = |i: &usize| match &memory.values[*i] {
+                    Values::Floats(values) => values.iter().map(|x| x.to_bits()).collect(),
+                    Values::Words(words) => words.clone(),
+                    Values::Bytes(bytes) => bytes.iter().map(|b| u32::from(*b)).collect(),
+                };
+                wanted.iter().map(words).collect()
+            }
+        };
+        let x = found[0][..images * elements].iter();
+        let x = x.map(|bits| f32::from_bits(*bits));
+        let mixes = found.get(2).map(Vec::as_slice).unwrap_or_default();
+        let mut mixes = mixes.chunks_exact(MIX_WORDS);
+        shown.samples.extend_from_slice(samples);
+        shown.before.extend(before);
+        let normalization = scale.iter().zip(shift).cycle();
+        shown.after.extend(x.zip(normalization).map(byte));
+        shown.targets.extend(found[1][..images].iter().map(|label| {
+            let (second, share) = match mixes.next() {
+                Some([second, share, of, ..]) => (*second, *share as f32 / *of as f32),
+                _ => (*label, 1.0),
+            };
+            [(*label, share), (second, 1.0 - share)]
+        }));
+        if shown.samples.len() >= count {
+            break;
+        }
+    }
+    let count = count.min(shown.samples.len());
+    shown.samples.truncate(count);
+    shown.targets.truncate(count);
+    shown.before.truncate(count * elements);
+    shown.after.truncate(count * elements);
+    Ok(shown)
 }
 
 /// Runs the kernels on tensors that hold these values, and gives the words of some of them afterwards.

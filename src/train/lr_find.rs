@@ -2,7 +2,7 @@
 //! section 3.3): a short training in which the rate rises exponentially from step to step; where the
 //! loss falls fastest is a good rate, where it rises again is too much.
 
-use super::{epoch_order, in_parts, step_table};
+use super::{in_parts, sampled_order, step_table};
 use crate::data::Dataset;
 use crate::engine::{Engine, ends_batch};
 use crate::error::{Error, Result};
@@ -164,7 +164,7 @@ pub fn range_test(
         if losses.len() == range.steps || watch.diverged {
             break;
         }
-        let order = epoch_order(data.len(), seed, epoch);
+        let order = sampled_order(recipe.sampler, &data.labels, seed, epoch);
         let first = losses.len();
         let mut steps = step_table(recipe, &order, &data.labels, seed, epoch);
         steps.truncate(range.steps - first);

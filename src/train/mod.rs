@@ -259,11 +259,8 @@ impl Epoch<'_> {
         let config = self.run.config();
         let (recipe, seed) = (config.recipe.clone(), config.seed);
         let samples = self.data.train.len();
-        let order = match recipe.sampler {
-            Sampler::Shuffle => epoch_order(samples, seed, epoch),
-            Sampler::Balanced => balanced_order(&self.data.train.labels, seed, epoch),
-        };
         let labels = &self.data.train.labels;
+        let order = sampled_order(recipe.sampler, labels, seed, epoch);
         let steps = step_table(&recipe, &order, labels, seed, epoch);
         if at.step > steps.len() || at.images > samples {
             let what = format!(
@@ -587,6 +584,14 @@ fn in_parts(step: &Step, most: usize) -> impl Iterator<Item = Step> {
             ..step
         }
     })
+}
+
+/// The order in which `epoch` visits the samples with these labels, as the sampler has it.
+pub(crate) fn sampled_order(sampler: Sampler, labels: &[u32], seed: u64, epoch: usize) -> Vec<u32> {
+    match sampler {
+        Sampler::Shuffle => epoch_order(labels.len(), seed, epoch),
+        Sampler::Balanced => balanced_order(labels, seed, epoch),
+    }
 }
 
 /// The order in which `epoch` visits the samples: a random permutation (Fisher and Yates, in the
