@@ -566,12 +566,15 @@ fn files_that_cannot_be_read_are_listed_once() {
     crc.update(&bomb[12..29]);
     bomb[29..33].copy_from_slice(&crc.sum().to_be_bytes());
     put(&folder, "b/bomb", &bomb);
+    for i in 0..95 {
+        put(&folder, &format!("b/noise{i:02}.png"), b"noise");
+    }
 
     let splits = load(&folder).unwrap();
     let all = splits.train.len() + splits.test.len() + splits.validation.unwrap().len();
     assert_eq!(all, 40);
     let note = splits.notes.last().unwrap();
-    assert!(note.starts_with("6 files cannot be read"), "{note}");
+    assert!(note.starts_with("101 files cannot be read"), "{note}");
     assert!(note.ends_with("and 1 more"), "{note}");
     assert!(note.contains("a/cut.jpg (cut short)"), "{note}");
     assert!(note.contains("60000×60000 pixels"), "{note}");

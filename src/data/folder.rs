@@ -43,7 +43,7 @@ const START: u64 = 256 << 10;
 const LARGEST_FILE: u64 = 1 << 30;
 
 /// How many names of files a line lists.
-const LISTED: usize = 5;
+const LISTED: usize = 100;
 
 /// Times of files are no finer than this on some file systems.
 const TICK: Duration = Duration::from_secs(2);

@@ -36,7 +36,7 @@ const ROUND: usize = 256;
 const USUAL_SIZE: [usize; 2] = [64, 64];
 const LARGEST_KEPT: usize = 256;
 /// So many pictures that cannot be read are named.
-const NAMED: usize = 5;
+const NAMED: usize = 100;
 
 /// Which split a name stands for.
 fn split_of(name: &str) -> Option<usize> {
