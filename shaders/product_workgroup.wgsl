@@ -33,7 +33,7 @@ var<workgroup> tile_b: {% if slices > 1 %}array<TileB, {{ slices }}>{% else %}Ti
 {%- set pieces_a = (items_a + threads - 1) // threads %}
 {%- set pieces_b = (items_b + threads - 1) // threads %}
 {%- set across_b = input_pass %}
-{%- set item_b = "(thread - " ~ items_a ~ "u)" if shared else "thread" %}
+{%- set item_b = "(invocation - " ~ items_a ~ "u)" if shared else "invocation" %}
 
 // What an invocation loads keeps its place in the tile. All of it that does not depend on the terms:
 struct Place {
@@ -54,12 +54,12 @@ struct Place {
 {%- endif %}
 }
 
-fn place_of(thread: u32, first_m4: u32, first_n4: u32) -> Place {
+fn place_of(invocation: u32, first_m4: u32, first_n4: u32) -> Place {
 {%- if weight_pass %}
-    let q = first_m4 + thread % BLOCK_M4;
-    return Place(chunk(q), {% if bias %}bias_row(q), {% if a4 %}q >= (M - 1u) / 4u, {% endif %}{% endif %}min(first_n4 + thread % BLOCK_N4, COLUMNS4 - 1u));
+    let q = first_m4 + invocation % BLOCK_M4;
+    return Place(chunk(q), {% if bias %}bias_row(q), {% if a4 %}q >= (M - 1u) / 4u, {% endif %}{% endif %}min(first_n4 + invocation % BLOCK_N4, COLUMNS4 - 1u));
 {%- else %}
-    let m = (first_m4 + thread / (BLOCK_K / 4u)) * 4u;
+    let m = (first_m4 + invocation / (BLOCK_K / 4u)) * 4u;
     return Place(
   {%- for s in range(pieces_a) %}
     {%- set above = s * threads // (block_k // 4) * 4 %}
@@ -108,31 +108,31 @@ fn load_rows(r0: Row, r1: Row, r2: Row, r3: Row, t: Chunk) -> mat4x4<f32> {
 }
 
 {% endif -%}
-fn stage(place: Place, thread: u32, first: u32{% if weight_pass %}, end: u32{% endif %}) -> Staged {
+fn stage(place: Place, invocation: u32, first: u32{% if weight_pass %}, end: u32{% endif %}) -> Staged {
     var staged: Staged;
 {%- if weight_pass %}
   {%- for s in range(pieces_a) %}
-    let k{{ s }} = first + thread / BLOCK_M4{{ " + " ~ (s * threads // (block_m // 4)) ~ "u" if s }};
+    let k{{ s }} = first + invocation / BLOCK_M4{{ " + " ~ (s * threads // (block_m // 4)) ~ "u" if s }};
     let row{{ s }} = row(k{{ s }});
     let tap{{ s }} = load_a(row{{ s }}, place.tap, inside(row{{ s }}, place.tap));
     staged.a{{ s }} = select(vec4<f32>(0.0), {% if not bias %}tap{{ s }}{% elif a4 %}select(tap{{ s }}, place.ones, place.is_ones){% else %}tap{{ s }} + place.ones{% endif %}, k{{ s }} < end);
   {%- endfor %}
   {%- for s in range(pieces_b) %}
-    let l{{ s }} = first + thread / BLOCK_N4{{ " + " ~ (s * threads // (block_n // 4)) ~ "u" if s }};
+    let l{{ s }} = first + invocation / BLOCK_N4{{ " + " ~ (s * threads // (block_n // 4)) ~ "u" if s }};
     staged.b{{ s }} = select(vec4<f32>(0.0), load_b(min(l{{ s }}, K - 1u), place.column4), l{{ s }} < end);
   {%- endfor %}
 {%- else %}
-    {{ "if (thread < " ~ items_a ~ "u) {" if items_a < threads else "{" }}
+    {{ "if (invocation < " ~ items_a ~ "u) {" if items_a < threads else "{" }}
   {%- if one_tap %}
         // The terms of a block belong to one tap.
-        let t = chunk_at(first / {{ a_channels }}, (first % {{ a_channels }}) / 4u + thread % (BLOCK_K / 4u));
+        let t = chunk_at(first / {{ a_channels }}, (first % {{ a_channels }}) / 4u + invocation % (BLOCK_K / 4u));
   {%- else %}
-        let t = chunk(first / 4u + thread % (BLOCK_K / 4u));
+        let t = chunk(first / 4u + invocation % (BLOCK_K / 4u));
   {%- endif %}
   {%- for s in range(pieces_a) %}
         staged.{{ "piece" if shared else "a" ~ s }} = load_rows({% for e in range(1 if apart else 4) %}place.row{{ s }}_{{ e }}, {% endfor %}t);
   {%- endfor %}
-    }{{ " else {" if shared else ("\n    if (thread < " ~ items_b ~ "u) {" if items_b < threads else "\n    {") }}
+    }{{ " else {" if shared else ("\n    if (invocation < " ~ items_b ~ "u) {" if items_b < threads else "\n    {") }}
   {%- for s in range(pieces_b) %}
     {%- if across_b %}
         staged.{{ "piece" if shared else "b" ~ s }} = load_b_block(first / 4u + {{ item_b }} % (BLOCK_K / 4u), place.column4{{ " + " ~ (s * threads // (block_k // 4)) ~ "u" if s }});
@@ -145,24 +145,24 @@ fn stage(place: Place, thread: u32, first: u32{% if weight_pass %}, end: u32{% e
     return staged;
 }
 
-fn keep(staged: Staged, {% if slices > 1 %}slice: u32, {% endif %}thread: u32) {
+fn keep(staged: Staged, {% if slices > 1 %}slice: u32, {% endif %}invocation: u32) {
 {%- if weight_pass %}
   {%- for s in range(pieces_a) %}
-    let k{{ s }} = thread / BLOCK_M4{{ " + " ~ (s * threads // (block_m // 4)) ~ "u" if s }};
-    tile_a{{ sliced }}[k{{ s }} / 4u].terms[k{{ s }} % 4u][thread % BLOCK_M4] = staged.a{{ s }};
+    let k{{ s }} = invocation / BLOCK_M4{{ " + " ~ (s * threads // (block_m // 4)) ~ "u" if s }};
+    tile_a{{ sliced }}[k{{ s }} / 4u].terms[k{{ s }} % 4u][invocation % BLOCK_M4] = staged.a{{ s }};
   {%- endfor %}
   {%- for s in range(pieces_b) %}
-    let l{{ s }} = thread / BLOCK_N4{{ " + " ~ (s * threads // (block_n // 4)) ~ "u" if s }};
-    tile_b{{ sliced }}[l{{ s }} / 4u].terms[l{{ s }} % 4u][thread % BLOCK_N4] = staged.b{{ s }};
+    let l{{ s }} = invocation / BLOCK_N4{{ " + " ~ (s * threads // (block_n // 4)) ~ "u" if s }};
+    tile_b{{ sliced }}[l{{ s }} / 4u].terms[l{{ s }} % 4u][invocation % BLOCK_N4] = staged.b{{ s }};
   {%- endfor %}
 {%- else %}
-    {{ "if (thread < " ~ items_a ~ "u) {" if items_a < threads else "{" }}
-        let q = thread % (BLOCK_K / 4u);
-        let m4 = thread / (BLOCK_K / 4u);
+    {{ "if (invocation < " ~ items_a ~ "u) {" if items_a < threads else "{" }}
+        let q = invocation % (BLOCK_K / 4u);
+        let m4 = invocation / (BLOCK_K / 4u);
   {%- for s in range(pieces_a) %}{% for u in range(4) %}
         tile_a{{ sliced }}[q].terms[{{ u }}][m4{{ " + " ~ (s * threads // (block_k // 4)) ~ "u" if s }}] = staged.{{ "piece" if shared else "a" ~ s }}[{{ u }}];
   {%- endfor %}{% endfor %}
-    }{{ " else {" if shared else ("\n    if (thread < " ~ items_b ~ "u) {" if items_b < threads else "\n    {") }}
+    }{{ " else {" if shared else ("\n    if (invocation < " ~ items_b ~ "u) {" if items_b < threads else "\n    {") }}
   {%- if across_b %}
         let q = {{ item_b }} % (BLOCK_K / 4u);
         let n4 = {{ item_b }} / (BLOCK_K / 4u);
@@ -190,17 +190,17 @@ fn {{ pass }}(
     let first_n4 = (tile % TILES_N) * BLOCK_N4;
 {%- if slices > 1 %}
     let slice = local / THREADS;
-    let thread = local % THREADS;
+    let invocation = local % THREADS;
 {%- else %}
-    let thread = local;
+    let invocation = local;
 {%- endif %}
     // Eight invocations side by side: what a subgroup reads of both tiles is as little as can be.
 {%- if threads_n > 8 %}
-    let thread_n = thread % 8u + 8u * (thread / (8u * THREADS_M));
-    let thread_m = thread / 8u % THREADS_M;
+    let thread_n = invocation % 8u + 8u * (invocation / (8u * THREADS_M));
+    let thread_m = invocation / 8u % THREADS_M;
 {%- else %}
-    let thread_n = thread % THREADS_N;
-    let thread_m = thread / THREADS_N;
+    let thread_n = invocation % THREADS_N;
+    let thread_m = invocation / THREADS_N;
 {%- endif %}
 {%- for i in range(rows) %}{% for j in range(cols) %}
     var c{{ i }}_{{ j }} = vec4<f32>(0.0);
@@ -212,20 +212,20 @@ fn {{ pass }}(
 {%- else %}
     let begin = {{ "slice * LENGTH" if slices > 1 else "0u" }};
 {%- endif %}
-    let place = place_of(thread, first_m4, first_n4);
+    let place = place_of(invocation, first_m4, first_n4);
 {%- set end = ", end" if weight_pass else "" %}
 {%- set slice = "slice, " if slices > 1 else "" %}
 {%- if ahead %}
-    var staged = stage(place, thread, begin{{ end }});
+    var staged = stage(place, invocation, begin{{ end }});
 {%- endif %}
     for (var k0 = 0u; k0 < LENGTH; k0 += BLOCK_K) {
 {%- if ahead %}
-        keep(staged, {{ slice }}thread);
+        keep(staged, {{ slice }}invocation);
         workgroupBarrier();
         // The next block (the last one once more) is on its way while this one is multiplied.
-        staged = stage(place, thread, begin + min(k0 + BLOCK_K, LAST){{ end }});
+        staged = stage(place, invocation, begin + min(k0 + BLOCK_K, LAST){{ end }});
 {%- else %}
-        keep(stage(place, thread, begin + k0{{ end }}), {{ slice }}thread);
+        keep(stage(place, invocation, begin + k0{{ end }}), {{ slice }}invocation);
         workgroupBarrier();
 {%- endif %}
 {#- The next term is read before this one is multiplied. #}
@@ -254,13 +254,13 @@ fn {{ pass }}(
     workgroupBarrier();
     {%- endif %}
     {%- for e in range(at_once) %}
-    tile_a[slice][{{ e }}].terms[thread / BLOCK_M4][thread % BLOCK_M4] = c{{ (first + e) // cols }}_{{ (first + e) % cols }};
+    tile_a[slice][{{ e }}].terms[invocation / BLOCK_M4][invocation % BLOCK_M4] = c{{ (first + e) // cols }}_{{ (first + e) % cols }};
     {%- endfor %}
     workgroupBarrier();
     if (slice == 0u) {
     {%- for e in range(at_once) %}
       {%- set c = "c" ~ ((first + e) // cols) ~ "_" ~ ((first + e) % cols) %}
-        {{ c }} = {{ c }}{% for part in range(1, slices) %} + tile_a[{{ part }}][{{ e }}].terms[thread / BLOCK_M4][thread % BLOCK_M4]{% endfor %};
+        {{ c }} = {{ c }}{% for part in range(1, slices) %} + tile_a[{{ part }}][{{ e }}].terms[invocation / BLOCK_M4][invocation % BLOCK_M4]{% endfor %};
     {%- endfor %}
     }
   {%- endfor %}

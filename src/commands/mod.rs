@@ -73,6 +73,10 @@ fn load_test_data(
     let cache = cache.as_deref();
     let (mut test, notes) =
         reading(|progress| wgrad::data::load_test(source, shape, cache, progress))?;
+    // Images of another shape are refused for that, whatever their classes.
+    if test.shape != shape {
+        return Ok((test, notes));
+    }
     let names = &config.model.class_names;
     test.relabel(names).map_err(|class| {
         Error::data(

@@ -102,17 +102,8 @@ def resnet18_cifar():
                          nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10))
 
 
-def cnn_bn():
-    sizes = [(1, 16), (16, 16), (16, 32), (32, 32), (32, 64), (64, 64)]
-    return nn.Sequential(*[conv(*s, 3, activation=nn.ReLU) for s in sizes], nn.Linear(64, 10))
-
-
-def tiny():
-    def separable(c, oc):
-        return nn.Sequential(conv(c, c, 3, groups=c), conv(c, oc, 1, activation=nn.ReLU))
-
-    return nn.Sequential(conv(1, 12, 5, 2, activation=nn.ReLU), separable(12, 24), separable(24, 40),
-                         separable(40, 40), nn.Linear(40, 10))
+def plain(sizes):
+    return nn.Sequential(*[conv(*s, 3, activation=nn.ReLU) for s in zip([1, *sizes], sizes)], nn.Linear(sizes[-1], 10))
 
 
 def written(tensor):
@@ -159,7 +150,7 @@ def count(model):
 narrow = ((8, 4, 4), (12, 4, 4), (12, 4, 8), (16, 6, 8), (20, 6, 8), (24, 6, 8))
 result = {
     "parameters": {
-        "cnn-bn": count(cnn_bn()), "tiny": count(tiny()), "resnet9": count(resnet9()),
+        "cnn-bn": count(plain([32, 32, 64, 64, 128, 128])), "tiny": count(plain([8, 12, 16, 16, 16, 16])), "resnet9": count(resnet9()),
         "resnet18-cifar": count(resnet18_cifar()), "mobilenet-small": count(mobilenet_small()),
     },
     "resnet9": golden(resnet9(4, 8, 12, 16, 2), 16, 16),
