@@ -65,7 +65,7 @@ fn apply2(a: &[f32], b: &[f32], y: &mut [f32], f: impl Fn(f32, f32) -> f32) {
 }
 
 /// eˣ for −87.3 ≤ x ≤ 0, within two units in the last place, without a branch: 2ⁿ·eʳ, where r is what
-/// x lacks of a multiple n of ln 2 (Cody & Waite, 1980); below it e^−87.3, and NaN of NaN.
+/// x lacks of a multiple n of ln 2 (Cody & Waite, 1980), by the polynomial of Cephes' expf; below it e^−87.3, and NaN of NaN.
 #[inline(always)]
 fn exp(x: f32) -> f32 {
     /// 1.5·2²³: added to a number it leaves the nearest whole one in the last bits.

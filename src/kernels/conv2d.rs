@@ -529,7 +529,9 @@ impl Product {
 
     /// What the workgroup family's tile costs on a GPU, in cycles of one of its cores: for choosing among
     /// tiles, not for telling the time. A GPU is taken to have 100 cores, each of which does 128
-    /// multiply-adds a cycle, has 64 Ki registers and waits 700 cycles for memory.
+    /// multiply-adds a cycle, has 64 Ki registers and waits 700 cycles for memory. The numbers below weigh what is
+    /// not a multiply-add (a read of workgroup memory as 12 where reads are the limit, a load with its store
+    /// as 14, a block's loop and barriers as 40) and registers beside the sums; all of them are assumed.
     fn workgroup_price(&self) -> f64 {
         let Tile::Workgroup {
             rows,
