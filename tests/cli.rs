@@ -260,6 +260,8 @@ fn recipes_are_listed_and_printed() {
 #[test]
 fn a_learning_rate_is_found() {
     let bench = Bench::new();
+    let other = format!("lr-find {SMALL} --out lr.png");
+    bench.bad(&other, 2, &["SVG", "lr.png", ".svg"]);
     let test = format!("lr-find {SMALL} --steps 60 --out lr.svg");
     let out = bench.good(&test);
     for word in [

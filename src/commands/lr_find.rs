@@ -6,15 +6,21 @@ use super::{say, say_json, say_wrapped};
 use crate::cli::{LrFindArgs, TrainArgs};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
-use wgrad::Result;
 use wgrad::engine::Split;
 use wgrad::report::plot;
 use wgrad::train::{Range, first_parameters, range_test};
+use wgrad::{Error, Result};
 
 /// What --to is of --from.
 const WIDTH: f64 = 1e7;
 
 pub fn run(args: &LrFindArgs) -> Result<()> {
+    if args.out.extension().is_none_or(|e| e != "svg") {
+        return Err(Error::Usage(format!(
+            "expected --out to name an SVG file, found {}; give it the ending .svg",
+            args.out.display()
+        )));
+    }
     let train = TrainArgs {
         model: args.model.clone(),
         data: args.data.clone(),
