@@ -2,14 +2,14 @@
 //! `cargo run --release --example dump_shaders FOLDER`.
 //!
 //! FOLDER/index.jsonl has a line per pipeline: `file` (the WGSL module),
-//! `entry`, `constants` (a value for every override), `subgroups` (whether the module uses them) and
-//! `output`, the name of its translations in hlsl60/, hlsl51/ (not with subgroups), msl/ and spv/.
+//! `entry`, `constants` (a value for every override), `subgroups` (whether the module uses them),
+//! `workgroup_bytes` (of memory that it shares in a workgroup) and `output`, the name of its translations in hlsl60/, hlsl51/ (not with subgroups), msl/ and spv/.
 //! The HLSL names its entry point in its first line.
 
 use naga::back::pipeline_constants::process_overrides;
 use naga::back::{PipelineConstants, hlsl, msl, spv};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
-use naga::{Module, ShaderStage};
+use naga::{AddressSpace, Module, ShaderStage};
 use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
 use std::error::Error;
@@ -62,6 +62,7 @@ fn main() -> Result<()> {
                 "entry": entry,
                 "constants": constants.iter().copied().collect::<BTreeMap<_, _>>(),
                 "subgroups": dumped.subgroups,
+                "workgroup_bytes": workgroup_bytes(&dumped.module),
                 "output": output,
             });
             index += &format!("{line}\n");
@@ -107,6 +108,15 @@ impl Dumped {
 /// Whether any function of the module has a subgroup operation.
 fn uses_subgroups(module: &Module) -> bool {
     format!("{module:?}").contains("Subgroup")
+}
+
+/// Bytes of all its variables in workgroup memory.
+fn workgroup_bytes(module: &Module) -> u32 {
+    let variables = module.global_variables.iter().map(|(_, variable)| variable);
+    variables
+        .filter(|variable| variable.space == AddressSpace::WorkGroup)
+        .map(|variable| module.types[variable.ty].inner.size(module.to_ctx()))
+        .sum()
 }
 
 /// Writes one entry point with every back end, with the options that wgpu takes for this crate's
