@@ -300,6 +300,11 @@ pub struct TrainArgs {
     /// it as a Chrome/Perfetto trace, profile.json, into the run folder [default: off]
     #[arg(long)]
     pub profile: bool,
+    /// Also write what TensorBoard reads into the run folder (tensorboard/): curves, norms, histograms of
+    /// weights and gradients, filters, some images as the network sees them. A resume goes on with what
+    /// is there [default: off]
+    #[arg(long)]
+    pub tensorboard: bool,
     /// Print the bytes that crossed between host and GPU in each epoch, by purpose [default: off]
     #[arg(long)]
     pub trace_transfers: bool,

@@ -118,12 +118,12 @@ fn lines(screen: &vt100::Screen) -> Vec<String> {
         .collect()
 }
 
-/// The four lines of the block where they all are there, right above the cursor.
+/// The five lines of the block where they all are there, right above the cursor.
 fn block(screen: &vt100::Screen) -> Option<Vec<String>> {
     let (row, column) = screen.cursor_position();
-    let first = usize::from(row).checked_sub(4)?;
+    let first = usize::from(row).checked_sub(5)?;
     let block = lines(screen)[first..usize::from(row)].to_vec();
-    let labels = ["epoch ", "all epochs", "loss ", "accuracy "];
+    let labels = ["epoch ", "all epochs", "loss ", "accuracy ", "test "];
     let is_whole = labels
         .iter()
         .zip(&block)
@@ -178,7 +178,7 @@ fn a_training_is_one_block_below_its_epochs() {
         assert_eq!(count("loss "), 1, "{all:#?}");
         let (row, _) = screen.cursor_position();
         assert!(
-            (row - 4..row).all(|row| !screen.row_wrapped(row)),
+            (row - 5..row).all(|row| !screen.row_wrapped(row)),
             "{all:#?}"
         );
         let done = all.iter().filter(|line| line.starts_with("epoch ")).count();
@@ -194,7 +194,7 @@ fn a_training_is_one_block_below_its_epochs() {
                 shown[0].contains(" %") && shown[1].contains(" %"),
                 "{shown:#?}"
             );
-            assert!(shown[3].ends_with(" %  test"), "{shown:#?}");
+            assert!(shown[4].ends_with(" %"), "{shown:#?}");
         }
 
         session.terminal.write_all(b"\x03").unwrap();

@@ -12,7 +12,7 @@ use wgrad::Result;
 use wgrad::data::{Dataset, Splits};
 use wgrad::engine::{Engine, Split};
 use wgrad::gpu::{Compiling, Direction, Gpu, Transfers};
-use wgrad::train::{EpochRecord, Observer, Run};
+use wgrad::train::{EpochRecord, Observer, Run, StepRecord};
 
 /// How long it may be silent where there is no terminal to draw on.
 const SILENCE: Duration = Duration::from_secs(10);
@@ -171,7 +171,8 @@ impl Progress {
         let validation_images = data.validation.as_ref().map_or(0, Dataset::len);
         let test_images = data.test.len();
         let evaluated = validation_images + test_images;
-        let mut view = View::new(total, data.train.len(), evaluated);
+        let split = data.validation.as_ref().map_or("test", |_| "validation");
+        let mut view = View::new(total, data.train.len(), evaluated, split);
         earlier.iter().for_each(|record| view.remember(record));
         let start = Instant::now();
         let shown = Arc::new(Mutex::new(Shown {
@@ -271,6 +272,11 @@ impl Observer for Progress {
         self.update(|view, now| view.trained(images, mean_loss, now));
     }
 
+    fn stepped(&mut self, record: &StepRecord) -> Result<()> {
+        self.update(|view, _| view.stepped(record));
+        Ok(())
+    }
+
     fn note(&mut self, line: &str) -> Result<()> {
         self.print(|| tell(line))
     }
@@ -282,7 +288,7 @@ impl Observer for Progress {
         };
         let share = 100 * images / all.max(1);
         self.update(|view, _| {
-            view.evaluating = Some(format!("{what}, {share} %"));
+            view.evaluating = Some(format!("{what} {share} %"));
             view.status = format!("evaluating, {share} % of the {what} images");
         });
     }
@@ -314,15 +320,20 @@ struct View {
     evaluating: Option<String>,
     /// What is going on, as a line.
     status: String,
+    /// Of the training images.
     loss: Curve,
     accuracy: Curve,
-    /// What the last epoch's is of.
-    measured_on: &'static str,
+    /// Of the images of this split, after each epoch.
+    measured: Curve,
+    split: &'static str,
+    /// Epochs up to the last record of steps.
+    recorded: f64,
     pace: Pace,
 }
 
 impl View {
-    fn new(total: usize, images: usize, evaluated: usize) -> View {
+    /// Of a training on so many `images`, after each epoch of which others of `split` are evaluated.
+    fn new(total: usize, images: usize, evaluated: usize, split: &'static str) -> View {
         View {
             total,
             images,
@@ -333,7 +344,9 @@ impl View {
             status: "uploading the images".into(),
             loss: Curve::default(),
             accuracy: Curve::default(),
-            measured_on: "",
+            measured: Curve::default(),
+            split,
+            recorded: 0.0,
             pace: Pace::new(evaluated),
         }
     }
@@ -352,11 +365,10 @@ impl View {
         // Of this process there is more than a mean.
         if record.epoch != self.epoch {
             self.loss.add(from, to, record.train_loss);
+            self.accuracy.add(from, to, record.train_accuracy);
         }
-        let validation = record.validation_accuracy;
-        self.measured_on = validation.map_or("test", |_| "validation");
-        let accuracy = validation.unwrap_or(record.test_accuracy);
-        self.accuracy.add(from, to, accuracy);
+        let accuracy = record.validation_accuracy.unwrap_or(record.test_accuracy);
+        self.measured.add(from, to, accuracy);
     }
 
     fn begin(&mut self, epoch: usize) {
@@ -390,6 +402,14 @@ impl View {
         );
     }
 
+    fn stepped(&mut self, record: &StepRecord) {
+        let all = self.total.max(1) as f64;
+        let from = self.recorded.max(record.epoch.ceil() - 1.0);
+        self.accuracy
+            .add(from / all, record.epoch / all, record.accuracy);
+        self.recorded = record.epoch;
+    }
+
     /// Seconds to the end, as far as they can be known.
     fn remaining(&self, now: f64) -> Option<f64> {
         let after = self.total.saturating_sub(self.epoch);
@@ -404,10 +424,12 @@ impl View {
     /// epoch 3/20  ━━━━━━━━━━━━━━━━━━━━────────────────────   52 %  48,120 images/s
     /// all epochs  ━━━━━───────────────────────────────────   13 %  ETA 12 min 30 s
     /// loss        █▆▅▄▃                                    0.1234
-    /// accuracy    ▁▆▇▇                                    98.51 %  test
+    /// accuracy    ▁▆▇▇█                                   97.12 %
+    /// test        ▁▆▇▇                                    98.51 %
     /// ```
     ///
-    /// The curves have the time of the bar above them, and go from their lowest to their highest value.
+    /// Loss and accuracy are of the training images, the mean of this epoch and that of the last steps. The curves
+    /// go from left to right as the bar above them does, and from their lowest value to their highest.
     fn lines(
         &self,
         columns: usize,
@@ -419,81 +441,58 @@ impl View {
             let what = compiling.unwrap_or(&self.status);
             return vec![what.chars().take(columns).collect()];
         }
-        let rate = || {
-            Some(format!(
-                "{} images/s",
-                HumanCount(self.pace.per_second()? as u64)
-            ))
-        };
+        let rate = |rate: f64| format!("{} images/s", HumanCount(rate as u64));
         let doing = match (compiling, &self.evaluating) {
             (Some(_), _) => "compiling".into(),
             (None, Some(what)) => what.clone(),
-            (None, None) => rate().unwrap_or_default(),
+            (None, None) => self.pace.per_second().map_or(String::new(), rate),
         };
-        let eta = self
-            .remaining(now)
-            .map_or("ETA —".into(), |s| format!("ETA {}", time(s)));
+        let eta = self.remaining(now).map_or("—".into(), time);
         let percent = |share: f64| format!("{:.0} %", (100.0 * share).floor());
-        let of_epoch = self.done as f64 / self.images.max(1) as f64;
-        let loss = self
-            .mean_loss
-            .map_or("—".into(), |loss| format!("{loss:.4}"));
-        let accuracy = self
-            .accuracy
-            .last()
-            .map_or("—".into(), |a| format!("{:.2} %", 100.0 * a));
+        let figure = |value: Option<f64>, text: fn(f64) -> String| value.map_or("—".into(), text);
+        let accuracy = |curve: &Curve| figure(curve.last, |p| format!("{:.2} %", 100.0 * p));
 
         let epoch = format!("epoch {}/{}", self.epoch, self.total);
         let label = epoch.chars().count().max("all epochs".len());
-        // Behind the label: two spaces, the graph, two spaces, a number, two spaces, words.
+        // Behind the label: two spaces, a graph, two spaces, a number, two spaces, words.
         let [number, words] = [8, 16];
         let room = columns.saturating_sub(label + 2 + 2 + words);
         let (graph, wide) = match room.saturating_sub(number + 2) {
             wide @ 8.. => (wide.min(40), true),
             _ => (room.min(40), false),
         };
-        let all = self.share(self.done);
-        let rows = [
-            (
-                epoch,
-                bar_of(of_epoch, graph, colours),
-                percent(of_epoch),
-                doing,
-            ),
-            (
-                "all epochs".into(),
-                bar_of(all, graph, colours),
-                percent(all),
-                eta,
-            ),
-            (
-                "loss".into(),
-                self.loss.draw(graph, true, colours),
-                loss,
-                String::new(),
-            ),
-            (
-                "accuracy".into(),
-                self.accuracy.draw(graph, false, colours),
-                accuracy,
-                self.measured_on.into(),
-            ),
-        ];
-        let row = |(what, drawn, figure, words): (String, String, String, String)| {
+        let row = |what: &str, drawn: String, figure: String, said: String| {
+            let said: String = said.chars().take(words).collect();
             // Of what there is no room for, a bar's percentage goes first.
-            let tail = match (wide, words.is_empty() || what == "accuracy") {
-                (true, _) => format!("{figure:>number$}  {words}"),
-                (false, true) => figure,
-                (false, false) => words,
+            let tail = match wide {
+                true => format!("{figure:>number$}  {said}"),
+                false if said.is_empty() => figure,
+                false => said,
             };
-            let head = format!("{what:label$}  ");
             let line = match graph {
-                5.. => format!("{head}{drawn}  {tail}"),
-                _ => (head + &tail).chars().take(columns).collect(),
+                5.. => format!("{what:label$}  {drawn}  {tail}"),
+                _ => format!("{what:label$}  {tail}")
+                    .chars()
+                    .take(columns)
+                    .collect(),
             };
             line.trim_end().to_string()
         };
-        rows.into_iter().map(row).collect()
+        let bar = |what: &str, share: f64, said: String| {
+            row(what, bar_of(share, graph, colours), percent(share), said)
+        };
+        let curve = |what: &str, curve: &Curve, logarithm: bool, figure: String| {
+            let drawn = curve.draw(graph, logarithm, colours);
+            row(what, drawn, figure, String::new())
+        };
+        let loss = figure(self.mean_loss, |loss| format!("{loss:.4}"));
+        vec![
+            bar(&epoch, self.done as f64 / self.images.max(1) as f64, doing),
+            bar("all epochs", self.share(self.done), format!("ETA {eta}")),
+            curve("loss", &self.loss, true, loss),
+            curve("accuracy", &self.accuracy, false, accuracy(&self.accuracy)),
+            curve(self.split, &self.measured, false, accuracy(&self.measured)),
+        ]
     }
 }
 
@@ -623,10 +622,6 @@ impl Curve {
 
     fn is_empty(&self) -> bool {
         self.cells.is_empty()
-    }
-
-    fn last(&self) -> Option<f64> {
-        self.last
     }
 
     /// As a line of blocks, `▁` to `█`; of a loss its logarithm, which shows what is learnt late too.
@@ -763,6 +758,112 @@ fn describe_transfers(title: &str, transfers: &Transfers) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn record(epoch: usize, train_accuracy: f64, test_accuracy: f64) -> EpochRecord {
+        let line = format!(
+            r#"{{"epoch": {epoch}, "step": {epoch}, "train_loss": 0.5, "train_accuracy": {train_accuracy},
+            "test_accuracy": {test_accuracy}}}"#
+        );
+        serde_json::from_str(&line).unwrap()
+    }
+
+    /// Of 4 epochs of 1000 images, two are over and the third is half done.
+    fn view() -> View {
+        let mut view = View::new(4, 1000, 500, "test");
+        let mut now = 0.0;
+        for epoch in 1..=3 {
+            view.begin(epoch);
+            for part in 1..=if epoch == 3 { 5 } else { 10 } {
+                now += 1.0;
+                view.trained(100 * part, 1.0 / epoch as f64, now);
+                view.stepped(&StepRecord {
+                    step: 1,
+                    epoch: epoch as f64 - 1.0 + part as f64 / 10.0,
+                    loss: 0.0,
+                    accuracy: epoch as f64 / 4.0,
+                    lr: 0.0,
+                });
+            }
+            if epoch < 3 {
+                now += 5.0;
+                view.pace.finished(now);
+                view.remember(&record(epoch, 0.0, 0.3 + 0.1 * epoch as f64));
+            }
+        }
+        view
+    }
+
+    #[test]
+    fn a_view_is_a_grid_that_fits() {
+        let lines = view().lines(79, false, None, 35.0);
+        let expected = "\
+epoch 3/4   ━━━━━━━━━━━━━━━━━━━━────────────────────      50 %  100 images/s
+all epochs  ━━━━━━━━━━━━━━━━━━━━━━━━━───────────────      62 %  ETA 25 s
+loss        ██████████▄▄▄▄▄▄▄▄▄▄▁▁▁▁▁                   0.3333
+accuracy    ▁▁▁▁▁▁▁▁▁▁▅▅▅▅▅▅▅▅▅▅█████                  75.00 %
+test        ▁▁▁▁▁▁▁▁▁▁██████████                       50.00 %";
+        assert_eq!(lines.join("\n"), expected);
+        let narrow = view().lines(39, false, None, 35.0);
+        let expected = "\
+epoch 3/4   ━━━━───  100 images/s
+all epochs  ━━━━───  ETA 25 s
+loss        █▇▄▄▂▁   0.3333
+accuracy    ▁▂▅▅▇█   75.00 %
+test        ▁▃██     50.00 %";
+        assert_eq!(narrow.join("\n"), expected);
+        let narrowest = view().lines(20, false, None, 35.0);
+        assert_eq!(narrowest[1], "all epochs  ETA 25 s");
+        for columns in 1..100 {
+            for line in view().lines(columns, true, None, 35.0) {
+                let width = console::measure_text_width(&line);
+                assert!(width <= columns, "{columns}: {line}");
+            }
+        }
+        // Before there is anything to show, it says what goes on.
+        let mut new = View::new(4, 1000, 500, "test");
+        assert_eq!(new.lines(79, true, None, 0.0), ["uploading the images"]);
+        let compiling = "compiling kernels, 3 of 40";
+        assert_eq!(new.lines(79, true, Some(compiling), 0.0), [compiling]);
+        new.begin(1);
+        assert_eq!(new.lines(79, true, None, 0.0), ["epoch 1/4: first images"]);
+    }
+
+    /// Half an epoch (5 s) and another (10 s), and the ends of two (5 s each) are left: 25 s.
+    #[test]
+    fn compiling_and_waiting_are_no_part_of_the_rest() {
+        let rest = |view: &View, now: f64| view.remaining(now).unwrap().round();
+        assert_eq!(rest(&view(), 35.0), 25.0);
+        // What passes before the first images of a training, or while something is compiled, does not count.
+        let mut late = View::new(4, 1000, 500, "test");
+        late.begin(1);
+        late.trained(100, 1.0, 500.0);
+        assert_eq!(late.remaining(500.0), None);
+        late.pace.skip(60.0);
+        late.trained(200, 1.0, 561.0);
+        // 800 images and 3000, at 100 images/s, and four ends of about 500/300 s.
+        assert_eq!(rest(&late, 561.0), 38.0 + 7.0);
+        // An evaluation that is under way counts down, and not below 0.
+        let mut evaluating = view();
+        evaluating.trained(1000, 0.3, 40.0);
+        assert_eq!(rest(&evaluating, 42.0), 20.0);
+        evaluating.evaluating = Some("test 10 %".into());
+        assert_eq!(rest(&evaluating, 42.0), 18.0);
+        assert_eq!(rest(&evaluating, 90.0), 15.0);
+    }
+
+    #[test]
+    fn times_are_for_people() {
+        for (seconds, text) in [
+            (0.4, "0 s"),
+            (59.4, "59 s"),
+            (59.6, "1 min 00 s"),
+            (754.0, "12 min 34 s"),
+            (7500.0, "2 h 05 min"),
+            (273_600.0, "3 d 04 h"),
+        ] {
+            assert_eq!(time(seconds), text);
+        }
+    }
 
     /// No figure is ever torn apart, and no line is wider than a terminal.
     #[test]

@@ -5,6 +5,7 @@ use super::train::{Planned, Prepared, carry_out, continued, plan, resume as resu
 use super::{note, say, say_wrapped, table, tell};
 use crate::cli::{DataArgs, RecipeArgs, TrainArgs};
 use std::path::Path;
+use wgrad::report::tensorboard::TensorBoard;
 use wgrad::train::{Config, Run, SeedRun, SeedsRecord};
 use wgrad::{Error, Result};
 
@@ -107,7 +108,12 @@ pub(super) fn resume(
     begun
         .iter()
         .try_for_each(|run| continued(run, args).map(|_| ()))?;
-    go_on(parent, &mut record, first.config(), args, signals, None)
+    let tensorboard = args.tensorboard || TensorBoard::is_in(first.folder());
+    let args = TrainArgs {
+        tensorboard,
+        ..args.clone()
+    };
+    go_on(parent, &mut record, first.config(), &args, signals, None)
 }
 
 /// Trains what is not trained yet, new runs like this one but for their seeds; `diverged` is what became of the

@@ -10,7 +10,7 @@ use indicatif::HumanCount;
 use serde_json::json;
 use std::fmt::Display;
 use std::path::{Path, absolute};
-use wgrad::data::{Normalization, Request, Splits, balanced_weights, read_weights};
+use wgrad::data::{Request, Splits, balanced_weights, read_weights};
 use wgrad::engine::{CpuEngine, Engine};
 use wgrad::export::Fitting;
 use wgrad::kernels::conv2d::Product;
@@ -18,9 +18,10 @@ use wgrad::model::recipe::{ClassWeights, Optimizer, Recipe, Schedule};
 use wgrad::model::{Model, default_for, load, summary};
 use wgrad::plan::{Mode, Options, Plan, Target};
 use wgrad::report::profile::Profile;
+use wgrad::report::tensorboard::TensorBoard;
 use wgrad::train::{
-    Config, Control, DataRecord, DeviceRecord, EpochRecord, FORMAT, InitRecord, ModelRecord,
-    Outcome, Run, SeedsRecord, expect_validation, start_from, train,
+    Config, Control, DataRecord, DeviceRecord, EpochRecord, InitRecord, Outcome, Run, SeedsRecord,
+    expect_validation, start_from, train,
 };
 use wgrad::{Error, Result, tune};
 
@@ -105,7 +106,13 @@ pub(super) fn carry_out(
         stop_after: args.stop_after,
         interrupted: signals.hold(),
     };
-    let trained = train(&mut run, data, &mut engine, &control, &mut progress);
+    let trained = match args.tensorboard || TensorBoard::is_in(run.folder()) {
+        true => {
+            let board = TensorBoard::new(&run, &data.train, &mut progress);
+            board.and_then(|mut board| train(&mut run, data, &mut engine, &control, &mut board))
+        }
+        false => train(&mut run, data, &mut engine, &control, &mut progress),
+    };
     signals.release();
     progress.finish();
     let outcome = trained.map_err(|e| e.in_run(run.folder()))?;
@@ -299,26 +306,12 @@ pub(super) fn plan(args: &TrainArgs) -> Result<Planned> {
         Some(source) => Some(start_from(source, &model, seed)?.record),
         None => None,
     };
+    let record = DataRecord::of(absolute_source(source)?, args.data.limit, &request, &data);
     let config = Config {
-        format: FORMAT,
-        wgrad: env!("CARGO_PKG_VERSION").into(),
-        id: None,
-        model: ModelRecord {
-            name: model.name.clone(),
-            input: model.input,
-            classes: model.classes,
-            class_names: data.train.class_names.clone(),
-            parameters: model.parameter_count(),
-            architecture: definition.text.clone(),
-        },
-        data: DataRecord::of(absolute_source(source)?, args.data.limit, &request, &data),
-        normalization: Normalization::of(&data.train),
         recipe,
-        seed,
         init,
         device: device_record(requested, &device, &options),
-        finished_epochs: 0,
-        parameter_sha256: None,
+        ..Config::new(&definition, &data, record, seed)?
     };
     Ok(Planned {
         config,

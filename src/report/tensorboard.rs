@@ -20,10 +20,10 @@ use crate::error::Result;
 use crate::export::{EventFile, Summary, Tensor, to_pytorch};
 use crate::model::{Model, Shape};
 use crate::train::{EpochRecord, Observer, Run, StepRecord};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The folder in a run's.
-pub const FOLDER: &str = "tensorboard";
+const FOLDER: &str = "tensorboard";
 
 /// Training images that are shown.
 const IMAGES: usize = 32;
@@ -46,6 +46,11 @@ pub struct TensorBoard<'a> {
 }
 
 impl<'a> TensorBoard<'a> {
+    /// Whether an earlier part of the training in this run folder left event files.
+    pub fn is_in(run: &Path) -> bool {
+        run.join(FOLDER).is_dir()
+    }
+
     /// Of a training of `run` that is to begin, or to go on, on the images in `data`; `next` hears everything
     /// too. Nothing is written before the first step.
     ///
@@ -284,9 +289,5 @@ fn training_images(run: &Run, data: &Dataset) -> Result<Vec<u8>> {
             caption: data.class_names[*label as usize].clone(),
         })
         .collect();
-    contact_sheet(
-        &format!("{}, as the network sees them", data.name),
-        8,
-        &tiles,
-    )
+    contact_sheet("training images, as the network sees them", 8, &tiles)
 }
