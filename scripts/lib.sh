@@ -46,6 +46,27 @@ npm_package() {
     npm_modules=$(cd "$npm_folder/node_modules" && pwd)
 }
 
+# python_packages NAME PACKAGE...: a virtual environment $target/python/NAME with packages of PyPI; sets python to
+# its interpreter.
+python_packages() {
+    python_folder=$target/python/$1
+    shift
+    if [ ! -f "$python_folder/complete" ]; then
+        need python3 python3 python3-venv
+        rm -rf "$python_folder"
+        python3 -m venv "$python_folder" 2>/dev/null || {
+            # Debian's python3 is without it.
+            as_root apt-get install -y -qq --no-install-recommends python3-venv >/dev/null &&
+                python3 -m venv "$python_folder" || skip "python3 could not make a virtual environment"
+        }
+        "$python_folder/bin/pip" install --quiet --disable-pip-version-check "$@" ||
+            skip "pip could not install $*"
+        touch "$python_folder/complete"
+    fi
+    # shellcheck disable=SC2034
+    python=$python_folder/bin/python
+}
+
 # dump_shaders: writes every shader module to a fresh $target/shaders.
 dump_shaders() {
     rm -rf "$target/shaders"

@@ -1,7 +1,8 @@
 //! The command line.
 
 use clap::error::ErrorKind;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use std::path::PathBuf;
 use std::str::FromStr;
 use wgrad::data::Request;
@@ -14,9 +15,12 @@ use wgrad::{Error, Result, tune};
 /// Train convolutional image classifiers on any GPU (Vulkan, Metal, DX12).
 #[derive(Debug, Parser)]
 #[command(name = "wgrad", version, max_term_width = 80)]
-struct Cli {
+pub struct Cli {
+    /// Print results and errors alone: no progress, no notes, no descriptions [default: print all]
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
     #[command(subcommand)]
-    command: Command,
+    pub command: Command,
 }
 
 #[derive(Debug, Subcommand)]
@@ -41,6 +45,10 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Measure every kernel of a model and its whole training step against the adapter's own peak
     Bench(BenchArgs),
+    /// Print a script that completes commands and flags in a shell
+    Completions(CompletionsArgs),
+    /// Print the manual page, or write one for each command into a folder
+    Man(ManArgs),
 }
 
 /// Which images, and how they are split.
@@ -292,6 +300,11 @@ pub struct TrainArgs {
     /// it as a Chrome/Perfetto trace, profile.json, into the run folder [default: off]
     #[arg(long)]
     pub profile: bool,
+    /// Also write what TensorBoard reads into the run folder (tensorboard/): curves, norms, histograms of
+    /// weights and gradients, filters, some images as the network sees them. A resume goes on with what
+    /// is there [default: off]
+    #[arg(long)]
+    pub tensorboard: bool,
     /// Print the bytes that crossed between host and GPU in each epoch, by purpose [default: off]
     #[arg(long)]
     pub trace_transfers: bool,
@@ -531,6 +544,20 @@ pub struct BenchArgs {
     pub json: bool,
 }
 
+#[derive(Debug, Args)]
+pub struct CompletionsArgs {
+    /// Shell whose script is printed: wgrad completions bash > ~/.local/share/bash-completion/completions/wgrad
+    #[arg(value_name = "SHELL")]
+    pub shell: Shell,
+}
+
+#[derive(Debug, Args)]
+pub struct ManArgs {
+    /// Folder for wgrad.1, wgrad-train.1, …; files that are there are replaced [default: print wgrad.1]
+    #[arg(value_name = "DIR")]
+    pub folder: Option<PathBuf>,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Conv {
     Implicit,
@@ -546,18 +573,25 @@ fn image_size(text: &str) -> std::result::Result<[usize; 2], String> {
     }
 }
 
+/// The whole command line as data.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
 /// The command that was asked for; `None` when it was for help or the version, which are printed.
 ///
 /// # Errors
 /// [`Error::Usage`] for anything else: clap's message, on one line.
-pub fn parse() -> Result<Option<Command>> {
+pub fn parse() -> Result<Option<Cli>> {
     match Cli::try_parse() {
-        Ok(cli) => Ok(Some(cli.command)),
+        Ok(cli) => Ok(Some(cli)),
         Err(e) if e.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            Err(Error::Usage(
-                "expected a command (train, recipes, lr-find, data, preview, inspect, eval, devices, verify, bench), found none; see --help"
-                    .into(),
-            ))
+            let command = command();
+            let names: Vec<&str> = command.get_subcommands().map(|c| c.get_name()).collect();
+            Err(Error::Usage(format!(
+                "expected a command ({}), found none; see --help",
+                names.join(", ")
+            )))
         }
         Err(e) if e.use_stderr() => {
             let text = e.to_string();

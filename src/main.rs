@@ -11,7 +11,7 @@ fn main() -> ExitCode {
         // SAFETY: nothing else runs yet, so nothing reads the environment at the same time.
         unsafe { std::env::set_var("NODEVICE_SELECT", "1") };
     }
-    match cli::parse().and_then(|command| command.map_or(Ok(()), commands::run)) {
+    match cli::parse().and_then(|cli| cli.map_or(Ok(()), commands::run)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             // Where nobody listens to errors, the exit code has to do.

@@ -1,11 +1,10 @@
 //! `wgrad bench`: kernels and whole steps against the adapter's own peak.
 
 use super::device::Device;
-use super::progress::Pulse;
+use super::progress::{self, Pulse};
 use super::train::measure;
-use super::{say, say_json, say_wrapped, table, width};
+use super::{note, say, say_json, say_wrapped, table, width};
 use crate::cli::BenchArgs;
-use indicatif::ProgressBar;
 use serde_json::json;
 use wgrad::Result;
 use wgrad::model::load;
@@ -45,8 +44,8 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         notes.extend(measured);
     }
     if !args.json {
-        for note in notes {
-            say_wrapped(&note)?;
+        for line in notes {
+            note(&line)?;
         }
         say_wrapped(&format!("device  {}", device.description()))?;
         say(&format!(
@@ -60,7 +59,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         options: &options,
         steps_only: args.steps_only,
     };
-    let bar = ProgressBar::new_spinner();
+    let bar = progress::spinner();
     let pulse = Pulse::start(&bar, || None);
     let mut report = bench::run(device.gpu(), &settings, &mut |next| {
         bar.set_message(next.to_string());

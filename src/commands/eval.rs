@@ -1,10 +1,10 @@
 //! `wgrad eval`: a trained model, or the mean of several, on test images.
 
 use super::device::Device;
-use super::progress::Pulse;
-use super::{load_test_data, percent, say, say_json, say_wrapped, standard_error, table};
+use super::progress::{self, Pulse};
+use super::{load_test_data, note, percent, say, say_json, say_wrapped, standard_error, table};
 use crate::cli::EvalArgs;
-use indicatif::{HumanCount, ProgressBar};
+use indicatif::HumanCount;
 use serde_json::{Value, json};
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -125,9 +125,9 @@ pub fn run(args: &EvalArgs) -> Result<()> {
             .collect();
         return say_json(&report);
     }
-    notes.iter().try_for_each(|note| say_wrapped(note))?;
+    notes.iter().try_for_each(|line| note(line))?;
     if let Some(notice) = device.notice() {
-        say_wrapped(notice)?;
+        note(notice)?;
     }
     say_wrapped(&format!("device    {description}"))?;
     say_wrapped(&format!(
@@ -214,7 +214,7 @@ fn evaluate(
     engine.set_parameters(&parameters)?;
     engine.set_running(&running)?;
     engine.upload_dataset(Split::Test, images, labels, &config.scale_and_shift())?;
-    let bar = ProgressBar::new(labels.len() as u64);
+    let bar = progress::bar(labels.len() as u64, "evaluating", "{pos}/{len}");
     let pulse = Pulse::start(&bar, || None);
     let evaluation = engine.evaluate(Split::Test, &mut |done| {
         bar.set_position(done as u64);

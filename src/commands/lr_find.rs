@@ -1,10 +1,9 @@
 //! `wgrad lr-find`: a learning rate to begin with, and a plot of why.
 
-use super::progress::Pulse;
+use super::progress::{self, Pulse};
 use super::train::{Planned, plan, ready};
-use super::{say, say_json, say_wrapped};
+use super::{note, say, say_json, say_wrapped};
 use crate::cli::{LrFindArgs, TrainArgs};
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use wgrad::engine::Split;
 use wgrad::report::plot;
@@ -43,7 +42,7 @@ pub fn run(args: &LrFindArgs) -> Result<()> {
     let range = Range::new(from, args.to.unwrap_or(from * WIDTH), args.steps)?;
     notes.extend(ready(&device, &model, recipe, &mut options, &train)?);
     if !args.json {
-        notes.iter().try_for_each(|note| say_wrapped(note))?;
+        notes.iter().try_for_each(|line| note(line))?;
     }
     let mut engine = device.engine(&model, recipe, &options)?;
     engine.set_parameters(&first_parameters(&model, &config, &data.train))?;
@@ -51,9 +50,7 @@ pub fn run(args: &LrFindArgs) -> Result<()> {
     let labels = &data.train.labels;
     engine.upload_dataset(Split::Train, images, labels, &config.scale_and_shift())?;
 
-    let style = ProgressStyle::with_template("step {pos}/{len} [{bar:30}] {msg}")
-        .unwrap_or_else(|_| ProgressStyle::default_bar());
-    let bar = ProgressBar::new(range.steps as u64).with_style(style);
+    let bar = progress::bar(range.steps as u64, "step {pos}/{len}", "{msg}");
     let pulse = Pulse::start(&bar, || None);
     let progress = &mut |step: usize, loss: f64| {
         bar.set_position(step as u64);

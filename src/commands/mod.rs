@@ -2,12 +2,15 @@
 //! `main.rs` print.
 
 mod bench;
+mod completions;
 mod data;
 mod device;
 mod devices;
 mod eval;
 mod inspect;
+mod live;
 mod lr_find;
+mod man;
 mod preview;
 mod progress;
 mod recipe;
@@ -16,18 +19,27 @@ mod signals;
 mod train;
 mod verify;
 
-use crate::cli::Command;
+use crate::cli::{Cli, Command};
 use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, TableStyle};
-use indicatif::{ProgressBar, ProgressStyle};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use terminal_size::{Width, terminal_size_of};
 use wgrad::data::{Dataset, Request, Splits};
 use wgrad::train::Config;
 use wgrad::{Error, Result};
 
+/// What `--quiet` says.
+static QUIET: OnceLock<bool> = OnceLock::new();
+
+/// Whether only results and errors are printed.
+fn quiet() -> bool {
+    QUIET.get().copied().unwrap_or(false)
+}
+
 /// Carries out a command.
-pub fn run(command: Command) -> Result<()> {
+pub fn run(Cli { quiet, command }: Cli) -> Result<()> {
+    QUIET.get_or_init(|| quiet);
     // Silent unless RUST_LOG asks: warnings of the driver would spoil tables and progress bars.
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("off")).init();
     match command {
@@ -41,6 +53,8 @@ pub fn run(command: Command) -> Result<()> {
         Command::Devices(args) => devices::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Completions(args) => completions::run(&args),
+        Command::Man(args) => man::run(&args),
     }
 }
 
@@ -92,11 +106,9 @@ fn load_test_data(
 
 /// Shows a bar while pictures are read.
 fn reading<T>(read: impl FnOnce(&mut dyn FnMut(usize, usize)) -> Result<T>) -> Result<T> {
-    let style = ProgressStyle::with_template("reading pictures [{bar:30}] {pos}/{len}, ETA {eta}")
-        .unwrap_or_else(|_| ProgressStyle::default_bar());
-    let bar = ProgressBar::no_length()
-        .with_style(style)
-        .with_message("pictures are read");
+    let bar = progress::bar(0, "reading pictures", "{pos}/{len}, ETA {eta}");
+    bar.unset_length();
+    bar.set_message("pictures are read");
     let pulse = progress::Pulse::start(&bar, || None);
     let data = read(&mut |done, all| {
         bar.set_length(all as u64);
@@ -117,6 +129,16 @@ fn say(text: &str) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// As [`say`] what is no result: with `--quiet` nobody wants to know.
+fn tell(text: &str) -> Result<()> {
+    if quiet() { Ok(()) } else { say(text) }
+}
+
+/// As [`say_wrapped`] what is no result.
+fn note(text: &str) -> Result<()> {
+    if quiet() { Ok(()) } else { say_wrapped(text) }
 }
 
 /// Columns of the terminal; where there is none, what `COLUMNS` says, else 80.

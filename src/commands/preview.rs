@@ -1,7 +1,7 @@
 //! `wgrad preview`: images before and after augmentation.
 
 use super::train::{Planned, plan};
-use super::{say, say_wrapped};
+use super::{note, say, say_wrapped};
 use crate::cli::{PreviewArgs, TrainArgs};
 use wgrad::model::Shape;
 use wgrad::model::recipe::Recipe;
@@ -39,7 +39,7 @@ pub fn run(args: &PreviewArgs) -> Result<()> {
         notes,
         ..
     } = plan(&train)?;
-    notes.iter().try_for_each(|note| say_wrapped(note))?;
+    notes.iter().try_for_each(|line| note(line))?;
     let shown = preview(
         device.gpu().map(|gpu| &**gpu),
         &model,

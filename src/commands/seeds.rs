@@ -2,9 +2,10 @@
 
 use super::signals::Signals;
 use super::train::{Planned, Prepared, carry_out, continued, plan, resume as resume_run};
-use super::{say, say_wrapped, table};
+use super::{note, say, say_wrapped, table, tell};
 use crate::cli::{DataArgs, RecipeArgs, TrainArgs};
 use std::path::Path;
+use wgrad::report::tensorboard::TensorBoard;
 use wgrad::train::{Config, Run, SeedRun, SeedsRecord};
 use wgrad::{Error, Result};
 
@@ -18,7 +19,7 @@ pub(super) fn start(seeds: &[u64], args: &TrainArgs, signals: &Signals) -> Resul
         notes,
         ..
     } = plan(args)?;
-    notes.iter().try_for_each(|note| say_wrapped(note))?;
+    notes.iter().try_for_each(|line| note(line))?;
     let parent = match &args.out {
         Some(out) => {
             std::fs::create_dir_all(out).map_err(|e| Error::io("create", out, e))?;
@@ -107,7 +108,12 @@ pub(super) fn resume(
     begun
         .iter()
         .try_for_each(|run| continued(run, args).map(|_| ()))?;
-    go_on(parent, &mut record, first.config(), args, signals, None)
+    let tensorboard = args.tensorboard || TensorBoard::is_in(first.folder());
+    let args = TrainArgs {
+        tensorboard,
+        ..args.clone()
+    };
+    go_on(parent, &mut record, first.config(), &args, signals, None)
 }
 
 /// Trains what is not trained yet, new runs like this one but for their seeds; `diverged` is what became of the
@@ -174,7 +180,7 @@ fn is_finished(folder: &Path, args: &TrainArgs) -> Result<bool> {
 
 fn announce(record: &SeedsRecord, parent: &Path, seed: u64) -> Result<()> {
     let number = record.seeds.iter().take_while(|s| **s != seed).count() + 1;
-    say(&format!(
+    tell(&format!(
         "seed     {seed}, {number} of {} in {}",
         record.seeds.len(),
         parent.display()

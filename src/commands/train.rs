@@ -4,13 +4,13 @@ use super::device::Device;
 use super::progress::{self, Progress};
 use super::recipe::{self, Asked};
 use super::signals::Signals;
-use super::{load_data, say, say_wrapped, seeds, table};
+use super::{load_data, note, say, seeds, table, tell};
 use crate::cli::{Conv, Seeds, TrainArgs};
-use indicatif::{HumanCount, ProgressBar, ProgressStyle};
+use indicatif::HumanCount;
 use serde_json::json;
 use std::fmt::Display;
 use std::path::{Path, absolute};
-use wgrad::data::{Normalization, Request, Splits, balanced_weights, read_weights};
+use wgrad::data::{Request, Splits, balanced_weights, read_weights};
 use wgrad::engine::{CpuEngine, Engine};
 use wgrad::export::Fitting;
 use wgrad::kernels::conv2d::Product;
@@ -18,11 +18,15 @@ use wgrad::model::recipe::{ClassWeights, Optimizer, Recipe, Schedule};
 use wgrad::model::{Model, default_for, load, summary};
 use wgrad::plan::{Mode, Options, Plan, Target};
 use wgrad::report::profile::Profile;
+use wgrad::report::tensorboard::TensorBoard;
 use wgrad::train::{
-    Config, Control, DataRecord, DeviceRecord, EpochRecord, FORMAT, InitRecord, ModelRecord,
-    Outcome, Run, SeedsRecord, expect_validation, start_from, train,
+    Config, Control, DataRecord, DeviceRecord, EpochRecord, InitRecord, Outcome, Run, SeedsRecord,
+    expect_validation, start_from, train,
 };
 use wgrad::{Error, Result, tune};
+
+/// The report in a run folder.
+const REPORT: &str = "report.html";
 
 /// What is known before anything is measured or compiled.
 pub(super) struct Prepared {
@@ -74,10 +78,10 @@ pub(super) fn carry_out(
     let folder = run.folder().display().to_string();
     let all = of.map_or(folder.clone(), |parent| parent.display().to_string());
     let go_on = format!("resume   {}", resume_command(&all));
-    say(&format!("run      {folder}\n{go_on}"))?;
-    say_wrapped(&describe(run.config()))?;
+    tell(&format!("run      {folder}\n{go_on}"))?;
+    note(&describe(run.config()))?;
     if of.is_none() {
-        say(&summary(run.model()))?;
+        tell(&summary(run.model()))?;
     }
     let mut engine = match engine(&mut run, &device, options, args) {
         Ok(engine) => engine,
@@ -90,15 +94,27 @@ pub(super) fn carry_out(
     };
 
     let total = run.config().recipe.epochs;
-    let mut progress = Progress::new(total, &data, args.trace_transfers, device.gpu().cloned());
+    let mut progress = Progress::new(
+        total,
+        &data,
+        args.trace_transfers,
+        device.gpu().cloned(),
+        run.metrics(),
+    );
     let control = Control {
         checkpoint_every: args.checkpoint_every.unwrap_or_default(),
         stop_after: args.stop_after,
         interrupted: signals.hold(),
     };
-    let trained = train(&mut run, data, &mut engine, &control, &mut progress);
+    let trained = match args.tensorboard || TensorBoard::is_in(run.folder()) {
+        true => {
+            let board = TensorBoard::new(&run, &data.train, &mut progress);
+            board.and_then(|mut board| train(&mut run, data, &mut engine, &control, &mut board))
+        }
+        false => train(&mut run, data, &mut engine, &control, &mut progress),
+    };
     signals.release();
-    progress.bar.finish_and_clear();
+    progress.finish();
     let outcome = trained.map_err(|e| e.in_run(run.folder()))?;
 
     match outcome {
@@ -110,16 +126,18 @@ pub(super) fn carry_out(
             drop((engine, run));
             std::process::exit(signals.exit_code());
         }
-        Outcome::Stopped => say(&format!(
+        Outcome::Stopped => tell(&format!(
             "stopped  after epoch {} of {total}, as asked\n{go_on}",
             run.config().finished_epochs
         ))?,
-        Outcome::Finished if progress.epochs == 0 => say(&format!(
+        Outcome::Finished if progress.epochs == 0 => tell(&format!(
             "nothing to train: all {total} epochs are finished; raise --epochs to go on"
         ))?,
-        Outcome::OutOfPatience => say_wrapped(&out_of_patience(&run, progress.epochs))?,
+        Outcome::OutOfPatience => note(&out_of_patience(&run, progress.epochs))?,
         Outcome::Finished => {}
     }
+    // Of several seeds there is a table in the end.
+    let say = if of.is_some() { tell } else { say };
     if let Some(result) = progress::result(&run) {
         say(&result)?;
     }
@@ -134,7 +152,29 @@ pub(super) fn carry_out(
         say(&table(&Profile::HEADER, profile.rows(), 2))?;
         say(&format!("profile  {}", file.display()))?;
     }
-    say(&format!("run      {folder}"))
+    say(&format!("run      {folder}"))?;
+    match of {
+        None => tell(&next_steps(run.folder())),
+        Some(_) => Ok(()),
+    }
+}
+
+/// What one can do with a run that has weights: commands to be copied.
+fn next_steps(folder: &Path) -> String {
+    let report = folder.join(REPORT);
+    let run = quoted(&folder.display().to_string());
+    let mut lines = match report.exists() {
+        true => format!("report   {}", report.display()),
+        false => format!("report   wgrad report {run}"),
+    };
+    for (what, rest) in [
+        ("predict", " picture.png"),
+        ("serve", ""),
+        ("export", " --onnx model.onnx"),
+    ] {
+        lines += &format!("\n{what:9}wgrad {what} {run}{rest}");
+    }
+    lines
 }
 
 /// Why a training ended before its last planned epoch; `trained` are the epochs of this process.
@@ -153,12 +193,15 @@ fn out_of_patience(run: &Run, trained: usize) -> String {
 
 /// The command that goes on with a run, to be copied.
 fn resume_command(folder: &str) -> String {
-    let quote = if folder.contains(char::is_whitespace) {
-        "\""
-    } else {
-        ""
-    };
-    format!("wgrad train --resume {quote}{folder}{quote}")
+    format!("wgrad train --resume {}", quoted(folder))
+}
+
+/// A path as a shell takes it.
+fn quoted(path: &str) -> String {
+    match path.contains(char::is_whitespace) {
+        true => format!("\"{path}\""),
+        false => path.into(),
+    }
 }
 
 /// A new run: everything that is cheap is checked before its folder is made, and everything that is
@@ -172,7 +215,7 @@ fn start(args: &TrainArgs) -> Result<Prepared> {
         notes,
         ..
     } = plan(args)?;
-    notes.iter().try_for_each(|note| say_wrapped(note))?;
+    notes.iter().try_for_each(|line| note(line))?;
     Ok(Prepared {
         run: Run::create(args.out.as_deref(), config)?,
         data,
@@ -263,26 +306,12 @@ pub(super) fn plan(args: &TrainArgs) -> Result<Planned> {
         Some(source) => Some(start_from(source, &model, seed)?.record),
         None => None,
     };
+    let record = DataRecord::of(absolute_source(source)?, args.data.limit, &request, &data);
     let config = Config {
-        format: FORMAT,
-        wgrad: env!("CARGO_PKG_VERSION").into(),
-        id: None,
-        model: ModelRecord {
-            name: model.name.clone(),
-            input: model.input,
-            classes: model.classes,
-            class_names: data.train.class_names.clone(),
-            parameters: model.parameter_count(),
-            architecture: definition.text.clone(),
-        },
-        data: DataRecord::of(absolute_source(source)?, args.data.limit, &request, &data),
-        normalization: Normalization::of(&data.train),
         recipe,
-        seed,
         init,
         device: device_record(requested, &device, &options),
-        finished_epochs: 0,
-        parameter_sha256: None,
+        ..Config::new(&definition, &data, record, seed)?
     };
     Ok(Planned {
         config,
@@ -430,7 +459,7 @@ pub(super) fn resume(folder: &Path, args: &TrainArgs) -> Result<Prepared> {
 
     let source = args.data.source.as_deref().unwrap_or(&config.data.source);
     let mut data = load_data(source, &request)?;
-    data.notes.iter().try_for_each(|note| say_wrapped(note))?;
+    data.notes.iter().try_for_each(|line| note(line))?;
     run.expect_data(source, &data.train)?;
     if let Some(limit) = limit {
         data.train.truncate(limit)?;
@@ -461,11 +490,11 @@ pub(super) fn resume(folder: &Path, args: &TrainArgs) -> Result<Prepared> {
     };
     let device = open(requested, args.profile)?;
     if let Some(notice) = device.notice() {
-        say_wrapped(notice)?;
+        note(notice)?;
     }
     device.expect_kernels(&options)?;
     if let Some(change) = schedule_change(&config, &recipe) {
-        say_wrapped(&change)?;
+        note(&change)?;
     }
     let changed = run.config_mut();
     changed.recipe = recipe;
@@ -497,7 +526,7 @@ fn engine(
 ) -> Result<Engine> {
     let recipe = &run.config().recipe;
     let notes = ready(device, run.model(), recipe, &mut options, args)?;
-    notes.iter().try_for_each(|note| say_wrapped(note))?;
+    notes.iter().try_for_each(|line| note(line))?;
     let engine = device.engine(run.model(), recipe, &options)?;
     let record = &mut run.config_mut().device;
     let products = engine.products();
@@ -622,9 +651,7 @@ pub(super) fn measure(
     let target = Target::Gpu(gpu.report());
     let plan = Plan::new(model, recipe.step_batch(), mode, options, target)?;
     let products: Vec<Product> = plan.products().into_iter().map(|(_, p)| p).collect();
-    let style = ProgressStyle::with_template("measuring kernels [{bar:30}] {pos}/{len}")
-        .unwrap_or_else(|_| ProgressStyle::default_bar());
-    let bar = ProgressBar::new(products.len() as u64).with_style(style);
+    let bar = progress::bar(products.len() as u64, "measuring kernels", "{pos}/{len}");
     let folder = tune::cache_folder();
     let tuned = tune::choose(
         gpu,

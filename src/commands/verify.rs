@@ -1,10 +1,9 @@
 //! `wgrad verify`: every kernel against its CPU twin, every twin against finite differences.
 
 use super::device::Device;
-use super::progress::Pulse;
+use super::progress::{self, Pulse};
 use super::{say, say_json, say_wrapped, table, width};
 use crate::cli::VerifyArgs;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use std::collections::HashSet;
 use std::path::Path;
@@ -64,8 +63,7 @@ pub fn run(args: &VerifyArgs) -> Result<()> {
             });
             let fixed = fixed.into_iter().map(|case| (None, case));
             let cases: Vec<_> = fixed.chain(drawn).collect();
-            let bar = ProgressBar::new(cases.len() as u64);
-            bar.set_style(style());
+            let bar = progress::bar(cases.len() as u64, "checking", "{pos}/{len} {msg}");
             let pulse = Pulse::start(&bar, || None);
             for (draw, case) in cases {
                 bar.set_message(case.kernel.clone());
@@ -227,9 +225,4 @@ fn closeness(outcome: &Outcome) -> f64 {
         0.0 => 0.0,
         worst => worst / outcome.tolerance,
     }
-}
-
-fn style() -> ProgressStyle {
-    ProgressStyle::with_template("[{bar:30}] {pos}/{len} {msg}")
-        .unwrap_or_else(|_| ProgressStyle::default_bar())
 }

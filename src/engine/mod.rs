@@ -15,7 +15,7 @@ use crate::kernels::conv2d::Product;
 use crate::kernels::optimizer::STATE_NAMES;
 use crate::kernels::{Metrics, Step};
 use crate::model::Model;
-use crate::model::recipe::{Optimizer, Views};
+use crate::model::recipe::{Optimizer, Recipe, Views};
 use crate::plan::Options;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -77,6 +77,15 @@ impl Engine {
             }
             None => Engine::Cpu(Box::new(CpuEngine::new(model, batch, optimizer, options)?)),
         })
+    }
+
+    /// As [`Engine::new`], with steps and options as `recipe` has them.
+    ///
+    /// # Errors
+    /// As [`Engine::new`].
+    pub fn of(gpu: Option<Arc<Gpu>>, model: &Model, recipe: &Recipe) -> Result<Engine> {
+        let (batch, options) = (recipe.step_batch(), Options::of(recipe));
+        Engine::new(gpu, model, batch, &recipe.optimizer, &options)
     }
 
     /// Another engine on the same device for the same network, whose evaluations show each image in these

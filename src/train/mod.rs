@@ -35,19 +35,37 @@ use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// Hears how training goes on. Epochs count from 1.
+/// Hears how training goes on, as far as it wants to. Epochs count from 1. An error ends the training.
 pub trait Observer {
     /// An epoch begins, or goes on where it was interrupted.
-    fn epoch_started(&mut self, epoch: usize, engine: &Engine) -> Result<()>;
+    fn epoch_started(&mut self, _epoch: usize, _engine: &Engine) -> Result<()> {
+        Ok(())
+    }
     /// So many training images of the epoch are done, with this mean loss so far.
-    fn trained(&mut self, epoch: usize, images: usize, mean_loss: f64);
+    fn trained(&mut self, _epoch: usize, _images: usize, _mean_loss: f64) {}
+    /// Some steps more are done and recorded. After a kill those behind the last checkpoint come again.
+    fn stepped(&mut self, _record: &StepRecord) -> Result<()> {
+        Ok(())
+    }
     /// So many images of the validation or test split are done in one of this epoch's evaluations.
-    fn evaluated(&mut self, split: Split, images: usize);
+    fn evaluated(&mut self, _split: Split, _images: usize) {}
+    /// The epoch is over, and its checkpoint not on disk yet: after a kill it comes again. `engine` is there to be
+    /// asked.
+    fn epoch_measured(&mut self, _record: &EpochRecord, _engine: &Engine) -> Result<()> {
+        Ok(())
+    }
     /// The epoch is over, its checkpoint is on disk; `engine` is there to be asked.
-    fn epoch_finished(&mut self, record: &EpochRecord, engine: &Engine) -> Result<()>;
+    fn epoch_finished(&mut self, _record: &EpochRecord, _engine: &Engine) -> Result<()> {
+        Ok(())
+    }
     /// Something that the user should know, in one line.
-    fn note(&mut self, line: &str) -> Result<()>;
+    fn note(&mut self, _line: &str) -> Result<()> {
+        Ok(())
+    }
 }
+
+/// Nobody listens.
+impl Observer for () {}
 
 /// When a training writes checkpoints in the middle of an epoch, and when it stops early. None of it
 /// changes a bit of what is trained.
@@ -58,6 +76,18 @@ pub struct Control<'a> {
     pub stop_after: Option<usize>,
     /// Once this is true, the training finishes the steps in flight, writes a checkpoint and stops.
     pub interrupted: &'a AtomicBool,
+}
+
+/// Checkpoints once a minute, and no early end.
+impl Default for Control<'_> {
+    fn default() -> Self {
+        static NEVER: AtomicBool = AtomicBool::new(false);
+        Control {
+            checkpoint_every: CheckpointEvery::default(),
+            stop_after: None,
+            interrupted: &NEVER,
+        }
+    }
 }
 
 /// How often a checkpoint is written beside the one after each epoch.
@@ -312,13 +342,15 @@ impl Epoch<'_> {
                     let recorded = at.step % record_every == 0 || at.step == steps.len();
                     if ends && recorded {
                         let (images, loss_sum, correct) = std::mem::take(&mut at.since);
-                        run.add_step(StepRecord {
+                        let record = StepRecord {
                             step: (before + at.step) as u64,
                             epoch: (epoch - 1) as f64 + at.step as f64 / steps.len() as f64,
                             loss: loss_sum / images as f64,
                             accuracy: correct as f64 / images as f64,
                             lr: recipe.lr_at((before + at.step - 1) as u64, steps.len()),
-                        })?;
+                        };
+                        run.add_step(record)?;
+                        observer.stepped(&record)?;
                     }
                 }
                 observer.trained(epoch, at.images, at.loss_sum / at.images.max(1) as f64);
@@ -402,6 +434,7 @@ impl Epoch<'_> {
             record.average_test_accuracy_views = average.map(|result| result.accuracy);
             record.seconds = at.seconds + start.elapsed().as_secs_f64();
         }
+        self.observer.epoch_measured(&record, self.engine)?;
         self.run.finish_epoch(record.clone(), &checkpoint)?;
         self.last_checkpoint = Instant::now();
         self.observer.epoch_finished(&record, self.engine)?;

@@ -28,12 +28,12 @@
 
 use super::checkpoint::{Checkpoint, Loaded, Partial, object, parameter_hash};
 use super::init::{Start, start_again};
-use crate::data::{Dataset, Normalization, Request, Splits};
+use crate::data::{Dataset, Normalization, Request, Splits, balanced_weights};
 use crate::error::{Error, Result};
 use crate::export::{Contents, Fitting, read_safetensors, write_safetensors};
 use crate::files::{remove, rename, replace, replace_keeping, sha256, sweep};
 use crate::kernels::conv2d::{Family, Product};
-use crate::model::recipe::Recipe;
+use crate::model::recipe::{ClassWeights, Recipe};
 use crate::model::{Definition, Model, Shape};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -98,6 +98,46 @@ pub struct Config {
 }
 
 impl Config {
+    /// A training of `definition`, by its recipe, on `data`, of which `record` says what they are
+    /// ([`DataRecord::of`]). What a recipe leaves to the data, weights that balance the classes, is settled here.
+    ///
+    /// # Errors
+    /// What the architecture has wrong for images of that shape and so many classes.
+    pub fn new(
+        definition: &Definition,
+        data: &Splits,
+        record: DataRecord,
+        seed: u64,
+    ) -> Result<Config> {
+        let train = &data.train;
+        let model = definition.resolve(train.shape, train.classes)?;
+        let mut recipe = definition.recipe.clone();
+        if recipe.class_weights == Some(ClassWeights::Balanced) {
+            recipe.class_weights = Some(ClassWeights::Given(balanced_weights(train)));
+        }
+        Ok(Config {
+            format: FORMAT,
+            wgrad: env!("CARGO_PKG_VERSION").into(),
+            id: None,
+            model: ModelRecord {
+                name: model.name.clone(),
+                input: model.input,
+                classes: model.classes,
+                class_names: train.class_names.clone(),
+                parameters: model.parameter_count(),
+                architecture: definition.text.clone(),
+            },
+            data: record,
+            normalization: Normalization::of(train),
+            recipe,
+            seed,
+            init: None,
+            device: DeviceRecord::default(),
+            finished_epochs: 0,
+            parameter_sha256: None,
+        })
+    }
+
     /// The normalisation as an engine takes it: scale per channel, then shift per channel.
     pub fn scale_and_shift(&self) -> Vec<f32> {
         let Normalization { scale, shift } = &self.normalization;
