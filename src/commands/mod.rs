@@ -2,6 +2,7 @@
 //! `main.rs` print.
 
 mod bench;
+mod compare;
 mod data;
 mod device;
 mod devices;
@@ -11,6 +12,7 @@ mod lr_find;
 mod preview;
 mod progress;
 mod recipe;
+mod report;
 mod seeds;
 mod signals;
 mod train;
@@ -38,6 +40,8 @@ pub fn run(command: Command) -> Result<()> {
         Command::Preview(args) => preview::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Report(args) => report::run(&args),
+        Command::Compare(args) => compare::run(&args),
         Command::Devices(args) => devices::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Bench(args) => bench::run(&args),

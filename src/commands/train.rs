@@ -4,7 +4,7 @@ use super::device::Device;
 use super::progress::{self, Progress};
 use super::recipe::{self, Asked};
 use super::signals::Signals;
-use super::{load_data, say, say_wrapped, seeds, table};
+use super::{load_data, report, say, say_wrapped, seeds, table};
 use crate::cli::{Conv, Seeds, TrainArgs};
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use serde_json::json;
@@ -96,6 +96,7 @@ pub(super) fn carry_out(
         stop_after: args.stop_after,
         interrupted: signals.hold(),
     };
+    let labels = data.test.labels.clone();
     let trained = train(&mut run, data, &mut engine, &control, &mut progress);
     signals.release();
     progress.bar.finish_and_clear();
@@ -133,6 +134,9 @@ pub(super) fn carry_out(
         profile.write_trace(&network.gpu().report().name, &file)?;
         say(&table(&Profile::HEADER, profile.rows(), 2))?;
         say(&format!("profile  {}", file.display()))?;
+    }
+    if progress.epochs > 0 {
+        report::after_training(&run, &device, engine, &labels)?;
     }
     say(&format!("run      {folder}"))
 }
