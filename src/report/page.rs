@@ -16,6 +16,7 @@ use crate::files::{remove, replace};
 use crate::model::{Loss, Shape};
 use crate::train::{Config, EpochRecord, Run};
 use image::RgbImage;
+use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -86,7 +87,7 @@ pub(super) fn render(name: &str, template: &str, mut context: Value) -> Result<S
     let mut environment = Environment::new();
     environment.set_auto_escape_callback(|_| AutoEscape::Html);
     environment
-        .render_named_str(name, template, context)
+        .render_named_str(name, template, minijinja::Value::from(Serde(&context)))
         .map_err(|e| Error::io("fill in", name.as_ref(), std::io::Error::other(e)))
 }
 

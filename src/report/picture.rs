@@ -7,6 +7,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use image::imageops::{replace, thumbnail};
 use image::{DynamicImage, ImageFormat, Rgb, RgbImage};
+use plotters::style::Color;
 use std::io::Cursor;
 
 /// Between the parts of a picture: seen on white and on black.
