@@ -39,6 +39,10 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Measure loss, accuracy and per-class recall of a trained model on its test images
     Eval(EvalArgs),
+    /// Write a run's report anew: report.html, with curves, confusion matrix, mistakes and more
+    Report(ReportArgs),
+    /// Put several runs side by side: what is different, what came of it, and a page with curves
+    Compare(CompareArgs),
     /// List the adapters, best first, with the numbers that --device takes, and what auto takes
     Devices(DevicesArgs),
     /// Check every kernel against its CPU twin, and the twins against finite differences
@@ -468,6 +472,48 @@ pub struct EvalArgs {
         hide_default_value = true
     )]
     pub device: String,
+    /// Print one JSON object instead of tables [default: off]
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ReportArgs {
+    /// Run folder of an earlier training, or of several with --seeds
+    #[arg(value_name = "RUN")]
+    pub run: PathBuf,
+    /// Data whose test images are used, where the run's own are elsewhere now [default: the run's]
+    #[arg(long, value_name = "mnist|DIR")]
+    pub data: Option<String>,
+    /// Neither read decoded pictures from the user's cache folder nor leave them there [default: do]
+    #[arg(long)]
+    pub no_cache: bool,
+    /// Device: auto (best hardware adapter, else CPU), gpu, software, cpu, or an adapter's number or
+    /// part of its name [default: auto]
+    #[arg(
+        long,
+        value_name = "auto|gpu|software|cpu|NUMBER|NAME",
+        default_value = "auto",
+        hide_default_value = true
+    )]
+    pub device: String,
+    /// Folder for report.html and the folder report with its plots, in place of those that are there
+    /// [default: the run folder]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct CompareArgs {
+    /// Run folders, or folders with the runs of several seeds
+    #[arg(value_name = "RUN", required = true)]
+    pub runs: Vec<PathBuf>,
+    /// File for the page; must be new
+    #[arg(long, value_name = "FILE.html", default_value = "compare.html")]
+    pub out: PathBuf,
+    /// Replace a file that is there [default: refuse to]
+    #[arg(long)]
+    pub overwrite: bool,
     /// Print one JSON object instead of tables [default: off]
     #[arg(long)]
     pub json: bool,

@@ -27,7 +27,7 @@
 //! | [`export`] | safetensors in PyTorch's order | [`model`] |
 //! | [`tune`] | tiles chosen by measurement, and their cache | [`gpu`] |
 //! | [`verify`] | every kernel against its twin, alone and in whole steps | [`gpu`], [`cpu`] |
-//! | [`report`] | kernels, steps and layers measured | [`engine`], [`verify`] |
+//! | [`report`] | kernels, steps and layers measured; runs as pages | [`engine`], [`verify`], [`train`] |
 //!
 //! `main → commands → report, verify, train → engine → gpu, cpu → plan → kernels → model`, never back.
 //! Only `gpu` names wgpu; neither `gpu` nor `cpu` knows of the other.

@@ -3,6 +3,7 @@
 
 mod bench;
 mod completions;
+mod compare;
 mod data;
 mod device;
 mod devices;
@@ -14,6 +15,7 @@ mod man;
 mod preview;
 mod progress;
 mod recipe;
+mod report;
 mod seeds;
 mod signals;
 mod train;
@@ -50,6 +52,8 @@ pub fn run(Cli { quiet, command }: Cli) -> Result<()> {
         Command::Preview(args) => preview::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Report(args) => report::run(&args),
+        Command::Compare(args) => compare::run(&args),
         Command::Devices(args) => devices::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Bench(args) => bench::run(&args),

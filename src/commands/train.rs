@@ -4,7 +4,7 @@ use super::device::Device;
 use super::progress::{self, Progress};
 use super::recipe::{self, Asked};
 use super::signals::Signals;
-use super::{load_data, note, say, seeds, table, tell};
+use super::{load_data, note, report, say, seeds, table, tell};
 use crate::cli::{Conv, Seeds, TrainArgs};
 use indicatif::HumanCount;
 use serde_json::json;
@@ -106,6 +106,7 @@ pub(super) fn carry_out(
         stop_after: args.stop_after,
         interrupted: signals.hold(),
     };
+    let labels = data.test.labels.clone();
     let trained = match args.tensorboard || TensorBoard::is_in(run.folder()) {
         true => {
             let board = TensorBoard::new(&run, &data.train, &mut progress);
@@ -151,6 +152,9 @@ pub(super) fn carry_out(
         profile.write_trace(&network.gpu().report().name, &file)?;
         say(&table(&Profile::HEADER, profile.rows(), 2))?;
         say(&format!("profile  {}", file.display()))?;
+    }
+    if progress.epochs > 0 {
+        report::after_training(&run, &device, engine, &labels)?;
     }
     say(&format!("run      {folder}"))?;
     match of {

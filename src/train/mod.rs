@@ -488,6 +488,11 @@ impl Epoch<'_> {
                 return Ok(None);
             }
         }
+        // Back to where others expect them.
+        let images = engine.take_images(Split::Test)?;
+        drop(engine);
+        self.engine
+            .upload_dataset(Split::Test, images, labels, &self.normalization)?;
         Ok(Some(results))
     }
 

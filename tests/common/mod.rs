@@ -91,10 +91,11 @@ pub fn write_model_and_data(folder: &Path) {
     }
 }
 
-/// Names and contents of all files of a folder.
+/// Names and contents of all files of a folder, not those of folders in it.
 pub fn contents(folder: &Path) -> Vec<(String, Vec<u8>)> {
     let mut files: Vec<_> = fs::read_dir(folder)
         .unwrap()
+        .filter(|entry| entry.as_ref().unwrap().path().is_file())
         .map(|entry| {
             let entry = entry.unwrap();
             let name = entry.file_name().into_string().unwrap();
