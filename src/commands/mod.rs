@@ -8,10 +8,12 @@ mod devices;
 mod eval;
 mod inspect;
 mod lr_find;
+mod predict;
 mod preview;
 mod progress;
 mod recipe;
 mod seeds;
+mod serve;
 mod signals;
 mod train;
 mod verify;
@@ -38,6 +40,8 @@ pub fn run(command: Command) -> Result<()> {
         Command::Preview(args) => preview::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Predict(args) => predict::run(&args),
+        Command::Serve(args) => serve::run(&args),
         Command::Devices(args) => devices::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Bench(args) => bench::run(&args),

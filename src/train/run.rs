@@ -350,7 +350,8 @@ pub enum Weights {
 }
 
 impl Weights {
-    fn file(self) -> &'static str {
+    /// Name of their file in a run folder.
+    pub fn file(self) -> &'static str {
         match self {
             Weights::Last => WEIGHTS,
             Weights::Best => BEST,
