@@ -15,7 +15,7 @@ use wgrad::model::recipe::{ClassWeights, Schedule, Views};
 use wgrad::plan::Options;
 use wgrad::train::{
     CheckpointEvery, Config, Control, DataRecord, DeviceRecord, EpochRecord, FORMAT, ModelRecord,
-    Observer, Outcome, Run, Start, Weights, start_from, train,
+    Observer, Outcome, Run, Start, StepRecord, Weights, start_from, train,
 };
 use wgrad::{Error, Result};
 
@@ -255,6 +255,8 @@ fn assert_same(a: &Run, b: &Run) {
         metrics
     };
     assert_eq!(timeless(a), timeless(b));
+    let steps = |run: &Run| Run::open(run.folder()).unwrap().steps().to_vec();
+    assert_eq!(steps(a), steps(b));
 }
 
 fn learns(device: Device) {
@@ -273,6 +275,37 @@ fn learns(device: Device) {
     assert_eq!(last.step, 12 * 5);
     assert_eq!(observer.images, [TRAIN_IMAGES, TEST_IMAGES]);
     assert_eq!(run.metrics(), observer.epochs);
+    // Each of an epoch's few steps has a record, and their mean is the epoch's.
+    assert_eq!(run.steps().len(), 12 * 5);
+    for (record, steps) in run.metrics().iter().zip(run.steps().chunks(5)) {
+        let weights = [20.0, 20.0, 20.0, 20.0, 16.0];
+        let mean = |values: [f64; 5]| {
+            values.iter().zip(weights).map(|(v, w)| v * w).sum::<f64>() / TRAIN_IMAGES as f64
+        };
+        let of = |value: fn(&StepRecord) -> f64| std::array::from_fn(|i| value(&steps[i]));
+        assert!((mean(of(|s| s.loss)) - record.train_loss).abs() < 1e-9);
+        assert!((mean(of(|s| s.accuracy)) - record.train_accuracy).abs() < 1e-9);
+        assert_eq!(steps[4].step, record.step);
+        assert_eq!(
+            (steps[4].epoch, steps[4].lr),
+            (record.epoch as f64, record.lr)
+        );
+    }
+    // The norms are those of the published weights, and of gradients that move them.
+    let [parameters, _] = run.weights().unwrap();
+    let layers = run.model().layers.iter();
+    let named: Vec<_> = layers.flat_map(|layer| &layer.parameters).collect();
+    assert_eq!(last.weight_norms.len(), named.len());
+    for p in named {
+        let values = &parameters[p.start..p.start + p.elements()];
+        let norm = values.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>();
+        assert!(
+            (last.weight_norms[&p.name] - norm.sqrt()).abs() < 1e-12,
+            "{}",
+            p.name
+        );
+        assert!(last.gradient_norms[&p.name] > 0.0, "{}", p.name);
+    }
     // A test loss of an epoch is close to the train loss here, so neither is off by a factor.
     let ratio = last.test_loss / last.train_loss;
     assert!((0.2..5.0).contains(&ratio), "{last:?}");
@@ -529,6 +562,14 @@ fn a_kill_at_any_moment_loses_at_most_the_epoch_at_hand() {
                 let half = &bytes[..bytes.len() / 2];
                 std::fs::write(folder.join(format!("{next}.x7y.tmp")), half).unwrap();
             }
+            // The steps grow all along, and are cut in the middle of a line.
+            let (_, steps) = new.iter().find(|(name, _)| name == "steps.jsonl").unwrap();
+            let all = if written < 2 {
+                steps.len() - 9
+            } else {
+                steps.len()
+            };
+            std::fs::write(folder.join("steps.jsonl"), &steps[..all]).unwrap();
             let mut run = Run::resume(&folder).unwrap();
             let (result, observer) = bench.train(&mut run, 0);
             result.unwrap();
@@ -1578,7 +1619,9 @@ fn a_diverging_epoch_leaves_the_checkpoint_before_it() {
     }
     let after = contents(run.folder());
     for ((name, old), (_, new)) in before.iter().zip(&after) {
-        assert!(name == "run.json" || old == new, "{name} changed");
+        // The steps before the divergence are there to be looked at, until a resume.
+        let grows = name == "steps.jsonl" && new.starts_with(old);
+        assert!(name == "run.json" || grows || old == new, "{name} changed");
     }
     assert_eq!(before.len(), after.len());
 }

@@ -340,6 +340,8 @@ mod tests {
             images_per_second: 123_456.0,
             seconds: 1234.5,
             lr: 0.1,
+            weight_norms: Default::default(),
+            gradient_norms: Default::default(),
         };
         let text = epoch_line(&record, 100, [1000, 10_000], 80);
         let expected = "epoch 100/100  loss 12.3456  validation 1.2346, 50.00 % ± 1.58

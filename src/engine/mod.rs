@@ -1,9 +1,11 @@
 //! What carries out a plan step after step: a GPU, or the CPU. Both keep the dataset, the parameters and
 //! all that lives from step to step; the host says how many steps to run.
 
+mod activations;
 mod cpu;
 mod gpu;
 
+pub use activations::{Activation, activations};
 pub use cpu::CpuEngine;
 pub use gpu::{GpuEngine, memory};
 

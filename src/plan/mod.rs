@@ -192,6 +192,9 @@ pub struct Plan {
     pub kernels: Vec<(Section, KernelSpec)>,
     /// The memory of the step: tensors that are never alive at the same time share one.
     pub slots: Vec<Slot>,
+    /// The network's input and the output of every layer, as [`Layer::inputs`] counts them; where kernels are
+    /// fused, not all of them are written.
+    pub values: Vec<View>,
     /// Where in the gradients those lie that no kernel writes, since their parameters are frozen.
     frozen: Vec<[usize; 2]>,
 }
@@ -263,6 +266,7 @@ impl Plan {
             tensors: builder.tensors,
             kernels: builder.kernels,
             slots: Vec::new(),
+            values: builder.values,
             frozen: builder.frozen,
         };
         if !options.unfused {

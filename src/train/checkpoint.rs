@@ -8,6 +8,7 @@ use crate::model::Model;
 use crate::model::recipe::{Optimizer, Recipe};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
@@ -30,7 +31,7 @@ pub struct Checkpoint {
 }
 
 /// The trained part of an epoch: what its metrics are made of. All zero before the first step.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Partial {
     /// Steps of the epoch that are done.
@@ -43,6 +44,10 @@ pub struct Partial {
     pub correct: u64,
     /// Seconds that the steps took.
     pub seconds: f64,
+    /// Of the steps since the last [`super::StepRecord`]: images, sum of their losses, correct ones.
+    pub since: (usize, f64, u64),
+    /// [`super::EpochRecord::gradient_norms`], when all steps are done.
+    pub gradient_norms: BTreeMap<String, f64>,
 }
 
 /// What stands in the file beside the tensors.
@@ -113,7 +118,7 @@ impl Checkpoint {
         let metadata = Metadata {
             run: run.into(),
             epoch: self.epoch,
-            partial: self.partial,
+            partial: self.partial.clone(),
         };
         write_safetensors(model, &named, &running, object(path, &metadata)?)
     }

@@ -17,7 +17,7 @@ pub use init::{Start, start_from};
 pub use lr_find::{Point, Range, RangeTest, range_test};
 pub use run::{
     Config, DataRecord, DeviceRecord, EpochRecord, FORMAT, InitRecord, ModelRecord, Restored, Run,
-    Weights,
+    StepRecord, Weights,
 };
 pub use seeds::{SeedRun, SeedsRecord};
 
@@ -26,9 +26,10 @@ use crate::engine::{Engine, Split, ends_batch};
 use crate::error::{Error, Result};
 use crate::kernels::Step;
 use crate::model::recipe::{ClassWeights, Recipe, Sampler, Views};
-use crate::model::{Model, initial_parameters, whiten};
+use crate::model::{Model, Parameter, initial_parameters, whiten};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -228,6 +229,9 @@ pub fn expect_validation(recipe: &Recipe, data: &Splits) -> Result<()> {
     }
 }
 
+/// About how many records of its steps an epoch leaves.
+const STEP_RECORDS: usize = 50;
+
 /// Mean loss and accuracy over a split.
 #[derive(Clone, Copy)]
 struct Means {
@@ -271,6 +275,7 @@ impl Epoch<'_> {
             return Err(Error::checkpoint(self.run.folder(), what));
         }
         let before = (epoch - 1) * steps.len();
+        let record_every = steps.len().div_ceil(STEP_RECORDS);
         let diverged = |loss, step: usize| Error::Diverged {
             loss,
             epoch,
@@ -286,19 +291,35 @@ impl Epoch<'_> {
                 .collect();
             let mut row = 0;
             let (control, observer) = (self.control, &mut *self.observer);
-            let last_checkpoint = self.last_checkpoint;
+            let (last_checkpoint, run) = (self.last_checkpoint, &mut *self.run);
             let start = Instant::now();
             self.engine.train_epoch(&order, &rows, &mut |new| {
                 for metrics in new {
                     at.loss_sum += f64::from(metrics.loss_sum);
                     at.correct += u64::from(metrics.correct);
                     at.images += rows[row].count as usize;
+                    let (images, loss_sum, correct) = &mut at.since;
+                    *images += rows[row].count as usize;
+                    *loss_sum += f64::from(metrics.loss_sum);
+                    *correct += u64::from(metrics.correct);
                     if !at.loss_sum.is_finite() {
                         return Err(diverged(metrics.loss_sum.into(), before + at.step + 1));
                     }
                     // The engine stops where a batch ends.
-                    at.step += usize::from(ends_batch(&rows, row));
+                    let ends = ends_batch(&rows, row);
+                    at.step += usize::from(ends);
                     row += 1;
+                    let recorded = at.step % record_every == 0 || at.step == steps.len();
+                    if ends && recorded {
+                        let (images, loss_sum, correct) = std::mem::take(&mut at.since);
+                        run.add_step(StepRecord {
+                            step: (before + at.step) as u64,
+                            epoch: (epoch - 1) as f64 + at.step as f64 / steps.len() as f64,
+                            loss: loss_sum / images as f64,
+                            accuracy: correct as f64 / images as f64,
+                            lr: recipe.lr_at((before + at.step - 1) as u64, steps.len()),
+                        })?;
+                    }
                 }
                 observer.trained(epoch, at.images, at.loss_sum / at.images.max(1) as f64);
                 let stop = control.interrupted() || control.is_old(last_checkpoint);
@@ -309,9 +330,12 @@ impl Epoch<'_> {
                 })
             })?;
             at.seconds += start.elapsed().as_secs_f64();
+            if at.step == steps.len() {
+                at.gradient_norms = norms(self.run.model(), &self.engine.gradients()?);
+            }
             let by_steps = until < steps.len() && at.step == until;
             if by_steps || self.control.is_old(self.last_checkpoint) {
-                self.checkpoint(epoch - 1, at)?;
+                self.checkpoint(epoch - 1, at.clone())?;
             }
             if self.control.interrupted() {
                 return self.interrupt(epoch, at, steps.len());
@@ -344,6 +368,7 @@ impl Epoch<'_> {
             }
         }
         let mean = |sum: f64| sum / samples as f64;
+        let checkpoint = self.state(epoch, Partial::default())?;
         let mut record = EpochRecord {
             epoch,
             step: last_step as u64,
@@ -364,6 +389,8 @@ impl Epoch<'_> {
             images_per_second: images_per_second(samples, at.seconds),
             seconds: at.seconds + start.elapsed().as_secs_f64(),
             lr: recipe.lr_at(last_step as u64 - 1, steps.len()),
+            weight_norms: norms(self.run.model(), &checkpoint.parameters),
+            gradient_norms: at.gradient_norms.clone(),
         };
         if recipe.views != Views::One && self.run.ends_with(&record) {
             let Some([raw, average]) = self.measure_views(recipe.views)? else {
@@ -375,7 +402,6 @@ impl Epoch<'_> {
             record.average_test_accuracy_views = average.map(|result| result.accuracy);
             record.seconds = at.seconds + start.elapsed().as_secs_f64();
         }
-        let checkpoint = self.state(epoch, Partial::default())?;
         self.run.finish_epoch(record.clone(), &checkpoint)?;
         self.last_checkpoint = Instant::now();
         self.observer.epoch_finished(&record, self.engine)?;
@@ -450,12 +476,9 @@ impl Epoch<'_> {
     }
 
     fn interrupt(&mut self, epoch: usize, at: Partial, steps: usize) -> Result<Option<Outcome>> {
+        let step = at.step;
         self.checkpoint(epoch - 1, at)?;
-        Ok(Some(Outcome::Interrupted {
-            epoch,
-            step: at.step,
-            steps,
-        }))
+        Ok(Some(Outcome::Interrupted { epoch, step, steps }))
     }
 
     /// Writes a checkpoint in the middle of an epoch.
@@ -518,6 +541,17 @@ impl Control<'_> {
             _ => false,
         }
     }
+}
+
+/// L2 norm of each parameter in a flat vector, but for those that are not finite.
+fn norms(model: &Model, flat: &[f32]) -> BTreeMap<String, f64> {
+    let parameters = model.layers.iter().flat_map(|layer| &layer.parameters);
+    let norm = |p: &Parameter| {
+        let values = flat[p.start..p.start + p.elements()].iter();
+        values.map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt()
+    };
+    let named = parameters.map(|p| (p.name.clone(), norm(p)));
+    named.filter(|(_, norm)| norm.is_finite()).collect()
 }
 
 /// NaN where the clock did not move.

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `run.json` | [`Config`] |
 //! | `metrics.jsonl` | one [`EpochRecord`] per line |
+//! | `steps.jsonl` | one [`StepRecord`] per line, some fifty an epoch |
 //! | `checkpoint.safetensors` | [`Checkpoint`]: what a resume starts from |
 //! | `checkpoint.previous.safetensors` | the one before it, for when it is damaged |
 //! | `model.safetensors` | the parameters alone, in PyTorch's order, for everybody else |
@@ -11,13 +12,14 @@
 //! | `average.safetensors` | likewise the moving average of the parameters, where the recipe has one |
 //! | `.lock` | empty; locked by the process that trains |
 //!
-//! Every file is replaced in one go (see `files::replace`), and after each epoch in this order:
+//! Every file but `steps.jsonl`, which grows line by line, is replaced in one go (see `files::replace`), and after
+//! each epoch in this order:
 //! metrics, checkpoint, the files with weights, configuration. In the middle of an epoch the checkpoint alone is
 //! written. When a new checkpoint is on disk, the old one takes the name of the previous one and
 //! then the new one takes its place. So the checkpoint alone decides how far a run is. A kill before
 //! it leaves one line too many in the metrics, a kill after it weights and configuration of the
 //! epoch before, and a kill between the two names the previous checkpoint alone; [`Run::restore`]
-//! puts all that right.
+//! puts all that right, and drops the steps behind the checkpoint, which come again.
 //!
 //! Which epoch is the best one, and whether the patience is at an end, follows from the metrics alone.
 //!
@@ -36,8 +38,9 @@ use crate::model::{Definition, Model, Shape};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -46,6 +49,7 @@ const RUNS: &str = "runs";
 
 const CONFIG: &str = "run.json";
 const METRICS: &str = "metrics.jsonl";
+const STEPS: &str = "steps.jsonl";
 const CHECKPOINT: &str = "checkpoint.safetensors";
 const PREVIOUS: &str = "checkpoint.previous.safetensors";
 pub(super) const WEIGHTS: &str = "model.safetensors";
@@ -311,6 +315,27 @@ pub struct EpochRecord {
     /// Learning rate of the last step.
     #[serde(default = "nan", deserialize_with = "number_or_null")]
     pub lr: f64,
+    /// L2 norm of each parameter after the epoch, by its name in the safetensors files; none in older folders,
+    /// and none for what is not finite.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub weight_norms: BTreeMap<String, f64>,
+    /// L2 norm of the gradient of each that the last batch of the epoch gave; as clipped, and 0 for what is frozen.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub gradient_norms: BTreeMap<String, f64>,
+}
+
+/// One line of `steps.jsonl`: the means over the training images since the line before it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StepRecord {
+    /// Optimiser steps since the start of the training.
+    pub step: u64,
+    /// Epochs since the start of the training, in parts.
+    pub epoch: f64,
+    /// Each batch before its update.
+    pub loss: f64,
+    pub accuracy: f64,
+    /// Learning rate of the step.
+    pub lr: f64,
 }
 
 /// The epoch that the validation split likes best: of the highest accuracy, where that is equal of the
@@ -403,6 +428,7 @@ pub struct Run {
     config: Config,
     model: Model,
     metrics: Vec<EpochRecord>,
+    steps: Vec<StepRecord>,
     /// The lock on the folder, held until this is dropped or the process ends.
     lock: Option<File>,
 }
@@ -470,6 +496,7 @@ impl Run {
             config,
             model,
             metrics: Vec::new(),
+            steps: Vec::new(),
             lock: Some(lock),
         };
         if let Some(start) = start {
@@ -502,7 +529,7 @@ impl Run {
     /// Takes back a run that came to nothing before its first step: its files and its folder go.
     pub fn discard(mut self) {
         self.lock = None;
-        for file in [CHECKPOINT, CONFIG, LOCK] {
+        for file in [CHECKPOINT, STEPS, CONFIG, LOCK] {
             // What cannot be removed does no harm: it is a run of 0 epochs.
             let _ = fs::remove_file(self.folder.join(file));
         }
@@ -538,11 +565,17 @@ impl Run {
                 })
             })
             .collect::<Result<_>>()?;
+        // Another process may be in the middle of a line.
+        let steps = read(&folder.join(STEPS))?.unwrap_or_default();
+        let steps = steps
+            .lines()
+            .map_while(|line| serde_json::from_str(line).ok());
         Ok(Run {
             folder: folder.to_path_buf(),
             config,
             model,
             metrics,
+            steps: steps.collect(),
             lock: None,
         })
     }
@@ -582,6 +615,11 @@ impl Run {
     /// What the epochs so far gave.
     pub fn metrics(&self) -> &[EpochRecord] {
         &self.metrics
+    }
+
+    /// The course of the training within its epochs; empty in folders of older versions.
+    pub fn steps(&self) -> &[StepRecord] {
+        &self.steps
     }
 
     /// What the epoch gave that the validation split likes best; `None` without such a split.
@@ -649,7 +687,7 @@ impl Run {
                 ));
             }
             self.upgrade();
-            self.settle(0)?;
+            self.settle(0, 0)?;
             self.write_config()?;
             return Ok(Restored {
                 checkpoint: None,
@@ -664,7 +702,7 @@ impl Run {
             ));
         }
         self.upgrade();
-        self.settle(checkpoint.epoch)?;
+        self.settle(checkpoint.epoch, checkpoint.partial.step)?;
         if run.is_none() {
             // Of format 0; from now on it is proof against damage.
             let (path, optimizer) = (self.path(CHECKPOINT), &self.config.recipe.optimizer);
@@ -692,10 +730,11 @@ impl Run {
         self.config.wgrad = env!("CARGO_PKG_VERSION").into();
     }
 
-    /// Removes what kills left behind: scratch files, and metrics after `finished` epochs.
-    fn settle(&mut self, finished: usize) -> Result<()> {
+    /// Removes what kills left behind: scratch files, metrics after `finished` epochs, and what is known of steps
+    /// after so many of the next one.
+    fn settle(&mut self, finished: usize, partial: usize) -> Result<()> {
         let names = [
-            CONFIG, METRICS, CHECKPOINT, PREVIOUS, WEIGHTS, BEST, AVERAGE,
+            CONFIG, METRICS, STEPS, CHECKPOINT, PREVIOUS, WEIGHTS, BEST, AVERAGE,
         ];
         sweep(&self.folder, &names)?;
         // Of an epoch that is trained anew, which may go differently on another device.
@@ -703,7 +742,16 @@ impl Run {
             remove(&self.path(BEST))?;
         }
         self.metrics.retain(|record| record.epoch <= finished);
-        self.write_metrics()
+        let whole = self.metrics.last().map_or(0, |record| record.step);
+        let done = whole + partial as u64;
+        self.steps.retain(|record| record.step <= done);
+        self.write_metrics()?;
+        let path = self.path(STEPS);
+        // Folders of older versions have none.
+        match path.exists() {
+            true => replace(&path, &lines(&path, &self.steps)?),
+            false => Ok(()),
+        }
     }
 
     /// Reads a checkpoint and makes sure that it is one of this run.
@@ -807,6 +855,19 @@ impl Run {
             parameters,
             running,
         })
+    }
+
+    /// Adds a line to the steps.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; then a resume goes on from the last whole checkpoint.
+    pub(super) fn add_step(&mut self, record: StepRecord) -> Result<()> {
+        self.steps.push(record);
+        let path = self.path(STEPS);
+        let line = lines(&path, &[record])?;
+        let file = File::options().append(true).create(true).open(&path);
+        file.and_then(|mut file| file.write_all(&line))
+            .map_err(|e| Error::io("write", &path, e))
     }
 
     /// Adds an epoch to the folder.
@@ -1021,13 +1082,18 @@ impl Run {
 
     fn write_metrics(&self) -> Result<()> {
         let path = self.path(METRICS);
-        let mut lines = String::new();
-        for record in &self.metrics {
-            lines += &serde_json::to_string(record).map_err(|e| not_json(&path, e))?;
-            lines.push('\n');
-        }
-        replace(&path, lines.as_bytes())
+        replace(&path, &lines(&path, &self.metrics)?)
     }
+}
+
+/// A line of JSON for each record.
+fn lines<T: Serialize>(path: &Path, records: &[T]) -> Result<Vec<u8>> {
+    let mut lines = Vec::new();
+    for record in records {
+        serde_json::to_writer(&mut lines, record).map_err(|e| not_json(path, e))?;
+        lines.push(b'\n');
+    }
+    Ok(lines)
 }
 
 /// Where a checkpoint is, for people.
@@ -1133,6 +1199,8 @@ mod tests {
             images_per_second: 0.0,
             seconds: 0.0,
             lr: 0.0,
+            weight_norms: BTreeMap::new(),
+            gradient_norms: BTreeMap::new(),
         };
         let best_of = |measured: &[Option<(f64, f64)>]| {
             let metrics: Vec<_> = measured.iter().enumerate().map(record).collect();
