@@ -119,7 +119,7 @@ pub fn run(args: &PredictArgs) -> Result<()> {
     let started = Instant::now();
     // Rows on a terminal are progress enough.
     let bar = match args.json || !std::io::stdout().is_terminal() {
-        true => ProgressBar::new(sources.len() as u64),
+        true => ProgressBar::new(sources.len() as u64).with_message("pictures are looked at"),
         false => ProgressBar::hidden(),
     };
     let pulse = Pulse::start(&bar, || None);
