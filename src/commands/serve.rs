@@ -347,7 +347,7 @@ impl Site {
         Ok(json!({
             "run": name,
             "model": config.model.name,
-            "parameters": run.model().parameter_elements,
+            "parameters": config.model.parameters,
             "input": config.model.input,
             "class_names": config.model.class_names,
             "data": Path::new(&config.data.source).file_name().unwrap_or_default().to_string_lossy(),

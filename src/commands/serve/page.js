@@ -139,24 +139,23 @@ function showLayers(layers) {
     const canvas = row.lastChild;
     canvas.setAttribute('role', 'img');
     canvas.setAttribute('aria-label', `Output of ${name}`);
-    const room = Math.max(200, host.clientWidth);
-    // A layer of single values is a strip.
-    const [tileHeight, tileWidth, gap] = flat ? [1, 1, 0] : [height, width, 1];
-    let scale = flat ? 10 : Math.max(1, Math.round(56 / width));
-    if (flat && channels * scale > room) scale = Math.max(4, Math.floor(room / channels));
-    const columns = Math.max(1, Math.min(shown, Math.floor((room / scale + gap) / (tileWidth + gap))));
-    const rows = Math.ceil(shown / columns);
+    const room = Math.max(200, host.clientWidth), gap = flat ? 0 : 4;
+    // Whole multiples of a pixel; single values stand in a strip.
+    const tile = room < 500 ? 40 : 56;
+    const scale = flat ? Math.min(24, Math.max(4, Math.floor(room / channels))) : Math.max(1, Math.round(tile / width));
+    const [tileWidth, tileHeight] = flat ? [scale, 16] : [width * scale, height * scale];
+    const columns = Math.max(1, Math.min(shown, Math.floor((room + gap) / (tileWidth + gap))));
     canvas.width = columns * (tileWidth + gap) - gap;
-    canvas.height = rows * (tileHeight + gap) - gap;
-    canvas.style.width = `${canvas.width * scale}px`;
-    const bytes = bytesOf(layer.values);
-    const context = canvas.getContext('2d');
+    canvas.height = Math.ceil(shown / columns) * (tileHeight + gap) - gap;
+    const bytes = bytesOf(layer.values), pixels = height * width;
+    const context = canvas.getContext('2d'), small = element('canvas', { width, height });
+    context.imageSmoothingEnabled = false;
     for (let c = 0; c < shown; c++) {
-      const image = new ImageData(tileWidth, tileHeight);
-      for (let p = 0; p < tileWidth * tileHeight; p++) {
-        image.data.set(colour(bytes[c * tileWidth * tileHeight + p]), 4 * p);
-      }
-      context.putImageData(image, (c % columns) * (tileWidth + gap), Math.floor(c / columns) * (tileHeight + gap));
+      const image = new ImageData(width, height);
+      for (let p = 0; p < pixels; p++) image.data.set(colour(bytes[c * pixels + p]), 4 * p);
+      small.getContext('2d').putImageData(image, 0, 0);
+      const x = (c % columns) * (tileWidth + gap), y = Math.floor(c / columns) * (tileHeight + gap);
+      context.drawImage(small, x, y, tileWidth, tileHeight);
     }
   });
 }
@@ -379,7 +378,7 @@ function chart(title, series, epochs, asPercent) {
   if (high - low < 1e-6) low = Math.max(0, high - (asPercent ? 0.1 : 1));
   if (asPercent) low = Math.max(0, low - 0.05 * (high - low));
   if (high <= low) high = low + 1;
-  const W = 500, H = 260, left = 46, right = 10, top = 8, bottom = 34;
+  const W = innerWidth < 760 ? 340 : 500, H = W === 500 ? 260 : 220, left = 46, right = 10, top = 8, bottom = 34;
   const x = v => left + v / epochs * (W - left - right), y = v => H - bottom - (v - low) / (high - low) * (H - top - bottom);
   const root = svg('svg', { viewBox: `0 0 ${W} ${H}`, role: 'img', 'aria-label': title });
   const vertical = ticks(low, high, 5), across = ticks(0, epochs, 6);
@@ -388,10 +387,11 @@ function chart(title, series, epochs, asPercent) {
     const label = asPercent ? `${(100 * v).toFixed(Math.max(0, vertical.digits - 2))} %` : v.toFixed(vertical.digits);
     root.append(svg('text', { x: left - 6, y: y(v) + 4, 'text-anchor': 'end' }, label));
   }
-  for (const v of across.found) {
-    if (epochs >= 1 && v % 1 && epochs > 3) continue;
+  // Parts of an epoch only where there is but one.
+  const whole = epochs > 1;
+  for (const v of across.found.filter(v => !whole || Number.isInteger(v))) {
     root.append(svg('line', { class: 'grid', x1: x(v), x2: x(v), y1: top, y2: H - bottom }));
-    root.append(svg('text', { x: x(v), y: H - bottom + 15, 'text-anchor': 'middle' }, v.toFixed(across.digits)));
+    root.append(svg('text', { x: x(v), y: H - bottom + 15, 'text-anchor': 'middle' }, v.toFixed(whole ? 0 : across.digits)));
   }
   root.append(svg('text', { x: (left + W - right) / 2, y: H - 3, 'text-anchor': 'middle' }, 'epochs'));
   for (const { kind, points } of series) {
