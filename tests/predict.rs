@@ -9,9 +9,15 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Cursor, Write};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
+use wgrad::engine::{Engine, Split};
+use wgrad::kernels::Step;
+use wgrad::plan::Options;
+use wgrad::predict::Predictor;
+use wgrad::train::{Run, Weights};
 
 struct Bench {
     folder: tempfile::TempDir,
@@ -195,6 +201,83 @@ fn answers_are_those_of_an_evaluation() {
         "cpu",
     ]);
     assert_eq!(alone["pictures"][0], pictures[7]);
+}
+
+/// Running statistics and views, on the CPU and by the shaders.
+#[test]
+fn every_device_answers_as_its_evaluation_does() {
+    let bench = Bench::new();
+    let model = common::MODEL.replace(
+        "[[layer]]\ntype = \"max_pool2d\"",
+        "[[layer]]\ntype = \"batch_norm\"\n\n[[layer]]\ntype = \"max_pool2d\"",
+    );
+    assert_ne!(model, common::MODEL);
+    fs::write(bench.path("norm.toml"), model).unwrap();
+    bench.good(&[
+        "train",
+        "--model",
+        "norm.toml",
+        "--data",
+        "shapes",
+        "--device",
+        "cpu",
+        "--out",
+        "norm",
+    ]);
+    bench.exported();
+    for views in ["one", "mirror"] {
+        let eval = bench.json(&[
+            "eval", "norm", "--device", "cpu", "--json", "--views", views,
+        ]);
+        let answers = ["cpu", "software"].map(|device| {
+            let arguments = [
+                "predict", "norm", "pictures", "--csv", "--views", views, "--device", device,
+            ];
+            csv(&bench.good(&arguments))
+        });
+        for rows in &answers {
+            let correct = rows
+                .iter()
+                .filter(|row| row["file"].contains(&format!("/{}/", row["class_1"])));
+            assert_eq!(
+                eval["accuracy"],
+                correct.count() as f64 / rows.len() as f64,
+                "{views}"
+            );
+        }
+        for (cpu, gpu) in answers[0].iter().zip(&answers[1]) {
+            let [cpu, gpu]: [f64; 2] = [cpu, gpu].map(|row| row["share_1"].parse().unwrap());
+            assert!((cpu - gpu).abs() < 1e-4, "{cpu} {gpu}");
+        }
+    }
+}
+
+#[test]
+fn a_predictor_does_not_train() {
+    let bench = Bench::new();
+    let run = Run::open(&bench.path("run")).unwrap();
+    let mut predictor = Predictor::new(&run, Weights::Last, None, None, 2).unwrap();
+    assert!(predictor.predict(vec![]).unwrap().is_empty());
+    let shares = predictor.predict(vec![9; 5 * 8 * 6]).unwrap();
+    assert_eq!(shares.len(), 5 * 4);
+    assert_eq!(shares[..4], shares[16..]);
+    let why = predictor.predict(vec![9; 47]).unwrap_err().to_string();
+    assert!(why.contains("whole images of 8×6×1"), "{why}");
+    let options = Options {
+        evaluates_only: true,
+        ..Options::default()
+    };
+    let optimizer = run.config().recipe.optimizer;
+    let mut engine = Engine::new(None, run.model(), 2, &optimizer, &options).unwrap();
+    let labels = [0, 1];
+    let scale = run.config().scale_and_shift();
+    engine
+        .upload_dataset(Split::Train, vec![0; 96], &labels, &scale)
+        .unwrap();
+    let steps = [Step::new(0, 2)];
+    let trained = engine.train_epoch(&[0, 1], &steps, &mut |_| Ok(ControlFlow::Continue(())));
+    let why = trained.unwrap_err().to_string();
+    assert!(why.contains("only evaluates"), "{why}");
 }
 
 #[test]
