@@ -3,9 +3,10 @@
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
-use wgrad::data::Request;
+use wgrad::data::{Invert, Request};
 use wgrad::kernels::conv2d::Family;
 use wgrad::model::recipe::Views;
 use wgrad::train::{CheckpointEvery, Weights};
@@ -43,6 +44,10 @@ pub enum Command {
     Report(ReportArgs),
     /// Put several runs side by side: what is different, what came of it, and a page with curves
     Compare(CompareArgs),
+    /// Say what pictures show: files, folders or standard input, by a trained model
+    Predict(PredictArgs),
+    /// Open a local page to draw or drop pictures for a trained model, and to watch a training
+    Serve(ServeArgs),
     /// List the adapters, best first, with the numbers that --device takes, and what auto takes
     Devices(DevicesArgs),
     /// Check every kernel against its CPU twin, and the twins against finite differences
@@ -517,6 +522,94 @@ pub struct CompareArgs {
     /// Print one JSON object instead of tables [default: off]
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct PredictArgs {
+    /// Run folder of an earlier training
+    #[arg(value_name = "RUN")]
+    pub run: PathBuf,
+    /// Pictures (JPEG, PNG, WebP, BMP, TIFF or GIF) of any size, folders of them, or - for one picture
+    /// on standard input
+    #[arg(value_name = "FILE|DIR|-", required = true)]
+    pub files: Vec<PathBuf>,
+    /// Classes to name of each picture, those with the largest shares
+    #[arg(
+        long,
+        value_name = "N",
+        allow_negative_numbers = true,
+        default_value_t = 3
+    )]
+    pub top: usize,
+    /// Take the negative of pictures: auto (of dark ink on light paper, where the run's images are
+    /// light ink on a dark ground), always or never [default: auto]
+    #[arg(
+        long,
+        value_name = "auto|always|never",
+        default_value = "auto",
+        hide_default_value = true
+    )]
+    pub invert: Invert,
+    /// Take the middle of drawings, instead of cutting out the ink and centring it as MNIST's was
+    /// [default: centre, where the run's images are light ink on a dark ground]
+    #[arg(long)]
+    pub no_centre: bool,
+    /// Which of the weights: last, best (by the validation split) or average [default: last]
+    #[arg(
+        long,
+        value_name = "last|best|average",
+        default_value = "last",
+        hide_default_value = true
+    )]
+    pub weights: Weights,
+    /// Views of each image that are evaluated, and their mean taken: one, mirror or six [default: the
+    /// run's]
+    #[arg(long, value_name = "one|mirror|six")]
+    pub views: Option<Views>,
+    /// Device: auto (best hardware adapter, else CPU), gpu, software, cpu, or an adapter's number or
+    /// part of its name [default: auto]
+    #[arg(
+        long,
+        value_name = "auto|gpu|software|cpu|NUMBER|NAME",
+        default_value = "auto",
+        hide_default_value = true
+    )]
+    pub device: String,
+    /// Print one JSON object instead of a table [default: off]
+    #[arg(long, conflicts_with = "csv")]
+    pub json: bool,
+    /// Print lines of CSV with a header instead of a table [default: off]
+    #[arg(long)]
+    pub csv: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// Run folder of an earlier training, or of one in progress
+    #[arg(value_name = "RUN")]
+    pub run: PathBuf,
+    /// Port; 0 for any free one [default: 8471, or the next free one]
+    #[arg(long, value_name = "N")]
+    pub port: Option<u16>,
+    /// IP address to listen on. Any other than 127.0.0.1 or ::1 lets everybody in who reaches it:
+    /// there are no passwords
+    #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
+    pub address: IpAddr,
+    /// Which of the weights: last, best (by the validation split) or average [default: last]
+    #[arg(
+        long,
+        value_name = "last|best|average",
+        default_value = "last",
+        hide_default_value = true
+    )]
+    pub weights: Weights,
+    /// Device: cpu, gpu, software, auto, or an adapter's number or part of its name
+    #[arg(
+        long,
+        value_name = "auto|gpu|software|cpu|NUMBER|NAME",
+        default_value = "cpu"
+    )]
+    pub device: String,
 }
 
 #[derive(Debug, Args)]

@@ -80,6 +80,10 @@ pub enum Error {
         lr: f64,
     },
 
+    /// Pictures that could not be read, where the others got their answers (exit code 1).
+    #[error("{0}")]
+    Unread(String),
+
     /// A kernel or gradient is out of its tolerance (exit code 1).
     #[error("{0}")]
     Verify(String),

@@ -24,12 +24,13 @@
 //! | [`cpu`] | the twins, what carries out plans with them, and what is faster | [`plan`] |
 //! | [`engine`] | what carries out plans step after step, on either | [`gpu`], [`cpu`] |
 //! | [`train`] | the loop, the run folder, checkpoints | [`engine`], [`data`], [`export`] |
+//! | [`predict`] | a run's network, ready to answer | [`train`] |
 //! | [`export`] | safetensors in PyTorch's order | [`model`] |
 //! | [`tune`] | tiles chosen by measurement, and their cache | [`gpu`] |
 //! | [`verify`] | every kernel against its twin, alone and in whole steps | [`gpu`], [`cpu`] |
 //! | [`report`] | kernels, steps and layers measured; runs as pages | [`engine`], [`verify`], [`train`] |
 //!
-//! `main → commands → report, verify, train → engine → gpu, cpu → plan → kernels → model`, never back.
+//! `main → commands → report, verify, predict → train → engine → gpu, cpu → plan → kernels → model`, never back.
 //! Only `gpu` names wgpu; neither `gpu` nor `cpu` knows of the other.
 
 pub mod cpu;
@@ -43,6 +44,7 @@ pub mod host;
 pub mod kernels;
 pub mod model;
 pub mod plan;
+pub mod predict;
 pub mod report;
 pub mod train;
 pub mod tune;

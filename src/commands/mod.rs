@@ -12,11 +12,13 @@ mod inspect;
 mod live;
 mod lr_find;
 mod man;
+mod predict;
 mod preview;
 mod progress;
 mod recipe;
 mod report;
 mod seeds;
+mod serve;
 mod signals;
 mod train;
 mod verify;
@@ -54,6 +56,8 @@ pub fn run(Cli { quiet, command }: Cli) -> Result<()> {
         Command::Eval(args) => eval::run(&args),
         Command::Report(args) => report::run(&args),
         Command::Compare(args) => compare::run(&args),
+        Command::Predict(args) => predict::run(&args),
+        Command::Serve(args) => serve::run(&args),
         Command::Devices(args) => devices::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Bench(args) => bench::run(&args),

@@ -603,6 +603,68 @@ fn folders(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
     Ok(folders)
 }
 
+/// What a file in a folder is to somebody who looks for pictures.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// Its bytes.
+    Picture(Vec<u8>),
+    /// Neither contents nor name are those of a picture.
+    Other,
+}
+
+/// The files in a folder and below it, sorted by name, but for hidden ones; and what could not be looked
+/// at, a path and the reason each. Links are followed.
+///
+/// # Errors
+/// [`Error::Io`] for a folder that cannot be read.
+pub fn files_in(folder: &Path) -> Result<(Vec<PathBuf>, Vec<(PathBuf, String)>)> {
+    fs::read_dir(folder).map_err(|e| Error::io("read", folder, e))?;
+    let seen = |entry: &walkdir::DirEntry| {
+        entry.depth() == 0 || !is_hidden(&entry.file_name().to_string_lossy())
+    };
+    let entries = WalkDir::new(folder).follow_links(true).sort_by_file_name();
+    let (mut files, mut lost) = (Vec::new(), Vec::new());
+    for entry in entries.into_iter().filter_entry(seen) {
+        match entry {
+            Ok(entry) if entry.file_type().is_file() => files.push(entry.into_path()),
+            Ok(_) => {}
+            // What a link leads back to is read already.
+            Err(e) if e.loop_ancestor().is_some() => {}
+            Err(e) => {
+                let why = e.io_error().map_or("not found".into(), ToString::to_string);
+                lost.push((e.path().unwrap_or(folder).to_path_buf(), why));
+            }
+        }
+    }
+    Ok((files, lost))
+}
+
+/// The contents of a file that may be a picture.
+///
+/// # Errors
+/// Why it cannot be read, in a few words.
+pub fn read_file(path: &Path) -> std::result::Result<Found, String> {
+    let words = |e: std::io::Error| e.to_string();
+    let mut file = File::open(path).map_err(words)?;
+    let about = file.metadata().map_err(words)?;
+    if about.is_dir() {
+        return Err("a folder".into());
+    }
+    let mut bytes = Vec::new();
+    let mut read = |limit| file.by_ref().take(limit).read_to_end(&mut bytes);
+    read(START).map_err(words)?;
+    let called = || is_called_picture(&path.to_string_lossy());
+    if !picture::is_picture(&bytes) && !called() {
+        return Ok(Found::Other);
+    }
+    let mut read = |limit| file.by_ref().take(limit).read_to_end(&mut bytes);
+    read(LARGEST_FILE - START + 1).map_err(words)?;
+    if bytes.len() as u64 > LARGEST_FILE {
+        return Err(format!("larger than {}", BinaryBytes(LARGEST_FILE)));
+    }
+    Ok(Found::Picture(bytes))
+}
+
 /// How many files of `folder` itself are called as pictures are.
 fn pictures_in(folder: &Path) -> usize {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();

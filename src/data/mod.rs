@@ -5,6 +5,7 @@
 
 mod cache;
 mod cifar;
+mod drawing;
 mod folder;
 mod idx;
 mod mnist;
@@ -15,6 +16,8 @@ mod split;
 pub mod survey;
 mod weights;
 
+pub use drawing::{Invert, Picture, Reading, read_picture};
+pub use folder::{Found, files_in, read_file};
 pub use weights::{balanced_weights, read_weights};
 
 use crate::error::{Error, Result};

@@ -5,6 +5,7 @@
 //! scaled so that it just covers the wanted size (a triangle filter as wide as the scale asks for:
 //! nothing aliases) and cropped in the middle. One that has the size already keeps its bytes.
 
+use super::drawing::{self, Invert, Picture, Reading};
 use crate::model::Shape;
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
@@ -15,7 +16,7 @@ use image::{
 use indicatif::BinaryBytes;
 use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Pictures that unpack to more are refused: a few bytes can promise any size.
 const LARGEST: u64 = 512 << 20;
@@ -44,7 +45,7 @@ pub(super) fn is_picture(start: &[u8]) -> bool {
 /// What is wrong with it, in a few words.
 pub(super) fn header(bytes: &[u8]) -> Result<Header, String> {
     guarded(|| {
-        let mut decoder = decoder(bytes)?;
+        let mut decoder = decoder(bytes, LARGEST)?;
         let (width, height) = decoder.dimensions();
         let turned = is_turned(decoder.orientation().map_err(words)?);
         let (height, width) = if turned {
@@ -66,28 +67,92 @@ pub(super) fn header(bytes: &[u8]) -> Result<Header, String> {
 /// What is wrong with it, in a few words; then `target` is as it was.
 pub(super) fn decode(bytes: &[u8], shape: Shape, target: &mut [u8]) -> Result<(), String> {
     guarded(|| {
-        let mut decoder = decoder(bytes)?;
-        let large = decoder.total_bytes() > LARGE;
-        let _turn = large.then(|| ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner));
-        let orientation = decoder.orientation().map_err(words)?;
-        if guess_format(bytes).is_ok_and(|format| format == ImageFormat::Jpeg) && is_cut(bytes) {
-            return Err("cut short".into());
-        }
-        let picture = plain(DynamicImage::from_decoder(decoder).map_err(words)?, shape);
-        let mut picture = cover(picture, orientation, shape)?;
-        picture.apply_orientation(orientation);
-        match shape.channels {
-            1 => target.copy_from_slice(picture.into_luma8().as_raw()),
-            _ => target.copy_from_slice(picture.into_rgb8().as_raw()),
-        }
+        let Opened {
+            picture,
+            orientation,
+            ..
+        } = open(bytes, shape, LARGEST)?;
+        target.copy_from_slice(&brought_to(picture, orientation, shape)?);
         Ok(())
     })
 }
 
+/// As [`decode`], of a picture that a trained network is asked about.
+///
+/// # Errors
+/// What is wrong with it, in a few words.
+pub(super) fn read(bytes: &[u8], how: &Reading) -> Result<Picture, String> {
+    guarded(|| {
+        let Opened {
+            picture,
+            orientation,
+            ..
+        } = open(bytes, how.shape, how.most_bytes.min(LARGEST))?;
+        match picture {
+            DynamicImage::ImageLuma8(_) if how.draws() => {
+                let mut picture = picture;
+                picture.apply_orientation(orientation);
+                drawing::read(picture.into_luma8(), how)
+            }
+            _ => {
+                let mut pixels = brought_to(picture, orientation, how.shape)?;
+                let inverted = how.invert == Invert::Always;
+                if inverted {
+                    pixels.iter_mut().for_each(|byte| *byte = 255 - *byte);
+                }
+                Ok(Picture {
+                    pixels,
+                    inverted,
+                    centred: false,
+                })
+            }
+        }
+    })
+}
+
+/// A decoded picture, not yet turned.
+struct Opened {
+    /// Grey, or red, green, blue.
+    picture: DynamicImage,
+    orientation: Orientation,
+    /// What keeps other large ones waiting.
+    _turn: Option<MutexGuard<'static, ()>>,
+}
+
+/// Decodes a picture that unpacks to `most` bytes at most, for images of `shape`.
+fn open(bytes: &[u8], shape: Shape, most: u64) -> Result<Opened, String> {
+    let mut decoder = decoder(bytes, most)?;
+    let large = decoder.total_bytes() > LARGE;
+    let turn = large.then(|| ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner));
+    let orientation = decoder.orientation().map_err(words)?;
+    if guess_format(bytes).is_ok_and(|format| format == ImageFormat::Jpeg) && is_cut(bytes) {
+        return Err("cut short".into());
+    }
+    Ok(Opened {
+        picture: plain(DynamicImage::from_decoder(decoder).map_err(words)?, shape),
+        orientation,
+        _turn: turn,
+    })
+}
+
+/// The bytes of an image of `shape`: the middle of a picture that is still to be turned.
+pub(super) fn brought_to(
+    picture: DynamicImage,
+    orientation: Orientation,
+    shape: Shape,
+) -> Result<Vec<u8>, String> {
+    let mut picture = cover(picture, orientation, shape)?;
+    picture.apply_orientation(orientation);
+    Ok(match shape.channels {
+        1 => picture.into_luma8().into_raw(),
+        _ => picture.into_rgb8().into_raw(),
+    })
+}
+
 /// A decoder that has read the header of a picture which is not too large.
-fn decoder(bytes: &[u8]) -> Result<impl ImageDecoder + '_, String> {
+fn decoder(bytes: &[u8], most: u64) -> Result<impl ImageDecoder + '_, String> {
     let mut limits = Limits::default();
-    limits.max_alloc = Some(LARGEST);
+    limits.max_alloc = Some(most);
     let mut reader = ImageReader::new(Cursor::new(bytes));
     reader.limits(limits);
     let reader = reader.with_guessed_format().map_err(words)?;
@@ -96,11 +161,11 @@ fn decoder(bytes: &[u8]) -> Result<impl ImageDecoder + '_, String> {
     }
     let decoder = reader.into_decoder().map_err(words)?;
     let ((width, height), size) = (decoder.dimensions(), decoder.total_bytes());
-    if size > LARGEST {
+    if size > most {
         return Err(format!(
             "{width}×{height} pixels, {}, more than the {} that are decoded",
             BinaryBytes(size),
-            BinaryBytes(LARGEST)
+            BinaryBytes(most)
         ));
     }
     if width == 0 || height == 0 {
@@ -171,6 +236,21 @@ fn cover(
         (width as f64 / scale).min(from_width),
         (height as f64 / scale).min(from_height),
     ];
+    let crop = [
+        (from_height - crop[1]) / 2.0,
+        (from_width - crop[0]) / 2.0,
+        crop[1],
+        crop[0],
+    ];
+    scaled(&picture, crop, [height, width])
+}
+
+/// A part of a picture (top, left, height and width) scaled to a height and width.
+pub(super) fn scaled(
+    picture: &DynamicImage,
+    [top, left, rows, columns]: [f64; 4],
+    [height, width]: [usize; 2],
+) -> Result<DynamicImage, String> {
     let (pixel, grey) = match picture {
         DynamicImage::ImageLuma8(_) => (PixelType::U8, true),
         _ => (PixelType::U8x3, false),
@@ -179,12 +259,7 @@ fn cover(
     let mut to = Image::new(width as u32, height as u32, pixel);
     let options = ResizeOptions::new()
         .resize_alg(ResizeAlg::Convolution(FilterType::Bilinear))
-        .crop(
-            (from_width - crop[0]) / 2.0,
-            (from_height - crop[1]) / 2.0,
-            crop[0],
-            crop[1],
-        );
+        .crop(left, top, columns, rows);
     Resizer::new()
         .resize(&from.map_err(words)?, &mut to, &options)
         .map_err(words)?;

@@ -68,7 +68,11 @@ impl CpuEngine {
             scratch: fast::Scratch::default(),
             splits: [None, None, None],
         };
-        engine.plan((true, batch))?;
+        let first = match options.evaluates_only {
+            true => (false, engine.batch_of(Split::Test)),
+            false => (true, batch),
+        };
+        engine.plan(first)?;
         engine.set_kept("running", &initial_running(model))?;
         if let Some(weights) = &options.class_weights {
             engine.set_kept("class_weights", weights)?;
@@ -99,6 +103,10 @@ impl CpuEngine {
             ..self.options.clone()
         };
         CpuEngine::new(&self.model, self.batch, &self.optimizer, &options)
+    }
+
+    pub(super) fn evaluates_only(&self) -> bool {
+        self.options.evaluates_only
     }
 
     pub(super) fn micro(&self) -> bool {

@@ -232,7 +232,10 @@ impl GpuEngine {
         options: &Options,
     ) -> Result<GpuEngine> {
         let adapter = gpu.report().clone();
-        let mode = Mode::Train(*optimizer);
+        let mode = match options.evaluates_only {
+            true => Mode::Evaluate,
+            false => Mode::Train(*optimizer),
+        };
         let training = Plan::new(model, batch, mode, options, Target::Gpu(&adapter))?;
         let evaluation = evaluation_plan(model, &training, options, &adapter)?;
         GpuEngine::build(gpu, model, optimizer, options, training, evaluation).map_err(
@@ -368,6 +371,10 @@ impl GpuEngine {
             &self.optimizer,
             &options,
         )
+    }
+
+    pub(super) fn evaluates_only(&self) -> bool {
+        self.options.evaluates_only
     }
 
     pub(super) fn micro(&self) -> bool {

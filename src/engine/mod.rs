@@ -142,13 +142,23 @@ impl Engine {
     /// out still go through it, and are what is returned. An error of its own ends the epoch.
     ///
     /// # Errors
-    /// [`Error::Shape`] when order or table do not fit the split, or what the device reports.
+    /// [`Error::Shape`] when order or table do not fit the split, [`Error::Usage`] with
+    /// [`Options::evaluates_only`], or what the device reports.
     pub fn train_epoch(
         &mut self,
         order: &[u32],
         steps: &[Step],
         progress: StepProgress,
     ) -> Result<Vec<Metrics>> {
+        let evaluates_only = match self {
+            Engine::Gpu(e) => e.evaluates_only(),
+            Engine::Cpu(e) => e.evaluates_only(),
+        };
+        if evaluates_only {
+            return Err(Error::Usage(
+                "expected an engine that trains, found one that only evaluates; plan it without Options::evaluates_only".into(),
+            ));
+        }
         match self {
             Engine::Gpu(e) => e.train_epoch(order, steps, progress),
             Engine::Cpu(e) => e.train_epoch(order, steps, progress),

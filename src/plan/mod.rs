@@ -73,6 +73,8 @@ pub struct Options {
     pub label_smoothing: f32,
     /// Whether an evaluation keeps the logits of all samples, not their predictions alone.
     pub keep_logits: bool,
+    /// Whether nothing is trained: an engine then plans and takes memory for evaluations alone.
+    pub evaluates_only: bool,
     /// What a training sample of each class counts in softmax cross-entropy, `[classes]`; 1 without.
     pub class_weights: Option<Vec<f32>>,
     /// How training images are changed at random; an evaluation shows them as they are.

@@ -415,7 +415,8 @@ pub enum Weights {
 }
 
 impl Weights {
-    fn file(self) -> &'static str {
+    /// Name of their file in a run folder.
+    pub fn file(self) -> &'static str {
         match self {
             Weights::Last => WEIGHTS,
             Weights::Best => BEST,
@@ -617,6 +618,13 @@ impl Run {
             steps: steps.collect(),
             lock: None,
         })
+    }
+
+    /// Whether a process trains it at this moment, as far as the file system knows locks.
+    pub fn is_being_trained(&self) -> bool {
+        let lock = File::open(self.path(LOCK));
+        // Shared, and given back at once.
+        lock.is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
     }
 
     /// Opens the folder of an earlier run to train on, and locks it.
