@@ -6,6 +6,7 @@ mod data;
 mod device;
 mod devices;
 mod eval;
+mod export;
 mod inspect;
 mod lr_find;
 mod preview;
@@ -38,6 +39,8 @@ pub fn run(command: Command) -> Result<()> {
         Command::Preview(args) => preview::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Export(args) => export::run(&args),
+        Command::Import(args) => export::import(&args),
         Command::Devices(args) => devices::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Bench(args) => bench::run(&args),
