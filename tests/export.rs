@@ -164,7 +164,9 @@ fn round_trip(definition: &Definition) {
     let network = network(definition);
     let (model, normalization) = (&network.model, &network.normalization);
     let expected = logits(model, &network.parameters, &network.running, normalization);
-    let class_names: Vec<String> = (0..model.classes).map(|k| format!("class {k}, \"ä\"")).collect();
+    let class_names: Vec<String> = (0..model.classes)
+        .map(|k| format!("class {k}, \"ä\""))
+        .collect();
     let path = Path::new("file.onnx");
     for with_all in [false, true] {
         let options = OnnxOptions {
@@ -235,12 +237,22 @@ fn every_type_of_layer_is_in_the_test() {
     let rows = docs.lines().filter(|line| line.starts_with("| `"));
     let layers = rows.filter(|line| line.matches('|').count() >= 4);
     let names: Vec<&str> = layers
-        .flat_map(|line| line.split('|').nth(1).unwrap_or_default().split('`').skip(1).step_by(2))
+        .flat_map(|line| {
+            line.split('|')
+                .nth(1)
+                .unwrap_or_default()
+                .split('`')
+                .skip(1)
+                .step_by(2)
+        })
         .filter(|name| load(name).is_err())
         .collect();
     assert!(names.len() >= 20, "{names:?}");
     for name in names {
-        let used = [format!("type = \"{name}\""), format!("activation = \"{name}\"")];
+        let used = [
+            format!("type = \"{name}\""),
+            format!("activation = \"{name}\""),
+        ];
         assert!(used.iter().any(|used| ALL.contains(used)), "{name}");
     }
 }
@@ -258,7 +270,9 @@ fn a_model_is_written_as_what_reads_as_the_same() {
     let all = Definition::parse(ALL, "all.toml").unwrap();
     let shipped = SHIPPED.iter().map(|(name, _)| load(name).unwrap());
     for definition in shipped.chain([all]) {
-        let mut model = definition.resolve(definition.input, definition.classes).unwrap();
+        let mut model = definition
+            .resolve(definition.input, definition.classes)
+            .unwrap();
         for layer in &mut model.layers {
             layer.name = layer.name.replace('.', "_");
         }
@@ -269,7 +283,15 @@ fn a_model_is_written_as_what_reads_as_the_same() {
         let what = |model: &Model| -> Vec<_> {
             let layers = model.layers.iter();
             layers
-                .map(|l| (l.name.clone(), l.op, l.activation, l.inputs.clone(), l.range()))
+                .map(|l| {
+                    (
+                        l.name.clone(),
+                        l.op,
+                        l.activation,
+                        l.inputs.clone(),
+                        l.range(),
+                    )
+                })
                 .collect()
         };
         assert_eq!(what(&again), what(&model), "{text}");
@@ -285,7 +307,11 @@ fn a_pytorch_module_names_every_parameter() {
     let text = pytorch_module(&network.model, &network.normalization);
     for layer in &network.model.layers {
         let added = format!("add(self, \"{}\", nn.", layer.name);
-        assert_eq!(text.contains(&added), !layer.parameters.is_empty(), "{added}");
+        assert_eq!(
+            text.contains(&added),
+            !layer.parameters.is_empty(),
+            "{added}"
+        );
     }
     for line in [
         "nn.Conv2d(8, 8, (3, 3), stride=(1, 1), padding=(0, 0), dilation=(2, 1), groups=4, bias=False)",
@@ -309,7 +335,10 @@ fn what_an_onnx_file_cannot_hold_is_refused() {
     let model = definition.resolve(definition.input, 5).unwrap();
     let error = write_onnx(&model, &[], &[], &OnnxOptions::default()).unwrap_err();
     let line = error.to_string();
-    assert!(line.contains("at most 2147483647 bytes") && line.contains("--safetensors"), "{line}");
+    assert!(
+        line.contains("at most 2147483647 bytes") && line.contains("--safetensors"),
+        "{line}"
+    );
     assert_eq!(error.exit_code(), 2);
 
     let mlp = network(&load("mlp-sigmoid").unwrap());
@@ -340,19 +369,36 @@ fn export_and_import_at_the_command_line() {
     let bad = |line: &str, code: i32, words: &[&str]| {
         let output = wgrad(line).assert().code(code).get_output().stderr.clone();
         let text = String::from_utf8(output).unwrap();
-        assert!(words.iter().all(|word| text.contains(word)), "{line}: {text}");
+        assert!(
+            words.iter().all(|word| text.contains(word)),
+            "{line}: {text}"
+        );
     };
     good("train --model small.toml --data shapes --device cpu --epochs 1 --out run");
 
     bad("export run", 2, &["--onnx"]);
     bad("export run --onnx a.bin", 2, &["ends in .onnx", "a.bin"]);
-    bad("export run --fold-batch-norm --safetensors a.safetensors", 2, &["--onnx"]);
-    bad("export run --weights best --onnx a.onnx", 2, &["--weights last"]);
+    bad(
+        "export run --fold-batch-norm --safetensors a.safetensors",
+        2,
+        &["--onnx"],
+    );
+    bad(
+        "export run --weights best --onnx a.onnx",
+        2,
+        &["--weights last"],
+    );
     bad("export nowhere --onnx a.onnx", 1, &["nowhere"]);
     assert!(!at("a.onnx").exists());
 
     let said = good("export run --onnx a.onnx --safetensors w.safetensors --pytorch net.py");
-    for words in ["last, epoch 1 of run", "a.onnx, opset 17", "N×1×8×6 to logits N×4", "w.safetensors", "net.py"] {
+    for words in [
+        "last, epoch 1 of run",
+        "a.onnx, opset 17",
+        "N×1×8×6 to logits N×4",
+        "w.safetensors",
+        "net.py",
+    ] {
         assert!(said.contains(words), "{words}: {said}");
     }
     let weights = |name: &str| {
@@ -368,20 +414,32 @@ fn export_and_import_at_the_command_line() {
 
     // The names are the model's, so that the weights are too.
     let said = good("import a.onnx --out again");
-    assert!(said.contains("wgrad train --model again.toml --init again.safetensors"), "{said}");
+    assert!(
+        said.contains("wgrad train --model again.toml --init again.safetensors"),
+        "{said}"
+    );
     assert_eq!(weights("again.safetensors"), trained);
     let before = common::contents(folder.path().join("run").as_path()).len();
     bad("import a.onnx --out again", 2, &["new file", "again.toml"]);
     bad("import small.toml", 2, &["expected an ONNX file"]);
     bad("import none.onnx", 1, &["none.onnx"]);
     assert!(!at("small.safetensors").exists());
-    good("train --model again.toml --init again.safetensors --data shapes --device cpu --epochs 1 --batch-size 20 --out second");
+    good(
+        "train --model again.toml --init again.safetensors --data shapes --device cpu --epochs 1 --batch-size 20 --out second",
+    );
 
     // A file that is there is replaced.
     good("export run --onnx a.onnx --with-normalization --with-softmax");
     let imported = read_onnx(&fs::read(at("a.onnx")).unwrap(), &at("a.onnx")).unwrap();
-    assert!(imported.notes[0].contains("softmax"), "{:?}", imported.notes);
-    assert_eq!(before, common::contents(folder.path().join("run").as_path()).len());
+    assert!(
+        imported.notes[0].contains("softmax"),
+        "{:?}",
+        imported.notes
+    );
+    assert_eq!(
+        before,
+        common::contents(folder.path().join("run").as_path()).len()
+    );
 
     // The outputs as NumPy has them: as many as there are images.
     good("eval run --device cpu --logits logits.npy");
@@ -390,5 +448,9 @@ fn export_and_import_at_the_command_line() {
     let header = 10 + usize::from(u16::from_le_bytes([npy[8], npy[9]]));
     assert!(String::from_utf8_lossy(&npy[10..header]).contains("'shape': (40, 4)"));
     assert_eq!((header % 64, npy.len()), (0, header + 40 * 4 * 4));
-    bad("eval run second --device cpu --logits logits.npy", 2, &["one run for --logits"]);
+    bad(
+        "eval run second --device cpu --logits logits.npy",
+        2,
+        &["one run for --logits"],
+    );
 }

@@ -30,7 +30,11 @@ pub fn run(args: &ExportArgs) -> Result<()> {
     let (config, model) = (run.config(), run.model());
     let (epoch, [parameters, running]) = run.weights_of(args.weights)?;
     let of_epoch = epoch.map_or(String::new(), |epoch| format!(", epoch {epoch}"));
-    say_wrapped(&format!("weights     {}{of_epoch} of {}", args.weights, args.run.display()))?;
+    say_wrapped(&format!(
+        "weights     {}{of_epoch} of {}",
+        args.weights,
+        args.run.display()
+    ))?;
     let normalization = config.scale_and_shift();
     let class_names = &config.model.class_names;
 
@@ -52,9 +56,15 @@ pub fn run(args: &ExportArgs) -> Result<()> {
                 n => format!(", {n} kept that stand behind no convolution"),
             };
             let folding = format!("; {} batch normalisations folded{left}", folded.folded);
-            (write_onnx(&folded.model, &folded.parameters, &folded.running, &options)?, folding)
+            (
+                write_onnx(&folded.model, &folded.parameters, &folded.running, &options)?,
+                folding,
+            )
         } else {
-            (write_onnx(model, &parameters, &running, &options)?, String::new())
+            (
+                write_onnx(model, &parameters, &running, &options)?,
+                String::new(),
+            )
         };
         write(path, &bytes)?;
         let input = match args.with_normalization {
@@ -92,7 +102,10 @@ pub fn run(args: &ExportArgs) -> Result<()> {
     }
     if let Some(path) = &args.pytorch {
         write(path, pytorch_module(model, &normalization).as_bytes())?;
-        let weights = args.safetensors.as_deref().unwrap_or(Path::new("model.safetensors"));
+        let weights = args
+            .safetensors
+            .as_deref()
+            .unwrap_or(Path::new("model.safetensors"));
         let module = path.file_stem().unwrap_or_default().to_string_lossy();
         say_wrapped(&format!(
             "pytorch     {}: from {module} import load, normalize; network = load(\"{}\")",
@@ -160,7 +173,9 @@ pub fn import(args: &ImportArgs) -> Result<()> {
             "images   the network was trained on images normalised as the weights' metadata say; wgrad train takes mean and deviation of its own training images",
         )?;
     }
-    notes.iter().try_for_each(|note| say_wrapped(&format!("note     {note}")))?;
+    notes
+        .iter()
+        .try_for_each(|note| say_wrapped(&format!("note     {note}")))?;
     say(&format!(
         "next     wgrad train --model {} --init {}",
         toml.display(),

@@ -54,7 +54,11 @@ pub fn read_onnx(bytes: &[u8], path: &Path) -> Result<Imported> {
         return Err(error("expected an ONNX file with a graph of nodes, found none; use a file that an exporter wrote".into()));
     };
     let own = |id: &&OperatorSetIdProto| ["", "ai.onnx"].contains(&id.domain.as_str());
-    let opset = file.opset_import.iter().find(own).map_or(0, |id| id.version);
+    let opset = file
+        .opset_import
+        .iter()
+        .find(own)
+        .map_or(0, |id| id.version);
     if opset < 9 {
         return Err(error(format!(
             "expected opset 9 or later, found {opset}; export it with a later one, such as 17"
@@ -65,7 +69,7 @@ pub fn read_onnx(bytes: &[u8], path: &Path) -> Result<Imported> {
         model,
         tensors,
         normalization,
-        mut notes,
+        notes,
         ..
     } = reader.map_err(error)?;
 
@@ -90,21 +94,19 @@ pub fn read_onnx(bytes: &[u8], path: &Path) -> Result<Imported> {
     model.name = model_name(&graph.name, path);
     let [parameters, running] = from_pytorch(&model, &tensors)?;
     let producer = [&*file.producer_name, &*file.producer_version].join(" ");
-    let comment = format!("Imported from an ONNX file that {} wrote.", printable(producer.trim()));
+    let comment = format!(
+        "Imported from an ONNX file that {} wrote.",
+        printable(producer.trim())
+    );
     let text = architecture(&model, &comment);
     // What the text means is what the rest of the program goes by.
-    let definition = Definition::parse(&text, &format!("{}.toml", model.name))?;
-    let resolved = definition.resolve(model.input, model.classes)?;
+    let definition = Definition::parse(&text, &format!("{}.toml", model.name))
+        .map_err(|e| error(format!("expected what a model file can say, found otherwise: {e}")))?;
+    let resolved = definition
+        .resolve(model.input, model.classes)
+        .map_err(|e| error(format!("expected what a model file can say, found otherwise: {e}")))?;
     if resolved != model {
-        return Err(error(format!(
-            "expected the network as a model file, found that it would be another one there (layer {}); report this with the file",
-            resolved.layers.iter().zip(&model.layers).position(|(a, b)| a != b).unwrap_or(0)
-        )));
-    }
-    if let Some(names) = &class_names
-        && names.iter().any(|name| name.chars().any(char::is_control))
-    {
-        notes.push("class names hold control characters".into());
+        return Err(error("expected a network that a model file can describe, found another; please report this, with the file".into()));
     }
     Ok(Imported {
         model,
@@ -129,7 +131,13 @@ fn printable(text: &str) -> String {
 /// A name for the model: the graph's, unless it is one that exporters give to all, else the file's.
 fn model_name(graph: &str, path: &Path) -> String {
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-    let common = ["main_graph", "main", "torch_jit", "torch-jit-export", "graph"];
+    let common = [
+        "main_graph",
+        "main",
+        "torch_jit",
+        "torch-jit-export",
+        "graph",
+    ];
     let name = match common.contains(&graph) || graph.is_empty() {
         true => &*stem,
         false => graph,
@@ -197,6 +205,8 @@ struct Reader<'a> {
     graph: &'a GraphProto,
     opset: i64,
     constants: HashMap<String, Constant>,
+    /// The node that makes a value.
+    makers: HashMap<&'a str, usize>,
     /// The nodes that take a value.
     takers: HashMap<&'a str, Vec<usize>>,
     values: HashMap<String, Value>,
@@ -216,7 +226,11 @@ struct Reader<'a> {
 impl<'a> Reader<'a> {
     fn new(file: &ModelProto, graph: &'a GraphProto) -> Found<Reader<'a>> {
         let own = |id: &&OperatorSetIdProto| ["", "ai.onnx"].contains(&id.domain.as_str());
-        let opset = file.opset_import.iter().find(own).map_or(0, |id| id.version);
+        let opset = file
+            .opset_import
+            .iter()
+            .find(own)
+            .map_or(0, |id| id.version);
         let mut constants = HashMap::new();
         for tensor in &graph.initializer {
             // What nobody understands may be what nobody takes.
@@ -240,7 +254,9 @@ impl<'a> Reader<'a> {
         let dims = tensor.and_then(|t| t.shape.as_ref()).map(|s| &s.dim[..]);
         let sizes: Option<Vec<Option<usize>>> = dims.map(|dims| {
             let size = |dim: &DimensionProto| dim.dim_value.and_then(|n| usize::try_from(n).ok());
-            dims.iter().map(|dim| size(dim).filter(|n| *n > 0)).collect()
+            dims.iter()
+                .map(|dim| size(dim).filter(|n| *n > 0))
+                .collect()
         });
         let Some([batch, Some(channels), Some(height), Some(width)]) = sizes.as_deref() else {
             return Err(format!(
@@ -272,11 +288,16 @@ impl<'a> Reader<'a> {
                 takers.entry(input).or_default().push(i);
             }
         }
+        let outputs = graph.node.iter().enumerate();
+        let makers = outputs
+            .flat_map(|(i, node)| node.output.iter().map(move |name| (name.as_str(), i)))
+            .collect();
         let value = Value { index: 0, form };
         Ok(Reader {
             graph,
             opset,
             constants,
+            makers,
             takers,
             values: HashMap::from([(input.name.clone(), value)]),
             done: HashSet::new(),
@@ -294,6 +315,11 @@ impl<'a> Reader<'a> {
     fn read(mut self) -> Found<Reader<'a>> {
         let graph = self.graph;
         self.skip_unused();
+        for node in &graph.node {
+            if node.op_type == "Constant" {
+                self.resolve(node.output.first().map_or("", String::as_str), 0)?;
+            }
+        }
         self.find_trees();
         for (i, node) in graph.node.iter().enumerate() {
             if self.done.contains(&i) {
@@ -304,7 +330,9 @@ impl<'a> Reader<'a> {
             let sizes = self.model.shape(self.model.layers.len());
             let sizes = [sizes.height, sizes.width, sizes.channels].map(|n| n as u128);
             if sizes.iter().product::<u128>() > MAX_ELEMENTS {
-                return Err(at(format!("expected at most {MAX_ELEMENTS} elements of an image's tensor, found more")));
+                return Err(at(format!(
+                    "expected at most {MAX_ELEMENTS} elements of an image's tensor, found more"
+                )));
             }
         }
         let output = &graph.output[0].name;
@@ -324,7 +352,10 @@ impl<'a> Reader<'a> {
         }
         self.model.classes = shape.channels;
         if shape.channels < 2 {
-            return Err(format!("expected at least two classes, found {}; wgrad trains classifiers", shape.channels));
+            return Err(format!(
+                "expected at least two classes, found {}; wgrad trains classifiers",
+                shape.channels
+            ));
         }
         Ok(self)
     }
@@ -332,30 +363,36 @@ impl<'a> Reader<'a> {
     /// Nodes that the output does not depend on are none of ours.
     fn skip_unused(&mut self) {
         let graph = self.graph;
-        let outputs = graph.node.iter().enumerate();
-        let makers: HashMap<&str, usize> = outputs
-            .flat_map(|(i, node)| node.output.iter().map(move |name| (name.as_str(), i)))
-            .collect();
         let mut needed = HashSet::new();
         let mut open = vec![graph.output[0].name.as_str()];
         while let Some(name) = open.pop() {
-            if let Some(i) = makers.get(name)
+            if let Some(i) = self.makers.get(name)
                 && needed.insert(*i)
             {
                 open.extend(graph.node[*i].input.iter().map(String::as_str));
             }
         }
-        self.done = (0..graph.node.len()).filter(|i| !needed.contains(i)).collect();
+        self.done = (0..graph.node.len())
+            .filter(|i| !needed.contains(i))
+            .collect();
         for takers in self.takers.values_mut() {
-            takers.retain(|i| needed.contains(i));
+            // Who asks for the shape alone takes nothing.
+            takers.retain(|i| needed.contains(i) && graph.node[*i].op_type != "Shape");
         }
     }
 
     fn node(&mut self, i: usize, node: &'a NodeProto) -> Found<()> {
         if !["", "ai.onnx"].contains(&node.domain.as_str()) {
-            return Err(format!("expected an operation of ONNX's own, found one of '{}'", printable(&node.domain)));
+            return Err(format!(
+                "expected an operation of ONNX's own, found one of '{}'",
+                printable(&node.domain)
+            ));
         }
-        if node.output.iter().skip(1).any(|name| self.takers.get(name.as_str()).is_some_and(|t| !t.is_empty())) {
+        if node.output.iter().skip(1).any(|name| {
+            self.takers
+                .get(name.as_str())
+                .is_some_and(|t| !t.is_empty())
+        }) {
             return Err("expected a node of which the first output alone is used, found that others are too".into());
         }
         let [output, ..] = &node.output[..] else {
@@ -367,6 +404,9 @@ impl<'a> Reader<'a> {
         }
         if let Some((activation, input, nodes)) = self.activation(i)? {
             let x = self.value(input)?;
+            if matches!(x.form, Form::Padded(_)) {
+                return Err("expected an activation before the padding, found it behind".into());
+            }
             let index = self.activate(activation, x.index, input, &nodes)?;
             self.values.insert(output.clone(), Value { index, ..x });
             return Ok(());
@@ -377,9 +417,18 @@ impl<'a> Reader<'a> {
     }
 
     /// The value of an activation by `nodes`: in the layer before where nothing else takes what that gives.
-    fn activate(&mut self, activation: Activation, index: usize, input: &str, nodes: &[usize]) -> Found<usize> {
+    fn activate(
+        &mut self,
+        activation: Activation,
+        index: usize,
+        input: &str,
+        nodes: &[usize],
+    ) -> Found<usize> {
         let takes = |op: &Op| {
-            let normalises = matches!(op, Op::BatchNorm { .. } | Op::GroupNorm { .. } | Op::LayerNorm { .. });
+            let normalises = matches!(
+                op,
+                Op::BatchNorm { .. } | Op::GroupNorm { .. } | Op::LayerNorm { .. }
+            );
             op.product().is_some() || normalises || matches!(op, Op::Add | Op::Concat | Op::Scale)
         };
         let last = self.model.layers.len();
@@ -394,6 +443,25 @@ impl<'a> Reader<'a> {
             return Ok(last);
         }
         self.push(None, Op::Activation(activation), &[index])
+    }
+
+    /// Computes a constant that lies ahead, if it is one.
+    fn resolve(&mut self, name: &str, depth: usize) -> Found<()> {
+        // As deep as shapes are computed, and no deeper.
+        if depth > 8 || self.constants.contains_key(name) || self.values.contains_key(name) {
+            return Ok(());
+        }
+        if let Some(i) = self.makers.get(name) {
+            let node = &self.graph.node[*i];
+            for input in &node.input {
+                self.resolve(input, depth + 1)?;
+            }
+            let at = |what: String| format!("node '{}' ({}): {what}", name_of(node), node.op_type);
+            if let Some(constant) = self.computed(node).map_err(at)? {
+                self.constants.insert(name.into(), constant);
+            }
+        }
+        Ok(())
     }
 
     /// The only node that takes a value, if there is one.
@@ -424,7 +492,12 @@ impl<'a> Reader<'a> {
                 match (attribute.name.as_str(), &attribute.t) {
                     ("value", Some(tensor)) => {
                         let found = constant(tensor)?;
-                        Some(found.ok_or_else(|| format!("expected float32 or integers, found data type {}", tensor.data_type))?)
+                        Some(found.ok_or_else(|| {
+                            format!(
+                                "expected float32 or integers, found data type {}",
+                                tensor.data_type
+                            )
+                        })?)
                     }
                     ("value_float", _) => Some(Constant {
                         dims: Vec::new(),
@@ -441,7 +514,11 @@ impl<'a> Reader<'a> {
             }
             "Shape" => match node.input.first().and_then(|name| self.values.get(name)) {
                 Some(value) => {
-                    let Shape { height, width, channels } = self.model.shape(value.index);
+                    let Shape {
+                        height,
+                        width,
+                        channels,
+                    } = self.model.shape(value.index);
                     let all = [channels, height, width].map(|n| n as i64);
                     let sizes = match value.form {
                         Form::Map => [&[BATCH], &all[..]].concat(),
@@ -467,6 +544,24 @@ impl<'a> Reader<'a> {
                 if let ("Identity", [one]) = (node.op_type.as_str(), &inputs[..]) {
                     return Ok(Some((*one).clone()));
                 }
+                if let ("Unsqueeze", Some(values)) = (node.op_type.as_str(), inputs[0].floats()) {
+                    let axes = match inputs.get(1) {
+                        Some(axes) => axes.integers().map(<[i64]>::to_vec),
+                        None => ints(node, "axes"),
+                    };
+                    let mut axes = axes.unwrap_or_default();
+                    let rank = (inputs[0].dims.len() + axes.len()) as i64;
+                    axes.iter_mut()
+                        .for_each(|axis| *axis += if *axis < 0 { rank } else { 0 });
+                    axes.sort_unstable();
+                    let mut dims = inputs[0].dims.clone();
+                    for axis in axes {
+                        let at = usize::try_from(axis).ok().filter(|at| *at <= dims.len());
+                        dims.insert(at.ok_or("expected axes within the shape, found others")?, 1);
+                    }
+                    let data = Data::Floats(values.to_vec());
+                    return Ok(Some(Constant { dims, data }));
+                }
                 let numbers: Option<Vec<&[i64]>> = inputs.iter().map(|c| c.integers()).collect();
                 let Some(numbers) = numbers else {
                     return Ok(None);
@@ -478,11 +573,14 @@ impl<'a> Reader<'a> {
                             usize::try_from(i).ok().and_then(|i| of.get(i)).copied()
                         };
                         let found: Option<Vec<i64>> = at.iter().map(pick).collect();
-                        let found = found.ok_or("expected indices within the shape, found others")?;
+                        let found =
+                            found.ok_or("expected indices within the shape, found others")?;
                         integers(found, inputs[1].dims.is_empty())
                     }
                     ("Concat", all) => integers(all.concat(), false),
-                    ("Unsqueeze", [of, ..]) if inputs[0].dims.is_empty() => integers(of.to_vec(), false),
+                    ("Unsqueeze", [of, ..]) if inputs[0].dims.is_empty() => {
+                        integers(of.to_vec(), false)
+                    }
                     ("Squeeze", [of, ..]) if of.len() == 1 => integers(of.to_vec(), true),
                     ("Cast", [of]) => integers(of.to_vec(), inputs[0].dims.is_empty()),
                     _ => None,
@@ -529,10 +627,6 @@ impl<'a> Reader<'a> {
     /// Finds the activations that are several nodes, the largest first.
     fn find_trees(&mut self) {
         let graph = self.graph;
-        let outputs = graph.node.iter().enumerate();
-        let makers: HashMap<&str, usize> = outputs
-            .flat_map(|(i, node)| node.output.iter().map(move |name| (name.as_str(), i)))
-            .collect();
         for (i, node) in graph.node.iter().enumerate().rev() {
             if self.done.contains(&i) || !["Mul", "Div"].contains(&node.op_type.as_str()) {
                 continue;
@@ -540,7 +634,6 @@ impl<'a> Reader<'a> {
             for (activation, tree) in trees() {
                 let mut found = Match {
                     reader: self,
-                    makers: &makers,
                     x: None,
                     nodes: Vec::new(),
                 };
@@ -550,7 +643,10 @@ impl<'a> Reader<'a> {
                 if !found.tree(output, &tree) {
                     continue;
                 }
-                let Match { x: Some(x), nodes, .. } = found else {
+                let Match {
+                    x: Some(x), nodes, ..
+                } = found
+                else {
                     continue;
                 };
                 // What lies within is nobody else's.
@@ -591,10 +687,23 @@ fn trees() -> Vec<(Activation, Tree)> {
         .filter_map(|activation| Some((activation, activation.tree()?)))
         .collect();
     trees.extend([half(Activation::Gelu), half(Activation::GeluTanh)]);
-    trees.push((Activation::HardSwish, node("Mul", [X, of("HardSigmoid", X)])));
+    // The cube as a product.
+    let cube = node("Mul", [X, node("Mul", [X, X])]);
+    let sum = node("Add", [X, node("Mul", [cube, Constant(0.044715)])]);
+    let tanh = of("Tanh", node("Mul", [sum, Constant(0.797_884_6)]));
+    let product = node("Mul", [X, node("Add", [tanh, Constant(1.0)])]);
+    trees.push((Activation::GeluTanh, node("Mul", [product, Constant(0.5)])));
+    trees.push((
+        Activation::HardSwish,
+        node("Mul", [X, of("HardSigmoid", X)]),
+    ));
     let clip = Tree::Node(
         "Clip",
-        vec![node("Add", [X, Constant(3.0)]), Constant(0.0), Constant(6.0)],
+        vec![
+            node("Add", [X, Constant(3.0)]),
+            Constant(0.0),
+            Constant(6.0),
+        ],
     );
     trees.push((
         Activation::HardSwish,
@@ -610,7 +719,6 @@ fn trees() -> Vec<(Activation, Tree)> {
 /// A comparison of a part of the graph with a tree.
 struct Match<'r, 'a> {
     reader: &'r Reader<'a>,
-    makers: &'r HashMap<&'a str, usize>,
     x: Option<&'a str>,
     nodes: Vec<usize>,
 }
@@ -627,11 +735,12 @@ impl<'a> Match<'_, 'a> {
                 found.is_some_and(|found| (found - expected).abs() <= 1e-6 * expected.abs())
             }
             Tree::Node(op, inputs) => {
-                let Some(&i) = self.makers.get(name) else {
+                let Some(&i) = self.reader.makers.get(name) else {
                     return false;
                 };
                 let node = &self.reader.graph.node[i];
-                let sixth = |key| float(node, key).is_none_or(|alpha| (alpha - 1.0 / 6.0).abs() < 1e-6);
+                let sixth =
+                    |key| float(node, key).is_none_or(|alpha| (alpha - 1.0 / 6.0).abs() < 1e-6);
                 if node.op_type != *op
                     || node.input.len() != inputs.len()
                     // The default is 0.2.
@@ -669,13 +778,22 @@ impl<'a> Reader<'a> {
     fn value(&self, name: &str) -> Found<Value> {
         if let Some(value) = self.values.get(name) {
             return match value.form {
-                Form::Image => Err("expected uint8 images to be made float32 first (Cast), found them as they are".into()),
+                Form::Image => Err(
+                    "expected uint8 images to be made float32 first (Cast), found them as they are"
+                        .into(),
+                ),
                 _ => Ok(*value),
             };
         }
         Err(match self.constants.contains_key(name) {
-            true => format!("expected the input '{}' to depend on the image, found a constant", printable(name)),
-            false => format!("expected the input '{}' to be computed before it, found it nowhere", printable(name)),
+            true => format!(
+                "expected the input '{}' to depend on the image, found a constant",
+                printable(name)
+            ),
+            false => format!(
+                "expected the input '{}' to be computed before it, found it nowhere",
+                printable(name)
+            ),
         })
     }
 
@@ -697,7 +815,9 @@ impl<'a> Reader<'a> {
                 index: self.flattened(value.index)?,
                 ..value
             }),
-            other => Err(format!("expected an input of N×C×H×W or N×C, found {other:?}").to_lowercase()),
+            other => {
+                Err(format!("expected an input of N×C×H×W or N×C, found {other:?}").to_lowercase())
+            }
         }
     }
 
@@ -715,8 +835,14 @@ impl<'a> Reader<'a> {
         };
         match self.constants.get(name) {
             Some(constant) if constant.floats().is_some() => Ok(Some(constant)),
-            Some(_) => Err(format!("expected '{}' in float32, found integers", printable(name))),
-            None => Err(format!("expected '{}' as a constant of float32, found none; export trained weights in float32, within the file", printable(name))),
+            Some(_) => Err(format!(
+                "expected '{}' in float32, found integers",
+                printable(name)
+            )),
+            None => Err(format!(
+                "expected '{}' as a constant of float32, found none; export trained weights in float32, within the file",
+                printable(name)
+            )),
         }
     }
 
@@ -754,7 +880,11 @@ impl<'a> Reader<'a> {
             let numbered = name.chars().all(|c| !c.is_ascii_alphabetic());
             !numbered && name != "input" && !taken(&self.model, name)
         });
-        let same = self.model.layers.iter().filter(|l| l.op.name() == op.name());
+        let same = self
+            .model
+            .layers
+            .iter()
+            .filter(|l| l.op.name() == op.name());
         let mut count = same.count();
         while own.is_none() {
             count += 1;
@@ -770,7 +900,9 @@ impl<'a> Reader<'a> {
     /// Gives the last layer's parameters their values.
     fn fill(&mut self, tensors: &[(&str, Vec<f32>)]) {
         if let Some(layer) = self.model.layers.last() {
-            let named = tensors.iter().map(|(what, values)| (format!("{}.{what}", layer.name), values.clone()));
+            let named = tensors
+                .iter()
+                .map(|(what, values)| (format!("{}.{what}", layer.name), values.clone()));
             self.tensors.extend(named);
         }
     }
@@ -786,8 +918,14 @@ impl<'a> Reader<'a> {
     fn operation(&mut self, node: &'a NodeProto) -> Found<(Value, &'a str)> {
         let mut output = node.output[0].as_str();
         let op = node.op_type.as_str();
-        let as_map = |index| Value { index, form: Form::Map };
-        let as_vector = |index| Value { index, form: Form::Vector };
+        let as_map = |index| Value {
+            index,
+            form: Form::Map,
+        };
+        let as_vector = |index| Value {
+            index,
+            form: Form::Vector,
+        };
         let value = match op {
             "Conv" => as_map(self.convolution(node)?),
             "Gemm" | "MatMul" => {
@@ -802,11 +940,16 @@ impl<'a> Reader<'a> {
             "ReduceMean" => {
                 known(node, &["axes", "keepdims", "noop_with_empty_axes"])?;
                 let map = self.map(node)?;
-                let mut axes = ints(node, "axes").or_else(|| self.integers(node, 1)).unwrap_or_default();
-                axes.iter_mut().for_each(|axis| *axis += if *axis < 0 { 4 } else { 0 });
+                let mut axes = ints(node, "axes")
+                    .or_else(|| self.integers(node, 1))
+                    .unwrap_or_default();
+                axes.iter_mut()
+                    .for_each(|axis| *axis += if *axis < 0 { 4 } else { 0 });
                 axes.sort_unstable();
                 if axes != [2, 3] {
-                    return Err(format!("expected a mean over the axes 2 and 3, found {axes:?}"));
+                    return Err(format!(
+                        "expected a mean over the axes 2 and 3, found {axes:?}"
+                    ));
                 }
                 let index = self.global(map, false)?;
                 match int(node, "keepdims").unwrap_or(1) {
@@ -816,13 +959,18 @@ impl<'a> Reader<'a> {
             }
             "BatchNormalization" => {
                 known(node, &["epsilon", "momentum", "spatial", "training_mode"])?;
-                if int(node, "training_mode").unwrap_or(0) != 0 || int(node, "spatial").unwrap_or(1) != 1 {
+                if int(node, "training_mode").unwrap_or(0) != 0
+                    || int(node, "spatial").unwrap_or(1) != 1
+                {
                     return Err("expected the inference form over channels, found another; export the network in evaluation mode".into());
                 }
                 let x = self.either(input(node, 0)?)?;
                 let channels = self.model.shape(x.index).channels;
                 let mut tensors = Vec::new();
-                for (at, what) in ["weight", "bias", "running_mean", "running_var"].into_iter().enumerate() {
+                for (at, what) in ["weight", "bias", "running_mean", "running_var"]
+                    .into_iter()
+                    .enumerate()
+                {
                     tensors.push((what, self.per_channel(node, at + 1, channels)?));
                 }
                 let op = Op::BatchNorm {
@@ -847,7 +995,9 @@ impl<'a> Reader<'a> {
                 };
                 let axis = int(node, "axis").unwrap_or(-1);
                 if axis != -1 && axis != rank - 1 {
-                    return Err(format!("expected the last axis, found {axis}; normalise over the channels alone"));
+                    return Err(format!(
+                        "expected the last axis, found {axis}; normalise over the channels alone"
+                    ));
                 }
                 let channels = self.model.shape(index).channels;
                 let weight = self.per_channel(node, 1, channels)?;
@@ -855,7 +1005,9 @@ impl<'a> Reader<'a> {
                     0..=2 => vec![0.0; channels],
                     _ => self.per_channel(node, 2, channels)?,
                 };
-                let op = Op::LayerNorm { epsilon: epsilon(node)? };
+                let op = Op::LayerNorm {
+                    epsilon: epsilon(node)?,
+                };
                 let index = self.push(self.layer_name(node, 1), op, &[index])?;
                 self.fill(&[("weight", weight), ("bias", bias)]);
                 Value { index, ..x }
@@ -868,14 +1020,22 @@ impl<'a> Reader<'a> {
                 let form = match (x.form, &perm[..]) {
                     (Form::Map, [0, 2, 3, 1]) => Form::ChannelsLast,
                     (Form::ChannelsLast, [0, 3, 1, 2]) => Form::Map,
-                    _ => return Err(format!("expected N×C×H×W to N×H×W×C or back, found perm {perm:?}")),
+                    _ => {
+                        return Err(format!(
+                            "expected N×C×H×W to N×H×W×C or back, found perm {perm:?}"
+                        ));
+                    }
                 };
                 Value { form, ..x }
             }
             "Dropout" => {
                 known(node, &["ratio", "seed"])?;
                 let x = self.value(input(node, 0)?)?;
-                let ratio = self.floats(node, 1)?.and_then(Constant::scalar).or(float(node, "ratio")).unwrap_or(0.5);
+                let ratio = self
+                    .floats(node, 1)?
+                    .and_then(Constant::scalar)
+                    .or(float(node, "ratio"))
+                    .unwrap_or(0.5);
                 match ratio > 0.0 && ratio < 1.0 {
                     true => Value {
                         index: self.push(None, Op::Dropout { probability: ratio }, &[x.index])?,
@@ -911,7 +1071,9 @@ impl<'a> Reader<'a> {
                 let axis = int(node, "axis").unwrap_or(0);
                 let last = if form == Form::Map { -3 } else { -1 };
                 if inputs.iter().any(|x| x.form != form) || (axis != 1 && axis != last) {
-                    return Err(format!("expected maps or vectors side by side along axis 1, found axis {axis} or both"));
+                    return Err(format!(
+                        "expected maps or vectors side by side along axis 1, found axis {axis} or both"
+                    ));
                 }
                 let index = match &inputs[..] {
                     [one] => one.index,
@@ -927,23 +1089,35 @@ impl<'a> Reader<'a> {
                 let x = self.value(input(node, 0)?)?;
                 match (x.form, int(node, "axis").unwrap_or(1)) {
                     (Form::Map, 1 | -3) | (Form::Vector, 1 | -1) => as_vector(x.index),
-                    (_, axis) => return Err(format!("expected axis 1 of N×C×H×W, found axis {axis} or another input")),
+                    (_, axis) => {
+                        return Err(format!(
+                            "expected axis 1 of N×C×H×W, found axis {axis} or another input"
+                        ));
+                    }
                 }
             }
             "Reshape" => self.reshape(node)?,
             "Unsqueeze" | "Squeeze" => {
                 known(node, &["axes"])?;
                 let x = self.value(input(node, 0)?)?;
-                let axes = ints(node, "axes").or_else(|| self.integers(node, 1)).unwrap_or_default();
+                let axes = ints(node, "axes")
+                    .or_else(|| self.integers(node, 1))
+                    .unwrap_or_default();
                 let one_place = self.model.shape(x.index).positions() == 1;
                 let form = match (op, x.form, &axes[..]) {
-                    ("Unsqueeze", Form::Vector, [2 | -1] ) => Form::Column,
+                    ("Unsqueeze", Form::Vector, [2 | -1]) => Form::Column,
                     ("Unsqueeze", Form::Column, [2 | 3 | -1 | -2]) => Form::Map,
                     ("Unsqueeze", Form::Vector, [2, 3] | [-2, -1] | [-1, -2]) => Form::Map,
-                    ("Squeeze", Form::Map, [2, 3] | [-2, -1] | [-1, -2]) if one_place => Form::Vector,
+                    ("Squeeze", Form::Map, [2, 3] | [-2, -1] | [-1, -2]) if one_place => {
+                        Form::Vector
+                    }
                     ("Squeeze", Form::Map, [2 | 3 | -1 | -2]) if one_place => Form::Column,
                     ("Squeeze", Form::Column, [2 | -1]) => Form::Vector,
-                    _ => return Err(format!("expected the axes 2 and 3 of N×C or N×C×1×1, found {axes:?}")),
+                    _ => {
+                        return Err(format!(
+                            "expected the axes 2 and 3 of N×C or N×C×1×1, found {axes:?}"
+                        ));
+                    }
                 };
                 let index = match x.form {
                     Form::Vector => self.flattened(x.index)?,
@@ -956,22 +1130,42 @@ impl<'a> Reader<'a> {
                 known(node, &["axis"])?;
                 let x = self.value(input(node, 0)?)?;
                 let axis = int(node, "axis").unwrap_or(if self.opset < 13 { 1 } else { -1 });
-                if self.graph.output[0].name != output || x.form != Form::Vector || (axis != 1 && axis != -1) {
-                    return Err("expected it over the classes, at the end, found it elsewhere".into());
+                if self.graph.output[0].name != output
+                    || x.form != Form::Vector
+                    || (axis != 1 && axis != -1)
+                {
+                    return Err(
+                        "expected it over the classes, at the end, found it elsewhere".into(),
+                    );
                 }
-                self.notes.push(format!("the {} at the end is left out: wgrad's networks end in logits", op.to_lowercase()));
+                self.notes.push(format!(
+                    "the {} at the end is left out: wgrad's networks end in logits",
+                    op.to_lowercase()
+                ));
                 x
             }
-            _ => return Err(format!(
-                "expected an operation that wgrad has, found {}; it has convolution, dense layers, pooling, normalisations, common activations, sums, concatenation, and scaling by channel",
-                printable(op)
-            )),
+            _ => {
+                return Err(format!(
+                    "expected an operation that wgrad has, found {}; it has convolution, dense layers, pooling, normalisations, common activations, sums, concatenation, and scaling by channel",
+                    printable(op)
+                ));
+            }
         };
         Ok((value, output))
     }
 
     fn convolution(&mut self, node: &'a NodeProto) -> Found<usize> {
-        known(node, &["auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"])?;
+        known(
+            node,
+            &[
+                "auto_pad",
+                "dilations",
+                "group",
+                "kernel_shape",
+                "pads",
+                "strides",
+            ],
+        )?;
         let value = self.value(input(node, 0)?)?;
         let (x, extra) = match value.form {
             Form::Map => (value.index, [[0; 2]; 2]),
@@ -980,7 +1174,10 @@ impl<'a> Reader<'a> {
         };
         let weight = self.required(node, 1)?;
         let [outputs, per_group, height, width] = weight.dims[..] else {
-            return Err(format!("expected a weight of OC×C×KH×KW, found {:?}", weight.dims));
+            return Err(format!(
+                "expected a weight of OC×C×KH×KW, found {:?}",
+                weight.dims
+            ));
         };
         let values = weight.floats().unwrap_or_default().to_vec();
         let kernel = [height, width];
@@ -1006,10 +1203,12 @@ impl<'a> Reader<'a> {
             None => None,
         };
         let made = Conv2d::dilated(shape, outputs, kernel, stride, sides, dilation);
-        let made = made.and_then(|g| g.grouped(groups)).map_err(|error| match error {
-            Error::Shape { what, .. } => what,
-            other => other.to_string(),
-        })?;
+        let made = made
+            .and_then(|g| g.grouped(groups))
+            .map_err(|error| match error {
+                Error::Shape { what, .. } => what,
+                other => other.to_string(),
+            })?;
         let made = match bias {
             Some(_) => made,
             None => made.without_bias(),
@@ -1024,10 +1223,19 @@ impl<'a> Reader<'a> {
 
     fn dense(&mut self, node: &'a NodeProto, output: &mut &'a str) -> Found<usize> {
         let gemm = node.op_type == "Gemm";
-        known(node, if gemm { &["alpha", "beta", "transA", "transB"] } else { &[] })?;
+        known(
+            node,
+            if gemm {
+                &["alpha", "beta", "transA", "transB"]
+            } else {
+                &[]
+            },
+        )?;
         let is = |key, expected| float(node, key).unwrap_or(expected) == expected;
         if !is("alpha", 1.0) || !is("beta", 1.0) || int(node, "transA").unwrap_or(0) != 0 {
-            return Err("expected x·W + b (alpha 1, beta 1, transA 0), found another product".into());
+            return Err(
+                "expected x·W + b (alpha 1, beta 1, transA 0), found another product".into(),
+            );
         }
         let x = self.value(input(node, 0)?)?;
         let weight = self.required(node, 1)?;
@@ -1049,7 +1257,9 @@ impl<'a> Reader<'a> {
         }
         let values = match transposed {
             true => values.to_vec(),
-            false => (0..outputs).flat_map(|o| (0..inputs).map(move |i| values[i * outputs + o])).collect(),
+            false => (0..outputs)
+                .flat_map(|o| (0..inputs).map(move |i| values[i * outputs + o]))
+                .collect(),
         };
         let mut name = self.layer_name(node, 1);
         // In a product of its own the bias is the next node's.
@@ -1057,12 +1267,18 @@ impl<'a> Reader<'a> {
         let next = self.sole_taker(output).map(|i| (i, &self.graph.node[i]));
         if let (false, Some((i, add))) = (gemm, next)
             && add.op_type == "Add"
-            && let Some(at) = add.input.iter().position(|name| self.constants.contains_key(name))
+            && let Some(at) = add
+                .input
+                .iter()
+                .position(|name| self.constants.contains_key(name))
         {
             bias = Some(self.per_channel(add, at, outputs)?);
             name = name.or(add.input[at].strip_suffix(".bias"));
             self.done.insert(i);
-            *output = add.output.first().ok_or("expected a node with an output behind it, found none")?;
+            *output = add
+                .output
+                .first()
+                .ok_or("expected a node with an output behind it, found none")?;
         } else if self.floats(node, 2)?.is_some() {
             let constant = self.required(node, 2)?;
             bias = Some(match constant.scalar() {
@@ -1084,18 +1300,36 @@ impl<'a> Reader<'a> {
     }
 
     fn pool(&mut self, node: &'a NodeProto) -> Found<usize> {
-        known(node, &["auto_pad", "ceil_mode", "count_include_pad", "dilations", "kernel_shape", "pads", "storage_order", "strides"])?;
+        known(
+            node,
+            &[
+                "auto_pad",
+                "ceil_mode",
+                "count_include_pad",
+                "dilations",
+                "kernel_shape",
+                "pads",
+                "storage_order",
+                "strides",
+            ],
+        )?;
         let is_max = node.op_type == "MaxPool";
         let value = self.value(input(node, 0)?)?;
         let (x, zeros) = match value.form {
             Form::Map => (value.index, None),
             // Zeros that count like the image's.
             Form::Padded(sides) if !is_max => (value.index, Some(sides)),
-            _ => return Err("expected an input of N×C×H×W without padding of its own, found another".into()),
+            _ => {
+                return Err(
+                    "expected an input of N×C×H×W without padding of its own, found another".into(),
+                );
+            }
         };
         let kernel = pair(node, "kernel_shape")?.ok_or("expected a kernel_shape, found none")?;
         let stride = pair(node, "strides")?.unwrap_or([1, 1]);
-        if pair(node, "dilations")?.is_some_and(|dilation| dilation != [1, 1]) || int(node, "storage_order").unwrap_or(0) != 0 {
+        if pair(node, "dilations")?.is_some_and(|dilation| dilation != [1, 1])
+            || int(node, "storage_order").unwrap_or(0) != 0
+        {
             return Err("expected dilations of 1 and storage_order 0, found others".into());
         }
         let shape = self.model.shape(x);
@@ -1104,27 +1338,42 @@ impl<'a> Reader<'a> {
         let mut counted = int(node, "count_include_pad").unwrap_or(0) != 0;
         if let Some(zeros) = zeros {
             // What a window reaches beyond them is no padding of ours.
-            if padding.iter().any(|[before, _]| *before != 0) || (counted && padding != [[0; 2]; 2]) {
-                return Err("expected no padding beside that of the Pad before it, found some".into());
+            if padding.iter().any(|[before, _]| *before != 0) || (counted && padding != [[0; 2]; 2])
+            {
+                return Err(
+                    "expected no padding beside that of the Pad before it, found some".into(),
+                );
             }
             ceil |= padding != [[0; 2]; 2];
             let beyond = padding;
             (padding, counted) = (zeros, true);
             let pool = pool(shape, kernel, stride, padding, ceil, counted)?;
             let rest: [bool; 2] = [0, 1].map(|axis| {
-                let padded = [shape.height, shape.width][axis] + zeros[axis][0] + zeros[axis][1] + beyond[axis][1];
+                let padded = [shape.height, shape.width][axis]
+                    + zeros[axis][0]
+                    + zeros[axis][1]
+                    + beyond[axis][1];
                 let outputs = [pool.output.height, pool.output.width][axis];
                 padded >= kernel[axis] && (padded - kernel[axis]) / stride[axis] + 1 == outputs
             });
             if rest != [true; 2] && int(node, "ceil_mode").unwrap_or(0) == 0 {
-                return Err("expected windows that begin on the image, found some in the padding".into());
+                return Err(
+                    "expected windows that begin on the image, found some in the padding".into(),
+                );
             }
         }
         if is_max && kernel[0].saturating_mul(kernel[1]) > 256 {
-            return Err(format!("expected a window of at most 256 places, found {}×{}", kernel[0], kernel[1]));
+            return Err(format!(
+                "expected a window of at most 256 places, found {}×{}",
+                kernel[0], kernel[1]
+            ));
         }
         let pool = pool(shape, kernel, stride, padding, ceil, counted)?;
-        let op = if is_max { Op::MaxPool2d(pool) } else { Op::MeanPool2d(pool) };
+        let op = if is_max {
+            Op::MaxPool2d(pool)
+        } else {
+            Op::MeanPool2d(pool)
+        };
         self.push(None, op, &[x])
     }
 
@@ -1133,11 +1382,16 @@ impl<'a> Reader<'a> {
         let kernel = [shape.height, shape.width];
         let pool = pool(shape, kernel, kernel, [[0; 2]; 2], false, false)?;
         match is_max {
-            true if shape.positions() > 256 => Err(format!("expected a window of at most 256 places, found {shape}")),
+            true if shape.positions() > 256 => Err(format!(
+                "expected a window of at most 256 places, found {shape}"
+            )),
             true => self.push(None, Op::MaxPool2d(pool), &[x]),
             // As the layer of that name has it.
             false => {
-                let pool = Pool2d { stride: [1, 1], ..pool };
+                let pool = Pool2d {
+                    stride: [1, 1],
+                    ..pool
+                };
                 self.push(None, Op::MeanPool2d(pool), &[x])
             }
         }
@@ -1157,7 +1411,9 @@ impl<'a> Reader<'a> {
                 let groups = size(int(node, "num_groups").unwrap_or(0))?;
                 let of = |at| match self.required(node, at)?.len() {
                     // A number for each group, before opset 21.
-                    n if n == groups && n != channels => Ok(spread(self.per_channel(node, at, groups)?, groups)),
+                    n if n == groups && n != channels => {
+                        Ok(spread(self.per_channel(node, at, groups)?, groups))
+                    }
                     _ => self.per_channel(node, at, channels),
                 };
                 (groups, of(1)?, of(2)?, Form::Map, self.layer_name(node, 1))
@@ -1173,13 +1429,19 @@ impl<'a> Reader<'a> {
                 let mut weight = spread(self.per_channel(node, 1, groups)?, groups);
                 let mut bias = spread(self.per_channel(node, 2, groups)?, groups);
                 // Back to the map, then perhaps a factor and a summand for each channel.
-                let back = self.next(output, "Reshape").ok_or("expected a Reshape back behind it, found none")?;
+                let back = self
+                    .next(output, "Reshape")
+                    .ok_or("expected a Reshape back behind it, found none")?;
                 *output = &back.output[0];
                 let sizes = self.integers(back, 1).unwrap_or_default();
                 let form = match sizes.len() {
                     4 => Form::Map,
                     2 if shape.positions() == 1 => Form::Vector,
-                    _ => return Err(format!("expected a Reshape back to {shape} behind it, found {sizes:?}")),
+                    _ => {
+                        return Err(format!(
+                            "expected a Reshape back to {shape} behind it, found {sizes:?}"
+                        ));
+                    }
                 };
                 let mut name = None;
                 if let Some(mul) = self.next(output, "Mul") {
@@ -1211,18 +1473,36 @@ impl<'a> Reader<'a> {
     fn next(&mut self, name: &str, op: &str) -> Option<&'a NodeProto> {
         let i = self.sole_taker(name)?;
         let node = &self.graph.node[i];
-        let constant = node.input.iter().any(|name| self.constants.contains_key(name));
-        let taken = node.op_type == op && constant && node.output.len() == 1 && node.input.len() == 2;
+        if node.op_type == op {
+            for input in node.input.iter().filter(|input| *input != name) {
+                self.resolve(input, 0).ok()?;
+            }
+        }
+        let constant = node
+            .input
+            .iter()
+            .any(|name| self.constants.contains_key(name));
+        let taken =
+            node.op_type == op && constant && node.output.len() == 1 && node.input.len() == 2;
         (taken && self.done.insert(i)).then_some(node)
     }
 
     fn constant_input(&self, node: &NodeProto) -> Found<usize> {
-        let at = node.input.iter().position(|name| self.constants.contains_key(name));
+        let at = node
+            .input
+            .iter()
+            .position(|name| self.constants.contains_key(name));
         at.ok_or_else(|| "expected a constant among the inputs, found none".into())
     }
 
     /// A constant that has a number for each channel of a map or a vector.
-    fn along_channels(&self, node: &NodeProto, at: usize, channels: usize, form: Form) -> Found<Vec<f32>> {
+    fn along_channels(
+        &self,
+        node: &NodeProto,
+        at: usize,
+        channels: usize,
+        form: Form,
+    ) -> Found<Vec<f32>> {
         let constant = self.required(node, at)?;
         let dims = match (form, &constant.dims[..]) {
             (_, []) => vec![],
@@ -1236,13 +1516,20 @@ impl<'a> Reader<'a> {
         match (values, &dims[..]) {
             ([one], _) => Ok(vec![*one; channels]),
             (_, [n] | [1, n]) if *n == channels => Ok(values.to_vec()),
-            _ => Err(format!("expected a constant for {channels} channels, found {:?}", constant.dims)),
+            _ => Err(format!(
+                "expected a constant for {channels} channels, found {:?}",
+                constant.dims
+            )),
         }
     }
 
     fn arithmetic(&mut self, node: &'a NodeProto) -> Found<Value> {
         let op = node.op_type.as_str();
-        if node.input.iter().any(|name| self.constants.contains_key(name)) {
+        if node
+            .input
+            .iter()
+            .any(|name| self.constants.contains_key(name))
+        {
             return self.normalise(node);
         }
         let mut inputs = Vec::new();
@@ -1260,10 +1547,15 @@ impl<'a> Reader<'a> {
                 match one_place(*b) {
                     true => self.push(None, Op::Scale, &[*a, *b])?,
                     false if one_place(*a) => self.push(None, Op::Scale, &[*b, *a])?,
-                    false => return Err("expected a map times factors of N×C×1×1, found two maps".into()),
+                    false => {
+                        return Err("expected a map times factors of N×C×1×1, found two maps".into());
+                    }
                 }
             }
-            _ => return Err("expected a sum of equal shapes, or a map times factors of N×C×1×1, found another".into()),
+            _ => return Err(
+                "expected a sum of equal shapes, or a map times factors of N×C×1×1, found another"
+                    .into(),
+            ),
         };
         Ok(Value { index, form })
     }
@@ -1272,13 +1564,22 @@ impl<'a> Reader<'a> {
     fn normalise(&mut self, node: &'a NodeProto) -> Found<Value> {
         let at = self.constant_input(node)?;
         let channels = self.model.input.channels;
-        let other = node.input.get(1 - at.min(1)).ok_or("expected two inputs, found another number")?;
-        let x = self.value(other)?;
-        if x != (Value { index: 0, form: Form::Map }) || (at == 0 && ["Sub", "Div"].contains(&&*node.op_type)) {
+        let [a, b] = &node.input[..] else {
+            return Err("expected two inputs, found another number".into());
+        };
+        let x = self.value(if at == 0 { b } else { a })?;
+        if x != (Value {
+            index: 0,
+            form: Form::Map,
+        }) || (at == 0 && ["Sub", "Div"].contains(&&*node.op_type))
+        {
             return Err("expected arithmetic with constants on the images alone, before the first layer, found it elsewhere".into());
         }
         let constant = self.along_channels(node, at, channels, Form::Map)?;
-        let [mut scale, mut shift] = self.affine.take().unwrap_or([vec![1.0; channels], vec![0.0; channels]]);
+        let [mut scale, mut shift] = self
+            .affine
+            .take()
+            .unwrap_or([vec![1.0; channels], vec![0.0; channels]]);
         for c in 0..channels {
             let value = f64::from(constant[c]);
             match node.op_type.as_str() {
@@ -1301,24 +1602,44 @@ impl<'a> Reader<'a> {
             return Err("expected a shape that is known, found one that is computed".into());
         };
         let shape = self.model.shape(x.index);
-        let Shape { height, width, channels } = shape;
-        let wrong = || format!("expected N×C×H×W, N×C or groups of channels, found {sizes:?}").replace(&BATCH.to_string(), "N");
+        let Shape {
+            height,
+            width,
+            channels,
+        } = shape;
+        let wrong = || {
+            format!("expected N×C×H×W, N×C or groups of channels, found {sizes:?}")
+                .replace(&BATCH.to_string(), "N")
+        };
         let [first, rest @ ..] = &sizes[..] else {
             return Err(wrong());
         };
-        let batch = *first == BATCH || *first == 0 || *first == -1 || self.batch.is_some_and(|n| *first == n as i64);
-        let is = |size: i64, expected: usize| size == expected as i64 || (size == -1 && *first != -1);
+        let batch = *first == BATCH
+            || *first == 0
+            || *first == -1
+            || self.batch.is_some_and(|n| *first == n as i64);
+        let is =
+            |size: i64, expected: usize| size == expected as i64 || (size == -1 && *first != -1);
         let all = shape.elements();
         let form = match (x.form, rest) {
             _ if !batch => return Err(wrong()),
             (Form::Map | Form::Vector, [size]) if is(*size, all) => Form::Vector,
-            (Form::Map | Form::Vector, [c, h, w]) if [is(*c, channels), is(*h, height), is(*w, width)] == [true; 3] => Form::Map,
+            (Form::Map | Form::Vector, [c, h, w])
+                if [is(*c, channels), is(*h, height), is(*w, width)] == [true; 3] =>
+            {
+                Form::Map
+            }
             (Form::Map, [c, h, w]) if *c == 0 && is(*h, height) && is(*w, width) => Form::Map,
             (Form::Vector, [c, 1, 1]) if is(*c, all) => {
                 let index = self.flattened(x.index)?;
-                return Ok(Value { index, form: Form::Map });
+                return Ok(Value {
+                    index,
+                    form: Form::Map,
+                });
             }
-            (Form::Map | Form::Vector, [groups, size]) if *groups > 0 && (x.form == Form::Map || shape.positions() == 1) => {
+            (Form::Map | Form::Vector, [groups, size])
+                if *groups > 0 && (x.form == Form::Map || shape.positions() == 1) =>
+            {
                 let groups = super::import::size(*groups)?;
                 if !channels.is_multiple_of(groups) || !(is(*size, all / groups)) {
                     return Err(wrong());
@@ -1334,18 +1655,34 @@ impl<'a> Reader<'a> {
         known(node, &["mode", "pads", "value"])?;
         let x = self.map(node)?;
         let zero = float(node, "value").unwrap_or(0.0) == 0.0
-            && self.floats(node, 2)?.is_none_or(|constant| constant.scalar() == Some(0.0));
-        let pads = ints(node, "pads").or_else(|| self.integers(node, 1)).unwrap_or_default();
+            && self
+                .floats(node, 2)?
+                .is_none_or(|constant| constant.scalar() == Some(0.0));
+        let pads = ints(node, "pads")
+            .or_else(|| self.integers(node, 1))
+            .unwrap_or_default();
         let last = match self.integers(node, 3) {
             // Those of the named axes alone.
-            Some(axes) if axes == [2, 3] && pads.len() == 4 => [vec![0, 0], pads[..2].to_vec(), vec![0, 0], pads[2..].to_vec()].concat(),
+            Some(axes) if axes == [2, 3] && pads.len() == 4 => [
+                vec![0, 0],
+                pads[..2].to_vec(),
+                vec![0, 0],
+                pads[2..].to_vec(),
+            ]
+            .concat(),
             Some(_) => Vec::new(),
             None => pads,
         };
         match (&last[..], text(node, "mode").unwrap_or("constant")) {
             ([0, 0, top, left, 0, 0, bottom, right], "constant") if zero => {
-                let sides = [[at_least_zero(*top)?, at_least_zero(*bottom)?], [at_least_zero(*left)?, at_least_zero(*right)?]];
-                Ok(Value { index: x, form: Form::Padded(sides) })
+                let sides = [
+                    [at_least_zero(*top)?, at_least_zero(*bottom)?],
+                    [at_least_zero(*left)?, at_least_zero(*right)?],
+                ];
+                Ok(Value {
+                    index: x,
+                    form: Form::Padded(sides),
+                })
             }
             _ => Err("expected zeros around height and width, found another padding".into()),
         }
@@ -1391,17 +1728,48 @@ fn constant(tensor: &TensorProto) -> Found<Option<Constant>> {
             "expected all weights within the file, found '{name}' in another; write it as one file (PyTorch: external_data=False; onnx: save_as_external_data=False)"
         ));
     }
-    let dims: Option<Vec<usize>> = tensor.dims.iter().map(|n| usize::try_from(*n).ok()).collect();
-    let dims = dims.ok_or_else(|| format!("expected sizes of at least 0 of '{name}', found {:?}", tensor.dims))?;
-    let elements = dims.iter().fold(1u128, |all, n| all.saturating_mul(*n as u128));
+    let dims: Option<Vec<usize>> = tensor
+        .dims
+        .iter()
+        .map(|n| usize::try_from(*n).ok())
+        .collect();
+    let dims = dims.ok_or_else(|| {
+        format!(
+            "expected sizes of at least 0 of '{name}', found {:?}",
+            tensor.dims
+        )
+    })?;
+    let elements = dims
+        .iter()
+        .fold(1u128, |all, n| all.saturating_mul(*n as u128));
     let raw = &tensor.raw_data;
     let data = match tensor.data_type {
         FLOAT if raw.is_empty() => Data::Floats(tensor.float_data.clone()),
-        FLOAT => Data::Floats(raw.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()),
+        FLOAT => Data::Floats(
+            raw.as_chunks()
+                .0
+                .iter()
+                .map(|b| f32::from_le_bytes(*b))
+                .collect(),
+        ),
         INT64 if raw.is_empty() => Data::Integers(tensor.int64_data.clone()),
-        INT64 => Data::Integers(raw.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect()),
-        INT32 if raw.is_empty() => Data::Integers(tensor.int32_data.iter().map(|n| i64::from(*n)).collect()),
-        INT32 => Data::Integers(raw.as_chunks().0.iter().map(|b| i64::from(i32::from_le_bytes(*b))).collect()),
+        INT64 => Data::Integers(
+            raw.as_chunks()
+                .0
+                .iter()
+                .map(|b| i64::from_le_bytes(*b))
+                .collect(),
+        ),
+        INT32 if raw.is_empty() => {
+            Data::Integers(tensor.int32_data.iter().map(|n| i64::from(*n)).collect())
+        }
+        INT32 => Data::Integers(
+            raw.as_chunks()
+                .0
+                .iter()
+                .map(|b| i64::from(i32::from_le_bytes(*b)))
+                .collect(),
+        ),
         _ => return Ok(None),
     };
     let constant = Constant { dims, data };
@@ -1437,13 +1805,21 @@ fn name_of(node: &NodeProto) -> String {
 
 fn input(node: &NodeProto, at: usize) -> Found<&str> {
     let name = node.input.get(at).filter(|name| !name.is_empty());
-    name.map(String::as_str).ok_or_else(|| format!("expected input {at}, found none"))
+    name.map(String::as_str)
+        .ok_or_else(|| format!("expected input {at}, found none"))
 }
 
 /// Refuses attributes other than these.
 fn known(node: &NodeProto, keys: &[&str]) -> Found<()> {
-    match node.attribute.iter().find(|a| !keys.contains(&a.name.as_str())) {
-        Some(other) => Err(format!("expected no attribute '{}', found it; export with an earlier opset, such as 17", printable(&other.name))),
+    match node
+        .attribute
+        .iter()
+        .find(|a| !keys.contains(&a.name.as_str()))
+    {
+        Some(other) => Err(format!(
+            "expected no attribute '{}', found it; export with an earlier opset, such as 17",
+            printable(&other.name)
+        )),
         None => Ok(()),
     }
 }
@@ -1482,7 +1858,9 @@ fn within_one(momentum: f32) -> f32 {
 }
 
 fn at_least_zero(n: i64) -> Found<usize> {
-    let found = usize::try_from(n).ok().filter(|n| (*n as u128) < MAX_ELEMENTS);
+    let found = usize::try_from(n)
+        .ok()
+        .filter(|n| (*n as u128) < MAX_ELEMENTS);
     found.ok_or_else(|| format!("expected a size from 0 to {MAX_ELEMENTS}, found {n}"))
 }
 
@@ -1504,21 +1882,34 @@ fn pair(node: &NodeProto, key: &str) -> Found<Option<[usize; 2]>> {
 
 fn kernel_is(node: &NodeProto, kernel: [usize; 2]) -> Found<()> {
     match pair(node, "kernel_shape")? {
-        Some(found) if found != kernel => Err(format!("expected the weight's kernel {kernel:?}, found kernel_shape {found:?}")),
+        Some(found) if found != kernel => Err(format!(
+            "expected the weight's kernel {kernel:?}, found kernel_shape {found:?}"
+        )),
         _ if kernel.contains(&0) => Err("expected a kernel of at least 1×1, found none".into()),
         _ => Ok(()),
     }
 }
 
 /// The padding `[[top, bottom], [left, right]]` that `pads` or `auto_pad` give.
-fn sides(node: &NodeProto, shape: Shape, kernel: [usize; 2], stride: [usize; 2], dilation: [usize; 2]) -> Found<[[usize; 2]; 2]> {
+fn sides(
+    node: &NodeProto,
+    shape: Shape,
+    kernel: [usize; 2],
+    stride: [usize; 2],
+    dilation: [usize; 2],
+) -> Found<[[usize; 2]; 2]> {
     let same = || same_padding(shape, kernel, stride, dilation);
     match text(node, "auto_pad").unwrap_or("NOTSET") {
         "SAME_UPPER" => return Ok(same()),
         "SAME_LOWER" => return Ok(same().map(|[less, more]| [more, less])),
         "VALID" => return Ok([[0; 2]; 2]),
         "NOTSET" => {}
-        other => return Err(format!("expected NOTSET, VALID, SAME_UPPER or SAME_LOWER for auto_pad, found '{}'", printable(other))),
+        other => {
+            return Err(format!(
+                "expected NOTSET, VALID, SAME_UPPER or SAME_LOWER for auto_pad, found '{}'",
+                printable(other)
+            ));
+        }
     }
     match ints(node, "pads").as_deref() {
         None => Ok([[0; 2]; 2]),
@@ -1530,7 +1921,14 @@ fn sides(node: &NodeProto, shape: Shape, kernel: [usize; 2], stride: [usize; 2],
     }
 }
 
-fn pool(shape: Shape, kernel: [usize; 2], stride: [usize; 2], padding: [[usize; 2]; 2], ceil: bool, counted: bool) -> Found<Pool2d> {
+fn pool(
+    shape: Shape,
+    kernel: [usize; 2],
+    stride: [usize; 2],
+    padding: [[usize; 2]; 2],
+    ceil: bool,
+    counted: bool,
+) -> Found<Pool2d> {
     let made = Pool2d::padded(shape, kernel, stride, padding, ceil, counted);
     made.map_err(|error| match error {
         Error::Shape { what, .. } => what,
@@ -1648,7 +2046,11 @@ batch_size = 2
                 (Err(error), _) => {
                     let line = error.to_string();
                     let fits = words.iter().all(|word| line.contains(word)) && !words.is_empty();
-                    if !fits || line.contains('\n') || error.exit_code() != 2 || !line.starts_with("small.onnx: ") {
+                    if !fits
+                        || line.contains('\n')
+                        || error.exit_code() != 2
+                        || !line.starts_with("small.onnx: ")
+                    {
                         failures.push(format!("{i}: expected {words:?}, found {line}"));
                     }
                 }
@@ -1659,7 +2061,14 @@ batch_size = 2
 
     fn shape(file: &mut ModelProto) -> &mut Vec<DimensionProto> {
         let tensor = graph(file).input[0].r#type.as_mut().unwrap();
-        &mut tensor.tensor_type.as_mut().unwrap().shape.as_mut().unwrap().dim
+        &mut tensor
+            .tensor_type
+            .as_mut()
+            .unwrap()
+            .shape
+            .as_mut()
+            .unwrap()
+            .dim
     }
 
     /// Whatever byte is missing or another, there is a network or an error, never a panic.
@@ -1717,10 +2126,12 @@ batch_size = 2
             // Initial values among the inputs, as before IR version 4, and names of nobody.
             |f| {
                 let graph = graph(f);
-                graph.input.extend(graph.initializer.iter().map(|tensor| ValueInfoProto {
-                    name: tensor.name.clone(),
-                    r#type: None,
-                }));
+                graph
+                    .input
+                    .extend(graph.initializer.iter().map(|tensor| ValueInfoProto {
+                        name: tensor.name.clone(),
+                        r#type: None,
+                    }));
                 graph.node.iter_mut().for_each(|node| node.name.clear());
             },
             // A product and a sum for a dense layer.
@@ -1731,11 +2142,19 @@ batch_size = 2
                 dense.attribute.clear();
                 dense.output[0] = "product".into();
                 let graph = graph(f);
-                let weight = graph.initializer.iter_mut().find(|t| t.name == "dense1.weight").unwrap();
+                let weight = graph
+                    .initializer
+                    .iter_mut()
+                    .find(|t| t.name == "dense1.weight")
+                    .unwrap();
                 let old: Vec<[u8; 4]> = weight.raw_data.as_chunks().0.to_vec();
                 weight.dims = vec![48, 4];
-                weight.raw_data = (0..48).flat_map(|i| (0..4).flat_map(move |o| [i, o])).collect::<Vec<usize>>()
-                    .chunks(2).flat_map(|at| old[at[1] * 48 + at[0]]).collect();
+                weight.raw_data = (0..48)
+                    .flat_map(|i| (0..4).flat_map(move |o| [i, o]))
+                    .collect::<Vec<usize>>()
+                    .chunks(2)
+                    .flat_map(|at| old[at[1] * 48 + at[0]])
+                    .collect();
                 graph.node.push(NodeProto {
                     input: vec![bias, "product".into()],
                     output: vec!["logits".into()],

@@ -191,10 +191,7 @@ impl Activation {
         Some(match self {
             Activation::Silu => node("Mul", [X, of("Sigmoid", X)]),
             Activation::Gelu => {
-                let erf = of(
-                    "Erf",
-                    node("Div", [X, Constant(std::f32::consts::SQRT_2)]),
-                );
+                let erf = of("Erf", node("Div", [X, Constant(std::f32::consts::SQRT_2)]));
                 let sum = node("Add", [erf, Constant(1.0)]);
                 node("Mul", [node("Mul", [X, sum]), Constant(0.5)])
             }
@@ -402,7 +399,10 @@ impl Graph {
             },
             Op::BatchNorm { epsilon, momentum } => {
                 let inputs = [vec![x.name], self.parameters(layer, 0)].concat();
-                let attributes = vec![float("epsilon", *epsilon), float("momentum", 1.0 - momentum)];
+                let attributes = vec![
+                    float("epsilon", *epsilon),
+                    float("momentum", 1.0 - momentum),
+                ];
                 self.emit("BatchNormalization", name, &inputs, attributes, x.is_map)
             }
             Op::GroupNorm { groups, epsilon } => self.group_norm(layer, *groups, *epsilon, x),
@@ -429,7 +429,10 @@ impl Graph {
                 let inputs = layer.inputs.iter();
                 let (inputs, is_map) = match inputs.clone().any(|v| self.values[*v].is_map) {
                     true => (inputs.map(|v| self.map(*v, name)).collect::<Vec<_>>(), true),
-                    false => (inputs.map(|v| self.values[*v].name.clone()).collect(), false),
+                    false => (
+                        inputs.map(|v| self.values[*v].name.clone()).collect(),
+                        false,
+                    ),
                 };
                 if layer.op == Op::Concat {
                     return self.emit("Concat", name, &inputs, vec![int("axis", 1)], is_map);

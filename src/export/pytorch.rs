@@ -186,7 +186,11 @@ fn expression(layer: &Layer, maps: &[bool]) -> String {
                 true => as_map(value),
                 false => padded(&as_map(value), sides, "float(\"-inf\")"),
             };
-            format!("F.max_pool2d({x}, {}, {})", pair(pool.kernel), pair(pool.stride))
+            format!(
+                "F.max_pool2d({x}, {}, {})",
+                pair(pool.kernel),
+                pair(pool.stride)
+            )
         }
         Op::MeanPool2d(pool) => mean_pool(pool, &as_map(value)),
         Op::Activation(activation) => function(activation, &x),

@@ -104,7 +104,10 @@ pub fn architecture(model: &Model, comment: &str) -> String {
 
 /// The layer whose outputs are the classes.
 fn head(model: &Model) -> Option<usize> {
-    let last = model.layers.iter().rposition(|l| l.op.product().is_some())?;
+    let last = model
+        .layers
+        .iter()
+        .rposition(|l| l.op.product().is_some())?;
     let chained = model.layers[last + 1..].iter().enumerate().all(|(i, l)| {
         let passes = matches!(
             l.op,
@@ -143,11 +146,11 @@ fn keys(model: &Model, i: usize, layer: &Layer, head: bool) -> Vec<(&'static str
         true => height.to_string(),
         false => format!("[{height}, {width}]"),
     };
-    let sides = |[[top, bottom], [left, right]]: [[usize; 2]; 2]| match (top, left) == (bottom, right)
-    {
-        true => pair([top, left]),
-        false => format!("[[{top}, {bottom}], [{left}, {right}]]"),
-    };
+    let sides =
+        |[[top, bottom], [left, right]]: [[usize; 2]; 2]| match (top, left) == (bottom, right) {
+            true => pair([top, left]),
+            false => format!("[[{top}, {bottom}], [{left}, {right}]]"),
+        };
     let count = |count: usize| match head {
         true => quoted("classes"),
         false => count.to_string(),
@@ -161,9 +164,10 @@ fn keys(model: &Model, i: usize, layer: &Layer, head: bool) -> Vec<(&'static str
         Op::Conv2d(g) => {
             keys.push(("out_channels", count(g.output.channels)));
             keys.push(("kernel", pair(g.kernel)));
-            for (key, value, default) in
-                [("stride", g.stride, [1, 1]), ("dilation", g.dilation, [1, 1])]
-            {
+            for (key, value, default) in [
+                ("stride", g.stride, [1, 1]),
+                ("dilation", g.dilation, [1, 1]),
+            ] {
                 if value != default {
                     keys.push((key, pair(value)));
                 }
