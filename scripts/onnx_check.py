@@ -22,8 +22,9 @@ import numpy as np
 
 TOLERANCE = 1e-4
 IMAGES = 1000
-# Training images and steps: enough that biases and running statistics are not what they began with.
-LIMIT, BATCH = 48, 16
+# Training images, so many that something is learnt and so few that large networks are done in seconds.
+LIMITS = {(28, 28, 1): 1000, (32, 32, 3): 64}
+BATCH = 16
 
 
 def models():
@@ -45,14 +46,15 @@ def data(folder):
         return np.frombuffer(raw, np.uint8, offset=4 + 4 * rank).reshape(sizes)
 
     arrays = {}
-    for split, name, count in [("train", "train", LIMIT), ("test", "t10k", IMAGES)]:
+    limit = LIMITS[28, 28, 1]
+    for split, name, count in [("train", "train", limit), ("test", "t10k", IMAGES)]:
         arrays[f"x_{split}"] = idx(f"{name}-images-idx3-ubyte")[:count, :, :, None]
         arrays[f"y_{split}"] = idx(f"{name}-labels-idx1-ubyte")[:count]
     np.savez(folder / "28x28x1.npz", **arrays)
 
     random = np.random.default_rng(1)
     rows, columns = np.mgrid[0:32, 0:32] / 32
-    for split, count in [("train", LIMIT), ("test", IMAGES)]:
+    for split, count in [("train", LIMITS[32, 32, 3]), ("test", IMAGES)]:
         labels = np.arange(count) % 10
         angles = labels * np.pi / 10 + random.normal(0, 0.1, count)
         along = np.cos(angles)[:, None, None] * rows + np.sin(angles)[:, None, None] * columns
@@ -126,11 +128,11 @@ def onnxruntime_half(folder):
     for name, shape in models():
         out = folder / name
         source = folder / "{}x{}x{}.npz".format(*shape)
-        steps = ["--epochs", 2, "--batch-size", BATCH, "--limit", LIMIT]
+        steps = ["--epochs", 2, "--batch-size", BATCH, "--limit", LIMITS[shape]]
         wgrad("train", "--model", name, "--data", source, "--out", out, "--device", "cpu", *steps)
         wgrad("eval", out, "--data", source, "--device", "cpu", "--views", "one", "--logits", out / "logits.npy")
         expected = np.load(out / "logits.npy")
-        assert expected.shape == (IMAGES, 10) and np.ptp(expected, 0).min() > 1e-3, expected
+        assert expected.shape == (IMAGES, 10) and np.ptp(expected) > 0.01, expected
         bytes_, normalised, labels = images(folder, shape, out)
 
         path = out / "plain.onnx"
@@ -207,7 +209,7 @@ def pytorch_half(folder):
             text = text.replace("momentum = 0.1", "momentum = 0.0")
             (out / "net.toml").write_text(text)
             source = folder / "{}x{}x{}.npz".format(*shape)
-            still = ["--lr", "1e-30", "--epochs", 1, "--batch-size", BATCH, "--limit", LIMIT, "--device", "cpu"]
+            still = ["--lr", "1e-30", "--epochs", 1, "--batch-size", BATCH, "--limit", 48, "--device", "cpu"]
             start = ["--model", out / "net.toml", "--init", out / "net.safetensors"]
             wgrad("train", *start, "--data", source, "--out", out / "run", *still)
             wgrad("eval", out / "run", "--data", source, "--device", "cpu", "--logits", out / "logits.npy")
