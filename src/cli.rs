@@ -48,6 +48,10 @@ pub enum Command {
     Predict(PredictArgs),
     /// Open a local page to draw or drop pictures for a trained model, and to watch a training
     Serve(ServeArgs),
+    /// Write a trained network as ONNX, as safetensors in PyTorch's layout, or as a PyTorch module
+    Export(ExportArgs),
+    /// Make a model file and weights to start from of an ONNX file
+    Import(ImportArgs),
     /// List the adapters, best first, with the numbers that --device takes, and what auto takes
     Devices(DevicesArgs),
     /// Check every kernel against its CPU twin, and the twins against finite differences
@@ -477,6 +481,10 @@ pub struct EvalArgs {
         hide_default_value = true
     )]
     pub device: String,
+    /// Write the network's outputs (of one run) as this NumPy file, in place of one that is there:
+    /// float32, images × classes, in the order of the test images [default: not written]
+    #[arg(long, value_name = "FILE.npy")]
+    pub logits: Option<PathBuf>,
     /// Print one JSON object instead of tables [default: off]
     #[arg(long)]
     pub json: bool,
@@ -610,6 +618,57 @@ pub struct ServeArgs {
         default_value = "cpu"
     )]
     pub device: String,
+}
+
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// Run folder of a training
+    #[arg(value_name = "RUN")]
+    pub run: PathBuf,
+    /// Which of the weights: last, best (by the validation split) or average [default: last]
+    #[arg(
+        long,
+        value_name = "last|best|average",
+        default_value = "last",
+        hide_default_value = true
+    )]
+    pub weights: Weights,
+    /// Write the network as this ONNX file (opset 17), in place of one that is there: from images
+    /// N×C×H×W to logits, for any N, with class names and normalisation as metadata
+    #[arg(
+        long,
+        value_name = "FILE.onnx",
+        required_unless_present_any = ["safetensors", "pytorch"]
+    )]
+    pub onnx: Option<PathBuf>,
+    /// In the ONNX file, make batch normalisations a part of the convolutions right before them
+    #[arg(long, requires = "onnx")]
+    pub fold_batch_norm: bool,
+    /// Let the ONNX file take uint8 images (0 to 255) and normalise them itself; without this it takes
+    /// float32 images that are normalised
+    #[arg(long, requires = "onnx")]
+    pub with_normalization: bool,
+    /// Let the ONNX file end in probabilities instead of logits
+    #[arg(long, requires = "onnx")]
+    pub with_softmax: bool,
+    /// Write the weights as this safetensors file, in place of one that is there: PyTorch's names and
+    /// layouts, running statistics included
+    #[arg(long, value_name = "FILE.safetensors")]
+    pub safetensors: Option<PathBuf>,
+    /// Write a PyTorch module that loads these weights as this file, in place of one that is there
+    #[arg(long, value_name = "FILE.py")]
+    pub pytorch: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct ImportArgs {
+    /// ONNX file of a convolutional classifier of fixed image size, such as wgrad export or PyTorch write
+    #[arg(value_name = "FILE.onnx")]
+    pub file: PathBuf,
+    /// Path of the files to make, NAME.toml and NAME.safetensors, which must not be there
+    /// [default: the ONNX file's name, in the current folder]
+    #[arg(long, value_name = "NAME")]
+    pub out: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

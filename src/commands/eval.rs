@@ -21,11 +21,20 @@ struct Member {
     views: Views,
     loss: f64,
     predictions: Vec<u32>,
+    /// `[images, classes]`; empty where nobody asks for them.
+    logits: Vec<f32>,
     /// See [`class_shares`]; empty where nobody asks for them.
     shares: Vec<f64>,
 }
 
 pub fn run(args: &EvalArgs) -> Result<()> {
+    if let (Some(path), true) = (&args.logits, args.runs.len() > 1) {
+        return Err(Error::Usage(format!(
+            "expected one run for --logits {}, found {}; write those of each run",
+            path.display(),
+            args.runs.len()
+        )));
+    }
     let runs = args.runs.iter().map(|folder| Run::open(folder));
     let runs: Vec<Run> = runs.collect::<Result<_>>()?;
     // The command line asks for one at least.
@@ -57,7 +66,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         let which = args.weights;
         let options = Options {
             views: args.views.unwrap_or(run.config().recipe.views),
-            keep_logits: several,
+            keep_logits: several || args.logits.is_some(),
             ..Options::default()
         };
         let (member, engine) = evaluate(run, which, &device, images, &test.labels, &options)?;
@@ -66,6 +75,10 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     }
 
     let (n, classes) = (test.len(), config.model.classes);
+    if let Some(path) = &args.logits {
+        let bytes = npy([n, classes], &members[0].logits);
+        std::fs::write(path, bytes).map_err(|e| Error::io("write", path, e))?;
+    }
     let accuracy = |predictions: &[u32]| {
         let both = predictions.iter().zip(&test.labels);
         both.filter(|(prediction, label)| prediction == label)
@@ -175,6 +188,19 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     say(&table(&["class", "images", "correct", "recall"], rows, 1))
 }
 
+/// A NumPy file, format 1.0, of float32 in rows.
+fn npy([rows, columns]: [usize; 2], values: &[f32]) -> Vec<u8> {
+    let header =
+        format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, {columns}), }}");
+    // Padded so that what follows begins at a multiple of 64 bytes.
+    let length = (10 + header.len() + 1).next_multiple_of(64) - 10;
+    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+    bytes.extend((length as u16).to_le_bytes());
+    bytes.extend(format!("{header:<width$}\n", width = length - 1).bytes());
+    bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+    bytes
+}
+
 /// Why a run may be better on these images than on others, where it is: it may have been trained on them.
 /// `named` is what a flag takes them from, in place of the run's own data.
 fn doubt(run: &Run, named: Option<&str>, test: &Dataset) -> Option<String> {
@@ -229,6 +255,7 @@ fn evaluate(
         loss: evaluation.loss_sum / labels.len() as f64,
         predictions: evaluation.predictions,
         shares: class_shares(model.loss, &logits, model.classes),
+        logits,
     };
     Ok((member, engine.description()))
 }

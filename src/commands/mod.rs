@@ -8,6 +8,7 @@ mod data;
 mod device;
 mod devices;
 mod eval;
+mod export;
 mod inspect;
 mod live;
 mod lr_find;
@@ -58,6 +59,8 @@ pub fn run(Cli { quiet, command }: Cli) -> Result<()> {
         Command::Compare(args) => compare::run(&args),
         Command::Predict(args) => predict::run(&args),
         Command::Serve(args) => serve::run(&args),
+        Command::Export(args) => export::run(&args),
+        Command::Import(args) => export::import(&args),
         Command::Devices(args) => devices::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Bench(args) => bench::run(&args),

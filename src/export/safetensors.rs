@@ -145,6 +145,40 @@ fn tensors(layouts: Vec<Layout>, flat: &[f32]) -> Vec<Tensor> {
     layouts.into_iter().map(tensor).collect()
 }
 
+/// The flat parameters and running statistics that these tensors are, given by name in PyTorch's order: the
+/// other direction of [`to_pytorch`] and [`running_to_pytorch`].
+///
+/// # Errors
+/// [`Error::Shape`] for one that is missing or has another number of elements.
+pub(super) fn from_pytorch(model: &Model, tensors: &[(String, Vec<f32>)]) -> Result<[Vec<f32>; 2]> {
+    let fill = |running: bool, elements: usize| {
+        let mut flat = vec![0.0; elements];
+        for layout in layouts(model, running) {
+            let found = tensors.iter().find(|(name, _)| *name == layout.name);
+            let values = found.map_or(&[][..], |(_, values)| values);
+            if values.len() != layout.elements() {
+                return Err(Error::Shape {
+                    operation: "from_pytorch",
+                    what: format!(
+                        "expected '{}' of {:?}, found {} elements",
+                        layout.name,
+                        layout.shape,
+                        values.len()
+                    ),
+                });
+            }
+            for (place, value) in layout.places().zip(values) {
+                flat[place] = *value;
+            }
+        }
+        Ok(flat)
+    };
+    Ok([
+        fill(false, model.parameter_elements)?,
+        fill(true, model.running_elements)?,
+    ])
+}
+
 /// The bytes of a safetensors file with the tensors of `vectors`, pairs of a prefix for the tensors'
 /// names and a flat vector laid out like the parameters, and likewise of `running`, vectors of running
 /// statistics. The file's hash is added to the metadata. The same input gives the same bytes.

@@ -18,6 +18,7 @@ pub mod recipe;
 pub mod recipe_file;
 mod summary;
 mod whiten;
+mod write;
 
 pub use file::{Definition, MAX_ELEMENTS, SHIPPED, default_for, load};
 pub use groups::Factors;
@@ -26,6 +27,7 @@ pub use op::Op;
 pub use parameters::{Init, Parameter, Role};
 pub use summary::{dot, summary};
 pub use whiten::whiten;
+pub use write::architecture;
 
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
