@@ -24,14 +24,18 @@
 //! | [`cpu`] | the twins, what carries out plans with them, and what is faster | [`plan`] |
 //! | [`engine`] | what carries out plans step after step, on either | [`gpu`], [`cpu`] |
 //! | [`train`] | the loop, the run folder, checkpoints | [`engine`], [`data`], [`export`] |
-//! | [`export`] | safetensors in PyTorch's order | [`model`] |
+//! | [`export`] | safetensors in PyTorch's order; TensorBoard's event files | [`model`] |
 //! | [`tune`] | tiles chosen by measurement, and their cache | [`gpu`] |
 //! | [`verify`] | every kernel against its twin, alone and in whole steps | [`gpu`], [`cpu`] |
-//! | [`report`] | kernels, steps and layers measured | [`engine`], [`verify`] |
+//! | [`report`] | kernels, steps and layers measured; pictures; TensorBoard | [`train`], [`verify`] |
 //!
 //! `main → commands → report, verify, train → engine → gpu, cpu → plan → kernels → model`, never back.
 //! Only `gpu` names wgpu; neither `gpu` nor `cpu` knows of the other.
 
+#![warn(missing_docs)]
+
+#[allow(missing_docs)]
+// The rooms of the kernels: their names are those of the shaders, which say the rest.
 pub mod cpu;
 pub mod data;
 pub mod engine;
@@ -40,12 +44,14 @@ pub mod export;
 mod files;
 pub mod gpu;
 pub mod host;
+#[allow(missing_docs)]
 pub mod kernels;
 pub mod model;
 pub mod plan;
 pub mod report;
 pub mod train;
 pub mod tune;
+#[allow(missing_docs)]
 pub mod verify;
 
 pub use error::{Error, Result};

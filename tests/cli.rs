@@ -128,7 +128,14 @@ fn train_reports_and_leaves_a_run_folder() {
     // Where it goes and how to go on is said first.
     let start = "run      runs/small-shapes-1\nresume   wgrad train --resume runs/small-shapes-1\n";
     assert!(out.starts_with(start), "{out}");
-    assert!(out.ends_with("run      runs/small-shapes-1\n"), "{out}");
+    // And last what to do with it.
+    let end = "run      runs/small-shapes-1
+report   wgrad report runs/small-shapes-1
+predict  wgrad predict runs/small-shapes-1 picture.png
+serve    wgrad serve runs/small-shapes-1
+export   wgrad export runs/small-shapes-1 --onnx model.onnx
+";
+    assert!(out.ends_with(end), "{out}");
 
     let run = bench.path("runs/small-shapes-1");
     let config = json(&fs::read_to_string(run.join("run.json")).unwrap());
@@ -161,7 +168,10 @@ fn train_reports_and_leaves_a_run_folder() {
 
     // The next run gets the next number, and the same seed the same weights.
     let again = bench.good(&format!("train {SMALL} --epochs 2 --seed 7"));
-    assert!(again.ends_with("run      runs/small-shapes-2\n"), "{again}");
+    assert!(
+        again.contains("\nrun      runs/small-shapes-2\n"),
+        "{again}"
+    );
     assert_eq!(hash(&out), hash(&again));
 }
 

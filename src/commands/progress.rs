@@ -20,13 +20,17 @@ const SILENCE: Duration = Duration::from_secs(10);
 /// A bar of `length` things, as wide as the terminal has room for behind `before` and before `after`, which
 /// are parts of indicatif's template.
 pub(super) fn bar(length: u64, before: &str, after: &str) -> ProgressBar {
+    hidden_if_quiet(ProgressBar::new(length)).with_style(style(before, after))
+}
+
+/// What a [`bar`] looks like.
+pub(super) fn style(before: &str, after: &str) -> ProgressStyle {
     let size = match width() {
         0..60 => 10,
         _ => 30,
     };
-    let style = ProgressStyle::with_template(&format!("{before} [{{bar:{size}}}] {after}"))
-        .unwrap_or_else(|_| ProgressStyle::default_bar());
-    hidden_if_quiet(ProgressBar::new(length)).with_style(style)
+    ProgressStyle::with_template(&format!("{before} [{{bar:{size}}}] {after}"))
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
 /// Something that turns, with a message.
@@ -687,7 +691,11 @@ fn epoch_line(
 
 /// `label` and behind it `figures`, none of which breaks, in lines of so many columns at most.
 fn in_lines(label: &str, figures: impl IntoIterator<Item = String>, columns: usize) -> String {
-    let indent = " ".repeat(label.chars().count());
+    // On a narrow terminal a figure needs the room.
+    let indent = " ".repeat(match columns {
+        0..60 => 0,
+        _ => label.chars().count(),
+    });
     let mut lines = vec![label.to_string()];
     for figure in figures {
         let line = lines.last_mut().expect("there is one at least");
@@ -795,7 +803,7 @@ mod tests {
 
     #[test]
     fn a_view_is_a_grid_that_fits() {
-        let lines = view().lines(79, false, None, 35.0);
+        let lines = view().lines(80, false, None, 35.0);
         let expected = "\
 epoch 3/4   ━━━━━━━━━━━━━━━━━━━━────────────────────      50 %  100 images/s
 all epochs  ━━━━━━━━━━━━━━━━━━━━━━━━━───────────────      62 %  ETA 25 s
@@ -805,11 +813,11 @@ test        ▁▁▁▁▁▁▁▁▁▁██████████        
         assert_eq!(lines.join("\n"), expected);
         let narrow = view().lines(39, false, None, 35.0);
         let expected = "\
-epoch 3/4   ━━━━───  100 images/s
-all epochs  ━━━━───  ETA 25 s
-loss        █▇▄▄▂▁   0.3333
-accuracy    ▁▂▅▅▇█   75.00 %
-test        ▁▃██     50.00 %";
+epoch 3/4   ━━━━─────  100 images/s
+all epochs  ━━━━━────  ETA 25 s
+loss        ██▇▄▄▁     0.3333
+accuracy    ▁▁▂▅▅█     75.00 %
+test        ▁▁▃██      50.00 %";
         assert_eq!(narrow.join("\n"), expected);
         let narrowest = view().lines(20, false, None, 35.0);
         assert_eq!(narrowest[1], "all epochs  ETA 25 s");
@@ -896,6 +904,13 @@ test        ▁▃██     50.00 %";
                test 1.2346, 100.00 % ± 0.00  average 50.00 %, 100.00 %  1234.5 s
                123,456 images/s";
         assert_eq!(text, expected);
+        let narrow = epoch_line(&record, 100, [1000, 10_000], 40);
+        let expected = "epoch 100/100  loss 12.3456
+  validation 1.2346, 50.00 % ± 1.58
+  test 1.2346, 100.00 % ± 0.00
+  average 50.00 %, 100.00 %  1234.5 s
+  123,456 images/s";
+        assert_eq!(narrow, expected);
         let plain = EpochRecord {
             epoch: 3,
             validation_loss: None,

@@ -4,7 +4,7 @@ use super::device::Device;
 use super::progress::{self, Progress};
 use super::recipe::{self, Asked};
 use super::signals::Signals;
-use super::{load_data, note, say, seeds, table, tell};
+use super::{load_data, note, say, say_wrapped, seeds, table, tell, width};
 use crate::cli::{Conv, Seeds, TrainArgs};
 use indicatif::HumanCount;
 use serde_json::json;
@@ -81,7 +81,7 @@ pub(super) fn carry_out(
     tell(&format!("run      {folder}\n{go_on}"))?;
     note(&describe(run.config()))?;
     if of.is_none() {
-        tell(&summary(run.model()))?;
+        tell(&layers(run.model()))?;
     }
     let mut engine = match engine(&mut run, &device, options, args) {
         Ok(engine) => engine,
@@ -119,9 +119,10 @@ pub(super) fn carry_out(
 
     match outcome {
         Outcome::Interrupted { epoch, step, steps } => {
-            say(&format!(
-                "interrupted in epoch {epoch} after step {step} of {steps}; the checkpoint is written\n{go_on}"
+            say_wrapped(&format!(
+                "interrupted in epoch {epoch} after step {step} of {steps}; the checkpoint is written"
             ))?;
+            say(&go_on)?;
             // Before the process ends: what drivers do at exit is better done in order.
             drop((engine, run));
             std::process::exit(signals.exit_code());
@@ -157,6 +158,19 @@ pub(super) fn carry_out(
         None => tell(&next_steps(run.folder())),
         Some(_) => Ok(()),
     }
+}
+
+/// The layers of a model; where the terminal is too narrow for their table, in a line.
+fn layers(model: &Model) -> String {
+    let table = summary(model);
+    if table.lines().all(|line| line.chars().count() <= width()) {
+        return table;
+    }
+    format!(
+        "model    {}, {} parameters",
+        model.name,
+        HumanCount(model.parameter_count() as u64)
+    )
 }
 
 /// What one can do with a run that has weights: commands to be copied.

@@ -340,6 +340,7 @@ impl GpuEngine {
         Ok(engine)
     }
 
+    /// The device.
     pub fn gpu(&self) -> &Gpu {
         &self.gpu
     }
