@@ -1751,3 +1751,28 @@ fn patience_ends_a_training_by_the_validation_split() {
     );
     assert!(!bench.path("none").exists());
 }
+
+/// What is in them is checked by TensorBoard itself, in scripts/check-tensorboard.sh.
+#[test]
+fn event_files_are_written_when_asked_for() {
+    let bench = Bench::new();
+    let plain = bench.good(&format!("train {SMALL} --epochs 3 --out plain"));
+    assert!(!bench.path("plain/tensorboard").exists());
+    bench.good(&format!(
+        "train {SMALL} --epochs 3 --stop-after 1 --out run --tensorboard"
+    ));
+    // A resume goes on by itself.
+    let told = bench.good("train --resume run");
+    assert_eq!(hash(&plain), hash(&told));
+    let files = contents(&bench.path("run/tensorboard"));
+    assert_eq!(files.len(), 2, "one a process");
+    for (name, bytes) in &files {
+        assert!(name.starts_with("events.out.tfevents."), "{name}");
+        let text = String::from_utf8_lossy(bytes);
+        for tag in ["step/loss", "loss/test", "weight_norm/conv2d1.weight"] {
+            assert!(text.contains(tag), "no {tag} in {name}");
+        }
+    }
+    let input = |i: usize| String::from_utf8_lossy(&files[i].1).contains("input");
+    assert!(input(0) && !input(1), "the pictures come once");
+}

@@ -94,7 +94,7 @@ fn every_command_has_a_manual_page() {
         // With all warnings; a page is as wide as the terminal.
         if let Some(output) = pipe(
             "groff",
-            &["-man", "-ww", "-Tutf8", "-P-c", "-rLL=78n"],
+            &["-man", "-ww", "-Tutf8", "-P-cbou", "-rLL=78n"],
             &page,
         ) {
             let text = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -815,9 +815,9 @@ test        ▁▁▁▁▁▁▁▁▁▁██████████        
         let expected = "\
 epoch 3/4   ━━━━─────  100 images/s
 all epochs  ━━━━━────  ETA 25 s
-loss        ██▇▄▄▁     0.3333
-accuracy    ▁▁▂▅▅█     75.00 %
-test        ▁▁▃██      50.00 %";
+loss        ██▅▄▂▁     0.3333
+accuracy    ▁▁▄▅▆█     75.00 %
+test        ▁▁▆██      50.00 %";
         assert_eq!(narrow.join("\n"), expected);
         let narrowest = view().lines(20, false, None, 35.0);
         assert_eq!(narrowest[1], "all epochs  ETA 25 s");
