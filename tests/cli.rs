@@ -1764,6 +1764,11 @@ fn event_files_are_written_when_asked_for() {
     // A resume goes on by itself.
     let told = bench.good("train --resume run");
     assert_eq!(hash(&plain), hash(&told));
+    let watch = "\nwatch    tensorboard --logdir run\n";
+    assert!(
+        told.contains(watch) && !plain.contains("tensorboard"),
+        "{told}"
+    );
     let files = contents(&bench.path("run/tensorboard"));
     assert_eq!(files.len(), 2, "one a process");
     for (name, bytes) in &files {

@@ -286,6 +286,15 @@ fn quiet_is_results_alone() {
         assert!(!text.contains('\x1b'), "{text:?}");
         fs::remove_dir_all(folder.path().join("run")).unwrap();
     }
+    Session::start(folder.path(), 80, &[], &format!("{TRAIN} --epochs 1 -q")).end();
+    let mut session = Session::start(folder.path(), 80, &[], "eval run --device cpu -q");
+    assert_eq!(session.end(), Some(0));
+    let text = session.text();
+    assert!(
+        text.starts_with("loss  ") && text.contains("recall"),
+        "{text}"
+    );
+    assert!(!text.contains('\x1b'), "{text:?}");
     let mut session = Session::start(folder.path(), 80, &[], "--quiet train --data nowhere");
     assert_eq!(session.end(), Some(2));
     assert!(

@@ -79,6 +79,10 @@ pub(super) fn carry_out(
     let all = of.map_or(folder.clone(), |parent| parent.display().to_string());
     let go_on = format!("resume   {}", resume_command(&all));
     tell(&format!("run      {folder}\n{go_on}"))?;
+    let is_told = args.tensorboard || TensorBoard::is_in(run.folder());
+    if is_told {
+        tell(&format!("watch    tensorboard --logdir {}", quoted(&all)))?;
+    }
     note(&describe(run.config()))?;
     if of.is_none() {
         tell(&layers(run.model()))?;
@@ -106,7 +110,7 @@ pub(super) fn carry_out(
         stop_after: args.stop_after,
         interrupted: signals.hold(),
     };
-    let trained = match args.tensorboard || TensorBoard::is_in(run.folder()) {
+    let trained = match is_told {
         true => {
             let board = TensorBoard::new(&run, &data.train, &mut progress);
             board.and_then(|mut board| train(&mut run, data, &mut engine, &control, &mut board))
