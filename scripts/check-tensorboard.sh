@@ -5,6 +5,6 @@ set -eu
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
 
-python_packages tensorboard 'tensorboard==2.20.*' 'numpy>=2' 'pillow>=11'
+python_packages tensorboard 'tensorboard==2.21.*' 'numpy>=2' 'pillow>=11'
 cargo build --release --quiet
-exec "$python" scripts/tensorboard.py "$target/release/wgrad"
+exec "$python" scripts/events.py "$target/release/wgrad"

@@ -18,34 +18,52 @@ pub enum Error {
 
     /// A data file or folder that is not what it should be (exit code 2).
     #[error("{}: {what}", path.display())]
-    Data { path: PathBuf, what: String },
+    Data {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was expected, what was found, and what to do next.
+        what: String,
+    },
 
     /// An architecture file with a mistake at a known line (exit code 2).
     #[error("{file}:{line}: {what}")]
     Model {
+        /// The file, or what stands for one.
         file: String,
+        /// From 1.
         line: usize,
+        /// What was expected, what was found, and what to do next.
         what: String,
     },
 
     /// Shapes that do not fit together (exit code 2).
     #[error("shape mismatch in {operation}: {what}")]
     Shape {
+        /// What refused them.
         operation: &'static str,
+        /// What was expected, what was found, and what to do next.
         what: String,
     },
 
     /// The operating system refused a file operation (exit code 1).
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
+        /// What could not be done, as a verb: read, write, create.
         action: &'static str,
+        /// The file or folder.
         path: PathBuf,
+        /// What the system says.
         source: std::io::Error,
     },
 
     /// A run folder or checkpoint that cannot be used (exit code 1).
     #[error("{}: {what}", path.display())]
-    Checkpoint { path: PathBuf, what: String },
+    Checkpoint {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was expected, what was found, and what to do next.
+        what: String,
+    },
 
     /// No adapter fits the request (exit code 1).
     #[error("{0}")]
@@ -55,28 +73,45 @@ pub enum Error {
     /// had given before (exit code 1).
     #[error("out of GPU memory at '{label}': {what}")]
     OutOfMemory {
+        /// What was to be made.
         label: String,
+        /// What helps.
         what: String,
+        /// Bytes that were in use.
         allocated: u64,
     },
 
     /// The device refused an operation or was lost (exit code 1).
     #[error("GPU error at '{label}': {what}")]
-    Gpu { label: String, what: String },
+    Gpu {
+        /// What was being done.
+        label: String,
+        /// What the device says.
+        what: String,
+    },
 
     /// A training that the device failed in the middle of; the run folder holds a checkpoint (exit
     /// code 1).
     #[error("{source}; go on from the last checkpoint with: wgrad train --resume {}", folder.display())]
-    Interrupted { source: Box<Error>, folder: PathBuf },
+    Interrupted {
+        /// What the device did.
+        source: Box<Error>,
+        /// The run's.
+        folder: PathBuf,
+    },
 
     /// The loss stopped being a number (exit code 1).
     #[error(
         "training diverged: expected a finite loss, found {loss} at epoch {epoch}, step {step}; lower --lr (it was {lr}) or choose another --schedule"
     )]
     Diverged {
+        /// The loss that was found.
         loss: f64,
+        /// From 1.
         epoch: usize,
+        /// From 1, counted from the start of the training.
         step: u64,
+        /// The recipe's learning rate.
         lr: f64,
     },
 

@@ -25,14 +25,18 @@
 //! | [`engine`] | what carries out plans step after step, on either | [`gpu`], [`cpu`] |
 //! | [`train`] | the loop, the run folder, checkpoints | [`engine`], [`data`], [`export`] |
 //! | [`predict`] | a run's network, ready to answer | [`train`] |
-//! | [`export`] | safetensors in PyTorch's order | [`model`] |
+//! | [`export`] | safetensors and modules for PyTorch, ONNX in and out, TensorBoard's event files | [`model`] |
 //! | [`tune`] | tiles chosen by measurement, and their cache | [`gpu`] |
 //! | [`verify`] | every kernel against its twin, alone and in whole steps | [`gpu`], [`cpu`] |
-//! | [`report`] | kernels, steps and layers measured; runs as pages | [`engine`], [`verify`], [`train`] |
+//! | [`report`] | kernels, steps and layers measured; runs as pages; TensorBoard | [`engine`], [`verify`], [`train`] |
 //!
 //! `main → commands → report, verify, predict → train → engine → gpu, cpu → plan → kernels → model`, never back.
 //! Only `gpu` names wgpu; neither `gpu` nor `cpu` knows of the other.
 
+#![warn(missing_docs)]
+
+#[allow(missing_docs)]
+// The rooms of the kernels: their names are those of the shaders, which say the rest.
 pub mod cpu;
 pub mod data;
 pub mod engine;
@@ -41,6 +45,7 @@ pub mod export;
 mod files;
 pub mod gpu;
 pub mod host;
+#[allow(missing_docs)]
 pub mod kernels;
 pub mod model;
 pub mod plan;
@@ -48,6 +53,7 @@ pub mod predict;
 pub mod report;
 pub mod train;
 pub mod tune;
+#[allow(missing_docs)]
 pub mod verify;
 
 pub use error::{Error, Result};

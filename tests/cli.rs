@@ -128,7 +128,14 @@ fn train_reports_and_leaves_a_run_folder() {
     // Where it goes and how to go on is said first.
     let start = "run      runs/small-shapes-1\nresume   wgrad train --resume runs/small-shapes-1\n";
     assert!(out.starts_with(start), "{out}");
-    assert!(out.ends_with("run      runs/small-shapes-1\n"), "{out}");
+    // And last what to do with it.
+    let end = "run      runs/small-shapes-1
+report   wgrad report runs/small-shapes-1
+predict  wgrad predict runs/small-shapes-1 picture.png
+serve    wgrad serve runs/small-shapes-1
+export   wgrad export runs/small-shapes-1 --onnx model.onnx
+";
+    assert!(out.ends_with(end), "{out}");
 
     let run = bench.path("runs/small-shapes-1");
     let config = json(&fs::read_to_string(run.join("run.json")).unwrap());
@@ -161,7 +168,10 @@ fn train_reports_and_leaves_a_run_folder() {
 
     // The next run gets the next number, and the same seed the same weights.
     let again = bench.good(&format!("train {SMALL} --epochs 2 --seed 7"));
-    assert!(again.ends_with("run      runs/small-shapes-2\n"), "{again}");
+    assert!(
+        again.contains("\nrun      runs/small-shapes-2\n"),
+        "{again}"
+    );
     assert_eq!(hash(&out), hash(&again));
 }
 
@@ -1740,4 +1750,34 @@ fn patience_ends_a_training_by_the_validation_split() {
         &["--validation", "patience of 1"],
     );
     assert!(!bench.path("none").exists());
+}
+
+/// What is in them is checked by TensorBoard itself, in scripts/check-tensorboard.sh.
+#[test]
+fn event_files_are_written_when_asked_for() {
+    let bench = Bench::new();
+    let plain = bench.good(&format!("train {SMALL} --epochs 3 --out plain"));
+    assert!(!bench.path("plain/tensorboard").exists());
+    bench.good(&format!(
+        "train {SMALL} --epochs 3 --stop-after 1 --out run --tensorboard"
+    ));
+    // A resume goes on by itself.
+    let told = bench.good("train --resume run");
+    assert_eq!(hash(&plain), hash(&told));
+    let watch = "\nwatch    tensorboard --logdir run\n";
+    assert!(
+        told.contains(watch) && !plain.contains("tensorboard"),
+        "{told}"
+    );
+    let files = contents(&bench.path("run/tensorboard"));
+    assert_eq!(files.len(), 2, "one a process");
+    for (name, bytes) in &files {
+        assert!(name.starts_with("events.out.tfevents."), "{name}");
+        let text = String::from_utf8_lossy(bytes);
+        for tag in ["step/loss", "loss/test", "weight_norm/conv2d1.weight"] {
+            assert!(text.contains(tag), "no {tag} in {name}");
+        }
+    }
+    let input = |i: usize| String::from_utf8_lossy(&files[i].1).contains("input");
+    assert!(input(0) && !input(1), "the pictures come once");
 }

@@ -10,6 +10,7 @@ use pty_process::blocking::{Command, Pty, open};
 use std::fs;
 use std::io::{Read, Write};
 use std::num::NonZeroU16;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::Child;
 use std::sync::mpsc::{Receiver, channel};
@@ -46,11 +47,8 @@ impl Session {
             .args(arguments.split_whitespace())
             .spawn(slave)
             .unwrap();
-        let mut reader = fs::File::from(std::os::fd::OwnedFd::from(
-            std::os::fd::AsFd::as_fd(&terminal)
-                .try_clone_to_owned()
-                .unwrap(),
-        ));
+        let duplicate = terminal.as_fd().try_clone_to_owned().unwrap();
+        let mut reader = fs::File::from(duplicate);
         let (sender, output) = channel();
         std::thread::spawn(move || {
             let mut buffer = [0; 4096];
@@ -288,8 +286,17 @@ fn quiet_is_results_alone() {
         assert!(!text.contains('\x1b'), "{text:?}");
         fs::remove_dir_all(folder.path().join("run")).unwrap();
     }
+    Session::start(folder.path(), 80, &[], &format!("{TRAIN} --epochs 1 -q")).end();
+    let mut session = Session::start(folder.path(), 80, &[], "eval run --device cpu -q");
+    assert_eq!(session.end(), Some(0));
+    let text = session.text();
+    assert!(
+        text.starts_with("loss  ") && text.contains("recall"),
+        "{text}"
+    );
+    assert!(!text.contains('\x1b'), "{text:?}");
     let mut session = Session::start(folder.path(), 80, &[], "--quiet train --data nowhere");
-    assert_eq!(session.end(), Some(1));
+    assert_eq!(session.end(), Some(2));
     assert!(
         session.text().starts_with("error: nowhere"),
         "{}",

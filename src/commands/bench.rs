@@ -3,7 +3,7 @@
 use super::device::Device;
 use super::progress::{self, Pulse};
 use super::train::measure;
-use super::{note, say, say_json, say_wrapped, table, width};
+use super::{note, say, say_json, say_wrapped, table, tell, width};
 use crate::cli::BenchArgs;
 use serde_json::json;
 use wgrad::Result;
@@ -47,8 +47,8 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         for line in notes {
             note(&line)?;
         }
-        say_wrapped(&format!("device  {}", device.description()))?;
-        say(&format!(
+        note(&format!("device  {}", device.description()))?;
+        tell(&format!(
             "model   {}, batch size {}",
             model.name, recipe.batch_size
         ))?;

@@ -138,12 +138,13 @@ pub fn run(args: &EvalArgs) -> Result<()> {
             .collect();
         return say_json(&report);
     }
-    notes.iter().try_for_each(|line| note(line))?;
+    // They say what the result is worth.
+    notes.iter().try_for_each(|line| say_wrapped(line))?;
     if let Some(notice) = device.notice() {
         note(notice)?;
     }
-    say_wrapped(&format!("device    {description}"))?;
-    say_wrapped(&format!(
+    note(&format!("device    {description}"))?;
+    note(&format!(
         "images    {} test images of {source}",
         HumanCount(n as u64)
     ))?;

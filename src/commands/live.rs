@@ -26,6 +26,10 @@ impl Block {
         if quiet() || !terminal.is_term() || is_dumb() {
             return None;
         }
+        // On Windows this question turns on what understands the codes.
+        if cfg!(windows) && !terminal.features().colors_supported() {
+            return None;
+        }
         // https://no-color.org
         let colours = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         Some(Block {

@@ -117,11 +117,13 @@ fn load_test_data(
 
 /// Shows a bar while pictures are read.
 fn reading<T>(read: impl FnOnce(&mut dyn FnMut(usize, usize)) -> Result<T>) -> Result<T> {
-    let bar = progress::bar(0, "reading pictures", "{pos}/{len}, ETA {eta}");
-    bar.unset_length();
-    bar.set_message("pictures are read");
+    let bar = progress::spinner().with_message("reading the data");
+    let style = progress::style("reading pictures", "{pos}/{len}, ETA {eta}");
     let pulse = progress::Pulse::start(&bar, || None);
     let data = read(&mut |done, all| {
+        if bar.length().is_none() {
+            bar.set_style(style.clone());
+        }
         bar.set_length(all as u64);
         bar.set_position(done as u64);
     });

@@ -20,13 +20,17 @@ const SILENCE: Duration = Duration::from_secs(10);
 /// A bar of `length` things, as wide as the terminal has room for behind `before` and before `after`, which
 /// are parts of indicatif's template.
 pub(super) fn bar(length: u64, before: &str, after: &str) -> ProgressBar {
+    hidden_if_quiet(ProgressBar::new(length)).with_style(style(before, after))
+}
+
+/// What a [`bar`] looks like.
+pub(super) fn style(before: &str, after: &str) -> ProgressStyle {
     let size = match width() {
         0..60 => 10,
         _ => 30,
     };
-    let style = ProgressStyle::with_template(&format!("{before} [{{bar:{size}}}] {after}"))
-        .unwrap_or_else(|_| ProgressStyle::default_bar());
-    hidden_if_quiet(ProgressBar::new(length)).with_style(style)
+    ProgressStyle::with_template(&format!("{before} [{{bar:{size}}}] {after}"))
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
 /// Something that turns, with a message.
@@ -423,13 +427,13 @@ impl View {
     /// ```text
     /// epoch 3/20  ━━━━━━━━━━━━━━━━━━━━────────────────────   52 %  48,120 images/s
     /// all epochs  ━━━━━───────────────────────────────────   13 %  ETA 12 min 30 s
-    /// loss        █▆▅▄▃                                    0.1234
-    /// accuracy    ▁▆▇▇█                                   97.12 %
-    /// test        ▁▆▇▇                                    98.51 %
+    /// loss        █▇▆▅▄▄▄▃▃▃▂▃▂▂▂▁▂▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁   0.1234
+    /// accuracy    ▁▃▅▅▆▆▇▇▇▇▇▇▇▇▇▇▇▇▇███▇███████████████████  97.12 %
+    /// test        ▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇▇           98.51 %
     /// ```
     ///
     /// Loss and accuracy are of the training images, the mean of this epoch and that of the last steps. The curves
-    /// go from left to right as the bar above them does, and from their lowest value to their highest.
+    /// go from the first image to the last so far, and from their lowest value to their highest.
     fn lines(
         &self,
         columns: usize,
@@ -437,7 +441,7 @@ impl View {
         compiling: Option<&str>,
         now: f64,
     ) -> Vec<String> {
-        if self.epoch == 0 || self.mean_loss.is_none() && self.loss.is_empty() {
+        if self.epoch == 0 || self.mean_loss.is_none() && self.loss.last.is_none() {
             let what = compiling.unwrap_or(&self.status);
             return vec![what.chars().take(columns).collect()];
         }
@@ -481,14 +485,15 @@ impl View {
         let bar = |what: &str, share: f64, said: String| {
             row(what, bar_of(share, graph, colours), percent(share), said)
         };
+        let until = self.share(self.done);
         let curve = |what: &str, curve: &Curve, logarithm: bool, figure: String| {
-            let drawn = curve.draw(graph, logarithm, colours);
+            let drawn = curve.draw(until, graph, logarithm, colours);
             row(what, drawn, figure, String::new())
         };
         let loss = figure(self.mean_loss, |loss| format!("{loss:.4}"));
         vec![
             bar(&epoch, self.done as f64 / self.images.max(1) as f64, doing),
-            bar("all epochs", self.share(self.done), format!("ETA {eta}")),
+            bar("all epochs", until, format!("ETA {eta}")),
             curve("loss", &self.loss, true, loss),
             curve("accuracy", &self.accuracy, false, accuracy(&self.accuracy)),
             curve(self.split, &self.measured, false, accuracy(&self.measured)),
@@ -592,27 +597,45 @@ fn bar_of(share: f64, columns: usize, colours: bool) -> String {
     done + &coloured(&"─".repeat(columns - filled), faint, colours)
 }
 
-/// A value over the whole training, in cells, which are as many as any terminal shows and divide well.
-#[derive(Default)]
+/// A value over the training so far, whose places are shares of the whole training.
 struct Curve {
     /// For each cell the sum of its values by their spans, and the sum of the spans.
     cells: Vec<(f64, f64)>,
+    /// What a cell spans; twice as much whenever the cells are used up.
+    span: f64,
     last: Option<f64>,
 }
 
-const CELLS: usize = 240;
+impl Default for Curve {
+    fn default() -> Curve {
+        Curve {
+            cells: vec![(0.0, 0.0); CELLS],
+            span: 0.5f64.powi(24),
+            last: None,
+        }
+    }
+}
+
+/// Several for each column of a terminal, even when half of them are used.
+const CELLS: usize = 480;
 
 impl Curve {
-    /// A value between two shares of the training.
+    /// A value between two places.
     fn add(&mut self, from: f64, to: f64, value: f64) {
         if !value.is_finite() {
             return;
         }
         self.last = Some(value);
-        self.cells.resize(CELLS, (0.0, 0.0));
-        let [from, to] = [from, to].map(|share| share.clamp(0.0, 1.0) * CELLS as f64);
+        while to > self.span * CELLS as f64 {
+            for i in 0..CELLS {
+                let pair = self.cells.get(2 * i..2 * i + 2).unwrap_or_default();
+                self.cells[i] = pair.iter().fold((0.0, 0.0), |a, b| (a.0 + b.0, a.1 + b.1));
+            }
+            self.span *= 2.0;
+        }
         for (i, (sum, spans)) in self.cells.iter_mut().enumerate() {
-            let span = to.min((i + 1) as f64) - from.max(i as f64);
+            let [begin, end] = [i, i + 1].map(|i| i as f64 * self.span);
+            let span = to.min(end) - from.max(begin);
             if span > 0.0 {
                 *sum += span * value;
                 *spans += span;
@@ -620,16 +643,13 @@ impl Curve {
         }
     }
 
-    fn is_empty(&self) -> bool {
-        self.cells.is_empty()
-    }
-
-    /// As a line of blocks, `▁` to `█`; of a loss its logarithm, which shows what is learnt late too.
-    fn draw(&self, columns: usize, logarithm: bool, colours: bool) -> String {
+    /// Up to a place, as a line of blocks, `▁` to `█`; of a loss its logarithm, which shows what is learnt late too.
+    fn draw(&self, until: f64, columns: usize, logarithm: bool, colours: bool) -> String {
+        let cell = |column: usize| column as f64 * until / columns as f64 / self.span;
         let mean = |column: usize| {
-            let cells = self
-                .cells
-                .get(column * CELLS / columns..(column + 1) * CELLS / columns)?;
+            let first = cell(column) as usize;
+            let behind = (cell(column + 1).ceil() as usize).max(first + 1).min(CELLS);
+            let cells = self.cells.get(first..behind)?;
             let sum: f64 = cells.iter().map(|(sum, _)| sum).sum();
             let spans: f64 = cells.iter().map(|(_, spans)| spans).sum();
             let mean = (spans > 0.0).then(|| sum / spans)?;
@@ -642,12 +662,15 @@ impl Curve {
         let block = |mean: &Option<f64>| match mean {
             None => ' ',
             Some(_) if range <= 0.0 => '▁',
-            Some(mean) => ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█']
-                [((mean - low) / range * 7.0).round() as usize],
+            Some(mean) => {
+                let height = ((mean - low) / range * 7.0).round() as usize;
+                ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'][height]
+            }
         };
         let drawn: String = means.iter().map(block).collect();
-        let line = coloured(drawn.trim_end(), 36, colours);
-        line + &" ".repeat(columns - drawn.trim_end().chars().count())
+        let shown = drawn.trim_end();
+        let blank = " ".repeat(columns - shown.chars().count());
+        coloured(shown, 36, colours) + &blank
     }
 }
 
@@ -687,7 +710,11 @@ fn epoch_line(
 
 /// `label` and behind it `figures`, none of which breaks, in lines of so many columns at most.
 fn in_lines(label: &str, figures: impl IntoIterator<Item = String>, columns: usize) -> String {
-    let indent = " ".repeat(label.chars().count());
+    // On a narrow terminal a figure needs the room.
+    let indent = " ".repeat(match columns {
+        0..60 => 0,
+        _ => label.chars().count(),
+    });
     let mut lines = vec![label.to_string()];
     for figure in figures {
         let line = lines.last_mut().expect("there is one at least");
@@ -795,21 +822,21 @@ mod tests {
 
     #[test]
     fn a_view_is_a_grid_that_fits() {
-        let lines = view().lines(79, false, None, 35.0);
+        let lines = view().lines(80, false, None, 35.0);
         let expected = "\
 epoch 3/4   ━━━━━━━━━━━━━━━━━━━━────────────────────      50 %  100 images/s
 all epochs  ━━━━━━━━━━━━━━━━━━━━━━━━━───────────────      62 %  ETA 25 s
-loss        ██████████▄▄▄▄▄▄▄▄▄▄▁▁▁▁▁                   0.3333
-accuracy    ▁▁▁▁▁▁▁▁▁▁▅▅▅▅▅▅▅▅▅▅█████                  75.00 %
-test        ▁▁▁▁▁▁▁▁▁▁██████████                       50.00 %";
+loss        ████████████████▄▄▄▄▄▄▄▄▄▄▄▄▄▄▄▄▁▁▁▁▁▁▁▁    0.3333
+accuracy    ▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▅▅▅▅▅▅▅▅▅▅▅▅▅▅▅▅████████   75.00 %
+test        ▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁████████████████           50.00 %";
         assert_eq!(lines.join("\n"), expected);
         let narrow = view().lines(39, false, None, 35.0);
         let expected = "\
-epoch 3/4   ━━━━───  100 images/s
-all epochs  ━━━━───  ETA 25 s
-loss        █▇▄▄▂▁   0.3333
-accuracy    ▁▂▅▅▇█   75.00 %
-test        ▁▃██     50.00 %";
+epoch 3/4   ━━━━─────  100 images/s
+all epochs  ━━━━━────  ETA 25 s
+loss        ███▇▄▄▄▂▁  0.3333
+accuracy    ▁▁▁▂▅▅▅▇█  75.00 %
+test        ▁▁▁▄████   50.00 %";
         assert_eq!(narrow.join("\n"), expected);
         let narrowest = view().lines(20, false, None, 35.0);
         assert_eq!(narrowest[1], "all epochs  ETA 25 s");
@@ -896,6 +923,13 @@ test        ▁▃██     50.00 %";
                test 1.2346, 100.00 % ± 0.00  average 50.00 %, 100.00 %  1234.5 s
                123,456 images/s";
         assert_eq!(text, expected);
+        let narrow = epoch_line(&record, 100, [1000, 10_000], 40);
+        let expected = "epoch 100/100  loss 12.3456
+  validation 1.2346, 50.00 % ± 1.58
+  test 1.2346, 100.00 % ± 0.00
+  average 50.00 %, 100.00 %  1234.5 s
+  123,456 images/s";
+        assert_eq!(narrow, expected);
         let plain = EpochRecord {
             epoch: 3,
             validation_loss: None,

@@ -4,7 +4,7 @@ use super::device::Device;
 use super::progress::{self, Progress};
 use super::recipe::{self, Asked};
 use super::signals::Signals;
-use super::{load_data, note, report, say, seeds, table, tell};
+use super::{load_data, note, report, say, say_wrapped, seeds, table, tell, width};
 use crate::cli::{Conv, Seeds, TrainArgs};
 use indicatif::HumanCount;
 use serde_json::json;
@@ -79,9 +79,13 @@ pub(super) fn carry_out(
     let all = of.map_or(folder.clone(), |parent| parent.display().to_string());
     let go_on = format!("resume   {}", resume_command(&all));
     tell(&format!("run      {folder}\n{go_on}"))?;
+    let is_told = args.tensorboard || TensorBoard::is_in(run.folder());
+    if is_told {
+        tell(&format!("watch    tensorboard --logdir {}", quoted(&all)))?;
+    }
     note(&describe(run.config()))?;
     if of.is_none() {
-        tell(&summary(run.model()))?;
+        tell(&layers(run.model()))?;
     }
     let mut engine = match engine(&mut run, &device, options, args) {
         Ok(engine) => engine,
@@ -107,7 +111,7 @@ pub(super) fn carry_out(
         interrupted: signals.hold(),
     };
     let labels = data.test.labels.clone();
-    let trained = match args.tensorboard || TensorBoard::is_in(run.folder()) {
+    let trained = match is_told {
         true => {
             let board = TensorBoard::new(&run, &data.train, &mut progress);
             board.and_then(|mut board| train(&mut run, data, &mut engine, &control, &mut board))
@@ -120,9 +124,10 @@ pub(super) fn carry_out(
 
     match outcome {
         Outcome::Interrupted { epoch, step, steps } => {
-            say(&format!(
-                "interrupted in epoch {epoch} after step {step} of {steps}; the checkpoint is written\n{go_on}"
+            say_wrapped(&format!(
+                "interrupted in epoch {epoch} after step {step} of {steps}; the checkpoint is written"
             ))?;
+            say(&go_on)?;
             // Before the process ends: what drivers do at exit is better done in order.
             drop((engine, run));
             std::process::exit(signals.exit_code());
@@ -161,6 +166,19 @@ pub(super) fn carry_out(
         None => tell(&next_steps(run.folder())),
         Some(_) => Ok(()),
     }
+}
+
+/// The layers of a model; where the terminal is too narrow for their table, in a line.
+fn layers(model: &Model) -> String {
+    let table = summary(model);
+    if table.lines().all(|line| line.chars().count() <= width()) {
+        return table;
+    }
+    format!(
+        "model    {}, {} parameters",
+        model.name,
+        HumanCount(model.parameter_count() as u64)
+    )
 }
 
 /// What one can do with a run that has weights: commands to be copied.

@@ -1,7 +1,7 @@
 //! Faster functions for the kernels that decide the speed of training without a GPU; all others are
 //! carried out by their twins, and these are held against theirs.
 //!
-//! A layer with weights is a product with an im2col matrix that is not stored ([`product`]): forward
+//! A layer with weights is a product with an im2col matrix that is not stored (`product`): forward
 //! times the weight, for its gradient transposed times dy, and for that of the input, where the stride is
 //! 1, dy's with the weight turned around. The zeros of the padding make a NaN of an infinite or
 //! NaN factor that they meet, where a term should contribute nothing: what comes out NaN is redone

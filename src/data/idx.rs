@@ -20,6 +20,7 @@ const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 pub(super) struct Images {
     /// `[N][H][W][C]`.
     pub bytes: Vec<u8>,
+    /// Of an image.
     pub shape: Shape,
 }
 

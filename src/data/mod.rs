@@ -37,6 +37,7 @@ pub struct Dataset {
     pub labels: Vec<u32>,
     /// Of one image.
     pub shape: Shape,
+    /// Number of classes.
     pub classes: usize,
     /// One name per class.
     pub class_names: Vec<String>,
@@ -117,6 +118,7 @@ impl Dataset {
 pub struct Splits {
     /// What [`load`] was asked for.
     pub name: String,
+    /// What is learnt from.
     pub train: Dataset,
     /// What decides when and which; not trained on.
     pub validation: Option<Dataset>,
@@ -298,7 +300,9 @@ impl Splits {
 /// How bytes become network inputs: `x = byte · scale[c] + shift[c]` for channel `c`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Normalization {
+    /// Factor of a byte, by channel.
     pub scale: Vec<f32>,
+    /// What is added then, by channel.
     pub shift: Vec<f32>,
 }
 

@@ -8,6 +8,7 @@ use std::hash::{DefaultHasher, Hasher};
 /// What a look at all images of a dataset tells.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Survey {
+    /// In the order of their labels.
     pub classes: Vec<ClassCount>,
     /// How many training images the largest class has for one of the smallest; `None` where that has
     /// none.
@@ -23,9 +24,13 @@ pub struct Survey {
 /// How many images of a class there are.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ClassCount {
+    /// The class.
     pub name: String,
+    /// Training images of it.
     pub training: usize,
+    /// Validation images of it.
     pub validation: usize,
+    /// Test images of it.
     pub test: usize,
 }
 
@@ -36,6 +41,7 @@ pub struct Place {
     pub split: &'static str,
     /// Number of the image in its split, from 0.
     pub image: usize,
+    /// The class.
     pub class: String,
     /// Its file, in a folder of pictures.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -43,6 +49,7 @@ pub struct Place {
 }
 
 impl Survey {
+    /// Looks at all images of `splits`.
     pub fn of(splits: &Splits) -> Survey {
         let counts = |set: &Dataset| class_counts(set);
         let (training, test) = (counts(&splits.train), counts(&splits.test));

@@ -12,6 +12,7 @@ use crate::plan::{Mode, Options, Plan, Target};
 pub struct Activation {
     /// The layer's name; `input` for the normalised image.
     pub layer: String,
+    /// Of the values.
     pub shape: Shape,
     /// `[H, W, C]`.
     pub values: Vec<f32>,

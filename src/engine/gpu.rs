@@ -343,6 +343,7 @@ impl GpuEngine {
         Ok(engine)
     }
 
+    /// The device.
     pub fn gpu(&self) -> &Gpu {
         &self.gpu
     }

@@ -23,8 +23,11 @@ use std::sync::Arc;
 /// Which part of a dataset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Split {
+    /// What is learnt from.
     Train,
+    /// What decisions are made by.
     Validation,
+    /// What the result is measured on.
     Test,
 }
 
@@ -43,7 +46,9 @@ pub struct Evaluation {
 /// A network on a device, with the data that it learns from. Vectors of parameters, running statistics
 /// and optimiser state are flat, see [`crate::model::Layer::parameters`].
 pub enum Engine {
+    /// The shaders.
     Gpu(Box<GpuEngine>),
+    /// The twins, and what is faster.
     Cpu(Box<CpuEngine>),
 }
 

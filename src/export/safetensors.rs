@@ -34,6 +34,7 @@ pub struct Tensor {
     pub name: String,
     /// `[OC, C/groups, KH, KW]` or `[out, in]` for a weight of a product, `[C]` for all else.
     pub shape: Vec<usize>,
+    /// In row-major order.
     pub values: Vec<f32>,
 }
 

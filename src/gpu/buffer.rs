@@ -23,6 +23,7 @@ impl Buffer {
         self.len as usize
     }
 
+    /// Whether it has no elements.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }

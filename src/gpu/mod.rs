@@ -53,13 +53,16 @@ pub enum Compiling {
 /// Bytes that crossed between host and GPU, by purpose, in the order of first appearance.
 #[derive(Clone, Debug, Default)]
 pub struct Transfers {
+    /// Purpose, direction and bytes.
     pub by_purpose: Vec<(&'static str, Direction, u64)>,
 }
 
 /// Which way a transfer goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
+    /// From the host's memory.
     ToGpu,
+    /// Into the host's memory.
     ToHost,
 }
 
@@ -136,10 +139,12 @@ impl Gpu {
         &self.report
     }
 
+    /// wgpu's device.
     pub fn device(&self) -> &wgpu::Device {
         &self.device
     }
 
+    /// wgpu's queue.
     pub fn queue(&self) -> &wgpu::Queue {
         &self.queue
     }

@@ -9,8 +9,11 @@ use crate::error::{Error, Result};
 pub struct Span {
     /// Label and layer of the dispatch.
     pub label: String,
+    /// The layer that it is of.
     pub layer: String,
+    /// In seconds, since the first of them.
     pub begin: f64,
+    /// Likewise.
     pub end: f64,
 }
 

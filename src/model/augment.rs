@@ -94,6 +94,7 @@ pub enum Border {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Flip {
+    /// Not at all.
     #[default]
     #[serde(rename = "none")]
     Never,

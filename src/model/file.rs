@@ -111,7 +111,9 @@ pub struct Definition {
     pub input: Shape,
     /// Number of classes when there is no dataset to take it from.
     pub classes: usize,
+    /// What is minimised.
     pub loss: Loss,
+    /// How it is trained unless something else is said.
     pub recipe: Recipe,
     /// What [`Self::recipe`] was read from.
     settings: Settings,

@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 pub struct Factors {
     /// 0 where it is frozen.
     pub lr: f32,
+    /// On the weight decay.
     pub decay: f32,
 }
 

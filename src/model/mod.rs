@@ -40,12 +40,16 @@ pub const PARAMETER_ALIGNMENT: usize = 64;
 /// Shape of one image or activation without the batch: height, width, channels (NHWC order).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Shape {
+    /// Rows.
     pub height: usize,
+    /// Columns.
     pub width: usize,
+    /// Numbers at each place, which lie side by side.
     pub channels: usize,
 }
 
 impl Shape {
+    /// `height`×`width`×`channels`.
     pub const fn new(height: usize, width: usize, channels: usize) -> Self {
         Shape {
             height,
@@ -78,10 +82,13 @@ impl std::fmt::Display for Shape {
 /// A dense layer is the case of a 1×1 image under a 1×1 kernel, see [`Conv2d::dense`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Conv2d {
+    /// Of a sample.
     pub input: Shape,
+    /// Of what it becomes.
     pub output: Shape,
     /// `[height, width]`, like stride, padding and dilation.
     pub kernel: [usize; 2],
+    /// From one window to the next.
     pub stride: [usize; 2],
     /// What lies before the first row and the first column; what lies behind the last ones follows
     /// from the output's size.
@@ -255,10 +262,13 @@ impl Conv2d {
 /// window covers are dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Pool2d {
+    /// Of a sample.
     pub input: Shape,
+    /// Of what it becomes.
     pub output: Shape,
     /// `[height, width]`, like all that follows.
     pub kernel: [usize; 2],
+    /// From one window to the next.
     pub stride: [usize; 2],
     /// Rows above and columns left of the image, where the first windows begin.
     #[serde(default)]
@@ -491,17 +501,24 @@ pub fn same_padding(
 /// An elementwise function.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Activation {
+    /// `max(x, 0)`.
     Relu,
+    /// `1 / (1 + exp(−x))`.
     Sigmoid,
+    /// `x` where it is positive, else `slope·x`.
     LeakyRelu {
+        /// Of the negative side.
         slope: f32,
     },
     /// x·Φ(x) (Hendrycks and Gimpel, 2016), by the error function.
     Gelu,
     /// The same by the authors' formula with tanh.
     GeluTanh,
+    /// `x·sigmoid(x)`.
     Silu,
+    /// The hyperbolic tangent.
     Tanh,
+    /// `x·min(max(x + 3, 0), 6)/6`.
     HardSwish,
 }
 
@@ -537,6 +554,7 @@ impl Activation {
 pub struct Layer {
     /// Unique within the model: as the file says, or the op's name and its count, `conv2d1`, `dense2`, …
     pub name: String,
+    /// What it does.
     pub op: Op,
     /// Applied to what the op gives.
     pub activation: Option<Activation>,
@@ -544,6 +562,7 @@ pub struct Layer {
     pub inputs: Vec<usize>,
     /// Shape of the first input.
     pub input: Shape,
+    /// Of a sample behind it.
     pub output: Shape,
     /// What is trained, one tensor right behind the other in the flat parameter vector, so that
     /// weight and bias of a product are one `[KH·KW·C + 1, OC]` matrix.
@@ -600,10 +619,15 @@ impl Loss {
 /// from, ending in one value per class.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Model {
+    /// As its file says.
     pub name: String,
+    /// Of an image.
     pub input: Shape,
+    /// Number of classes.
     pub classes: usize,
+    /// What is minimised.
     pub loss: Loss,
+    /// In the order in which they are computed.
     pub layers: Vec<Layer>,
     /// Length of the flat parameter vector in elements, alignment gaps (always zero) included.
     pub parameter_elements: usize,

@@ -14,27 +14,35 @@ pub enum Op {
     Conv2d(Conv2d),
     /// Dense layer over the flattened (NHWC) input; the geometry is the 1×1 case.
     Dense(Conv2d),
+    /// The largest number of each window.
     MaxPool2d(Pool2d),
+    /// The mean of each window.
     MeanPool2d(Pool2d),
     /// An activation as a layer of its own.
     Activation(Activation),
     /// Batch normalisation per channel (Ioffe and Szegedy, 2015); `momentum` is the weight of the
     /// new statistics in the running ones, as in PyTorch.
     BatchNorm {
+        /// Added to the variance.
         epsilon: f32,
+        /// Of the running statistics.
         momentum: f32,
     },
     /// Group normalisation (Wu and He, 2018): each sample's channels in `groups`, over all positions.
     GroupNorm {
+        /// Number of groups, which divides the channels.
         groups: usize,
+        /// Added to the variance.
         epsilon: f32,
     },
     /// Layer normalisation (Ba, Kiros, Hinton, 2016) over the channels of each position.
     LayerNorm {
+        /// Added to the variance.
         epsilon: f32,
     },
     /// Zeros with this probability while training, the others divided by 1 − p (Srivastava et al., 2014).
     Dropout {
+        /// From 0 to below 1.
         probability: f32,
     },
     /// The sum of all inputs, which have one shape.

@@ -7,11 +7,13 @@ use super::{Op, PARAMETER_ALIGNMENT, Shape};
 pub struct Parameter {
     /// `conv2d1.weight`, as in exported files.
     pub name: String,
+    /// What it is for.
     pub role: Role,
     /// In this program's layout, `[KH, KW, C, OC]` or `[C]`.
     pub shape: Vec<usize>,
     /// Of its first element in the flat vector.
     pub start: usize,
+    /// What it is before the first step.
     pub init: Init,
     /// Inputs that an output is a sum over, and outputs that an input has a share in; what the
     /// initialisations are scaled by.
@@ -21,6 +23,7 @@ pub struct Parameter {
 }
 
 impl Parameter {
+    /// How many numbers it has.
     pub fn elements(&self) -> usize {
         self.shape.iter().product()
     }
@@ -29,9 +32,13 @@ impl Parameter {
 /// What a parameter is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
+    /// What inputs are multiplied by.
     Weight,
+    /// What is added.
     Bias,
+    /// Of batch normalisation: what an evaluation takes off.
     RunningMean,
+    /// Of batch normalisation: what an evaluation divides by the root of.
     RunningVariance,
 }
 
@@ -40,9 +47,13 @@ pub enum Role {
 pub enum Init {
     /// Uniform in ±1/√fan_in, as PyTorch's `Conv2d` and `Linear` start.
     FanIn,
+    /// `torch.nn.init.kaiming_uniform_`, for ReLU.
     KaimingUniform,
+    /// `torch.nn.init.kaiming_normal_`, for ReLU.
     KaimingNormal,
+    /// `torch.nn.init.xavier_uniform_`.
     XavierUniform,
+    /// `torch.nn.init.xavier_normal_`.
     XavierNormal,
     /// A convolution that hands its input on.
     Dirac,
@@ -52,6 +63,7 @@ pub enum Init {
     Whitening,
     /// Uniform in ± this.
     Uniform(f32),
+    /// This number everywhere.
     Constant(f32),
 }
 

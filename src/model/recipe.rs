@@ -16,23 +16,33 @@ pub enum Optimizer {
     /// `g += weight_decay·w; v = momentum·v + g; w −= lr·v`, with Nesterov's momentum
     /// `w −= lr·(g + momentum·v)`.
     Sgd {
+        /// From 0 to below 1.
         momentum: f32,
+        /// Nesterov's form of it.
         #[serde(default)]
         nesterov: bool,
+        /// L2, at least 0.
         weight_decay: f32,
     },
     /// Adam with decoupled weight decay (Loshchilov & Hutter, 2019), as in `torch.optim.AdamW`.
     Adamw {
+        /// Share that the first moment keeps of itself.
         beta1: f32,
+        /// Share that the second moment keeps of itself.
         beta2: f32,
+        /// Added to the root of the second moment.
         epsilon: f32,
+        /// At least 0.
         weight_decay: f32,
     },
     /// The sign of a momentum, with decoupled weight decay (Chen et al., 2023, arXiv 2302.06675):
     /// `w = w·(1 − lr·weight_decay) − lr·sign(beta1·m + (1 − beta1)·g); m = beta2·m + (1 − beta2)·g`.
     Lion {
+        /// Share of the momentum in the step.
         beta1: f32,
+        /// Share that the momentum keeps of itself.
         beta2: f32,
+        /// At least 0.
         weight_decay: f32,
     },
     /// Momentum, orthogonalised, for the weights of convolutions that are not grouped (Jordan, 2024,
@@ -95,6 +105,7 @@ impl Optimizer {
 /// that GPU and CPU use the very same ones.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepScalars {
+    /// Learning rate.
     pub lr: f32,
     /// `1 − beta1^step` (AdamW; 1 for the others).
     pub bias_correction1: f32,
@@ -111,7 +122,12 @@ pub enum Schedule {
     Constant,
     /// The rate times `factor` from the end of each of these epochs on, which count from the start of
     /// the training and rise (`torch.optim.lr_scheduler.MultiStepLR`).
-    Step { epochs: Vec<usize>, factor: f32 },
+    Step {
+        /// Rising, from 1.
+        epochs: Vec<usize>,
+        /// Above 0.
+        factor: f32,
+    },
     /// Half a cosine from the rate to 0 (Loshchilov & Hutter, 2017, without restarts).
     Cosine,
     /// Cosine up from rate/25 over the first 30 % of the steps, cosine down to rate/250,000 over
@@ -119,7 +135,10 @@ pub enum Schedule {
     OneCycle,
     /// A straight line up from 0 to the rate at this share of the steps, another down to 0 (Smith,
     /// 2017, for one cycle).
-    Triangular { peak_at: f32 },
+    Triangular {
+        /// From 0 to 1.
+        peak_at: f32,
+    },
     /// A straight line from the rate to 0.
     Linear,
 }
@@ -277,19 +296,25 @@ impl FromStr for Views {
 /// flags override its values one by one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Recipe {
+    /// The update rule.
     pub optimizer: Optimizer,
+    /// Learning rate per step, the highest of the schedule.
     pub lr: f64,
+    /// How it moves.
     pub schedule: Schedule,
     /// Epochs in which the learning rate rises from 0 to what the schedule says.
     #[serde(default)]
     pub warm_up: f64,
+    /// Passes over the training images.
     pub epochs: usize,
+    /// Images per optimiser step.
     pub batch_size: usize,
     /// Samples that are computed at a time, at most, where a batch is too large for the device; their
     /// gradients are added up. The same as the whole batch to rounding, but that a batch-norm takes its
     /// statistics of each part.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub micro_batch: Option<usize>,
+    /// Parameters that are trained in another way.
     #[serde(default)]
     pub groups: Groups,
     /// Largest L2 norm of all gradients together; a larger one is scaled down to it.
@@ -298,10 +323,13 @@ pub struct Recipe {
     /// Share that an exponential moving average of the parameters keeps of itself in each step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub average: Option<f32>,
+    /// How often an epoch takes an image.
     #[serde(default)]
     pub sampler: Sampler,
+    /// What happens to an image before the network sees it.
     #[serde(default)]
     pub augment: Augment,
+    /// Views of an image that an evaluation takes the mean over.
     #[serde(default)]
     pub views: Views,
     /// Epochs without a better accuracy on the validation split after which training ends.

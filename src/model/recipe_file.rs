@@ -139,7 +139,9 @@ pub struct RecipeFile {
     pub model: Option<String>,
     /// One line for people.
     pub description: Option<String>,
+    /// What it says, key by key.
     pub settings: Settings,
+    /// The whole text of the file.
     pub text: String,
 }
 

@@ -13,6 +13,7 @@ pub(super) fn alignment(dtype: Dtype) -> usize {
 /// A buffer that several tensors share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slot {
+    /// Of its elements.
     pub dtype: Dtype,
     /// Of the largest of its tensors.
     pub elements: usize,

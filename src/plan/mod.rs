@@ -46,7 +46,9 @@ pub enum Mode {
 /// What a plan is made for.
 #[derive(Clone, Copy, Debug)]
 pub enum Target<'a> {
+    /// The shaders, on such an adapter.
     Gpu(&'a AdapterReport),
+    /// Their twins.
     Cpu,
 }
 
@@ -148,9 +150,13 @@ pub enum Lifetime {
 /// A tensor of a plan.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tensor {
+    /// By which an engine and the tests find it.
     pub name: String,
+    /// In row-major order; of a batch the samples come first.
     pub shape: Vec<usize>,
+    /// Of its elements.
     pub dtype: Dtype,
+    /// How long its values are needed.
     pub lifetime: Lifetime,
     /// Whether it has a share for each sample of the batch.
     pub per_sample: bool,
@@ -161,6 +167,7 @@ pub struct Tensor {
 }
 
 impl Tensor {
+    /// How many elements it has.
     pub fn elements(&self) -> usize {
         self.shape.iter().product()
     }
@@ -186,7 +193,9 @@ pub enum Section {
 /// A step as data.
 #[derive(Clone, Debug)]
 pub struct Plan {
+    /// Samples that a step takes at most.
     pub batch: usize,
+    /// What the kernels read and write, by their numbers.
     pub tensors: Vec<Tensor>,
     /// In order, with the part of the step that each belongs to.
     pub kernels: Vec<(Section, KernelSpec)>,

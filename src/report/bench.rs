@@ -49,12 +49,15 @@ pub struct Report {
     pub wgrad: String,
     /// The adapter's name, or "CPU".
     pub adapter: String,
+    /// The model's name.
     pub model: String,
+    /// Images per step.
     pub batch_size: usize,
     /// What the adapter does at most; null where only steps were measured.
     pub peak: Option<Peak>,
     /// The dispatches of a training step in their order; none where only steps were measured.
     pub kernels: Vec<KernelReport>,
+    /// Whole steps.
     pub step: StepReport,
     /// The most memory that the process has held up to the end of the steps, in 10⁶ bytes (on a
     /// software adapter the GPU's memory is part of it); null where the system does not tell.
@@ -79,6 +82,7 @@ pub struct KernelReport {
     pub kernel: String,
     /// Tile and splits of a product; empty for the others.
     pub variant: String,
+    /// Per run of the kernel.
     pub seconds: Summary,
     /// Of the median; null for what is not a matrix product.
     pub gflops: Option<f64>,
@@ -94,15 +98,20 @@ pub struct KernelReport {
     pub ratio: Option<f64>,
 }
 
+/// What a kernel takes more of the peak of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Bound {
+    /// Multiply-adds.
     Arithmetic,
+    /// Bytes.
     Memory,
 }
 
+/// Whole training steps.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct StepReport {
+    /// Images that are trained on per second.
     pub images_per_second: Summary,
     /// Per cent of the time from the begin of the first step to the end of the last in which the GPU
     /// was at work, by its own clock, over seconds of steps in epochs of at most 64, the waits
@@ -118,8 +127,11 @@ pub struct StepReport {
 /// A measurement over [`WINDOWS`] windows.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
+    /// The middle one.
     pub median: f64,
+    /// The smallest.
     pub min: f64,
+    /// The largest.
     pub max: f64,
 }
 
@@ -136,9 +148,11 @@ impl Summary {
 
 /// What to measure.
 pub struct Settings<'a> {
+    /// What is trained.
     pub model: &'a Model,
     /// Optimiser and batch size; the learning rate plays no part.
     pub recipe: &'a Recipe,
+    /// How it is planned.
     pub options: &'a Options,
     /// The whole step only: neither peak nor kernels.
     pub steps_only: bool,

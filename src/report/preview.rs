@@ -17,6 +17,7 @@ use std::collections::HashSet;
 pub struct Preview {
     /// Their numbers in the dataset.
     pub samples: Vec<u32>,
+    /// As they are in the dataset.
     pub before: Vec<u8>,
     /// What the network is given, with the normalisation undone.
     pub after: Vec<u8>,
@@ -28,6 +29,7 @@ pub struct Preview {
 /// Which images of a training are shown.
 #[derive(Clone, Copy, Debug)]
 pub struct Excerpt {
+    /// Of the training.
     pub seed: u64,
     /// From 1.
     pub epoch: usize,

@@ -12,6 +12,7 @@ pub const STEPS: usize = 5;
 /// The dispatches of one training step, in order.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Profile {
+    /// In the order in which they run.
     pub entries: Vec<Entry>,
     /// When each of them ran, in the last step that was measured.
     pub spans: Vec<Span>,
@@ -22,6 +23,7 @@ pub struct Profile {
 pub struct Entry {
     /// Empty for what belongs to the step as a whole.
     pub layer: String,
+    /// Its entry point.
     pub kernel: String,
     /// Median over the steps.
     pub seconds: f64,

@@ -17,6 +17,7 @@ use std::io::Cursor;
 pub struct Tile<'a> {
     /// `[H][W][C]`, one or three channels.
     pub pixels: &'a [u8],
+    /// Of the picture.
     pub shape: Shape,
     /// One line under the picture; what is too long for it ends in an ellipsis.
     pub caption: String,

@@ -61,6 +61,7 @@ struct Metadata {
 
 /// A checkpoint as it was read.
 pub(super) struct Loaded {
+    /// What the file holds.
     pub checkpoint: Checkpoint,
     /// [`super::Config::id`] of the run that it belongs to; `None` for a file of format 0, which
     /// carries no hash either.

@@ -14,6 +14,7 @@ use std::path::{Path, absolute};
 pub struct Start {
     /// The flat parameters and running statistics.
     pub parameters: Vec<f32>,
+    /// The running statistics, flat.
     pub running: Vec<f32>,
     /// Where they are from, for `run.json`.
     pub record: InitRecord,

@@ -20,8 +20,11 @@ const DIVERGED: f64 = 4.0;
 /// Rates from `from` to `to` in `steps` steps, each the same factor above the one before.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Range {
+    /// Learning rate of the first step.
     pub from: f64,
+    /// Learning rate of the last step.
     pub to: f64,
+    /// Steps from one to the other.
     pub steps: usize,
 }
 
@@ -65,6 +68,7 @@ impl Range {
 /// A step of the test.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Point {
+    /// Learning rate of the step.
     pub lr: f64,
     /// Mean over the batch, before its update.
     pub loss: f64,
@@ -75,6 +79,7 @@ pub struct Point {
 /// What a range test found.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct RangeTest {
+    /// A point for each step that was done.
     pub points: Vec<Point>,
     /// Whether it ended because the loss rose.
     pub diverged: bool,

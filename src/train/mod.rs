@@ -71,6 +71,7 @@ impl Observer for () {}
 /// changes a bit of what is trained.
 #[derive(Clone, Copy, Debug)]
 pub struct Control<'a> {
+    /// How often a checkpoint is written in the middle of an epoch.
     pub checkpoint_every: CheckpointEvery,
     /// Stop when this many epochs are finished, counted from the start of the training.
     pub stop_after: Option<usize>,
@@ -150,8 +151,11 @@ pub enum Outcome {
     /// It was asked to stop after this step (from 1) of this epoch (from 1), and has written a
     /// checkpoint; so many steps has the epoch.
     Interrupted {
+        /// From 1.
         epoch: usize,
+        /// Steps of the epoch that are done.
         step: usize,
+        /// Steps that the epoch has.
         steps: usize,
     },
 }
@@ -339,7 +343,7 @@ impl Epoch<'_> {
                     let ends = ends_batch(&rows, row);
                     at.step += usize::from(ends);
                     row += 1;
-                    let recorded = at.step % record_every == 0 || at.step == steps.len();
+                    let recorded = at.step.is_multiple_of(record_every) || at.step == steps.len();
                     if ends && recorded {
                         let (images, loss_sum, correct) = std::mem::take(&mut at.since);
                         let record = StepRecord {

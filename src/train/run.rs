@@ -79,18 +79,24 @@ pub struct Config {
     /// What its safetensors files name as their run: SHA-256 of model, recipe (but for the number of
     /// epochs), normalisation, seed and [`Config::init`] as they were at the start. Set by [`Run::create`].
     pub id: Option<String>,
+    /// The architecture.
     pub model: ModelRecord,
+    /// The images.
     pub data: DataRecord,
+    /// Of the training images, as the network is given them.
     pub normalization: Normalization,
     /// As used, flags included; `epochs` is the total that is planned, which the schedule of the
     /// learning rate spans.
     pub recipe: Recipe,
+    /// Of the first parameters, of the order of the images and of all draws.
     pub seed: u64,
     /// The weights that it started from, where these are not the seed's alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init: Option<InitRecord>,
+    /// The device that trained last.
     #[serde(default)]
     pub device: DeviceRecord,
+    /// Epochs that are over, since the start of the training.
     #[serde(default)]
     pub finished_epochs: usize,
     /// SHA-256 of the flat parameters (little-endian f32) after the finished epochs.
@@ -175,11 +181,16 @@ impl Config {
 /// The architecture and what it was resolved for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelRecord {
+    /// The model's name.
     pub name: String,
+    /// Of an image.
     pub input: Shape,
+    /// Number of classes.
     pub classes: usize,
+    /// A name for each class.
     #[serde(default)]
     pub class_names: Vec<String>,
+    /// Numbers that are trained.
     #[serde(default)]
     pub parameters: usize,
     /// The whole text of the architecture file.
@@ -208,15 +219,21 @@ pub struct DataRecord {
     /// As asked for, see [`Request`].
     #[serde(default)]
     pub image_size: Option<[usize; 2]>,
+    /// See [`Request::validation`].
     #[serde(default)]
     pub validation: Option<f64>,
+    /// See [`Request::test`].
     #[serde(default)]
     pub test: Option<f64>,
+    /// See [`Request::split_seed`].
     #[serde(default)]
     pub split_seed: u64,
+    /// Images that are trained on.
     pub training_images: usize,
+    /// Images that decisions are made by; 0 without any.
     #[serde(default)]
     pub validation_images: usize,
+    /// Images that the result is measured on.
     pub test_images: usize,
     /// [`Dataset::sha256`] of the images that are trained on; `None` in folders of format 0.
     pub training_sha256: Option<String>,
@@ -314,35 +331,44 @@ pub struct EpochRecord {
     /// Means over the epoch, each batch before its update.
     #[serde(default = "nan", deserialize_with = "number_or_null")]
     pub train_loss: f64,
+    /// From 0 to 1, like every accuracy.
     #[serde(default = "nan", deserialize_with = "number_or_null")]
     pub train_accuracy: f64,
     /// Means over the validation images after the epoch, where there are any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation_loss: Option<f64>,
+    /// Likewise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation_accuracy: Option<f64>,
     /// Likewise over the test images.
     #[serde(default = "nan", deserialize_with = "number_or_null")]
     pub test_loss: f64,
+    /// Likewise.
     #[serde(default = "nan", deserialize_with = "number_or_null")]
     pub test_accuracy: f64,
     /// The same of the averaged weights, where there are any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub average_validation_loss: Option<f64>,
+    /// Likewise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub average_validation_accuracy: Option<f64>,
+    /// Likewise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub average_test_loss: Option<f64>,
+    /// Likewise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub average_test_accuracy: Option<f64>,
     /// Over the test images in the recipe's views, after the epoch that a training ended with; of the
     /// weights and of their average.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub test_loss_views: Option<f64>,
+    /// Likewise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub test_accuracy_views: Option<f64>,
+    /// Likewise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub average_test_loss_views: Option<f64>,
+    /// Likewise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub average_test_accuracy_views: Option<f64>,
     /// Training images per second, evaluation and checkpoints not counted; NaN where no time passed
@@ -373,6 +399,7 @@ pub struct StepRecord {
     pub epoch: f64,
     /// Each batch before its update.
     pub loss: f64,
+    /// From 0 to 1.
     pub accuracy: f64,
     /// Learning rate of the step.
     pub lr: f64,
@@ -641,10 +668,12 @@ impl Run {
         })
     }
 
+    /// Where it is.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
+    /// What it was asked for, and how far it is.
     pub fn config(&self) -> &Config {
         &self.config
     }
@@ -655,6 +684,7 @@ impl Run {
         &mut self.config
     }
 
+    /// The network, resolved for its images and classes.
     pub fn model(&self) -> &Model {
         &self.model
     }

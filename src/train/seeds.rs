@@ -12,6 +12,7 @@ const FILE: &str = "seeds.json";
 /// `seeds.json`: which seeds, and what has come of them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SeedsRecord {
+    /// In the order in which they are trained.
     pub seeds: Vec<u64>,
     /// Of the runs that have finished an epoch.
     #[serde(default)]
@@ -24,6 +25,7 @@ pub struct SeedsRecord {
     /// The same of the averages of the weights, where they are kept.
     #[serde(default)]
     pub average_mean: Option<f64>,
+    /// Likewise.
     #[serde(default)]
     pub average_standard_deviation: Option<f64>,
 }
@@ -31,11 +33,15 @@ pub struct SeedsRecord {
 /// How far one of the runs is and how well it does.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SeedRun {
+    /// The run's seed.
     pub seed: u64,
     /// Within the folder of all.
     pub folder: String,
+    /// Epochs that it has finished.
     pub epochs: usize,
+    /// After the last of them.
     pub test_loss: f64,
+    /// Likewise, from 0 to 1.
     pub test_accuracy: f64,
     /// Of the average of the weights, where it is kept.
     #[serde(default)]
@@ -45,6 +51,7 @@ pub struct SeedRun {
 }
 
 impl SeedsRecord {
+    /// Of runs that are yet to come.
     pub fn new(seeds: Vec<u64>) -> SeedsRecord {
         SeedsRecord {
             seeds,
