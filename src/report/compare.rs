@@ -246,33 +246,36 @@ impl Comparison {
     }
 }
 
-/// Of every run's path what the others do not begin with too.
+/// As many of the last parts of every run's path as tell them apart.
 fn names(runs: &[Run]) -> Vec<String> {
     let parts: Vec<Vec<String>> = runs
         .iter()
         .map(|run| {
-            let named = run
-                .folder()
-                .components()
-                .filter(|c| matches!(c, Component::Normal(_)));
+            let named = run.folder().components();
+            let named = named.filter(|c| matches!(c, Component::Normal(_)));
             named
                 .map(|c| c.as_os_str().to_string_lossy().into_owned())
                 .collect()
         })
         .collect();
-    let first = parts.first().cloned().unwrap_or_default();
-    let shared = (0..first.len())
-        .take_while(|at| parts.iter().all(|p| p.get(*at) == first.get(*at)))
-        .count();
-    let name = |parts: &Vec<String>| {
-        // One part at least, of what is only another's beginning too.
-        let from = shared.min(parts.len().saturating_sub(1));
-        match parts.is_empty() {
-            true => ".".into(),
-            false => plain(&parts[from..].join("/"), 80),
-        }
+    let last = |count: usize| -> Vec<String> {
+        let of = |p: &Vec<String>| p[p.len().saturating_sub(count)..].join("/");
+        parts.iter().map(of).collect()
     };
-    parts.iter().map(name).collect()
+    let apart = |names: &Vec<String>| {
+        let mut sorted = names.clone();
+        sorted.sort();
+        sorted.windows(2).all(|pair| pair[0] != pair[1])
+    };
+    let most = parts.iter().map(Vec::len).max().unwrap_or(1);
+    let names = (1..=most).map(last).find(apart);
+    // The same run twice is the same by any name.
+    let names = names.unwrap_or_else(|| last(1));
+    let shown = names.iter().map(|name| match name.is_empty() {
+        true => ".".into(),
+        false => plain(name, 80),
+    });
+    shown.collect()
 }
 
 fn outcome(run: &Run, name: String) -> Outcome {
@@ -328,10 +331,10 @@ fn differences(runs: &[Run]) -> Vec<Difference> {
 fn settings(config: &Config) -> Vec<(String, String)> {
     let mut all: Vec<(String, String)> = Vec::new();
     let mut set = |key: &str, value: Option<String>| all.extend(value.map(|v| (key.into(), v)));
-    let short = |hash: &Option<String>| hash.as_ref().map(|hash| hash.chars().take(12).collect());
+    let short = |hash: &Option<String>| hash.as_ref().map(|hash| hash.chars().take(8).collect());
     let text = sha256([config.model.architecture.as_bytes()]);
     set("model", Some(config.model.name.clone()));
-    set("model file", Some(text[..12].into()));
+    set("model file", Some(text[..8].into()));
     set("image shape", Some(config.model.input.to_string()));
     set("classes", Some(config.model.classes.to_string()));
     let data = &config.data;

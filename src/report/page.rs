@@ -205,7 +205,7 @@ impl Page {
         let (metrics, recipe) = (run.metrics(), &run.config().recipe);
         let mut plots = Vec::new();
         let loss = loss_in_words(run.model().loss);
-        let y = format!("loss ({loss}), mean of an image");
+        let y = format!("loss, {loss} per image");
         let steps: Vec<[f64; 2]> = run
             .steps()
             .iter()
@@ -307,6 +307,7 @@ impl Page {
             json!({"name": shown[t], "cells": cells.collect::<Vec<_>>()})
         });
         context["matrix"] = json!({
+            "turned": shown.iter().any(|name| name.chars().count() > 3),
             "names": shown,
             "rows": rows.collect::<Vec<_>>(),
             "note": note,
@@ -415,8 +416,8 @@ impl Page {
         let confidence = results.confidence.iter().sum::<f64>() / n;
         let accuracy = results.accuracy();
         let verdict = match confidence - accuracy {
-            gap if gap > 0.01 => "the network is surer than it is right",
-            gap if gap < -0.01 => "the network is righter than it is sure",
+            gap if gap > 0.01 => "the network is surer than it ought to be",
+            gap if gap < -0.01 => "the network is less sure than it could be",
             _ => "on the whole it is as sure as it is right",
         };
         let width = 100.0 / BINS as f64;
@@ -573,7 +574,10 @@ impl Page {
                 values,
             } in kept.into_iter().map(|at| &all[at])
             {
-                let Some((picture, channels)) = maps(*shape, values) else {
+                // The image is best seen as it is.
+                let own = image_of(config, tested, i).filter(|_| layer == "input");
+                let own = own.map(|picture| (picture, shape.channels));
+                let Some((picture, channels)) = own.or_else(|| maps(*shape, values)) else {
                     continue;
                 };
                 let note = match channels < shape.channels {
@@ -747,8 +751,8 @@ pub(super) fn data_name(config: &Config) -> String {
 
 fn loss_in_words(loss: Loss) -> &'static str {
     match loss {
-        Loss::SoftmaxCrossEntropy => "cross-entropy in nats",
-        Loss::SquaredError => "half the squared error",
+        Loss::SoftmaxCrossEntropy => "nats (cross-entropy)",
+        Loss::SquaredError => "½ squared error",
     }
 }
 
@@ -757,6 +761,11 @@ fn figures(run: &Run) -> Vec<Value> {
     let (config, metrics) = (run.config(), run.metrics());
     let mut figures = Vec::new();
     let mut add = |name: &str, value: String, note: String| {
+        // What is short stays on one line.
+        let value = match value.chars().count() < 18 {
+            true => value.replace(' ', "\u{a0}"),
+            false => value,
+        };
         figures.push(json!({"name": name, "value": value, "note": note}));
     };
     let images = config.data.test_images;

@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::model::{Model, Role, Shape};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use image::imageops::{replace, thumbnail};
+use image::imageops::{FilterType, replace, resize, thumbnail};
 use image::{DynamicImage, ImageFormat, Rgb, RgbImage};
 use plotters::style::Color;
 use std::io::Cursor;
@@ -14,6 +14,8 @@ use std::io::Cursor;
 const GAP: Rgb<u8> = Rgb([140, 146, 156]);
 /// Pixels of a part's longer side, at most.
 const SIDE: u32 = 64;
+/// And at least, where it is enlarged for it by a whole factor.
+const LEAST: u32 = 24;
 /// Filters, and channels of an activation, that are shown at most.
 const FILTERS: usize = 64;
 const CHANNELS: usize = 16;
@@ -55,16 +57,19 @@ pub(super) fn of_bytes(bytes: &[u8], shape: Shape) -> Option<RgbImage> {
     RgbImage::from_raw(shape.width as u32, shape.height as u32, pixels.collect())
 }
 
-/// Parts of the same size side by side, in about as many rows as columns.
+/// Parts of the same size side by side; every pixel of small ones becomes a square.
 pub(super) fn mosaic(tiles: &[RgbImage], columns: usize) -> RgbImage {
     let (w, h) = tiles.first().map_or((1, 1), RgbImage::dimensions);
+    let factor = LEAST.div_ceil(w.max(h).max(1));
+    let (w, h) = (w * factor, h * factor);
     let columns = columns.clamp(1, tiles.len().max(1));
     let rows = tiles.len().div_ceil(columns).max(1);
     let along = |count: usize, size: u32| count as u32 * (size + 1) - 1;
     let mut picture = RgbImage::from_pixel(along(columns, w), along(rows, h), GAP);
     for (i, tile) in tiles.iter().enumerate() {
         let at = |place: usize, size: u32| i64::from(place as u32 * (size + 1));
-        replace(&mut picture, tile, at(i % columns, w), at(i / columns, h));
+        let tile = resize(tile, w, h, FilterType::Nearest);
+        replace(&mut picture, &tile, at(i % columns, w), at(i / columns, h));
     }
     picture
 }
@@ -230,10 +235,11 @@ mod tests {
         // Two channels of 1×2: 0, 1 and 2, NaN.
         let values = [0.0, 2.0, 1.0, f32::NAN];
         let (picture, shown) = maps(Shape::new(1, 2, 2), &values).unwrap();
-        assert_eq!((picture.dimensions(), shown), ((5, 1), 2));
-        let at = |x| picture.get_pixel(x, 0).0;
-        assert_eq!((at(0), at(1), at(3)), ([0; 3], [127; 3], [255; 3]));
-        assert_eq!((at(2), at(4)), (GAP.0, [196, 64, 32]));
+        // Twelve times as large, and a line between the two.
+        assert_eq!((picture.dimensions(), shown), ((49, 12), 2));
+        let at = |x| picture.get_pixel(x, 11).0;
+        assert_eq!((at(0), at(12), at(25)), ([0; 3], [127; 3], [255; 3]));
+        assert_eq!((at(24), at(48)), (GAP.0, [196, 64, 32]));
         let (picture, shown) = maps(Shape::new(1, 1, 5), &[1.0; 5]).unwrap();
         assert_eq!((picture.dimensions(), shown), ((3, 2), 5));
         assert!(maps(Shape::new(2, 2, 1), &[1.0; 3]).is_none());

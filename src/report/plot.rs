@@ -15,7 +15,7 @@ use std::path::Path;
 
 const SIZE: (u32, u32) = (900, 540);
 /// Of a plot in a page, so that its letters can still be read at the width of a telephone.
-const SMALL: (u32, u32) = (480, 320);
+const SMALL: (u32, u32) = (480, 336);
 const RAW: RGBColor = RGBColor(176, 184, 196);
 const SMOOTHED: RGBColor = RGBColor(31, 90, 166);
 const MARK: RGBColor = RGBColor(196, 64, 32);
@@ -92,12 +92,16 @@ pub fn lines(axes: &Axes, lines: &[Line]) -> Result<Option<String>> {
     let bottom = if low >= 0.0 { bottom.max(0.0) } else { bottom };
     text(SMALL, |root| {
         let mut chart = ChartBuilder::on(root)
-            .caption(axes.title, ("sans-serif", 16))
+            .caption(axes.title, ("sans-serif", 20))
             .margin(8)
             .margin_right(18)
-            .x_label_area_size(42)
-            .y_label_area_size(62)
+            .x_label_area_size(46)
+            .y_label_area_size(68)
             .build_cartesian_2d(left..right, bottom..top)?;
+        let labels = match axes.whole {
+            true => (right - left).clamp(1.0, 5.0) as usize + 1,
+            false => 6,
+        };
         let whole = |x: &f64| match axes.whole && (x - x.round()).abs() > 1e-6 {
             true => String::new(),
             false => tick(*x, right - left),
@@ -106,14 +110,14 @@ pub fn lines(axes: &Axes, lines: &[Line]) -> Result<Option<String>> {
             .configure_mesh()
             .x_desc(axes.x)
             .y_desc(axes.y)
-            .x_labels(7)
+            .x_labels(labels)
             .y_labels(7)
             .x_label_formatter(&whole)
             .y_label_formatter(&|y| tick(*y, top - bottom))
             .light_line_style(TRANSPARENT)
             .bold_line_style(BLACK.mix(0.1))
-            .axis_desc_style(("sans-serif", 14))
-            .label_style(("sans-serif", 13))
+            .axis_desc_style(("sans-serif", 18))
+            .label_style(("sans-serif", 17))
             .draw()?;
         for (i, line) in lines.iter().enumerate() {
             let color = COLORS[i % COLORS.len()];
@@ -136,7 +140,7 @@ pub fn lines(axes: &Axes, lines: &[Line]) -> Result<Option<String>> {
                 .margin(8)
                 .background_style(WHITE.mix(0.8))
                 .border_style(BLACK.mix(0.15))
-                .label_font(("sans-serif", 13))
+                .label_font(("sans-serif", 17))
                 .draw()?;
         }
         Ok(())
@@ -174,11 +178,11 @@ fn emptiest(lines: &[Line], [left, right]: [f64; 2], [low, high]: [f64; 2]) -> S
 pub fn reliability(calibration: &Calibration) -> Result<String> {
     text(SMALL, |root| {
         let mut chart = ChartBuilder::on(root)
-            .caption("Reliability on the test images", ("sans-serif", 16))
+            .caption("Reliability on the test images", ("sans-serif", 20))
             .margin(8)
             .margin_right(18)
-            .x_label_area_size(42)
-            .y_label_area_size(62)
+            .x_label_area_size(46)
+            .y_label_area_size(68)
             .build_cartesian_2d(0.0..100.0, 0.0..100.0)?;
         chart
             .configure_mesh()
@@ -190,8 +194,8 @@ pub fn reliability(calibration: &Calibration) -> Result<String> {
             .y_label_formatter(&|y| tick(*y, 100.0))
             .light_line_style(TRANSPARENT)
             .bold_line_style(BLACK.mix(0.1))
-            .axis_desc_style(("sans-serif", 14))
-            .label_style(("sans-serif", 13))
+            .axis_desc_style(("sans-serif", 18))
+            .label_style(("sans-serif", 17))
             .draw()?;
         let width = 100.0 / BINS as f64;
         let bins = calibration.bins.iter().enumerate();
@@ -217,7 +221,7 @@ pub fn reliability(calibration: &Calibration) -> Result<String> {
             .margin(8)
             .background_style(WHITE.mix(0.8))
             .border_style(BLACK.mix(0.15))
-            .label_font(("sans-serif", 13))
+            .label_font(("sans-serif", 17))
             .draw()?;
         Ok(())
     })
@@ -232,27 +236,27 @@ pub fn confusion(names: &[String], counts: &[Vec<usize>]) -> Result<String> {
     const CELL: i32 = 44;
     let names: Vec<String> = names.iter().map(|name| plain(name, 16)).collect();
     let longest = names.iter().map(|name| name.chars().count()).max();
-    let label = 26 + 8 * longest.unwrap_or(1) as i32;
+    let label = 26 + 9 * longest.unwrap_or(1) as i32;
     let side = CELL * names.len() as i32;
     let size = (
-        (label + side + 16).max(240) as u32,
-        (label + side + 72) as u32,
+        (label + side + 16).max(280) as u32,
+        (label + side + 80) as u32,
     );
-    let (left, top) = (label, 40 + label);
+    let (left, top) = (label, 48 + label);
     text(size, |root| {
         let font = |size: i32| ("sans-serif", size).into_font().color(&BLACK);
         let center = |style: TextStyle<'static>| style.pos(Pos::new(HPos::Center, VPos::Center));
-        root.draw(&Text::new("Confusion matrix", (12, 10), font(16)))?;
+        root.draw(&Text::new("Confusion matrix", (12, 10), font(20)))?;
         root.draw(&Text::new(
             "rows: true class, columns: predicted",
-            (12, 30),
-            font(12),
+            (12, 36),
+            font(15),
         ))?;
         for (i, name) in names.iter().enumerate() {
             let middle = CELL * i as i32 + CELL / 2;
-            let style = font(13).pos(Pos::new(HPos::Right, VPos::Center));
+            let style = font(16).pos(Pos::new(HPos::Right, VPos::Center));
             root.draw(&Text::new(name.clone(), (left - 8, top + middle), style))?;
-            let turned = ("sans-serif", 13)
+            let turned = ("sans-serif", 16)
                 .into_font()
                 .transform(FontTransform::Rotate270);
             let style = turned.color(&BLACK).pos(Pos::new(HPos::Left, VPos::Center));
@@ -269,7 +273,7 @@ pub fn confusion(names: &[String], counts: &[Vec<usize>]) -> Result<String> {
                 root.draw(&Rectangle::new(corners, BLACK.mix(0.15)))?;
                 if *count > 0 {
                     let at = (x + CELL / 2, y + CELL / 2);
-                    root.draw(&Text::new(count.to_string(), at, center(font(13))))?;
+                    root.draw(&Text::new(count.to_string(), at, center(font(16))))?;
                 }
             }
         }
