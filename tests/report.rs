@@ -71,8 +71,13 @@ fn text(node: Node) -> String {
 
 /// The words of a page, without what only its code has.
 fn words(page: &str) -> String {
-    let all = text(parse(page).root_element());
-    all.split_whitespace().collect::<Vec<_>>().join(" ")
+    let document = parse(page);
+    let all = document.descendants().filter(Node::is_text);
+    let all: Vec<&str> = all.filter_map(|n| n.text()).collect();
+    all.join(" ")
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// The cells of the table with this id, row by row, its head left out.
@@ -231,10 +236,13 @@ fn the_command_in_a_page_repeats_the_run() {
         "--epochs 2",
         "--epochs 3 --stop-after 1 --seed 5 --limit 50 --validation 0.2 --split-seed 3",
         "--epochs 2 --optimizer sgd --nesterov=true --schedule step --set step_epochs=[1] --freeze conv2d1.* --average 0.9 --set augment.rotate=10",
-        "--epochs 1 --batch-size 20 --optimizer lion --class-weights balanced --warm-up 0.5 --clip-norm 1",
+        "--epochs 1 --batch-size 20 --optimizer lion --class-weights balanced --warm-up 0.5 --clip-norm 1 --views mirror",
     ];
     for (i, flags) in flags.into_iter().enumerate() {
-        bench.run(&format!("train {SMALL} {flags} --out run-{i}"));
+        let out = bench.run(&format!("train {SMALL} {flags} --out run-{i}"));
+        // Also where the test images were last shown in several views.
+        let report = format!("\nreport   run-{i}/report.html\n");
+        assert!(out.contains(&report), "{out}");
         let page = bench.page(&format!("run-{i}"));
         let document = parse(&page);
         let command = document
@@ -374,6 +382,29 @@ fn odd_runs_have_reports() {
         bench.run("report squared --device cpu");
         bench.page("squared");
     }
+    // Where the time goes, in a run that was profiled; a damaged file is none.
+    let profile = r#"{"traceEvents": [
+        {"ph": "M", "name": "process_name"},
+        {"ph": "X", "name": "conv2d1 conv2d_forward", "cat": "conv2d_forward", "ts": 0, "dur": 2000},
+        {"ph": "X", "name": "conv2d1 relu_forward", "cat": "relu_forward", "ts": 0, "dur": 1000},
+        {"ph": "X", "name": "step gather_batch", "cat": "gather_batch", "ts": 0, "dur": 1000}]}"#;
+    fs::write(bench.path("squared/profile.json"), profile).unwrap();
+    bench.run("report squared --device cpu");
+    let said = words(&bench.page("squared"));
+    for expected in [
+        "4.000 ms a step",
+        "conv2d1 3.000 75.0",
+        "step 1.000 25.0",
+        "relu_forward 1.000 25.0",
+    ] {
+        assert!(
+            said.replace("  ", " ").contains(expected),
+            "no {expected} in {said}"
+        );
+    }
+    fs::write(bench.path("squared/profile.json"), &profile[..50]).unwrap();
+    bench.run("report squared --device cpu");
+    assert!(!words(&bench.page("squared")).contains("Where the time"));
     let run = Run::open(&bench.path("squared")).unwrap();
     for (labels, share) in [
         (vec![0u32, 0, 2], f64::NAN),
@@ -386,6 +417,7 @@ fn odd_runs_have_reports() {
             predictions: vec![1; n],
             shares: vec![share; 4 * n],
             labels,
+            files: Vec::new(),
             note: None,
         };
         let out = bench.path("odd");

@@ -96,7 +96,7 @@ pub(super) fn carry_out(
         stop_after: args.stop_after,
         interrupted: signals.hold(),
     };
-    let labels = data.test.labels.clone();
+    let (labels, files) = (data.test.labels.clone(), data.test.files.clone());
     let trained = train(&mut run, data, &mut engine, &control, &mut progress);
     signals.release();
     progress.bar.finish_and_clear();
@@ -136,7 +136,7 @@ pub(super) fn carry_out(
         say(&format!("profile  {}", file.display()))?;
     }
     if progress.epochs > 0 {
-        report::after_training(&run, &device, engine, &labels)?;
+        report::after_training(&run, &device, engine, &labels, files)?;
     }
     say(&format!("run      {folder}"))
 }

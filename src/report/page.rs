@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::files::{remove, replace};
 use crate::model::{Loss, Shape};
 use crate::train::{Config, EpochRecord, Run};
-use image::RgbImage;
+use image::{DynamicImage, RgbaImage};
 use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment};
 use serde_json::{Value, json};
@@ -50,6 +50,8 @@ pub struct Tested {
     pub predictions: Vec<u32>,
     /// `[N, classes]`, see [`crate::train::class_shares`].
     pub shares: Vec<f64>,
+    /// `[N]`, the files of the images; empty where they have none of their own.
+    pub files: Vec<String>,
     /// What there is to say about the images: that they are not the run's own.
     pub note: Option<String>,
 }
@@ -92,7 +94,7 @@ pub(super) fn render(name: &str, template: &str, mut context: Value) -> Result<S
 }
 
 /// Everything that a report writes beside the page.
-const NAMES: [&str; 16] = [
+const NAMES: [&str; 14] = [
     "loss-by-step.svg",
     "loss.svg",
     "accuracy.svg",
@@ -107,8 +109,6 @@ const NAMES: [&str; 16] = [
     "activations-2.png",
     "activations-3.png",
     "model.toml",
-    "time.svg",
-    "images-per-second.svg",
 ];
 
 #[derive(Default)]
@@ -368,6 +368,7 @@ impl Page {
                 "true": plain(&t, 40),
                 "said": plain(&p, 40),
                 "sure": sure,
+                "file": tested.files.get(i).map(|file| plain(file, 80)),
             }));
             tiles.push((picture, caption));
         }
@@ -387,11 +388,16 @@ impl Page {
         file: &str,
         title: &str,
         columns: usize,
-        pictures: &[(RgbImage, String)],
+        pictures: &[(RgbaImage, String)],
     ) -> Result<()> {
         if pictures.is_empty() {
             return Ok(());
         }
+        let opaque = |(picture, caption): &(RgbaImage, String)| {
+            let picture = DynamicImage::from(picture.clone()).into_rgb8();
+            (picture, caption.clone())
+        };
+        let pictures: Vec<_> = pictures.iter().map(opaque).collect();
         let tiles: Vec<Tile> = pictures
             .iter()
             .map(|(picture, caption)| Tile {
@@ -595,15 +601,19 @@ impl Page {
                 }));
                 tiles.push((picture, format!("{layer} {shape}")));
             }
-            let [t, p] = results.pairs[i].map(|class| plain(&class_name(config, class), 60));
+            let class = plain(&class_name(config, results.pairs[i][0]), 60);
             let classes = config.model.classes;
             let shares = tested.shares.get(i * classes..(i + 1) * classes);
-            let title = format!("Test image {i}: {t}");
+            let file = tested
+                .files
+                .get(i)
+                .map(|file| format!(", {}", plain(file, 120)));
+            let title = format!("Test image {i}: {class}{}", file.unwrap_or_default());
             let sheet = format!("activations-{}.png", number + 1);
             self.sheet(&sheet, &title, 6, &tiles)?;
             pictures.push(json!({
                 "title": title,
-                "said": format!("The network says {p}: {}.", most_likely(config, shares.unwrap_or(&[]))),
+                "said": format!("The network says: {}.", most_likely(config, shares.unwrap_or(&[]))),
                 "maps": shown,
             }));
         }
@@ -618,7 +628,7 @@ fn most_likely(config: &Config, shares: &[f64]) -> String {
     order.sort_by(|a, b| shares[*b].total_cmp(&shares[*a]));
     let first = order.iter().take(3).map(|class| {
         let name = plain(&class_name(config, *class), 40);
-        format!("{name} {}", share(shares[*class]))
+        format!("{name} ({})", share(shares[*class]))
     });
     first.collect::<Vec<_>>().join(", ")
 }
@@ -736,7 +746,7 @@ fn class_name(config: &Config, class: usize) -> String {
     }
 }
 
-fn image_of(config: &Config, tested: &Tested, i: usize) -> Option<RgbImage> {
+fn image_of(config: &Config, tested: &Tested, i: usize) -> Option<RgbaImage> {
     let elements = config.model.input.elements();
     let bytes = tested.images.get(i * elements..(i + 1) * elements)?;
     of_bytes(bytes, config.model.input)

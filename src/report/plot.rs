@@ -148,26 +148,48 @@ pub fn lines(axes: &Axes, lines: &[Line]) -> Result<Option<String>> {
     .map(Some)
 }
 
-/// The corner of a plot for the legend: the one with the fewest points around it.
+/// The place of a plot for its legend: the one that the lines cross least.
 fn emptiest(lines: &[Line], [left, right]: [f64; 2], [low, high]: [f64; 2]) -> SeriesLabelPosition {
-    let corners = [
-        (true, true, SeriesLabelPosition::UpperRight),
-        (true, false, SeriesLabelPosition::LowerRight),
-        (false, true, SeriesLabelPosition::UpperLeft),
-        (false, false, SeriesLabelPosition::LowerLeft),
+    use SeriesLabelPosition::*;
+    let named = lines.iter().filter(|line| !line.name.is_empty());
+    let longest = named.clone().map(|line| line.name.chars().count()).max();
+    // About what it takes of the plot.
+    let width = (0.12 + 0.024 * longest.unwrap_or(0) as f64).min(1.0);
+    let height = (0.06 + 0.085 * named.count() as f64).min(1.0);
+    let along = |size: f64| [1.0 - size, 0.0, 0.5 - size / 2.0];
+    let ([x_end, x_begin, x_middle], [y_end, y_begin, y_middle]) = (along(width), along(height));
+    let places = [
+        (x_end, y_end, UpperRight),
+        (x_end, y_begin, LowerRight),
+        (x_begin, y_end, UpperLeft),
+        (x_begin, y_begin, LowerLeft),
+        (x_end, y_middle, MiddleRight),
+        (x_begin, y_middle, MiddleLeft),
+        (x_middle, y_end, UpperMiddle),
+        (x_middle, y_begin, LowerMiddle),
     ];
-    let crowd = |at_right: bool, at_top: bool| {
-        let near = |[x, y]: &&[f64; 2]| {
-            let (x, y) = ((x - left) / (right - left), (y - low) / (high - low));
-            (if at_right { x > 0.45 } else { x < 0.55 }) && (if at_top { y > 0.5 } else { y < 0.5 })
+    let place = |[x, y]: &[f64; 2]| [(x - left) / (right - left), (y - low) / (high - low)];
+    let crossed = |x0: f64, y0: f64| {
+        let inside =
+            |[x, y]: [f64; 2]| (x0..=x0 + width).contains(&x) && (y0..=y0 + height).contains(&y);
+        let of = |line: &Line| {
+            let points: Vec<[f64; 2]> = line.points.iter().map(place).collect();
+            let between = points.windows(2).flat_map(|pair| {
+                let [[xa, ya], [xb, yb]] = [pair[0], pair[1]];
+                // Finer where the points are few.
+                let parts = 1 + (200.0 * (xb - xa).abs()).min(200.0) as usize;
+                (0..=parts).map(move |i| {
+                    let t = i as f64 / parts as f64;
+                    [xa + t * (xb - xa), ya + t * (yb - ya)]
+                })
+            });
+            between.filter(|at| inside(*at)).count()
+                + usize::from(points.len() == 1 && inside(points[0]))
         };
-        let of = |line: &Line| line.points.iter().filter(near).count();
         lines.iter().map(of).sum::<usize>()
     };
-    let best = corners
-        .into_iter()
-        .min_by_key(|(right, top, _)| crowd(*right, *top));
-    best.map_or(SeriesLabelPosition::UpperRight, |(_, _, corner)| corner)
+    let best = places.into_iter().min_by_key(|(x, y, _)| crossed(*x, *y));
+    best.map_or(UpperRight, |(_, _, place)| place)
 }
 
 /// A reliability diagram: the accuracy of the images of each range of confidence, beside what it would
