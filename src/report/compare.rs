@@ -159,13 +159,19 @@ pub fn write(path: &Path, runs: &[Run], comparison: &Comparison) -> Result<()> {
             .map(|s| [s.step as f64, s.loss])
             .collect()
     })?;
-    let rows = comparison.runs.iter().enumerate().map(|(i, run)| {
+    // Columns of nothing but dashes are left out.
+    let all: Vec<[String; 9]> = comparison.runs.iter().map(figures).collect();
+    let kept: Vec<usize> = (0..HEADER.len())
+        .filter(|column| all.iter().any(|row| row[*column] != "—"))
+        .collect();
+    let rows = comparison.runs.iter().zip(&all).enumerate();
+    let rows = rows.map(|(i, (run, all))| {
         json!({
             "number": i + 1,
             "color": i % COLORS.len(),
-            "name": run.name,
+            "name": plain(&run.name, 40),
             "folder": plain(&run.folder, 300),
-            "figures": figures(run),
+            "figures": kept.iter().map(|column| &all[*column]).collect::<Vec<_>>(),
         })
     });
     let differences = comparison
@@ -177,7 +183,7 @@ pub fn write(path: &Path, runs: &[Run], comparison: &Comparison) -> Result<()> {
         });
     let context = json!({
         "title": format!("{} runs compared", runs.len()),
-        "header": HEADER,
+        "header": kept.iter().map(|column| HEADER[*column]).collect::<Vec<_>>(),
         "runs": rows.collect::<Vec<_>>(),
         "differences": differences.collect::<Vec<_>>(),
         "plots": plots,
@@ -268,7 +274,10 @@ fn names(runs: &[Run]) -> Vec<String> {
         sorted.windows(2).all(|pair| pair[0] != pair[1])
     };
     let most = parts.iter().map(Vec::len).max().unwrap_or(1);
-    let names = (1..=most).map(last).find(apart);
+    // A seed's folder says little without the one that it is in.
+    let seeds = last(1).iter().any(|name| name.starts_with("seed-"));
+    let least = if seeds { 2 } else { 1 };
+    let names = (least..=most).map(last).find(apart);
     // The same run twice is the same by any name.
     let names = names.unwrap_or_else(|| last(1));
     let shown = names.iter().map(|name| match name.is_empty() {

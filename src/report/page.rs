@@ -503,7 +503,7 @@ impl Page {
                 &r.gradient_norms
             }),
         ] {
-            let (lines, note) = norm_lines(metrics, of);
+            let (lines, note) = norm_lines(run, of);
             let axes = Axes {
                 title,
                 x: "epoch",
@@ -676,31 +676,30 @@ fn epoch_lines(metrics: &[EpochRecord]) -> [Vec<Line>; 2] {
     [losses, accuracies]
 }
 
-/// A line for each weight, of some of them where there are many, and what is left out.
-fn norm_lines(
-    metrics: &[EpochRecord],
-    of: fn(&EpochRecord) -> &BTreeMap<String, f64>,
-) -> (Vec<Line>, String) {
-    let last = metrics.last().map(of);
-    let names: Vec<&String> = last
-        .into_iter()
-        .flat_map(|norms| norms.keys())
-        .filter(|name| name.ends_with(".weight"))
+/// A line for the weight of each convolution and dense layer, in the network's order; of some of them where
+/// there are many, with a sentence about that.
+fn norm_lines(run: &Run, of: fn(&EpochRecord) -> &BTreeMap<String, f64>) -> (Vec<Line>, String) {
+    let metrics = run.metrics();
+    let layers = run.model().layers.iter();
+    let names: Vec<String> = layers
+        .filter(|layer| layer.op.product().is_some())
+        .map(|layer| layer.name.clone())
         .collect();
     let kept = evenly(names.len(), LINES);
     let note = match kept.len() < names.len() {
         true => format!(
-            "{} of {} weights; all are in the table below.",
+            "{} of {} layers, evenly over the network; all are in the table below.",
             kept.len(),
             names.len()
         ),
         false => String::new(),
     };
     let lines = kept.into_iter().map(|at| {
+        let weight = format!("{}.weight", names[at]);
         let points = metrics
             .iter()
-            .filter_map(|r| Some([r.epoch as f64, *of(r).get(names[at])?]));
-        line(names[at].trim_end_matches(".weight"), points.collect())
+            .filter_map(|r| Some([r.epoch as f64, *of(r).get(&weight)?]));
+        line(&names[at], points.collect())
     });
     (lines.collect(), note)
 }

@@ -20,6 +20,10 @@ const RAW: RGBColor = RGBColor(176, 184, 196);
 const SMOOTHED: RGBColor = RGBColor(31, 90, 166);
 const MARK: RGBColor = RGBColor(196, 64, 32);
 
+/// Names of lines that a plot has room for; more of them stand below it, two in a row of this height.
+const MOST_INSIDE: usize = 4;
+const ENTRY: u32 = 24;
+
 /// Of the lines of a plot, one after the other.
 pub const COLORS: [RGBColor; 8] = [
     SMOOTHED,
@@ -90,8 +94,19 @@ pub fn lines(axes: &Axes, lines: &[Line]) -> Result<Option<String>> {
     let (bottom, top) = (low - margin, high + margin);
     // No tick below 0 where nothing is.
     let bottom = if low >= 0.0 { bottom.max(0.0) } else { bottom };
-    text(SMALL, |root| {
-        let mut chart = ChartBuilder::on(root)
+    let named: Vec<(usize, &Line)> = lines
+        .iter()
+        .enumerate()
+        .filter(|(_, line)| !line.name.is_empty() && !line.points.is_empty())
+        .collect();
+    // More of them would cover the plot.
+    let below = match named.len() {
+        0..=MOST_INSIDE => 0,
+        count => ENTRY * count.div_ceil(2) as u32 + 8,
+    };
+    text((SMALL.0, SMALL.1 + below), |root| {
+        let (root, legend) = root.split_vertically(SMALL.1 as i32);
+        let mut chart = ChartBuilder::on(&root)
             .caption(axes.title, ("sans-serif", 20))
             .margin(8)
             .margin_right(18)
@@ -124,7 +139,7 @@ pub fn lines(axes: &Axes, lines: &[Line]) -> Result<Option<String>> {
             let points = || line.points.iter().map(|[x, y]| (*x, *y));
             let series = LineSeries::new(points(), color.stroke_width(2));
             let series = chart.draw_series(series)?;
-            if !line.name.is_empty() && !line.points.is_empty() {
+            if below == 0 && !line.name.is_empty() && !line.points.is_empty() {
                 series.label(&line.name).legend(move |(x, y)| {
                     PathElement::new([(x, y), (x + 18, y)], color.stroke_width(3))
                 });
@@ -133,7 +148,18 @@ pub fn lines(axes: &Axes, lines: &[Line]) -> Result<Option<String>> {
                 chart.draw_series(points().map(|at| Circle::new(at, 3, color.filled())))?;
             }
         }
-        if lines.iter().any(|line| !line.name.is_empty()) {
+        for (at, (i, line)) in named.iter().enumerate().filter(|_| below > 0) {
+            let (x, y) = (
+                16 + 232 * (at as i32 % 2),
+                ENTRY as i32 * (at as i32 / 2) + 10,
+            );
+            let stroke = COLORS[i % COLORS.len()].stroke_width(3);
+            legend.draw(&PathElement::new([(x, y), (x + 18, y)], stroke))?;
+            let style = ("sans-serif", 17).into_font().color(&BLACK);
+            let style = style.pos(Pos::new(HPos::Left, VPos::Center));
+            legend.draw(&Text::new(line.name.clone(), (x + 26, y), style))?;
+        }
+        if below == 0 && !named.is_empty() {
             chart
                 .configure_series_labels()
                 .position(emptiest(&lines, [left, right], [bottom, top]))
@@ -291,7 +317,9 @@ pub fn confusion(names: &[String], counts: &[Vec<usize>]) -> Result<String> {
                 let corners = [(x, y), (x + CELL, y + CELL)];
                 let color = if t == p { COLORS[0] } else { MARK };
                 let share = (*count as f64 / images).sqrt();
-                root.draw(&Rectangle::new(corners, color.mix(0.6 * share).filled()))?;
+                let least = if *count > 0 { 0.1 } else { 0.0 };
+                let shade = color.mix(least + 0.5 * share);
+                root.draw(&Rectangle::new(corners, shade.filled()))?;
                 root.draw(&Rectangle::new(corners, BLACK.mix(0.15)))?;
                 if *count > 0 {
                     let at = (x + CELL / 2, y + CELL / 2);
