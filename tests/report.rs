@@ -71,14 +71,21 @@ fn text(node: Node) -> String {
 
 /// The words of a page, without what only its code has.
 fn words(page: &str) -> String {
-    let all = text(parse(page).root_element());
-    all.split_whitespace().collect::<Vec<_>>().join(" ")
+    let document = parse(page);
+    let all = document.descendants().filter(Node::is_text);
+    let all: Vec<&str> = all.filter_map(|n| n.text()).collect();
+    all.join(" ")
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// The cells of the table with this id, row by row, its head left out.
 fn cells(page: &str, id: &str) -> Vec<Vec<String>> {
     let document = parse(page);
-    let table = document.descendants().find(|n| n.attribute("id") == Some(id));
+    let table = document
+        .descendants()
+        .find(|n| n.attribute("id") == Some(id));
     let body = table.unwrap().children().find(|n| n.has_tag_name("tbody"));
     let rows = body.unwrap().children().filter(Node::is_element);
     rows.map(|row| row.children().filter(Node::is_element).map(text).collect())
@@ -90,7 +97,9 @@ fn expect_whole(page: &str) {
     let document = parse(page);
     for node in document.descendants().filter(Node::is_element) {
         let name = node.tag_name().name();
-        for forbidden in ["script", "link", "iframe", "object", "embed", "base", "form"] {
+        for forbidden in [
+            "script", "link", "iframe", "object", "embed", "base", "form",
+        ] {
             assert_ne!(name, forbidden);
         }
         for attribute in node.attributes() {
@@ -108,7 +117,10 @@ fn expect_whole(page: &str) {
     assert!(!style.contains("url(") && !style.contains("@import"));
     assert!(!page.contains("http:") && !page.contains("https:"));
     // What a page refers to within itself is there.
-    let ids: Vec<_> = document.descendants().filter_map(|n| n.attribute("id")).collect();
+    let ids: Vec<_> = document
+        .descendants()
+        .filter_map(|n| n.attribute("id"))
+        .collect();
     for node in document.descendants().filter(|n| n.has_tag_name("a")) {
         let target = node.attribute("href").unwrap().trim_start_matches('#');
         assert!(ids.contains(&target), "{target}");
@@ -123,7 +135,11 @@ fn beside(folder: &Path) -> Vec<String> {
             "svg" => {
                 let text = String::from_utf8(bytes).unwrap();
                 let document = parse(&text);
-                assert!(document.root_element().has_tag_name(("http://www.w3.org/2000/svg", "svg")));
+                assert!(
+                    document
+                        .root_element()
+                        .has_tag_name(("http://www.w3.org/2000/svg", "svg"))
+                );
             }
             "png" => assert!(bytes.starts_with(b"\x89PNG\r\n"), "{name}"),
             other => assert_eq!(other, "toml", "{name}"),
@@ -197,7 +213,10 @@ fn a_training_leaves_a_report() {
         "reliability.svg",
         "weight-norms.svg",
     ] {
-        assert!(files.iter().any(|name| name == file), "no {file} in {files:?}");
+        assert!(
+            files.iter().any(|name| name == file),
+            "no {file} in {files:?}"
+        );
     }
     // Written anew it is the same, to the last letter.
     bench.run("report run --device cpu");
@@ -217,13 +236,18 @@ fn the_command_in_a_page_repeats_the_run() {
         "--epochs 2",
         "--epochs 3 --stop-after 1 --seed 5 --limit 50 --validation 0.2 --split-seed 3",
         "--epochs 2 --optimizer sgd --nesterov=true --schedule step --set step_epochs=[1] --freeze conv2d1.* --average 0.9 --set augment.rotate=10",
-        "--epochs 1 --batch-size 20 --optimizer lion --class-weights balanced --warm-up 0.5 --clip-norm 1",
+        "--epochs 1 --batch-size 20 --optimizer lion --class-weights balanced --warm-up 0.5 --clip-norm 1 --views mirror",
     ];
     for (i, flags) in flags.into_iter().enumerate() {
-        bench.run(&format!("train {SMALL} {flags} --out run-{i}"));
+        let out = bench.run(&format!("train {SMALL} {flags} --out run-{i}"));
+        // Also where the test images were last shown in several views.
+        let report = format!("\nreport   run-{i}/report.html\n");
+        assert!(out.contains(&report), "{out}");
         let page = bench.page(&format!("run-{i}"));
         let document = parse(&page);
-        let command = document.descendants().find(|n| n.attribute("id") == Some("command"));
+        let command = document
+            .descendants()
+            .find(|n| n.attribute("id") == Some("command"));
         let command = command.unwrap().text().unwrap();
         let again = bench.path(&format!("again-{i}"));
         let rest = command.strip_prefix("wgrad train ").unwrap();
@@ -268,7 +292,10 @@ fn names_are_text() {
     assert!(!page.contains(['\u{0}', '\u{1b}', '\u{202e}']));
     assert!(page.contains("猫") && page.contains("{{ 7 * 7 }}"));
     let header = &cells(&page, "scores")[0][0];
-    assert!(header.starts_with("</td><script>alert(1)</script>\"'&"), "{header}");
+    assert!(
+        header.starts_with("</td><script>alert(1)</script>\"'&"),
+        "{header}"
+    );
     beside(&bench.path("run"));
     bench.run("compare run run");
     let page = fs::read_to_string(bench.path("compare.html")).unwrap();
@@ -318,7 +345,9 @@ fn a_report_is_made_of_what_there_is() {
     let said = words(&bench.page("run"));
     assert!(said.contains("No epoch is finished yet"), "{said}");
     for old in ["format-0-adapter", "format-0-cpu", "format-1-cpu"] {
-        let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/runs").join(old);
+        let from = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("tests/runs")
+            .join(old);
         let to = bench.path(old);
         fs::create_dir(&to).unwrap();
         for (name, bytes) in common::contents(&from) {
@@ -326,7 +355,10 @@ fn a_report_is_made_of_what_there_is() {
         }
         bench.run(&format!("report {old} --device cpu --data moved"));
         let said = words(&bench.page(old));
-        assert!(said.contains("Norms of weights and gradients were not recorded"), "{said}");
+        assert!(
+            said.contains("Norms of weights and gradients were not recorded"),
+            "{said}"
+        );
         bench.run(&format!("report {old} --device cpu"));
         beside(&to);
     }
@@ -350,14 +382,42 @@ fn odd_runs_have_reports() {
         bench.run("report squared --device cpu");
         bench.page("squared");
     }
+    // Where the time goes, in a run that was profiled; a damaged file is none.
+    let profile = r#"{"traceEvents": [
+        {"ph": "M", "name": "process_name"},
+        {"ph": "X", "name": "conv2d1 conv2d_forward", "cat": "conv2d_forward", "ts": 0, "dur": 2000},
+        {"ph": "X", "name": "conv2d1 relu_forward", "cat": "relu_forward", "ts": 0, "dur": 1000},
+        {"ph": "X", "name": "step gather_batch", "cat": "gather_batch", "ts": 0, "dur": 1000}]}"#;
+    fs::write(bench.path("squared/profile.json"), profile).unwrap();
+    bench.run("report squared --device cpu");
+    let said = words(&bench.page("squared"));
+    for expected in [
+        "4.000 ms a step",
+        "conv2d1 3.000 75.0",
+        "step 1.000 25.0",
+        "relu_forward 1.000 25.0",
+    ] {
+        assert!(
+            said.replace("  ", " ").contains(expected),
+            "no {expected} in {said}"
+        );
+    }
+    fs::write(bench.path("squared/profile.json"), &profile[..50]).unwrap();
+    bench.run("report squared --device cpu");
+    assert!(!words(&bench.page("squared")).contains("Where the time"));
     let run = Run::open(&bench.path("squared")).unwrap();
-    for (labels, share) in [(vec![0u32, 0, 2], f64::NAN), (vec![], 0.0), (vec![3; 5], 7.0)] {
+    for (labels, share) in [
+        (vec![0u32, 0, 2], f64::NAN),
+        (vec![], 0.0),
+        (vec![3; 5], 7.0),
+    ] {
         let n = labels.len();
         let tested = Tested {
             images: vec![200; 48 * n],
             predictions: vec![1; n],
             shares: vec![share; 4 * n],
             labels,
+            files: Vec::new(),
             note: None,
         };
         let out = bench.path("odd");
@@ -375,9 +435,14 @@ fn odd_runs_have_reports() {
 fn runs_are_compared_by_what_differs_first() {
     let bench = Bench::new();
     bench.run(&format!("train {SMALL} --epochs 1 --out a"));
-    bench.run(&format!("train {SMALL} --epochs 2 --lr 0.02 --average 0.9 --out b"));
+    bench.run(&format!(
+        "train {SMALL} --epochs 2 --lr 0.02 --average 0.9 --out b"
+    ));
     let out = bench.run("compare a b");
-    assert!(out.contains(" lr       0.01  0.02") || out.contains("lr "), "{out}");
+    assert!(
+        out.contains(" lr       0.01  0.02") || out.contains("lr "),
+        "{out}"
+    );
     assert!(out.find("setting") < out.find("test accuracy"), "{out}");
     assert!(out.ends_with("page     compare.html\n"), "{out}");
     assert!(out.lines().all(|line| line.chars().count() <= 80), "{out}");
@@ -400,9 +465,14 @@ fn runs_are_compared_by_what_differs_first() {
     bench.run("compare a b --overwrite");
     bench.run("compare b a --out other.html");
     let (code, text) = bench.try_run(&["compare", "a", "--out", "c.html"]);
-    assert!(code == Some(2) && text.contains("at least two runs"), "{text}");
+    assert!(
+        code == Some(2) && text.contains("at least two runs"),
+        "{text}"
+    );
     // A folder of several seeds stands for its runs, which differ by these alone.
-    bench.run(&format!("train {SMALL} --epochs 1 --seeds 1..3 --out seeds"));
+    bench.run(&format!(
+        "train {SMALL} --epochs 1 --seeds 1..3 --out seeds"
+    ));
     let json = bench.run("compare seeds --json --out seeds.html");
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json["runs"].as_array().unwrap().len(), 3);
@@ -412,7 +482,10 @@ fn runs_are_compared_by_what_differs_first() {
         serde_json::from_str(&fs::read_to_string(bench.path("seeds/seeds.json")).unwrap()).unwrap();
     for (i, key) in ["mean", "standard_deviation"].into_iter().enumerate() {
         let [expected, found] = [&seeds[key], &json["mean"][i]].map(|v| v.as_f64().unwrap());
-        assert!((expected - found).abs() < 1e-12, "{key}: {found}, not {expected}");
+        assert!(
+            (expected - found).abs() < 1e-12,
+            "{key}: {found}, not {expected}"
+        );
     }
     // A run that has not begun is one too.
     fs::create_dir(bench.path("new")).unwrap();

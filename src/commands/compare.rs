@@ -10,6 +10,8 @@ use wgrad::{Error, Result};
 
 /// Characters of a setting in a table; the page has the rest.
 const CELL: usize = 40;
+/// Runs that have a column each; of more, each value has a row.
+const MOST_COLUMNS: usize = 4;
 
 pub fn run(args: &CompareArgs) -> Result<()> {
     let folders = args.runs.iter().map(|path| run_folders(path));
@@ -38,52 +40,35 @@ pub fn run(args: &CompareArgs) -> Result<()> {
         return say_json(&report);
     }
     let numbers: Vec<String> = (1..=runs.len()).map(|i| format!("#{i}")).collect();
-    if comparison.differences.is_empty() {
+    let differences = &comparison.differences;
+    if differences.is_empty() {
         say("nothing is different between the configurations of these runs")?;
-    } else {
+    } else if runs.len() <= MOST_COLUMNS {
         let header = ["setting"]
             .into_iter()
             .chain(numbers.iter().map(String::as_str));
-        let rows = comparison
-            .differences
-            .iter()
-            .map(|Difference { key, values }| {
-                let values = values.iter().map(|value| cell(value, CELL));
-                [key.clone()].into_iter().chain(values).collect()
-            });
+        let rows = differences.iter().map(|Difference { key, values }| {
+            let values = values.iter().map(|value| cell(value, CELL));
+            [key.clone()].into_iter().chain(values).collect()
+        });
         say(&table(&header.collect::<Vec<_>>(), rows, usize::MAX))?;
+    } else {
+        let rows = differences.iter().flat_map(by_value);
+        say(&table(&["setting", "value", "runs"], rows, usize::MAX))?;
     }
+    let averaged = comparison
+        .runs
+        .iter()
+        .any(|run| run.average_test_accuracy.is_some());
     let rows = comparison.runs.iter().zip(&numbers).map(|(run, number)| {
         let [epochs, accuracy, loss, average, _, _, _, time, rate] = figures(run);
-        let mut row = vec![
-            format!("{number} {}", run.name),
-            epochs,
-            accuracy,
-            loss,
-            time,
-            rate,
-        ];
-        if comparison
-            .runs
-            .iter()
-            .any(|run| run.average_test_accuracy.is_some())
-        {
-            row.insert(3, average);
-        }
-        row
+        // As much as 80 columns have room for; the page has all.
+        let last = if averaged { average } else { rate };
+        let name = format!("{number} {}", run.name);
+        vec![name, epochs, accuracy, loss, time, last]
     });
-    let rows: Vec<Vec<String>> = rows.collect();
-    let mut header = vec![
-        "run",
-        "epochs",
-        "test accuracy",
-        "test loss",
-        "time",
-        "images/s",
-    ];
-    if rows.first().is_some_and(|row| row.len() > header.len()) {
-        header.insert(3, "of the average");
-    }
+    let last = if averaged { "average" } else { "images/s" };
+    let header = ["run", "epochs", "test accuracy", "test loss", "time", last];
     say(&table(&header, rows, 1))?;
     if comparison.mean.is_some() {
         say_wrapped(&format!("mean     {}", comparison.mean_line()))?;
@@ -92,4 +77,24 @@ pub fn run(args: &CompareArgs) -> Result<()> {
         say_wrapped(&format!("note     {note}"))?;
     }
     say(&format!("page     {}", args.out.display()))
+}
+
+/// A row for each value of a setting, with the runs that have it.
+fn by_value(Difference { key, values }: &Difference) -> Vec<Vec<String>> {
+    let mut rows: Vec<Vec<String>> = Vec::new();
+    for (i, value) in values.iter().enumerate() {
+        let (value, number) = (cell(value, CELL), format!("#{}", i + 1));
+        match rows.iter_mut().find(|row| row[1] == value) {
+            Some(row) => row[2] += &format!(" {number}"),
+            None => {
+                let key = if rows.is_empty() {
+                    key.clone()
+                } else {
+                    String::new()
+                };
+                rows.push(vec![key, value, number]);
+            }
+        }
+    }
+    rows
 }

@@ -38,7 +38,12 @@ pub fn run(args: &ReportArgs) -> Result<()> {
                     device = Some(opened);
                 }
                 let device = device.as_ref().expect("it was opened");
-                Ok(evaluate(run, device, test.images, &test.labels, note)?)
+                let tested = evaluate(run, device, test.images, &test.labels)?;
+                Ok(Tested {
+                    files: test.files,
+                    note,
+                    ..tested
+                })
             }
             Err(why) => {
                 say_wrapped(&format!("note     {why}"))?;
@@ -51,20 +56,21 @@ pub fn run(args: &ReportArgs) -> Result<()> {
     Ok(())
 }
 
-/// The page of a run that was just trained by `engine`, which has its test images with these labels; says
+/// The page of a run that was just trained by `engine`, which has its test images with these labels, of these files; says
 /// where it is, or why it is not there.
 pub(super) fn after_training(
     run: &Run,
     device: &Device,
     mut engine: Engine,
     labels: &[u32],
+    files: Vec<String>,
 ) -> Result<()> {
     let images = engine.take_images(Split::Test);
     // Two of them at a time may be more than there is room for.
     drop(engine);
     let written = images
-        .and_then(|images| evaluate(run, device, images, labels, None))
-        .and_then(|tested| page::write(run, Ok(&tested), run.folder()));
+        .and_then(|images| evaluate(run, device, images, labels))
+        .and_then(|tested| page::write(run, Ok(&Tested { files, ..tested }), run.folder()));
     let folder = run.folder();
     match written {
         Ok(()) => say(&format!("report   {}", folder.join(PAGE).display())),
@@ -143,13 +149,7 @@ fn test_images(
 }
 
 /// What the last weights of a run say of these images.
-fn evaluate(
-    run: &Run,
-    device: &Device,
-    images: Vec<u8>,
-    labels: &[u32],
-    note: Option<String>,
-) -> Result<Tested> {
+fn evaluate(run: &Run, device: &Device, images: Vec<u8>, labels: &[u32]) -> Result<Tested> {
     let (config, model) = (run.config(), run.model());
     let [parameters, running] = run.weights()?;
     let options = Options {
@@ -174,6 +174,7 @@ fn evaluate(
         labels: labels.to_vec(),
         predictions: evaluation.predictions,
         shares: class_shares(model.loss, &logits, model.classes),
-        note,
+        files: Vec::new(),
+        note: None,
     })
 }

@@ -110,7 +110,7 @@ pub(super) fn carry_out(
         stop_after: args.stop_after,
         interrupted: signals.hold(),
     };
-    let labels = data.test.labels.clone();
+    let (labels, files) = (data.test.labels.clone(), data.test.files.clone());
     let trained = match is_told {
         true => {
             let board = TensorBoard::new(&run, &data.train, &mut progress);
@@ -159,7 +159,7 @@ pub(super) fn carry_out(
         say(&format!("profile  {}", file.display()))?;
     }
     if progress.epochs > 0 {
-        report::after_training(&run, &device, engine, &labels)?;
+        report::after_training(&run, &device, engine, &labels, files)?;
     }
     say(&format!("run      {folder}"))?;
     match of {

@@ -159,13 +159,19 @@ pub fn write(path: &Path, runs: &[Run], comparison: &Comparison) -> Result<()> {
             .map(|s| [s.step as f64, s.loss])
             .collect()
     })?;
-    let rows = comparison.runs.iter().enumerate().map(|(i, run)| {
+    // Columns of nothing but dashes are left out.
+    let all: Vec<[String; 9]> = comparison.runs.iter().map(figures).collect();
+    let kept: Vec<usize> = (0..HEADER.len())
+        .filter(|column| all.iter().any(|row| row[*column] != "—"))
+        .collect();
+    let rows = comparison.runs.iter().zip(&all).enumerate();
+    let rows = rows.map(|(i, (run, all))| {
         json!({
             "number": i + 1,
             "color": i % COLORS.len(),
-            "name": run.name,
+            "name": plain(&run.name, 40),
             "folder": plain(&run.folder, 300),
-            "figures": figures(run),
+            "figures": kept.iter().map(|column| &all[*column]).collect::<Vec<_>>(),
         })
     });
     let differences = comparison
@@ -177,7 +183,7 @@ pub fn write(path: &Path, runs: &[Run], comparison: &Comparison) -> Result<()> {
         });
     let context = json!({
         "title": format!("{} runs compared", runs.len()),
-        "header": HEADER,
+        "header": kept.iter().map(|column| HEADER[*column]).collect::<Vec<_>>(),
         "runs": rows.collect::<Vec<_>>(),
         "differences": differences.collect::<Vec<_>>(),
         "plots": plots,
@@ -194,8 +200,8 @@ pub const HEADER: [&str; 9] = [
     "epochs",
     "test accuracy",
     "test loss",
-    "of the average",
-    "validation accuracy",
+    "average",
+    "validation",
     "training loss",
     "parameters",
     "time",
@@ -246,33 +252,39 @@ impl Comparison {
     }
 }
 
-/// Of every run's path what the others do not begin with too.
+/// As many of the last parts of every run's path as tell them apart.
 fn names(runs: &[Run]) -> Vec<String> {
     let parts: Vec<Vec<String>> = runs
         .iter()
         .map(|run| {
-            let named = run
-                .folder()
-                .components()
-                .filter(|c| matches!(c, Component::Normal(_)));
+            let named = run.folder().components();
+            let named = named.filter(|c| matches!(c, Component::Normal(_)));
             named
                 .map(|c| c.as_os_str().to_string_lossy().into_owned())
                 .collect()
         })
         .collect();
-    let first = parts.first().cloned().unwrap_or_default();
-    let shared = (0..first.len())
-        .take_while(|at| parts.iter().all(|p| p.get(*at) == first.get(*at)))
-        .count();
-    let name = |parts: &Vec<String>| {
-        // One part at least, of what is only another's beginning too.
-        let from = shared.min(parts.len().saturating_sub(1));
-        match parts.is_empty() {
-            true => ".".into(),
-            false => plain(&parts[from..].join("/"), 80),
-        }
+    let last = |count: usize| -> Vec<String> {
+        let of = |p: &Vec<String>| p[p.len().saturating_sub(count)..].join("/");
+        parts.iter().map(of).collect()
     };
-    parts.iter().map(name).collect()
+    let apart = |names: &Vec<String>| {
+        let mut sorted = names.clone();
+        sorted.sort();
+        sorted.windows(2).all(|pair| pair[0] != pair[1])
+    };
+    let most = parts.iter().map(Vec::len).max().unwrap_or(1);
+    // A seed's folder says little without the one that it is in.
+    let seeds = last(1).iter().any(|name| name.starts_with("seed-"));
+    let least = if seeds { 2 } else { 1 };
+    let names = (least..=most).map(last).find(apart);
+    // The same run twice is the same by any name.
+    let names = names.unwrap_or_else(|| last(1));
+    let shown = names.iter().map(|name| match name.is_empty() {
+        true => ".".into(),
+        false => plain(name, 80),
+    });
+    shown.collect()
 }
 
 fn outcome(run: &Run, name: String) -> Outcome {
@@ -328,10 +340,10 @@ fn differences(runs: &[Run]) -> Vec<Difference> {
 fn settings(config: &Config) -> Vec<(String, String)> {
     let mut all: Vec<(String, String)> = Vec::new();
     let mut set = |key: &str, value: Option<String>| all.extend(value.map(|v| (key.into(), v)));
-    let short = |hash: &Option<String>| hash.as_ref().map(|hash| hash.chars().take(12).collect());
+    let short = |hash: &Option<String>| hash.as_ref().map(|hash| hash.chars().take(8).collect());
     let text = sha256([config.model.architecture.as_bytes()]);
     set("model", Some(config.model.name.clone()));
-    set("model file", Some(text[..12].into()));
+    set("model file", Some(text[..8].into()));
     set("image shape", Some(config.model.input.to_string()));
     set("classes", Some(config.model.classes.to_string()));
     let data = &config.data;

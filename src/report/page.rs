@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::files::{remove, replace};
 use crate::model::{Loss, Shape};
 use crate::train::{Config, EpochRecord, Run};
-use image::RgbImage;
+use image::{DynamicImage, RgbaImage};
 use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment};
 use serde_json::{Value, json};
@@ -50,6 +50,8 @@ pub struct Tested {
     pub predictions: Vec<u32>,
     /// `[N, classes]`, see [`crate::train::class_shares`].
     pub shares: Vec<f64>,
+    /// `[N]`, the files of the images; empty where they have none of their own.
+    pub files: Vec<String>,
     /// What there is to say about the images: that they are not the run's own.
     pub note: Option<String>,
 }
@@ -92,7 +94,7 @@ pub(super) fn render(name: &str, template: &str, mut context: Value) -> Result<S
 }
 
 /// Everything that a report writes beside the page.
-const NAMES: [&str; 16] = [
+const NAMES: [&str; 14] = [
     "loss-by-step.svg",
     "loss.svg",
     "accuracy.svg",
@@ -107,8 +109,6 @@ const NAMES: [&str; 16] = [
     "activations-2.png",
     "activations-3.png",
     "model.toml",
-    "time.svg",
-    "images-per-second.svg",
 ];
 
 #[derive(Default)]
@@ -205,7 +205,7 @@ impl Page {
         let (metrics, recipe) = (run.metrics(), &run.config().recipe);
         let mut plots = Vec::new();
         let loss = loss_in_words(run.model().loss);
-        let y = format!("loss ({loss}), mean of an image");
+        let y = format!("loss, {loss} per image");
         let steps: Vec<[f64; 2]> = run
             .steps()
             .iter()
@@ -307,6 +307,7 @@ impl Page {
             json!({"name": shown[t], "cells": cells.collect::<Vec<_>>()})
         });
         context["matrix"] = json!({
+            "turned": shown.iter().any(|name| name.chars().count() > 3),
             "names": shown,
             "rows": rows.collect::<Vec<_>>(),
             "note": note,
@@ -367,6 +368,7 @@ impl Page {
                 "true": plain(&t, 40),
                 "said": plain(&p, 40),
                 "sure": sure,
+                "file": tested.files.get(i).map(|file| plain(file, 80)),
             }));
             tiles.push((picture, caption));
         }
@@ -386,11 +388,16 @@ impl Page {
         file: &str,
         title: &str,
         columns: usize,
-        pictures: &[(RgbImage, String)],
+        pictures: &[(RgbaImage, String)],
     ) -> Result<()> {
         if pictures.is_empty() {
             return Ok(());
         }
+        let opaque = |(picture, caption): &(RgbaImage, String)| {
+            let picture = DynamicImage::from(picture.clone()).into_rgb8();
+            (picture, caption.clone())
+        };
+        let pictures: Vec<_> = pictures.iter().map(opaque).collect();
         let tiles: Vec<Tile> = pictures
             .iter()
             .map(|(picture, caption)| Tile {
@@ -415,8 +422,8 @@ impl Page {
         let confidence = results.confidence.iter().sum::<f64>() / n;
         let accuracy = results.accuracy();
         let verdict = match confidence - accuracy {
-            gap if gap > 0.01 => "the network is surer than it is right",
-            gap if gap < -0.01 => "the network is righter than it is sure",
+            gap if gap > 0.01 => "the network is surer than it ought to be",
+            gap if gap < -0.01 => "the network is less sure than it could be",
             _ => "on the whole it is as sure as it is right",
         };
         let width = 100.0 / BINS as f64;
@@ -496,7 +503,7 @@ impl Page {
                 &r.gradient_norms
             }),
         ] {
-            let (lines, note) = norm_lines(metrics, of);
+            let (lines, note) = norm_lines(run, of);
             let axes = Axes {
                 title,
                 x: "epoch",
@@ -573,7 +580,10 @@ impl Page {
                 values,
             } in kept.into_iter().map(|at| &all[at])
             {
-                let Some((picture, channels)) = maps(*shape, values) else {
+                // The image is best seen as it is.
+                let own = image_of(config, tested, i).filter(|_| layer == "input");
+                let own = own.map(|picture| (picture, shape.channels));
+                let Some((picture, channels)) = own.or_else(|| maps(*shape, values)) else {
                     continue;
                 };
                 let note = match channels < shape.channels {
@@ -591,15 +601,19 @@ impl Page {
                 }));
                 tiles.push((picture, format!("{layer} {shape}")));
             }
-            let [t, p] = results.pairs[i].map(|class| plain(&class_name(config, class), 60));
+            let class = plain(&class_name(config, results.pairs[i][0]), 60);
             let classes = config.model.classes;
             let shares = tested.shares.get(i * classes..(i + 1) * classes);
-            let title = format!("Test image {i}: {t}");
+            let file = tested
+                .files
+                .get(i)
+                .map(|file| format!(", {}", plain(file, 120)));
+            let title = format!("Test image {i}: {class}{}", file.unwrap_or_default());
             let sheet = format!("activations-{}.png", number + 1);
             self.sheet(&sheet, &title, 6, &tiles)?;
             pictures.push(json!({
                 "title": title,
-                "said": format!("The network says {p}: {}.", most_likely(config, shares.unwrap_or(&[]))),
+                "said": format!("The network says: {}.", most_likely(config, shares.unwrap_or(&[]))),
                 "maps": shown,
             }));
         }
@@ -614,7 +628,7 @@ fn most_likely(config: &Config, shares: &[f64]) -> String {
     order.sort_by(|a, b| shares[*b].total_cmp(&shares[*a]));
     let first = order.iter().take(3).map(|class| {
         let name = plain(&class_name(config, *class), 40);
-        format!("{name} {}", share(shares[*class]))
+        format!("{name} ({})", share(shares[*class]))
     });
     first.collect::<Vec<_>>().join(", ")
 }
@@ -662,31 +676,30 @@ fn epoch_lines(metrics: &[EpochRecord]) -> [Vec<Line>; 2] {
     [losses, accuracies]
 }
 
-/// A line for each weight, of some of them where there are many, and what is left out.
-fn norm_lines(
-    metrics: &[EpochRecord],
-    of: fn(&EpochRecord) -> &BTreeMap<String, f64>,
-) -> (Vec<Line>, String) {
-    let last = metrics.last().map(of);
-    let names: Vec<&String> = last
-        .into_iter()
-        .flat_map(|norms| norms.keys())
-        .filter(|name| name.ends_with(".weight"))
+/// A line for the weight of each convolution and dense layer, in the network's order; of some of them where
+/// there are many, with a sentence about that.
+fn norm_lines(run: &Run, of: fn(&EpochRecord) -> &BTreeMap<String, f64>) -> (Vec<Line>, String) {
+    let metrics = run.metrics();
+    let layers = run.model().layers.iter();
+    let names: Vec<String> = layers
+        .filter(|layer| layer.op.product().is_some())
+        .map(|layer| layer.name.clone())
         .collect();
     let kept = evenly(names.len(), LINES);
     let note = match kept.len() < names.len() {
         true => format!(
-            "{} of {} weights; all are in the table below.",
+            "{} of {} layers, evenly over the network; all are in the table below.",
             kept.len(),
             names.len()
         ),
         false => String::new(),
     };
     let lines = kept.into_iter().map(|at| {
+        let weight = format!("{}.weight", names[at]);
         let points = metrics
             .iter()
-            .filter_map(|r| Some([r.epoch as f64, *of(r).get(names[at])?]));
-        line(names[at].trim_end_matches(".weight"), points.collect())
+            .filter_map(|r| Some([r.epoch as f64, *of(r).get(&weight)?]));
+        line(&names[at], points.collect())
     });
     (lines.collect(), note)
 }
@@ -732,7 +745,7 @@ fn class_name(config: &Config, class: usize) -> String {
     }
 }
 
-fn image_of(config: &Config, tested: &Tested, i: usize) -> Option<RgbImage> {
+fn image_of(config: &Config, tested: &Tested, i: usize) -> Option<RgbaImage> {
     let elements = config.model.input.elements();
     let bytes = tested.images.get(i * elements..(i + 1) * elements)?;
     of_bytes(bytes, config.model.input)
@@ -747,8 +760,8 @@ pub(super) fn data_name(config: &Config) -> String {
 
 fn loss_in_words(loss: Loss) -> &'static str {
     match loss {
-        Loss::SoftmaxCrossEntropy => "cross-entropy in nats",
-        Loss::SquaredError => "half the squared error",
+        Loss::SoftmaxCrossEntropy => "nats (cross-entropy)",
+        Loss::SquaredError => "½ squared error",
     }
 }
 
@@ -757,6 +770,11 @@ fn figures(run: &Run) -> Vec<Value> {
     let (config, metrics) = (run.config(), run.metrics());
     let mut figures = Vec::new();
     let mut add = |name: &str, value: String, note: String| {
+        // What is short stays on one line.
+        let value = match value.chars().count() < 18 {
+            true => value.replace(' ', "\u{a0}"),
+            false => value,
+        };
         figures.push(json!({"name": name, "value": value, "note": note}));
     };
     let images = config.data.test_images;

@@ -5,15 +5,19 @@ use crate::error::{Error, Result};
 use crate::model::{Model, Role, Shape};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use image::imageops::{replace, thumbnail};
-use image::{DynamicImage, ImageFormat, Rgb, RgbImage};
+use image::imageops::{FilterType, replace, resize, thumbnail};
+use image::{DynamicImage, ImageFormat, Rgba, RgbaImage};
 use plotters::style::Color;
 use std::io::Cursor;
 
-/// Between the parts of a picture: seen on white and on black.
-const GAP: Rgb<u8> = Rgb([140, 146, 156]);
+/// Between the parts of a picture: nothing, or where something has to be, a grey that is seen on white and
+/// on black.
+const GAP: Rgba<u8> = Rgba([140, 146, 156, 0]);
+const WIDTH: u32 = 2;
 /// Pixels of a part's longer side, at most.
 const SIDE: u32 = 64;
+/// And at least, where it is enlarged for it by a whole factor.
+const LEAST: u32 = 24;
 /// Filters, and channels of an activation, that are shown at most.
 const FILTERS: usize = 64;
 const CHANNELS: usize = 16;
@@ -22,13 +26,13 @@ const UNITS: usize = 1024;
 /// The first layer's weights as pictures.
 pub(super) struct Filters {
     pub layer: String,
-    pub tiles: Vec<RgbImage>,
+    pub tiles: Vec<RgbaImage>,
     /// What is not seen of them; empty where all is.
     pub note: String,
 }
 
 /// The bytes of a PNG file.
-pub(super) fn png(picture: &RgbImage) -> Result<Vec<u8>> {
+pub(super) fn png(picture: &RgbaImage) -> Result<Vec<u8>> {
     let mut png = Cursor::new(Vec::new());
     DynamicImage::from(picture.clone())
         .write_to(&mut png, ImageFormat::Png)
@@ -43,28 +47,31 @@ pub(super) fn data_uri(png: &[u8]) -> String {
 
 /// An image of a dataset: of three channels in colour, of any other number the first one in grey. `None`
 /// where there are not so many bytes.
-pub(super) fn of_bytes(bytes: &[u8], shape: Shape) -> Option<RgbImage> {
+pub(super) fn of_bytes(bytes: &[u8], shape: Shape) -> Option<RgbaImage> {
     let channels = shape.channels;
     if bytes.len() != shape.elements() || bytes.is_empty() {
         return None;
     }
     let pixels = bytes.chunks_exact(channels).flat_map(|pixel| match pixel {
-        [r, g, b] => [*r, *g, *b],
-        other => [other[0]; 3],
+        [r, g, b] => [*r, *g, *b, 255],
+        other => [other[0], other[0], other[0], 255],
     });
-    RgbImage::from_raw(shape.width as u32, shape.height as u32, pixels.collect())
+    RgbaImage::from_raw(shape.width as u32, shape.height as u32, pixels.collect())
 }
 
-/// Parts of the same size side by side, in about as many rows as columns.
-pub(super) fn mosaic(tiles: &[RgbImage], columns: usize) -> RgbImage {
-    let (w, h) = tiles.first().map_or((1, 1), RgbImage::dimensions);
+/// Parts of the same size side by side; every pixel of small ones becomes a square.
+pub(super) fn mosaic(tiles: &[RgbaImage], columns: usize) -> RgbaImage {
+    let (w, h) = tiles.first().map_or((1, 1), RgbaImage::dimensions);
+    let factor = LEAST.div_ceil(w.max(h).max(1));
+    let (w, h) = (w * factor, h * factor);
     let columns = columns.clamp(1, tiles.len().max(1));
     let rows = tiles.len().div_ceil(columns).max(1);
-    let along = |count: usize, size: u32| count as u32 * (size + 1) - 1;
-    let mut picture = RgbImage::from_pixel(along(columns, w), along(rows, h), GAP);
+    let along = |count: usize, size: u32| count as u32 * (size + WIDTH) - WIDTH;
+    let mut picture = RgbaImage::from_pixel(along(columns, w), along(rows, h), GAP);
     for (i, tile) in tiles.iter().enumerate() {
-        let at = |place: usize, size: u32| i64::from(place as u32 * (size + 1));
-        replace(&mut picture, tile, at(i % columns, w), at(i / columns, h));
+        let at = |place: usize, size: u32| i64::from(place as u32 * (size + WIDTH));
+        let tile = resize(tile, w, h, FilterType::Nearest);
+        replace(&mut picture, &tile, at(i % columns, w), at(i / columns, h));
     }
     picture
 }
@@ -102,12 +109,12 @@ pub(super) fn filters(model: &Model, parameters: &[f32]) -> Option<Filters> {
             .map(|(p, c)| at(p, c).abs())
             .filter(|w| w.is_finite())
             .fold(f32::MIN_POSITIVE, f32::max);
-        RgbImage::from_fn(width as u32, height as u32, |x, y| {
+        RgbaImage::from_fn(width as u32, height as u32, |x, y| {
             let place = y as usize * width + x as usize;
             let level = |channel: usize| (127.5 + 127.5 * at(place, channel) / largest) as u8;
             match channels {
-                3 => Rgb([level(0), level(1), level(2)]),
-                _ => Rgb([level(0); 3]),
+                3 => Rgba([level(0), level(1), level(2), 255]),
+                _ => grey(level(0)),
             }
         })
     });
@@ -125,7 +132,11 @@ pub(super) fn filters(model: &Model, parameters: &[f32]) -> Option<Filters> {
     })
 }
 
-fn shrunk(tile: &RgbImage) -> RgbImage {
+fn grey(level: u8) -> Rgba<u8> {
+    Rgba([level, level, level, 255])
+}
+
+fn shrunk(tile: &RgbaImage) -> RgbaImage {
     let (w, h) = tile.dimensions();
     match w.max(h) {
         longer if longer > SIDE => {
@@ -139,7 +150,7 @@ fn shrunk(tile: &RgbImage) -> RgbImage {
 /// What a layer gives for one image, `[H][W][C]`, from its smallest value (black) to its largest (white),
 /// channel beside channel, or value beside value where there is one place only; and how many of how many are
 /// shown. What is no number is red.
-pub(super) fn maps(shape: Shape, values: &[f32]) -> Option<(RgbImage, usize)> {
+pub(super) fn maps(shape: Shape, values: &[f32]) -> Option<(RgbaImage, usize)> {
     let Shape {
         height,
         width,
@@ -156,27 +167,27 @@ pub(super) fn maps(shape: Shape, values: &[f32]) -> Option<(RgbImage, usize)> {
         // (In f64 so that the range of two numbers is always one.)
         true => {
             let [low, high, value] = [low, high, value].map(f64::from);
-            Rgb([(255.0 * (value - low) / (high - low).max(1e-30)) as u8; 3])
+            grey((255.0 * (value - low) / (high - low).max(1e-30)) as u8)
         }
         false => {
             let (r, g, b) = COLORS[4].rgb();
-            Rgb([r, g, b])
+            Rgba([r, g, b, 255])
         }
     };
     if height * width == 1 {
         let shown = channels.min(UNITS);
         let columns = square(shown);
         let rows = shown.div_ceil(columns);
-        let picture = RgbImage::from_fn(columns as u32, rows as u32, |x, y| {
+        let picture = RgbaImage::from_fn(columns as u32, rows as u32, |x, y| {
             let at = y as usize * columns + x as usize;
             if at < shown { pixel(values[at]) } else { GAP }
         });
         return Some((picture, shown));
     }
     let shown = channels.min(CHANNELS);
-    let tiles: Vec<RgbImage> = (0..shown)
+    let tiles: Vec<RgbaImage> = (0..shown)
         .map(|channel| {
-            let tile = RgbImage::from_fn(width as u32, height as u32, |x, y| {
+            let tile = RgbaImage::from_fn(width as u32, height as u32, |x, y| {
                 let place = y as usize * width + x as usize;
                 pixel(values[place * channels + channel])
             });
@@ -210,7 +221,7 @@ mod tests {
         let out = model.layers[0].output.channels;
         parameters[2 * out] = 1.0;
         let filters = super::filters(&model, &parameters).unwrap();
-        assert_eq!(filters.tiles[0].get_pixel(0, 0).0, [127, 127, 255]);
+        assert_eq!(filters.tiles[0].get_pixel(0, 0).0, [127, 127, 255, 255]);
     }
 
     #[test]
@@ -222,7 +233,7 @@ mod tests {
         parameters[(28 * 2 + 5) * out] = -3.0;
         let filters = filters(&model, &parameters).unwrap();
         assert_eq!(filters.tiles[0].dimensions(), (28, 28));
-        assert_eq!(filters.tiles[0].get_pixel(5, 2).0, [0; 3]);
+        assert_eq!(filters.tiles[0].get_pixel(5, 2)[0], 0);
     }
 
     #[test]
@@ -230,10 +241,11 @@ mod tests {
         // Two channels of 1×2: 0, 1 and 2, NaN.
         let values = [0.0, 2.0, 1.0, f32::NAN];
         let (picture, shown) = maps(Shape::new(1, 2, 2), &values).unwrap();
-        assert_eq!((picture.dimensions(), shown), ((5, 1), 2));
-        let at = |x| picture.get_pixel(x, 0).0;
-        assert_eq!((at(0), at(1), at(3)), ([0; 3], [127; 3], [255; 3]));
-        assert_eq!((at(2), at(4)), (GAP.0, [196, 64, 32]));
+        // Twelve times as large, and nothing between the two.
+        assert_eq!((picture.dimensions(), shown), ((50, 12), 2));
+        let at = |x| picture.get_pixel(x, 11).0;
+        assert_eq!([at(0), at(12), at(26)], [0, 127, 255].map(|v| grey(v).0));
+        assert_eq!([at(24), at(49)], [GAP.0, [196, 64, 32, 255]]);
         let (picture, shown) = maps(Shape::new(1, 1, 5), &[1.0; 5]).unwrap();
         assert_eq!((picture.dimensions(), shown), ((3, 2), 5));
         assert!(maps(Shape::new(2, 2, 1), &[1.0; 3]).is_none());

@@ -15,10 +15,14 @@ use std::path::Path;
 
 const SIZE: (u32, u32) = (900, 540);
 /// Of a plot in a page, so that its letters can still be read at the width of a telephone.
-const SMALL: (u32, u32) = (480, 320);
+const SMALL: (u32, u32) = (480, 336);
 const RAW: RGBColor = RGBColor(176, 184, 196);
 const SMOOTHED: RGBColor = RGBColor(31, 90, 166);
 const MARK: RGBColor = RGBColor(196, 64, 32);
+
+/// Names of lines that a plot has room for; more of them stand below it, two in a row of this height.
+const MOST_INSIDE: usize = 4;
+const ENTRY: u32 = 24;
 
 /// Of the lines of a plot, one after the other.
 pub const COLORS: [RGBColor; 8] = [
@@ -90,14 +94,29 @@ pub fn lines(axes: &Axes, lines: &[Line]) -> Result<Option<String>> {
     let (bottom, top) = (low - margin, high + margin);
     // No tick below 0 where nothing is.
     let bottom = if low >= 0.0 { bottom.max(0.0) } else { bottom };
-    text(SMALL, |root| {
-        let mut chart = ChartBuilder::on(root)
-            .caption(axes.title, ("sans-serif", 16))
+    let named: Vec<(usize, &Line)> = lines
+        .iter()
+        .enumerate()
+        .filter(|(_, line)| !line.name.is_empty() && !line.points.is_empty())
+        .collect();
+    // More of them would cover the plot.
+    let below = match named.len() {
+        0..=MOST_INSIDE => 0,
+        count => ENTRY * count.div_ceil(2) as u32 + 8,
+    };
+    text((SMALL.0, SMALL.1 + below), |root| {
+        let (root, legend) = root.split_vertically(SMALL.1 as i32);
+        let mut chart = ChartBuilder::on(&root)
+            .caption(axes.title, ("sans-serif", 20))
             .margin(8)
             .margin_right(18)
-            .x_label_area_size(42)
-            .y_label_area_size(62)
+            .x_label_area_size(46)
+            .y_label_area_size(68)
             .build_cartesian_2d(left..right, bottom..top)?;
+        let labels = match axes.whole {
+            true => (right - left).clamp(1.0, 5.0) as usize + 1,
+            false => 6,
+        };
         let whole = |x: &f64| match axes.whole && (x - x.round()).abs() > 1e-6 {
             true => String::new(),
             false => tick(*x, right - left),
@@ -106,21 +125,21 @@ pub fn lines(axes: &Axes, lines: &[Line]) -> Result<Option<String>> {
             .configure_mesh()
             .x_desc(axes.x)
             .y_desc(axes.y)
-            .x_labels(7)
+            .x_labels(labels)
             .y_labels(7)
             .x_label_formatter(&whole)
             .y_label_formatter(&|y| tick(*y, top - bottom))
             .light_line_style(TRANSPARENT)
             .bold_line_style(BLACK.mix(0.1))
-            .axis_desc_style(("sans-serif", 14))
-            .label_style(("sans-serif", 13))
+            .axis_desc_style(("sans-serif", 18))
+            .label_style(("sans-serif", 17))
             .draw()?;
         for (i, line) in lines.iter().enumerate() {
             let color = COLORS[i % COLORS.len()];
             let points = || line.points.iter().map(|[x, y]| (*x, *y));
             let series = LineSeries::new(points(), color.stroke_width(2));
             let series = chart.draw_series(series)?;
-            if !line.name.is_empty() && !line.points.is_empty() {
+            if below == 0 && !line.name.is_empty() && !line.points.is_empty() {
                 series.label(&line.name).legend(move |(x, y)| {
                     PathElement::new([(x, y), (x + 18, y)], color.stroke_width(3))
                 });
@@ -129,14 +148,25 @@ pub fn lines(axes: &Axes, lines: &[Line]) -> Result<Option<String>> {
                 chart.draw_series(points().map(|at| Circle::new(at, 3, color.filled())))?;
             }
         }
-        if lines.iter().any(|line| !line.name.is_empty()) {
+        for (at, (i, line)) in named.iter().enumerate().filter(|_| below > 0) {
+            let (x, y) = (
+                16 + 232 * (at as i32 % 2),
+                ENTRY as i32 * (at as i32 / 2) + 10,
+            );
+            let stroke = COLORS[i % COLORS.len()].stroke_width(3);
+            legend.draw(&PathElement::new([(x, y), (x + 18, y)], stroke))?;
+            let style = ("sans-serif", 17).into_font().color(&BLACK);
+            let style = style.pos(Pos::new(HPos::Left, VPos::Center));
+            legend.draw(&Text::new(line.name.clone(), (x + 26, y), style))?;
+        }
+        if below == 0 && !named.is_empty() {
             chart
                 .configure_series_labels()
                 .position(emptiest(&lines, [left, right], [bottom, top]))
                 .margin(8)
                 .background_style(WHITE.mix(0.8))
                 .border_style(BLACK.mix(0.15))
-                .label_font(("sans-serif", 13))
+                .label_font(("sans-serif", 17))
                 .draw()?;
         }
         Ok(())
@@ -144,26 +174,48 @@ pub fn lines(axes: &Axes, lines: &[Line]) -> Result<Option<String>> {
     .map(Some)
 }
 
-/// The corner of a plot for the legend: the one with the fewest points around it.
+/// The place of a plot for its legend: the one that the lines cross least.
 fn emptiest(lines: &[Line], [left, right]: [f64; 2], [low, high]: [f64; 2]) -> SeriesLabelPosition {
-    let corners = [
-        (true, true, SeriesLabelPosition::UpperRight),
-        (true, false, SeriesLabelPosition::LowerRight),
-        (false, true, SeriesLabelPosition::UpperLeft),
-        (false, false, SeriesLabelPosition::LowerLeft),
+    use SeriesLabelPosition::*;
+    let named = lines.iter().filter(|line| !line.name.is_empty());
+    let longest = named.clone().map(|line| line.name.chars().count()).max();
+    // About what it takes of the plot.
+    let width = (0.12 + 0.024 * longest.unwrap_or(0) as f64).min(1.0);
+    let height = (0.06 + 0.085 * named.count() as f64).min(1.0);
+    let along = |size: f64| [1.0 - size, 0.0, 0.5 - size / 2.0];
+    let ([x_end, x_begin, x_middle], [y_end, y_begin, y_middle]) = (along(width), along(height));
+    let places = [
+        (x_end, y_end, UpperRight),
+        (x_end, y_begin, LowerRight),
+        (x_begin, y_end, UpperLeft),
+        (x_begin, y_begin, LowerLeft),
+        (x_end, y_middle, MiddleRight),
+        (x_begin, y_middle, MiddleLeft),
+        (x_middle, y_end, UpperMiddle),
+        (x_middle, y_begin, LowerMiddle),
     ];
-    let crowd = |at_right: bool, at_top: bool| {
-        let near = |[x, y]: &&[f64; 2]| {
-            let (x, y) = ((x - left) / (right - left), (y - low) / (high - low));
-            (if at_right { x > 0.45 } else { x < 0.55 }) && (if at_top { y > 0.5 } else { y < 0.5 })
+    let place = |[x, y]: &[f64; 2]| [(x - left) / (right - left), (y - low) / (high - low)];
+    let crossed = |x0: f64, y0: f64| {
+        let inside =
+            |[x, y]: [f64; 2]| (x0..=x0 + width).contains(&x) && (y0..=y0 + height).contains(&y);
+        let of = |line: &Line| {
+            let points: Vec<[f64; 2]> = line.points.iter().map(place).collect();
+            let between = points.windows(2).flat_map(|pair| {
+                let [[xa, ya], [xb, yb]] = [pair[0], pair[1]];
+                // Finer where the points are few.
+                let parts = 1 + (200.0 * (xb - xa).abs()).min(200.0) as usize;
+                (0..=parts).map(move |i| {
+                    let t = i as f64 / parts as f64;
+                    [xa + t * (xb - xa), ya + t * (yb - ya)]
+                })
+            });
+            between.filter(|at| inside(*at)).count()
+                + usize::from(points.len() == 1 && inside(points[0]))
         };
-        let of = |line: &Line| line.points.iter().filter(near).count();
         lines.iter().map(of).sum::<usize>()
     };
-    let best = corners
-        .into_iter()
-        .min_by_key(|(right, top, _)| crowd(*right, *top));
-    best.map_or(SeriesLabelPosition::UpperRight, |(_, _, corner)| corner)
+    let best = places.into_iter().min_by_key(|(x, y, _)| crossed(*x, *y));
+    best.map_or(UpperRight, |(_, _, place)| place)
 }
 
 /// A reliability diagram: the accuracy of the images of each range of confidence, beside what it would
@@ -174,11 +226,11 @@ fn emptiest(lines: &[Line], [left, right]: [f64; 2], [low, high]: [f64; 2]) -> S
 pub fn reliability(calibration: &Calibration) -> Result<String> {
     text(SMALL, |root| {
         let mut chart = ChartBuilder::on(root)
-            .caption("Reliability on the test images", ("sans-serif", 16))
+            .caption("Reliability on the test images", ("sans-serif", 20))
             .margin(8)
             .margin_right(18)
-            .x_label_area_size(42)
-            .y_label_area_size(62)
+            .x_label_area_size(46)
+            .y_label_area_size(68)
             .build_cartesian_2d(0.0..100.0, 0.0..100.0)?;
         chart
             .configure_mesh()
@@ -190,8 +242,8 @@ pub fn reliability(calibration: &Calibration) -> Result<String> {
             .y_label_formatter(&|y| tick(*y, 100.0))
             .light_line_style(TRANSPARENT)
             .bold_line_style(BLACK.mix(0.1))
-            .axis_desc_style(("sans-serif", 14))
-            .label_style(("sans-serif", 13))
+            .axis_desc_style(("sans-serif", 18))
+            .label_style(("sans-serif", 17))
             .draw()?;
         let width = 100.0 / BINS as f64;
         let bins = calibration.bins.iter().enumerate();
@@ -217,7 +269,7 @@ pub fn reliability(calibration: &Calibration) -> Result<String> {
             .margin(8)
             .background_style(WHITE.mix(0.8))
             .border_style(BLACK.mix(0.15))
-            .label_font(("sans-serif", 13))
+            .label_font(("sans-serif", 17))
             .draw()?;
         Ok(())
     })
@@ -232,27 +284,27 @@ pub fn confusion(names: &[String], counts: &[Vec<usize>]) -> Result<String> {
     const CELL: i32 = 44;
     let names: Vec<String> = names.iter().map(|name| plain(name, 16)).collect();
     let longest = names.iter().map(|name| name.chars().count()).max();
-    let label = 26 + 8 * longest.unwrap_or(1) as i32;
+    let label = 26 + 9 * longest.unwrap_or(1) as i32;
     let side = CELL * names.len() as i32;
     let size = (
-        (label + side + 16).max(240) as u32,
-        (label + side + 72) as u32,
+        (label + side + 16).max(280) as u32,
+        (label + side + 80) as u32,
     );
-    let (left, top) = (label, 40 + label);
+    let (left, top) = (label, 48 + label);
     text(size, |root| {
         let font = |size: i32| ("sans-serif", size).into_font().color(&BLACK);
         let center = |style: TextStyle<'static>| style.pos(Pos::new(HPos::Center, VPos::Center));
-        root.draw(&Text::new("Confusion matrix", (12, 10), font(16)))?;
+        root.draw(&Text::new("Confusion matrix", (12, 10), font(20)))?;
         root.draw(&Text::new(
             "rows: true class, columns: predicted",
-            (12, 30),
-            font(12),
+            (12, 36),
+            font(15),
         ))?;
         for (i, name) in names.iter().enumerate() {
             let middle = CELL * i as i32 + CELL / 2;
-            let style = font(13).pos(Pos::new(HPos::Right, VPos::Center));
+            let style = font(16).pos(Pos::new(HPos::Right, VPos::Center));
             root.draw(&Text::new(name.clone(), (left - 8, top + middle), style))?;
-            let turned = ("sans-serif", 13)
+            let turned = ("sans-serif", 16)
                 .into_font()
                 .transform(FontTransform::Rotate270);
             let style = turned.color(&BLACK).pos(Pos::new(HPos::Left, VPos::Center));
@@ -265,11 +317,13 @@ pub fn confusion(names: &[String], counts: &[Vec<usize>]) -> Result<String> {
                 let corners = [(x, y), (x + CELL, y + CELL)];
                 let color = if t == p { COLORS[0] } else { MARK };
                 let share = (*count as f64 / images).sqrt();
-                root.draw(&Rectangle::new(corners, color.mix(0.6 * share).filled()))?;
+                let least = if *count > 0 { 0.1 } else { 0.0 };
+                let shade = color.mix(least + 0.5 * share);
+                root.draw(&Rectangle::new(corners, shade.filled()))?;
                 root.draw(&Rectangle::new(corners, BLACK.mix(0.15)))?;
                 if *count > 0 {
                     let at = (x + CELL / 2, y + CELL / 2);
-                    root.draw(&Text::new(count.to_string(), at, center(font(13))))?;
+                    root.draw(&Text::new(count.to_string(), at, center(font(16))))?;
                 }
             }
         }

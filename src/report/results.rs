@@ -87,8 +87,11 @@ impl Results {
         let rows = pairs.iter().enumerate();
         let confidence = rows.map(|(i, [_, p])| {
             let share = shares[i * classes + p];
-            // (NaN is neither above nor below, and is 0 by `max`.)
-            share.max(0.0).min(1.0)
+            if share.is_nan() {
+                0.0
+            } else {
+                share.clamp(0.0, 1.0)
+            }
         });
         Ok(Results {
             confusion,
