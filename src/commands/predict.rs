@@ -126,9 +126,14 @@ pub fn run(args: &PredictArgs) -> Result<()> {
     std::thread::scope(|scope| {
         let (sender, receiver) = sync_channel(1);
         scope.spawn(move || {
+            // Threads of their own: those of the network do not wait for a picture to end.
+            let threads = rayon::ThreadPoolBuilder::new().build().ok();
             for some in sources.chunks(at_a_time) {
                 let started = Instant::now();
-                let decoded = decode(some, &how);
+                let decoded = match &threads {
+                    Some(threads) => threads.install(|| decode(some, &how)),
+                    None => decode(some, &how),
+                };
                 if sender.send((decoded, started.elapsed())).is_err() {
                     break;
                 }
