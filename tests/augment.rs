@@ -576,6 +576,7 @@ fn a_preview_shows_what_a_step_is_given() {
         shape: Shape::new(8, 6, 1),
         classes: 4,
         class_names: ["a", "b", "c", "d"].map(String::from).to_vec(),
+        files: Vec::new(),
     };
     let shown = |gpu: Option<&Gpu>, augment: &str, epoch, count| {
         let definition = definition(augment);

@@ -170,6 +170,7 @@ fn normalization_is_per_channel_and_finite() {
         shape: Shape::new(2, 1, 3),
         classes: 2,
         class_names: vec!["0".into(), "1".into()],
+        files: Vec::new(),
     };
     let normalization = Normalization::of(&dataset);
     let root = 5f64.sqrt();

@@ -813,6 +813,7 @@ fn images_in_training_and_test_are_named_and_all_twins_found() {
         shape: Shape::new(1, 2, 1),
         classes: 3,
         class_names: ["a", "b", "c"].map(String::from).to_vec(),
+        files: Vec::new(),
     };
     let splits = Splits {
         name: "twins".into(),
@@ -1001,7 +1002,14 @@ fn data_tells_what_there_is() {
     let json = home.good("data photos --image-size 16 --no-cache --json");
     let json: Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json["picture_sizes"][0]["pictures"], 19);
-    assert_eq!(json["duplicates"][0].as_array().unwrap().len(), 2);
+    let twins = json["duplicates"][0].as_array().unwrap();
+    assert_eq!(twins.len(), 2);
+    for twin in twins {
+        let (class, file) = (&twin["class"], twin["file"].as_str().unwrap());
+        assert!(file.starts_with(class.as_str().unwrap()), "{twin}");
+        assert!(home.path("photos").join(file).is_file(), "{twin}");
+        assert!(text.contains(file), "expected {file} in:\n{text}");
+    }
     assert!(home.bad("data nowhere").contains("nowhere"));
     assert!(home.bad("data shapes --data shapes").contains("--data"));
     assert!(home.run("data shapes --out missing/a.png").status.code() == Some(1));

@@ -1351,6 +1351,7 @@ fn fine_tuning_beats_a_new_start_and_leaves_frozen_layers_alone() {
             shape: set.shape,
             classes: 5,
             class_names: (from..from + 5).map(|digit| digit.to_string()).collect(),
+            files: Vec::new(),
         }
     };
     let mut bench = Bench::new(Device::Cpu);

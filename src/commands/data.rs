@@ -156,7 +156,10 @@ fn class_table(data: &Splits, survey: &Survey) -> String {
 /// A line for each pair of splits that share images, and one for labels that contradict each other.
 fn duplicates(data: &Splits, survey: &Survey) -> Vec<String> {
     let named = |groups: &mut dyn Iterator<Item = &Vec<Place>>| {
-        let place = |at: &Place| format!("{} {}", at.split, at.image);
+        let place = |at: &Place| match &at.file {
+            Some(file) => file.clone(),
+            None => format!("{} {}", at.split, at.image),
+        };
         let group = |group: &Vec<Place>| {
             let places: Vec<String> = group.iter().take(4).map(place).collect();
             places.join(" = ")

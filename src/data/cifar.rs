@@ -141,6 +141,7 @@ impl Layout {
             shape: SHAPE,
             classes: self.classes,
             class_names: names.to_vec(),
+            files: Vec::new(),
         };
         for path in &paths {
             let io = |e| Error::io("read", path, e);

@@ -104,9 +104,6 @@ struct Wanted {
     channels: Option<usize>,
 }
 
-/// Names of the files below the folder, in the order of the images of each part.
-pub(super) type Names = [Vec<String>; 3];
-
 /// Which file goes where, once it is known which are pictures.
 type Divide<'a> = &'a dyn Fn(&Head) -> Result<[Vec<usize>; 3]>;
 
@@ -120,7 +117,7 @@ pub(super) fn load(
     spec: &str,
     request: &Request,
     progress: &mut dyn FnMut(usize, usize),
-) -> Result<(Splits, Names)> {
+) -> Result<Splits> {
     let folder = Path::new(spec);
     if let Some([height, width]) = request.image_size
         && height.max(width) > LARGEST
@@ -143,19 +140,14 @@ pub(super) fn load(
     let without = without_pictures(&parts, &files, &pictures.head)?;
     let trained = pictures.orders[0].iter().map(|i| &files[*i].class[..]);
     let classes: BTreeSet<&str> = trained.collect();
-    let named = |order: &Vec<usize>| order.iter().map(|i| files[*i].name.clone()).collect();
-    let names = pictures.orders.each_ref().map(named);
     match pictures.datasets(&files, &classes) {
-        Some([train, validation, test]) if classes.len() > 1 && !test.is_empty() => {
-            let splits = Splits {
-                name: spec.into(),
-                train,
-                validation: Some(validation).filter(|split| !split.is_empty()),
-                test,
-                notes: notes.into_iter().chain(without).collect(),
-            };
-            Ok((splits, names))
-        }
+        Some([train, validation, test]) if classes.len() > 1 && !test.is_empty() => Ok(Splits {
+            name: spec.into(),
+            train,
+            validation: Some(validation).filter(|split| !split.is_empty()),
+            test,
+            notes: notes.into_iter().chain(without).collect(),
+        }),
         _ => Err(Error::data(
             folder,
             format!(
@@ -370,21 +362,24 @@ impl Pictures {
     /// The three parts with these classes; `None` where a picture is of another.
     fn datasets(self, files: &[Candidate], names: &BTreeSet<&str>) -> Option<[Dataset; 3]> {
         let labels: BTreeMap<&str, u32> = names.iter().copied().zip(0..).collect();
-        let [train, validation, test] = self.orders.map(|order| {
+        let [train, validation, test] = self.orders.each_ref().map(|order| {
             let labels = order
                 .iter()
                 .map(|i| labels.get(&files[*i].class[..]).copied());
             labels.collect::<Option<Vec<u32>>>()
         });
         let labels = [train?, validation?, test?];
-        let mut parts = self.images.into_iter().zip(labels);
+        let named = |order: &Vec<usize>| order.iter().map(|i| files[*i].name.clone()).collect();
+        let named: [Vec<String>; 3] = self.orders.each_ref().map(named);
+        let mut parts = self.images.into_iter().zip(labels).zip(named);
         let mut part = || {
-            parts.next().map(|(images, labels)| Dataset {
+            parts.next().map(|((images, labels), files)| Dataset {
                 images,
                 labels,
                 shape: self.head.shape,
                 classes: names.len(),
                 class_names: names.iter().map(ToString::to_string).collect(),
+                files,
             })
         };
         Some([part()?, part()?, part()?])

@@ -40,6 +40,8 @@ pub struct Dataset {
     pub classes: usize,
     /// One name per class.
     pub class_names: Vec<String>,
+    /// The file of each image, as the folder of pictures names it; empty for other data.
+    pub files: Vec<String>,
 }
 
 impl Dataset {
@@ -65,6 +67,7 @@ impl Dataset {
         }
         if n < self.len() {
             self.labels.truncate(n);
+            self.files.truncate(n);
             self.images.truncate(n * self.shape.elements());
         }
         Ok(())
@@ -167,7 +170,6 @@ pub fn load(
     let path = Path::new(spec);
     // Others can be scaled and split as is asked for.
     let mut fixed = true;
-    let mut names = None;
     let mut splits = if spec == "mnist" {
         mnist::load()?
     } else if parquet::holds(path) {
@@ -179,9 +181,7 @@ pub fn load(
         npz::load(spec, path)?
     } else if folder::holds(path) {
         fixed = false;
-        let (splits, files) = folder::load(spec, request, progress)?;
-        names = Some(files);
-        splits
+        folder::load(spec, request, progress)?
     } else if path.is_dir() {
         idx::load_folder(path)?
     } else {
@@ -204,10 +204,8 @@ pub fn load(
         && share > 0.0
     {
         splits.validation = Some(split::carve(&mut splits.train, share, request.split_seed));
-        // Of another order.
-        names = None;
     }
-    splits.notes.extend(survey::leak(&splits, names.as_ref()));
+    splits.notes.extend(survey::leak(&splits));
     Ok(splits)
 }
 
@@ -364,6 +362,7 @@ fn splits(
         shape: images.shape,
         classes,
         class_names: (0..classes).map(|class| class.to_string()).collect(),
+        files: Vec::new(),
     };
     assembled(name, path, dataset(train), None, dataset(test))
 }

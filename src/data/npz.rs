@@ -67,6 +67,7 @@ pub(super) fn load(name: &str, path: &Path) -> Result<Splits> {
         shape: split.shape,
         classes,
         class_names: names.clone(),
+        files: Vec::new(),
     };
     super::assembled(
         name,

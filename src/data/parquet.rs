@@ -238,6 +238,7 @@ pub(super) fn load(
             labels: decoding.labels,
             shape,
             classes: class_names.len(),
+            files: Vec::new(),
             class_names: class_names.clone(),
         });
     }

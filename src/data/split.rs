@@ -58,6 +58,7 @@ pub(super) fn carve(train: &mut Dataset, share: f64, seed: u64) -> Dataset {
     let size = train.shape.elements();
     let count = taken.iter().filter(|taken| **taken).count();
     let (mut images, mut labels) = (Vec::with_capacity(count * size), Vec::with_capacity(count));
+    let mut files = Vec::new();
     // In place: the set is never held twice.
     let mut kept = 0;
     for (i, taken) in taken.into_iter().enumerate() {
@@ -65,7 +66,11 @@ pub(super) fn carve(train: &mut Dataset, share: f64, seed: u64) -> Dataset {
         if taken {
             images.extend_from_slice(&train.images[image]);
             labels.push(train.labels[i]);
+            files.extend(train.files.get_mut(i).map(std::mem::take));
         } else {
+            if !train.files.is_empty() {
+                train.files.swap(kept, i);
+            }
             train.images.copy_within(image, kept * size);
             train.labels[kept] = train.labels[i];
             kept += 1;
@@ -73,12 +78,14 @@ pub(super) fn carve(train: &mut Dataset, share: f64, seed: u64) -> Dataset {
     }
     train.images.truncate(kept * size);
     train.labels.truncate(kept);
+    train.files.truncate(kept);
     Dataset {
         images,
         labels,
         shape: train.shape,
         classes: train.classes,
         class_names: train.class_names.clone(),
+        files,
     }
 }
 
@@ -95,6 +102,7 @@ mod tests {
             shape: Shape::new(1, 2, 1),
             classes: 4,
             class_names: (0..4).map(|c: usize| c.to_string()).collect(),
+            files: (0..64).map(|i: usize| i.to_string()).collect(),
         }
     }
 
@@ -114,9 +122,11 @@ mod tests {
         let count = |set: &Dataset, class| set.labels.iter().filter(|l| **l == class).count();
         assert_eq!([0, 1, 2, 3].map(|c| count(&validation, c)), [4, 2, 1, 0]);
         for set in [&train, &validation] {
-            assert!(set.images.is_sorted());
-            for (image, label) in set.images.chunks(2).zip(&set.labels) {
+            assert!(set.images.is_sorted() && set.files.len() == set.len());
+            let named = set.images.chunks(2).zip(&set.labels).zip(&set.files);
+            for ((image, label), file) in named {
                 assert_eq!(whole.labels[usize::from(image[0])], *label);
+                assert_eq!(*file, image[0].to_string());
                 assert_eq!(image[0], image[1]);
             }
         }

@@ -37,6 +37,9 @@ pub struct Place {
     /// Number of the image in its split, from 0.
     pub image: usize,
     pub class: String,
+    /// Its file, in a folder of pictures.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
 }
 
 impl Survey {
@@ -101,16 +104,14 @@ pub fn class_counts(set: &Dataset) -> Vec<usize> {
     counts
 }
 
-/// Says how many test images are training images, too, and names the first few; by their files where these
-/// have `names`, of each split.
-pub(super) fn leak(splits: &Splits, names: Option<&[Vec<String>; 3]>) -> Option<String> {
+/// Says how many test images are training images, too, and names the first few.
+pub(super) fn leak(splits: &Splits) -> Option<String> {
     const NAMED: usize = 3;
-    let name = |(split, image): (usize, usize)| match names {
-        Some(names) => names[split][image].clone(),
-        None => format!(
-            "{} image {image}",
-            ["training", "validation", "test"][split]
-        ),
+    let name = |at: (usize, usize)| {
+        let Place {
+            split, image, file, ..
+        } = place(splits, at);
+        file.unwrap_or_else(|| format!("{split} image {image}"))
     };
     let mut pairs = Vec::new();
     for group in duplicates(splits) {
@@ -131,7 +132,7 @@ pub(super) fn leak(splits: &Splits, names: Option<&[Vec<String>; 3]>) -> Option<
             if pairs.len() == 1 { "has" } else { "have" },
             named.join(", "),
             if pairs.len() > NAMED { ", …" } else { "" },
-            if names.is_none() { ", counted from 0" } else { "" },
+            if splits.train.files.is_empty() { ", counted from 0" } else { "" },
         )
     })
 }
@@ -151,6 +152,7 @@ fn place(splits: &Splits, (split, image): (usize, usize)) -> Place {
         split: ["training", "validation", "test"][split],
         image,
         class: set.class_names[set.labels[image] as usize].clone(),
+        file: set.files.get(image).cloned(),
     }
 }
 

@@ -35,6 +35,8 @@ pub fn read_weights(path: &Path, class_names: &[String]) -> Result<Vec<f32>> {
         }
     };
     let mut weights = vec![None; class_names.len()];
+    // Editors on Windows like to begin a file with a byte order mark.
+    let text = text.trim_start_matches('\u{feff}');
     for (i, line) in text.lines().map(str::trim).enumerate() {
         if line.is_empty() {
             continue;
@@ -92,6 +94,7 @@ mod tests {
             shape: Shape::new(1, 1, 1),
             classes: 4,
             class_names: ["a", "b", "c", "d"].map(String::from).to_vec(),
+            files: Vec::new(),
         };
         let expected = [10.0 / 12.0, 10.0 / 6.0, 1.0, 10.0 / 12.0];
         assert_eq!(balanced_weights(&train), expected);
@@ -101,7 +104,7 @@ mod tests {
     fn names_may_hold_spaces() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("weights.txt");
-        fs::write(&path, "polar bear \t 2.5\r\n\r\n cat 1e-1\n").unwrap();
+        fs::write(&path, "\u{feff}polar bear \t 2.5\r\n\r\n cat 1e-1\n").unwrap();
         let names = ["cat", "polar bear"].map(String::from);
         assert_eq!(read_weights(&path, &names).unwrap(), [0.1, 2.5]);
     }
