@@ -309,7 +309,7 @@ impl Epoch<'_> {
                     let ends = ends_batch(&rows, row);
                     at.step += usize::from(ends);
                     row += 1;
-                    let recorded = at.step % record_every == 0 || at.step == steps.len();
+                    let recorded = at.step.is_multiple_of(record_every) || at.step == steps.len();
                     if ends && recorded {
                         let (images, loss_sum, correct) = std::mem::take(&mut at.since);
                         run.add_step(StepRecord {
