@@ -51,30 +51,27 @@ impl Bench {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut out = BufReader::new(child.stdout.take().unwrap());
-        let mut said = String::new();
-        loop {
-            let from = said.len();
-            if out.read_line(&mut said).unwrap() == 0 {
+        let out = BufReader::new(child.stdout.take().unwrap());
+        let mut server = Server {
+            child,
+            out,
+            said: String::new(),
+            port: 0,
+        };
+        while server.port == 0 {
+            let from = server.said.len();
+            if server.out.read_line(&mut server.said).unwrap() == 0 {
                 let mut err = String::new();
-                child
-                    .stderr
-                    .take()
-                    .unwrap()
-                    .read_to_string(&mut err)
-                    .unwrap();
-                panic!("{said}{err}");
+                let stderr = server.child.stderr.take();
+                stderr.unwrap().read_to_string(&mut err).unwrap();
+                panic!("{}{err}", server.said);
             }
-            if let Some(address) = said[from..].strip_prefix("serving   http://") {
-                let port = address.split(['/', ':']).nth(1).unwrap().parse().unwrap();
-                return Server {
-                    child,
-                    out,
-                    said,
-                    port,
-                };
+            if let Some(address) = server.said[from..].strip_prefix("serving   http://") {
+                let port = address.split(['/', ':']).nth(1);
+                server.port = port.unwrap().parse().unwrap();
             }
         }
+        server
     }
 }
 
@@ -454,8 +451,10 @@ fn a_training_in_progress_is_shown() {
         }
         assert!(Instant::now() < deadline, "{next}");
     }
-    let more = server.get("/api/metrics").json();
-    assert!(more["finished"].as_u64() > state["finished"].as_u64());
+    // The weights are written first.
+    while server.get("/api/metrics").json()["finished"].as_u64() <= state["finished"].as_u64() {
+        assert!(Instant::now() < deadline, "{state}");
+    }
     training.kill().unwrap();
     training.wait().unwrap();
     assert_eq!(server.get("/api/metrics").json()["training"], false);

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 use textwrap::core::display_width;
-use wgrad::data::{Found, Picture, Reading, files_in, read_file, read_picture};
+use wgrad::data::{Files, Found, Picture, Reading, files_in, read_file, read_picture};
 use wgrad::predict::{Predictor, ranked};
 use wgrad::train::{Config, Run};
 use wgrad::{Error, Result};
@@ -126,9 +126,14 @@ pub fn run(args: &PredictArgs) -> Result<()> {
     std::thread::scope(|scope| {
         let (sender, receiver) = sync_channel(1);
         scope.spawn(move || {
+            // Threads of their own: those of the network do not wait for a picture to end.
+            let threads = rayon::ThreadPoolBuilder::new().build().ok();
             for some in sources.chunks(at_a_time) {
                 let started = Instant::now();
-                let decoded = decode(some, &how);
+                let decoded = match &threads {
+                    Some(threads) => threads.install(|| decode(some, &how)),
+                    None => decode(some, &how),
+                };
                 if sender.send((decoded, started.elapsed())).is_err() {
                     break;
                 }
@@ -193,8 +198,8 @@ fn sources(files: &[PathBuf], unread: &mut Vec<(String, String)>) -> Result<Vec<
             read.map_err(|e| Error::io("read", Path::new("standard input"), e))?;
             sources.push(Source::Bytes(bytes));
         } else if file.is_dir() {
-            let (found, lost) = files_in(file)?;
-            sources.extend(found.into_iter().map(Source::InFolder));
+            let Files { paths, lost } = files_in(file)?;
+            sources.extend(paths.into_iter().map(Source::InFolder));
             unread.extend(
                 lost.into_iter()
                     .map(|(path, why)| (path.display().to_string(), why)),

@@ -378,9 +378,16 @@ impl Site {
         let started = Instant::now();
         // Whoever panicked left at worst an old network.
         let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
-        let ready = self
-            .newest(&mut ready)
-            .map_err(|e| (StatusCode::SERVICE_UNAVAILABLE, e.to_string()))?;
+        let ready = self.newest(&mut ready).map_err(|e| {
+            let trained = Run::open(&self.folder).is_ok_and(|run| run.is_being_trained());
+            let why = match (&e, trained) {
+                (Error::Checkpoint { .. }, true) => {
+                    "expected trained weights, found none yet; try again when the first epoch is finished".into()
+                }
+                _ => e.to_string(),
+            };
+            (StatusCode::SERVICE_UNAVAILABLE, why)
+        })?;
         let mut how = *ready.predictor.reading();
         how.invert = invert;
         how.most_bytes = UNPACKED;

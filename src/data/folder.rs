@@ -612,31 +612,40 @@ pub enum Found {
     Other,
 }
 
-/// The files in a folder and below it, sorted by name, but for hidden ones; and what could not be looked
-/// at, a path and the reason each. Links are followed.
+/// The files in a folder and below it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Files {
+    /// Sorted by name.
+    pub paths: Vec<PathBuf>,
+    /// What could not be looked at, and why.
+    pub lost: Vec<(PathBuf, String)>,
+}
+
+/// The files in a folder and below it, but for hidden ones. Links are followed.
 ///
 /// # Errors
 /// [`Error::Io`] for a folder that cannot be read.
-pub fn files_in(folder: &Path) -> Result<(Vec<PathBuf>, Vec<(PathBuf, String)>)> {
+pub fn files_in(folder: &Path) -> Result<Files> {
     fs::read_dir(folder).map_err(|e| Error::io("read", folder, e))?;
     let seen = |entry: &walkdir::DirEntry| {
         entry.depth() == 0 || !is_hidden(&entry.file_name().to_string_lossy())
     };
     let entries = WalkDir::new(folder).follow_links(true).sort_by_file_name();
-    let (mut files, mut lost) = (Vec::new(), Vec::new());
+    let mut files = Files::default();
     for entry in entries.into_iter().filter_entry(seen) {
         match entry {
-            Ok(entry) if entry.file_type().is_file() => files.push(entry.into_path()),
+            Ok(entry) if entry.file_type().is_file() => files.paths.push(entry.into_path()),
             Ok(_) => {}
             // What a link leads back to is read already.
             Err(e) if e.loop_ancestor().is_some() => {}
             Err(e) => {
                 let why = e.io_error().map_or("not found".into(), ToString::to_string);
-                lost.push((e.path().unwrap_or(folder).to_path_buf(), why));
+                let path = e.path().unwrap_or(folder).to_path_buf();
+                files.lost.push((path, why));
             }
         }
     }
-    Ok((files, lost))
+    Ok(files)
 }
 
 /// The contents of a file that may be a picture.

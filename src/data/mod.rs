@@ -17,7 +17,7 @@ pub mod survey;
 mod weights;
 
 pub use drawing::{Invert, Picture, Reading, read_picture};
-pub use folder::{Found, files_in, read_file};
+pub use folder::{Files, Found, files_in, read_file};
 pub use weights::{balanced_weights, read_weights};
 
 use crate::error::{Error, Result};

@@ -438,10 +438,12 @@ function showTraining({ epochs, steps, planned, finished, training }) {
     { kind: 'test', points: points(epochs, r => r.epoch, `test_${what}`) },
   ];
   const loss = series('loss'), accuracy = series('accuracy');
-  const span = Math.max(planned, finished, 1);
+  // As far as it has come: of a long training the beginning is worth a look, too.
+  const span = Math.max(1, Math.ceil(Math.max(step ? step.epoch : 0, last ? last.epoch : 0)));
   const legend = element('div', { className: 'legend' });
   for (const [kind, name] of [['train', 'training'], ['validation', 'validation'], ['test', 'test']]) {
-    if (!loss.some(s => s.kind === kind && s.points.length)) continue;
+    const kinds = kind === 'train' ? ['train', 'steps'] : [kind];
+    if (!loss.some(s => kinds.includes(s.kind) && s.points.length)) continue;
     legend.append(element('span', {}, element('i', { className: kind }), name));
   }
   $('charts').replaceChildren(chart('Loss', loss, span, false), chart('Accuracy', accuracy, span, true));
