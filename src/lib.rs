@@ -24,7 +24,7 @@
 //! | [`cpu`] | the twins, what carries out plans with them, and what is faster | [`plan`] |
 //! | [`engine`] | what carries out plans step after step, on either | [`gpu`], [`cpu`] |
 //! | [`train`] | the loop, the run folder, checkpoints | [`engine`], [`data`], [`export`] |
-//! | [`export`] | safetensors in PyTorch's order | [`model`] |
+//! | [`export`] | safetensors in PyTorch's order, ONNX out and in | [`model`] |
 //! | [`tune`] | tiles chosen by measurement, and their cache | [`gpu`] |
 //! | [`verify`] | every kernel against its twin, alone and in whole steps | [`gpu`], [`cpu`] |
 //! | [`report`] | kernels, steps and layers measured | [`engine`], [`verify`] |

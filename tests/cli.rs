@@ -752,6 +752,8 @@ fn everything_fits_80_columns() {
         "train --model small.toml --data shapes --epochs 1 --device 1 --trace-transfers",
         "train --model small.toml --data shapes --epochs 1",
         "eval run --device cpu",
+        "export run --onnx net.onnx --safetensors net.safetensors --pytorch net.py",
+        "import net.onnx",
         "inspect default",
         "inspect vgg-cifar",
         "inspect lenet5",
@@ -765,6 +767,8 @@ fn everything_fits_80_columns() {
         "lr-find --model small.toml --data shapes --device cpu",
         "train --help",
         "lr-find --help",
+        "export --help",
+        "import --help",
         "bench --help",
         "verify --help",
     ] {

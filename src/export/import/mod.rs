@@ -12,6 +12,7 @@ mod trees;
 
 use self::attributes::{describe, name_of};
 use self::constants::{Constant, constant};
+use super::onnx::MAX_BYTES;
 use super::proto::*;
 use super::safetensors::from_pytorch;
 use crate::error::{Error, Result};
@@ -116,7 +117,12 @@ pub fn read_onnx(bytes: &[u8], path: &Path) -> Result<Imported> {
             ))
         })?;
     if resolved != model {
-        return Err(error("expected a network that a model file can describe, found another; please report this, with the file".into()));
+        let pairs = resolved.layers.iter().zip(&model.layers);
+        let other = pairs.into_iter().find(|(a, b)| a != b);
+        return Err(error(format!(
+            "expected a network that a model file can describe, found another (layer '{}'); please report this, with the file",
+            other.map_or("", |(_, layer)| layer.name.as_str())
+        )));
     }
     Ok(Imported {
         model,
@@ -311,7 +317,8 @@ impl<'a> Reader<'a> {
         self.skip_unused();
         for node in &graph.node {
             if node.op_type == "Constant" {
-                self.resolve(node.output.first().map_or("", String::as_str), 0)?;
+                let name = node.output.first().map_or("", String::as_str);
+                self.resolve(name, &mut HashSet::new())?;
             }
         }
         self.find_trees();
@@ -321,6 +328,12 @@ impl<'a> Reader<'a> {
             }
             let at = |what: String| format!("node '{}' ({}): {what}", name_of(node), node.op_type);
             self.node(i, node).map_err(at)?;
+            let bytes = 4 * self.model.parameter_elements as u64;
+            if bytes > MAX_BYTES {
+                return Err(at(format!(
+                    "expected at most {MAX_BYTES} bytes of weights, found {bytes}"
+                )));
+            }
             let sizes = self.model.shape(self.model.layers.len());
             let sizes = [sizes.height, sizes.width, sizes.channels].map(|n| n as u128);
             if sizes.iter().product::<u128>() > MAX_ELEMENTS {
