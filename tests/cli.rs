@@ -752,7 +752,7 @@ fn everything_fits_80_columns() {
         "train --model small.toml --data shapes --epochs 1 --device 1 --trace-transfers",
         "train --model small.toml --data shapes --epochs 1",
         "eval run --device cpu",
-        "export run --onnx net.onnx --safetensors net.safetensors --pytorch net.py",
+        "export run --onnx net.onnx --safetensors w.safetensors --pytorch net.py",
         "import net.onnx",
         "inspect default",
         "inspect vgg-cifar",

@@ -2,9 +2,13 @@
 
 use super::attributes::{ints, name_of};
 use super::{Form, Found, Reader, printable};
+use crate::export::onnx::MAX_BYTES;
 use crate::export::proto::*;
 use crate::model::Shape;
 use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Component, Path};
 use std::rc::Rc;
 
 /// Most numbers of a shape.
@@ -203,14 +207,70 @@ impl Constant {
     }
 }
 
+/// Reads the data of a tensor that are in a file beside this one, as PyTorch writes large ones.
+pub(super) fn fetch(tensor: &mut TensorProto, folder: &Path) -> Found<()> {
+    if tensor.data_location == 0 {
+        return Ok(());
+    }
+    let entry = |key: &str| {
+        let mut entries = tensor.external_data.iter();
+        let found = entries.find(|entry| entry.key == key)?;
+        Some(found.value.as_str())
+    };
+    let (name, location) = (
+        printable(&tensor.name),
+        entry("location").unwrap_or_default(),
+    );
+    // Nothing but a file of that folder: whoever wrote this may have wished for another.
+    let mut parts = Path::new(location).components();
+    let plain = matches!(
+        (parts.next(), parts.next()),
+        (Some(Component::Normal(_)), None)
+    );
+    let path = folder.join(location);
+    let is_file = || fs::symlink_metadata(&path).is_ok_and(|found| found.is_file());
+    if !plain || !is_file() {
+        return Err(format!(
+            "expected the weights '{name}' in a file beside this one, found no such file '{}'; copy it here, or write all in one (PyTorch: external_data=False)",
+            printable(location)
+        ));
+    }
+    let number = |key: &str, default: Option<u64>| match entry(key) {
+        Some(text) => text.parse().ok(),
+        None => default,
+    };
+    let read = || -> std::io::Result<Option<Vec<u8>>> {
+        let mut file = File::open(&path)?;
+        let all = file.metadata()?.len();
+        let offset = number("offset", Some(0)).filter(|offset| *offset <= all);
+        let Some(offset) = offset else {
+            return Ok(None);
+        };
+        let length = number("length", Some(all - offset));
+        let Some(length) = length.filter(|n| *n <= (all - offset).min(MAX_BYTES)) else {
+            return Ok(None);
+        };
+        file.seek(SeekFrom::Start(offset))?;
+        let mut bytes = Vec::new();
+        file.take(length).read_to_end(&mut bytes)?;
+        Ok(Some(bytes))
+    };
+    match read() {
+        Ok(Some(bytes)) => {
+            tensor.raw_data = bytes;
+            Ok(())
+        }
+        Ok(None) => Err(format!(
+            "expected the weights '{name}' in '{}', found it too short; it is damaged or another's",
+            printable(location)
+        )),
+        Err(e) => Err(format!("cannot read '{}': {e}", printable(location))),
+    }
+}
+
 /// A tensor's values; none for a type that no layer of ours has.
 pub(super) fn constant(tensor: &TensorProto) -> Found<Option<Constant>> {
     let name = printable(&tensor.name);
-    if tensor.data_location != 0 {
-        return Err(format!(
-            "expected all weights within the file, found '{name}' in another; write it as one file (PyTorch: external_data=False; onnx: save_as_external_data=False)"
-        ));
-    }
     let dims: Option<Vec<usize>> = tensor
         .dims
         .iter()

@@ -93,7 +93,8 @@ impl<'a> Reader<'a> {
     fn per_channel(&self, node: &NodeProto, at: usize, channels: usize) -> Found<Vec<f32>> {
         let constant = self.required(node, at)?;
         let values = constant.floats().unwrap_or_default();
-        match values.len() == channels {
+        let one_axis = constant.dims.iter().filter(|n| **n != 1).count() <= 1;
+        match one_axis && values.len() == channels {
             true => Ok(values.to_vec()),
             false => Err(format!(
                 "expected {channels} numbers in input {at}, one for each channel, found {:?}",
