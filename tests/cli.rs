@@ -762,6 +762,8 @@ fn everything_fits_80_columns() {
         "train --model small.toml --data shapes --epochs 1 --device 1 --trace-transfers",
         "train --model small.toml --data shapes --epochs 1",
         "eval run --device cpu",
+        "export run --onnx net.onnx --safetensors w.safetensors --pytorch net.py",
+        "import net.onnx",
         "inspect default",
         "inspect vgg-cifar",
         "inspect lenet5",
@@ -775,6 +777,8 @@ fn everything_fits_80_columns() {
         "lr-find --model small.toml --data shapes --device cpu",
         "train --help",
         "lr-find --help",
+        "export --help",
+        "import --help",
         "bench --help",
         "verify --help",
     ] {

@@ -18,7 +18,7 @@ pub const OPSET: i64 = 17;
 /// The IR version that goes with it.
 const IR_VERSION: i64 = 8;
 /// Most bytes that a protobuf message may have.
-const MAX_BYTES: u64 = (1 << 31) - 1;
+pub(super) const MAX_BYTES: u64 = (1 << 31) - 1;
 
 /// What goes into an ONNX file beside the network.
 #[derive(Clone, Debug, Default)]

@@ -109,7 +109,10 @@ pub struct TensorProto {
     /// Little-endian.
     #[prost(bytes = "vec", tag = "9")]
     pub raw_data: Vec<u8>,
-    /// 1 where the data are in another file.
+    /// Where in another file the data are.
+    #[prost(message, repeated, tag = "13")]
+    pub external_data: Vec<StringStringEntryProto>,
+    /// 1 where they are in another file.
     #[prost(int32, tag = "14")]
     pub data_location: i32,
 }

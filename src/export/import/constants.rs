@@ -2,8 +2,17 @@
 
 use super::attributes::{ints, name_of};
 use super::{Form, Found, Reader, printable};
+use crate::export::onnx::MAX_BYTES;
 use crate::export::proto::*;
 use crate::model::Shape;
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Component, Path};
+use std::rc::Rc;
+
+/// Most numbers of a shape.
+const MOST: usize = 64;
 
 /// A tensor that does not depend on the input.
 #[derive(Clone, Debug)]
@@ -14,24 +23,25 @@ pub(super) struct Constant {
 
 #[derive(Clone, Debug)]
 pub(super) enum Data {
-    Floats(Vec<f32>),
+    Floats(Rc<Vec<f32>>),
     Integers(Vec<i64>),
 }
 
 /// Stands for the number of images in what is computed of shapes.
 pub(super) const BATCH: i64 = i64::MIN;
 
-impl Reader<'_> {
-    /// Computes a constant that lies ahead, if it is one.
-    pub(super) fn resolve(&mut self, name: &str, depth: usize) -> Found<()> {
-        // As deep as shapes are computed, and no deeper.
-        if depth > 8 || self.constants.contains_key(name) || self.values.contains_key(name) {
+impl<'a> Reader<'a> {
+    /// Computes a constant that lies ahead, if it is one. `tried` are the names that were looked at.
+    pub(super) fn resolve(&mut self, name: &'a str, tried: &mut HashSet<&'a str>) -> Found<()> {
+        let known = self.constants.contains_key(name) || self.values.contains_key(name);
+        // As many as a shape takes to be computed.
+        if known || tried.len() > 32 || !tried.insert(name) {
             return Ok(());
         }
         if let Some(i) = self.makers.get(name) {
             let node = &self.graph.node[*i];
             for input in &node.input {
-                self.resolve(input, depth + 1)?;
+                self.resolve(input, tried)?;
             }
             let at = |what: String| format!("node '{}' ({}): {what}", name_of(node), node.op_type);
             if let Some(constant) = self.computed(node).map_err(at)? {
@@ -70,13 +80,13 @@ impl Reader<'_> {
                     }
                     ("value_float", _) => Some(Constant {
                         dims: Vec::new(),
-                        data: Data::Floats(attribute.f.into_iter().collect()),
+                        data: Data::Floats(Rc::new(attribute.f.into_iter().collect())),
                     }),
                     ("value_int", _) => integers(attribute.i.into_iter().collect(), true),
                     ("value_ints", _) => integers(attribute.ints.clone(), false),
                     ("value_floats", _) => Some(Constant {
                         dims: vec![attribute.floats.len()],
-                        data: Data::Floats(attribute.floats.clone()),
+                        data: Data::Floats(Rc::new(attribute.floats.clone())),
                     }),
                     (name, _) => return Err(format!("unknown attribute '{}'", printable(name))),
                 }
@@ -110,10 +120,14 @@ impl Reader<'_> {
                 let Some(inputs) = constants().filter(|inputs| !inputs.is_empty()) else {
                     return Ok(None);
                 };
-                if let ("Identity", [one]) = (node.op_type.as_str(), &inputs[..]) {
+                if let ("Identity", [one]) = (node.op_type.as_str(), &inputs[..])
+                    && (one.floats().is_some() || one.len() <= MOST)
+                {
                     return Ok(Some((*one).clone()));
                 }
-                if let ("Unsqueeze", Some(values)) = (node.op_type.as_str(), inputs[0].floats()) {
+                if let ("Unsqueeze", Data::Floats(values)) =
+                    (node.op_type.as_str(), &inputs[0].data)
+                {
                     let axes = match inputs.get(1) {
                         Some(axes) => axes.integers().map(<[i64]>::to_vec),
                         None => ints(node, "axes"),
@@ -128,11 +142,13 @@ impl Reader<'_> {
                         let at = usize::try_from(axis).ok().filter(|at| *at <= dims.len());
                         dims.insert(at.ok_or("expected axes within the shape, found others")?, 1);
                     }
-                    let data = Data::Floats(values.to_vec());
+                    let data = Data::Floats(values.clone());
                     return Ok(Some(Constant { dims, data }));
                 }
                 let numbers: Option<Vec<&[i64]>> = inputs.iter().map(|c| c.integers()).collect();
-                let Some(numbers) = numbers else {
+                let few =
+                    |numbers: &Vec<&[i64]>| numbers.iter().map(|n| n.len()).sum::<usize>() <= MOST;
+                let Some(numbers) = numbers.filter(few) else {
                     return Ok(None);
                 };
                 match (node.op_type.as_str(), &numbers[..]) {
@@ -191,14 +207,70 @@ impl Constant {
     }
 }
 
+/// Reads the data of a tensor that are in a file beside this one, as PyTorch writes large ones.
+pub(super) fn fetch(tensor: &mut TensorProto, folder: &Path) -> Found<()> {
+    if tensor.data_location == 0 {
+        return Ok(());
+    }
+    let entry = |key: &str| {
+        let mut entries = tensor.external_data.iter();
+        let found = entries.find(|entry| entry.key == key)?;
+        Some(found.value.as_str())
+    };
+    let (name, location) = (
+        printable(&tensor.name),
+        entry("location").unwrap_or_default(),
+    );
+    // Nothing but a file of that folder: whoever wrote this may have wished for another.
+    let mut parts = Path::new(location).components();
+    let plain = matches!(
+        (parts.next(), parts.next()),
+        (Some(Component::Normal(_)), None)
+    );
+    let path = folder.join(location);
+    let is_file = || fs::symlink_metadata(&path).is_ok_and(|found| found.is_file());
+    if !plain || !is_file() {
+        return Err(format!(
+            "expected the weights '{name}' in a file beside this one, found no such file '{}'; copy it here, or write all in one (PyTorch: external_data=False)",
+            printable(location)
+        ));
+    }
+    let number = |key: &str, default: Option<u64>| match entry(key) {
+        Some(text) => text.parse().ok(),
+        None => default,
+    };
+    let read = || -> std::io::Result<Option<Vec<u8>>> {
+        let mut file = File::open(&path)?;
+        let all = file.metadata()?.len();
+        let offset = number("offset", Some(0)).filter(|offset| *offset <= all);
+        let Some(offset) = offset else {
+            return Ok(None);
+        };
+        let length = number("length", Some(all - offset));
+        let Some(length) = length.filter(|n| *n <= (all - offset).min(MAX_BYTES)) else {
+            return Ok(None);
+        };
+        file.seek(SeekFrom::Start(offset))?;
+        let mut bytes = Vec::new();
+        file.take(length).read_to_end(&mut bytes)?;
+        Ok(Some(bytes))
+    };
+    match read() {
+        Ok(Some(bytes)) => {
+            tensor.raw_data = bytes;
+            Ok(())
+        }
+        Ok(None) => Err(format!(
+            "expected the weights '{name}' in '{}', found it too short; it is damaged or another's",
+            printable(location)
+        )),
+        Err(e) => Err(format!("cannot read '{}': {e}", printable(location))),
+    }
+}
+
 /// A tensor's values; none for a type that no layer of ours has.
 pub(super) fn constant(tensor: &TensorProto) -> Found<Option<Constant>> {
     let name = printable(&tensor.name);
-    if tensor.data_location != 0 {
-        return Err(format!(
-            "expected all weights within the file, found '{name}' in another; write it as one file (PyTorch: external_data=False; onnx: save_as_external_data=False)"
-        ));
-    }
     let dims: Option<Vec<usize>> = tensor
         .dims
         .iter()
@@ -215,14 +287,11 @@ pub(super) fn constant(tensor: &TensorProto) -> Found<Option<Constant>> {
         .fold(1u128, |all, n| all.saturating_mul(*n as u128));
     let raw = &tensor.raw_data;
     let data = match tensor.data_type {
-        FLOAT if raw.is_empty() => Data::Floats(tensor.float_data.clone()),
-        FLOAT => Data::Floats(
-            raw.as_chunks()
-                .0
-                .iter()
-                .map(|b| f32::from_le_bytes(*b))
-                .collect(),
-        ),
+        FLOAT if raw.is_empty() => Data::Floats(Rc::new(tensor.float_data.clone())),
+        FLOAT => {
+            let values = raw.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b));
+            Data::Floats(Rc::new(values.collect()))
+        }
         INT64 if raw.is_empty() => Data::Integers(tensor.int64_data.clone()),
         INT64 => Data::Integers(
             raw.as_chunks()

@@ -6,6 +6,10 @@ use super::{Form, Found, Reader, Value, plain, printable};
 use crate::error::Error;
 use crate::export::proto::*;
 use crate::model::{Conv2d, Model, Op, Pool2d, Shape};
+use std::collections::HashSet;
+
+/// Most layers of a model file.
+const MAX_LAYERS: usize = 4096;
 
 /// A node's operation as a layer.
 impl<'a> Reader<'a> {
@@ -89,7 +93,8 @@ impl<'a> Reader<'a> {
     fn per_channel(&self, node: &NodeProto, at: usize, channels: usize) -> Found<Vec<f32>> {
         let constant = self.required(node, at)?;
         let values = constant.floats().unwrap_or_default();
-        match values.len() == channels {
+        let one_axis = constant.dims.iter().filter(|n| **n != 1).count() <= 1;
+        match one_axis && values.len() == channels {
             true => Ok(values.to_vec()),
             false => Err(format!(
                 "expected {channels} numbers in input {at}, one for each channel, found {:?}",
@@ -105,6 +110,9 @@ impl<'a> Reader<'a> {
 
     /// Adds a layer, and says which value it gives. It is called as `name`, where that can be a layer's name.
     pub(super) fn push(&mut self, name: Option<&str>, op: Op, inputs: &[usize]) -> Found<usize> {
+        if self.model.layers.len() == MAX_LAYERS {
+            return Err(format!("expected at most {MAX_LAYERS} layers, found more"));
+        }
         let taken = |model: &Model, name: &str| model.layers.iter().any(|l| l.name == name);
         let kind = match &op {
             Op::MeanPool2d(pool) if pool.is_global() => "global_average_pool2d",
@@ -569,7 +577,8 @@ impl<'a> Reader<'a> {
         let shape = self.model.shape(x);
         let mut padding = sides(node, shape, kernel, stride, [1, 1])?;
         let mut ceil = int(node, "ceil_mode").unwrap_or(0) != 0;
-        let mut counted = int(node, "count_include_pad").unwrap_or(0) != 0;
+        // Of a maximum it means nothing; as a model file has it where it says nothing.
+        let mut counted = is_max || int(node, "count_include_pad").unwrap_or(0) != 0;
         if let Some(zeros) = zeros {
             // What a window reaches beyond them is no padding of ours.
             if padding.iter().any(|[before, _]| *before != 0) || (counted && padding != [[0; 2]; 2])
@@ -709,7 +718,7 @@ impl<'a> Reader<'a> {
         let node = &self.graph.node[i];
         if node.op_type == op {
             for input in node.input.iter().filter(|input| *input != name) {
-                self.resolve(input, 0).ok()?;
+                self.resolve(input, &mut HashSet::new()).ok()?;
             }
         }
         let constant = node

@@ -11,7 +11,8 @@ mod layers;
 mod trees;
 
 use self::attributes::{describe, name_of};
-use self::constants::{Constant, constant};
+use self::constants::{Constant, constant, fetch};
+use super::onnx::MAX_BYTES;
 use super::proto::*;
 use super::safetensors::from_pytorch;
 use crate::error::{Error, Result};
@@ -39,19 +40,34 @@ pub struct Imported {
     pub notes: Vec<String>,
 }
 
-/// Reads an ONNX file of opset 9 or later. `path` stands for it in messages and gives a model that has no
-/// name its name.
+/// Reads an ONNX file of opset 9 or later. `path` stands for it in messages, gives a model that has no name
+/// its name, and tells where weights are that it has in another file.
 ///
 /// # Errors
 /// [`Error::Data`], with the node where there is one, for what is no ONNX file, damaged, or no network of our
 /// operations.
 pub fn read_onnx(bytes: &[u8], path: &Path) -> Result<Imported> {
     let error = |what: String| Error::data(path, what);
-    let file = ModelProto::decode(bytes).map_err(|e| {
+    let mut file = ModelProto::decode(bytes).map_err(|e| {
         error(format!(
             "expected an ONNX file, found another or a damaged one ({e}); use a copy of it"
         ))
     })?;
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let tensors = file
+        .graph
+        .iter_mut()
+        .flat_map(|graph| &mut graph.initializer);
+    let mut all = 0;
+    for tensor in tensors {
+        fetch(tensor, folder).map_err(error)?;
+        all += tensor.raw_data.len() as u64;
+        if all > MAX_BYTES {
+            return Err(error(format!(
+                "expected at most {MAX_BYTES} bytes of weights, found more"
+            )));
+        }
+    }
     let graph = file.graph.as_ref().filter(|graph| !graph.node.is_empty());
     let Some(graph) = graph else {
         return Err(error("expected an ONNX file with a graph of nodes, found none; use a file that an exporter wrote".into()));
@@ -116,7 +132,12 @@ pub fn read_onnx(bytes: &[u8], path: &Path) -> Result<Imported> {
             ))
         })?;
     if resolved != model {
-        return Err(error("expected a network that a model file can describe, found another; please report this, with the file".into()));
+        let pairs = resolved.layers.iter().zip(&model.layers);
+        let other = pairs.into_iter().find(|(a, b)| a != b);
+        return Err(error(format!(
+            "expected a network that a model file can describe, found another (layer '{}'); please report this, with the file",
+            other.map_or("", |(_, layer)| layer.name.as_str())
+        )));
     }
     Ok(Imported {
         model,
@@ -311,7 +332,8 @@ impl<'a> Reader<'a> {
         self.skip_unused();
         for node in &graph.node {
             if node.op_type == "Constant" {
-                self.resolve(node.output.first().map_or("", String::as_str), 0)?;
+                let name = node.output.first().map_or("", String::as_str);
+                self.resolve(name, &mut HashSet::new())?;
             }
         }
         self.find_trees();
@@ -321,6 +343,12 @@ impl<'a> Reader<'a> {
             }
             let at = |what: String| format!("node '{}' ({}): {what}", name_of(node), node.op_type);
             self.node(i, node).map_err(at)?;
+            let bytes = 4 * self.model.parameter_elements as u64;
+            if bytes > MAX_BYTES {
+                return Err(at(format!(
+                    "expected at most {MAX_BYTES} bytes of weights, found {bytes}"
+                )));
+            }
             let sizes = self.model.shape(self.model.layers.len());
             let sizes = [sizes.height, sizes.width, sizes.channels].map(|n| n as u128);
             if sizes.iter().product::<u128>() > MAX_ELEMENTS {
@@ -497,6 +525,17 @@ batch_size = 2
         nodes.into_iter().find(|node| node.name == name).unwrap()
     }
 
+    /// The first weights in another file; the tests run beside `Cargo.toml`.
+    fn elsewhere(file: &mut ModelProto, entries: &[(&str, &str)]) {
+        let tensor = &mut graph(file).initializer[0];
+        tensor.data_location = 1;
+        let entry = |(key, value): &(&str, &str)| StringStringEntryProto {
+            key: key.to_string(),
+            value: value.to_string(),
+        };
+        tensor.external_data = entries.iter().map(entry).collect();
+    }
+
     fn set(node: &mut NodeProto, key: &str, ints: &[i64]) {
         node.attribute.retain(|a| a.name != key);
         node.attribute.push(AttributeProto {
@@ -532,15 +571,22 @@ batch_size = 2
             (|f| set(node(f, "dense1/flatten"), "axis", &[2]), &["node 'dense1/flatten' (Flatten)", "axis 2"]),
             (|f| node(f, "dense1").input.truncate(1), &["node 'dense1' (Gemm)", "expected input 1"]),
             (|f| node(f, "conv2d1").input.clear(), &["node 'conv2d1' (Conv)", "expected input 0"]),
-            (|f| node(f, "conv2d1").output.clear(), &["not", "computed"]),
+            (|f| node(f, "conv2d1").output.clear(), &["node 'batch_norm1' (BatchNormalization)", "computed before it"]),
             (|f| node(f, "conv2d1").input[0] = "logits".into(), &["node 'conv2d1' (Conv)", "'logits'", "before it"]),
             (|f| node(f, "conv2d1").input[1] = "input".into(), &["node 'conv2d1' (Conv)", "'input' as a constant"]),
             (|f| graph(f).initializer[0].raw_data.truncate(7), &["'conv2d1.weight'", "36 values", "found 1"]),
             (|f| graph(f).initializer[0].dims = vec![-4, 1, 3, 3], &["'conv2d1.weight'", "at least 0"]),
             (|f| graph(f).initializer[0].dims = vec![6, 6], &["node 'conv2d1' (Conv)", "OC×C×KH×KW, found [6, 6]"]),
             (|f| graph(f).initializer[0].data_type = 10, &["node 'conv2d1' (Conv)", "float32"]),
-            (|f| graph(f).initializer[0].data_location = 1, &["'conv2d1.weight' in another", "external_data=False"]),
-            (|f| graph(f).initializer[1].dims = vec![2, 2], &[]),
+            (|f| graph(f).initializer[0].data_location = 1, &["'conv2d1.weight' in a file beside", "external_data=False"]),
+            (|f| elsewhere(f, &[("location", "../Cargo.toml")]), &["no such file '../Cargo.toml'"]),
+            (|f| elsewhere(f, &[("location", "/etc/hostname")]), &["no such file '/etc/hostname'"]),
+            (|f| elsewhere(f, &[("location", "src")]), &["no such file 'src'"]),
+            (|f| elsewhere(f, &[("location", "Cargo.toml"), ("offset", "99999999")]), &["'Cargo.toml', found it too short"]),
+            (|f| elsewhere(f, &[("location", "Cargo.toml"), ("length", "-1")]), &["'Cargo.toml', found it too short"]),
+            (|f| elsewhere(f, &[("location", "Cargo.toml"), ("length", "144")]), &[]),
+            (|f| elsewhere(f, &[("location", "Cargo.toml"), ("length", "140")]), &["'conv2d1.weight'", "36 values", "found 35"]),
+            (|f| graph(f).initializer[1].dims = vec![2, 2], &["node 'batch_norm1' (BatchNormalization)", "4 numbers in input 1", "[2, 2]"]),
             (|f| graph(f).input.clear(), &["one input and one output, found 0 and 1"]),
             (|f| graph(f).input[0].r#type = None, &["N×C×H×W", "no shape"]),
             (|f| shape(f)[2].dim_value = None, &["N×C×H×W", "batch×1×?×6", "fixed image size"]),
