@@ -1074,8 +1074,8 @@ mod tests {
         assert_eq!(accuracy(0.5, 10_000), "50.00 % ± 0.50");
         assert_eq!(accuracy(0.5, 0), "50.00 %");
         assert_eq!(accuracy(f64::NAN, 10), "—");
-        let times = [0.0, 119.94, 125.0, 7500.0, f64::NAN].map(duration);
-        assert_eq!(times, ["0.0 s", "119.9 s", "2 min 5 s", "2 h 5 min", "—"]);
+        let times = [0.0, 119.4, 125.0, 7500.0, f64::NAN].map(duration);
+        assert_eq!(times, ["0.0 s", "119.4 s", "2 min 5 s", "2 h 5 min", "—"]);
         assert_eq!(evenly(3, 8), [0, 1, 2]);
         assert_eq!(evenly(100, 5), [0, 24, 49, 74, 99]);
     }

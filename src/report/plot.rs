@@ -360,7 +360,7 @@ fn tick(value: f64, span: f64) -> String {
     if !(1e-4..1e6).contains(&value.abs()) {
         return format!("{value:.1e}");
     }
-    let digits = (1.0 - span.log10().floor()).clamp(0.0, 6.0) as usize;
+    let digits = (2.0 - span.log10().floor()).clamp(0.0, 6.0) as usize;
     let text = format!("{value:.digits$}");
     match text.contains('.') {
         true => text.trim_end_matches('0').trim_end_matches('.').into(),
