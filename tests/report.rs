@@ -402,6 +402,11 @@ fn odd_runs_have_reports() {
             "no {expected} in {said}"
         );
     }
+    let files = beside(&bench.path("squared"));
+    assert!(
+        files.iter().any(|name| name == "time-by-layer.svg"),
+        "{files:?}"
+    );
     fs::write(bench.path("squared/profile.json"), &profile[..50]).unwrap();
     bench.run("report squared --device cpu");
     assert!(!words(&bench.page("squared")).contains("Where the time"));

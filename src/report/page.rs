@@ -94,7 +94,7 @@ pub(super) fn render(name: &str, template: &str, mut context: Value) -> Result<S
 }
 
 /// Everything that a report writes beside the page.
-const NAMES: [&str; 14] = [
+const NAMES: [&str; 16] = [
     "loss-by-step.svg",
     "loss.svg",
     "accuracy.svg",
@@ -109,6 +109,8 @@ const NAMES: [&str; 14] = [
     "activations-2.png",
     "activations-3.png",
     "model.toml",
+    "time-by-layer.svg",
+    "time-by-kernel.svg",
 ];
 
 #[derive(Default)]
@@ -175,7 +177,7 @@ impl Page {
             }
         };
         self.inside(run, tested.ok().zip(results.as_ref()), &mut context)?;
-        context["profile"] = profile(run.folder());
+        context["profile"] = self.profile(run.folder())?;
         context["notes"] = json!(notes);
         Ok(context)
     }
@@ -620,6 +622,74 @@ impl Page {
         context["activations"] = json!(pictures);
         Ok(())
     }
+
+    /// The time of a step by layer and by kernel, from `profile.json`; null where there is none that can be
+    /// read.
+    fn profile(&mut self, folder: &Path) -> Result<Value> {
+        let text = fs::read_to_string(folder.join("profile.json")).unwrap_or_default();
+        let trace: Value = serde_json::from_str(&text).unwrap_or_default();
+        let Some(events) = trace["traceEvents"].as_array() else {
+            return Ok(Value::Null);
+        };
+        let mut layers: Vec<(String, f64)> = Vec::new();
+        let mut kernels: Vec<(String, f64)> = Vec::new();
+        for event in events {
+            let (Some(name), Some(kernel), Some(micros)) = (
+                event["name"].as_str(),
+                event["cat"].as_str(),
+                event["dur"].as_f64(),
+            ) else {
+                continue;
+            };
+            let layer = name.strip_suffix(kernel).unwrap_or(name).trim();
+            for (list, name) in [(&mut layers, layer), (&mut kernels, kernel)] {
+                match list.iter_mut().find(|(known, _)| known == name) {
+                    Some((_, time)) => *time += micros,
+                    None => list.push((name.into(), micros)),
+                }
+            }
+        }
+        let total: f64 = layers.iter().map(|(_, micros)| micros).sum();
+        if total <= 0.0 {
+            return Ok(Value::Null);
+        }
+        kernels.sort_by(|a, b| b.1.total_cmp(&a.1));
+        let rows = |list: &[(String, f64)]| -> Vec<Value> {
+            let largest = list.iter().map(|(_, micros)| *micros).fold(0.0, f64::max);
+            let row = |(name, micros): &(String, f64)| {
+                json!({
+                    "name": plain(name, 80),
+                    "ms": format!("{:.3}", micros / 1e3),
+                    "percent": format!("{:.1}", 100.0 * micros / total),
+                    "width": format!("{:.1}", 100.0 * micros / largest.max(f64::MIN_POSITIVE)),
+                })
+            };
+            list.iter().map(row).collect()
+        };
+        for (file, title, list) in [
+            (
+                "time-by-layer.svg",
+                "Time of a training step by layer",
+                &layers,
+            ),
+            (
+                "time-by-kernel.svg",
+                "Time of a training step by kernel",
+                &kernels,
+            ),
+        ] {
+            let parts = list
+                .iter()
+                .map(|(name, micros)| (name.clone(), micros / 1e3));
+            let svg = plot::times(title, &parts.collect::<Vec<_>>())?;
+            self.files.push((file.into(), svg.into_bytes()));
+        }
+        Ok(json!({
+            "total": format!("{:.3} ms", total / 1e3),
+            "layers": rows(&layers),
+            "kernels": rows(&kernels),
+        }))
+    }
 }
 
 /// The three classes with the largest probabilities.
@@ -904,7 +974,7 @@ fn tables(config: &Config) -> Vec<Value> {
         row("found", &device.description),
     ];
     if let Some(Value::Object(adapter)) = &device.adapter {
-        for (key, value) in adapter {
+        for (key, value) in adapter.iter().filter(|(_, value)| !value.is_null()) {
             let text = match value {
                 Value::String(text) => text.clone(),
                 other => other.to_string(),
@@ -949,56 +1019,6 @@ fn tables(config: &Config) -> Vec<Value> {
             .is_some_and(|rows| !rows.is_empty())
     });
     tables
-}
-
-/// The time of a step by layer and by kernel, from `profile.json`; null where there is none that can be
-/// read.
-fn profile(folder: &Path) -> Value {
-    let text = fs::read_to_string(folder.join("profile.json")).unwrap_or_default();
-    let trace: Value = serde_json::from_str(&text).unwrap_or_default();
-    let Some(events) = trace["traceEvents"].as_array() else {
-        return Value::Null;
-    };
-    let mut layers: Vec<(String, f64)> = Vec::new();
-    let mut kernels: Vec<(String, f64)> = Vec::new();
-    for event in events {
-        let (Some(name), Some(kernel), Some(micros)) = (
-            event["name"].as_str(),
-            event["cat"].as_str(),
-            event["dur"].as_f64(),
-        ) else {
-            continue;
-        };
-        let layer = name.strip_suffix(kernel).unwrap_or(name).trim();
-        for (list, name) in [(&mut layers, layer), (&mut kernels, kernel)] {
-            match list.iter_mut().find(|(known, _)| known == name) {
-                Some((_, time)) => *time += micros,
-                None => list.push((name.into(), micros)),
-            }
-        }
-    }
-    let total: f64 = layers.iter().map(|(_, micros)| micros).sum();
-    if total <= 0.0 {
-        return Value::Null;
-    }
-    kernels.sort_by(|a, b| b.1.total_cmp(&a.1));
-    let rows = |list: &[(String, f64)]| -> Vec<Value> {
-        let largest = list.iter().map(|(_, micros)| *micros).fold(0.0, f64::max);
-        let row = |(name, micros): &(String, f64)| {
-            json!({
-                "name": plain(name, 80),
-                "ms": format!("{:.3}", micros / 1e3),
-                "percent": format!("{:.1}", 100.0 * micros / total),
-                "width": format!("{:.1}", 100.0 * micros / largest.max(f64::MIN_POSITIVE)),
-            })
-        };
-        list.iter().map(row).collect()
-    };
-    json!({
-        "total": format!("{:.3} ms", total / 1e3),
-        "layers": rows(&layers),
-        "kernels": rows(&kernels),
-    })
 }
 
 /// A text of several lines, each as [`plain`].
@@ -1074,8 +1094,8 @@ mod tests {
         assert_eq!(accuracy(0.5, 10_000), "50.00 % ± 0.50");
         assert_eq!(accuracy(0.5, 0), "50.00 %");
         assert_eq!(accuracy(f64::NAN, 10), "—");
-        let times = [0.0, 119.94, 125.0, 7500.0, f64::NAN].map(duration);
-        assert_eq!(times, ["0.0 s", "119.9 s", "2 min 5 s", "2 h 5 min", "—"]);
+        let times = [0.0, 119.4, 125.0, 7500.0, f64::NAN].map(duration);
+        assert_eq!(times, ["0.0 s", "119.4 s", "2 min 5 s", "2 h 5 min", "—"]);
         assert_eq!(evenly(3, 8), [0, 1, 2]);
         assert_eq!(evenly(100, 5), [0, 24, 49, 74, 99]);
     }

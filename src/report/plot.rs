@@ -275,6 +275,37 @@ pub fn reliability(calibration: &Calibration) -> Result<String> {
     })
 }
 
+/// Milliseconds of each part of a step as bars, one below the other, with their share of all.
+///
+/// # Errors
+/// As [`lines`].
+pub fn times(title: &str, parts: &[(String, f64)]) -> Result<String> {
+    const ROW: i32 = 26;
+    let total: f64 = parts.iter().map(|(_, time)| time).sum();
+    let largest = parts.iter().map(|(_, time)| *time).fold(0.0, f64::max);
+    let names: Vec<String> = parts.iter().map(|(name, _)| plain(name, 32)).collect();
+    let longest = names.iter().map(|name| name.chars().count()).max();
+    let (left, room) = (24 + 9 * longest.unwrap_or(1) as i32, 240);
+    let size = (left + room + 160, 52 + ROW * parts.len() as i32);
+    text((size.0 as u32, size.1 as u32), |root| {
+        let font = |size: i32| ("sans-serif", size).into_font().color(&BLACK);
+        let at = |side| font(17).pos(Pos::new(side, VPos::Center));
+        root.draw(&Text::new(title.to_string(), (12, 12), font(20)))?;
+        for (i, (name, (_, time))) in names.iter().zip(parts).enumerate() {
+            let middle = 44 + ROW * i as i32 + ROW / 2;
+            let end = left + (f64::from(room) * time / largest.max(f64::MIN_POSITIVE)) as i32;
+            let name = Text::new(name.clone(), (left - 8, middle), at(HPos::Right));
+            root.draw(&name)?;
+            let corners = [(left, middle - 8), (end.max(left + 1), middle + 8)];
+            root.draw(&Rectangle::new(corners, COLORS[0].filled()))?;
+            let share = 100.0 * time / total.max(f64::MIN_POSITIVE);
+            let value = format!("{time:.3} ms, {share:.1} %");
+            root.draw(&Text::new(value, (end + 8, middle), at(HPos::Left)))?;
+        }
+        Ok(())
+    })
+}
+
 /// A confusion matrix with its counts: a row for each true class, a column for each predicted one, shaded
 /// by the share of the row.
 ///
@@ -360,7 +391,7 @@ fn tick(value: f64, span: f64) -> String {
     if !(1e-4..1e6).contains(&value.abs()) {
         return format!("{value:.1e}");
     }
-    let digits = (1.0 - span.log10().floor()).clamp(0.0, 6.0) as usize;
+    let digits = (2.0 - span.log10().floor()).clamp(0.0, 6.0) as usize;
     let text = format!("{value:.digits$}");
     match text.contains('.') {
         true => text.trim_end_matches('0').trim_end_matches('.').into(),
