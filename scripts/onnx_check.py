@@ -199,6 +199,8 @@ def pytorch_half(folder):
         found = run(net.load(out / "w.safetensors"), normalised)
         compare(f"{name}: PyTorch", found, np.load(out / "logits.npy"), labels)
 
+    if importlib.util.find_spec("onnxscript") is None:
+        print("skipped: files of PyTorch's exporter by torch.export, which needs onnxscript")
     for name, shape, make in foreign(torch):
         for exporter, export in exporters(torch):
             out = folder / f"{name}-{exporter}"
@@ -247,9 +249,7 @@ def exporters(torch):
         torch.onnx.export(network, (images,), str(path), dynamo=True, **names, **more)
 
     yield "TorchScript", script
-    if importlib.util.find_spec("onnxscript") is None:
-        print("skipped: PyTorch's exporter by torch.export, which needs onnxscript")
-    else:
+    if importlib.util.find_spec("onnxscript"):
         yield "torch.export", dynamo
 
 
