@@ -2,7 +2,7 @@
 
 use super::device::Device;
 use super::progress::Pulse;
-use super::{say, say_json, say_wrapped, width};
+use super::{note, say, say_json, say_wrapped, tell, width};
 use crate::cli::PredictArgs;
 use indicatif::{HumanCount, ProgressBar};
 use rayon::prelude::*;
@@ -118,7 +118,7 @@ pub fn run(args: &PredictArgs) -> Result<()> {
     output.begin(&run, &device, &predictor)?;
     let started = Instant::now();
     // Rows on a terminal are progress enough.
-    let bar = match args.json || !std::io::stdout().is_terminal() {
+    let bar = match args.json || (!std::io::stdout().is_terminal() && !super::quiet()) {
         true => ProgressBar::new(sources.len() as u64).with_message("pictures are looked at"),
         false => ProgressBar::hidden(),
     };
@@ -290,13 +290,13 @@ impl<'a> Output<'a> {
             return say(&csv([header])?);
         }
         if let Some(notice) = device.notice() {
-            say_wrapped(notice)?;
+            note(notice)?;
         }
-        say_wrapped(&format!("device    {}", predictor.description()))?;
+        note(&format!("device    {}", predictor.description()))?;
         let epoch = predictor
             .epoch()
             .map_or(String::new(), |n| format!(", epoch {n}"));
-        say(&format!("weights   {weights}{epoch}"))?;
+        tell(&format!("weights   {weights}{epoch}"))?;
         let line = "─".repeat(self.line(&["picture", "share"]).len().min(width()));
         let head = self.line(&["class", "share"]);
         say(&format!("{line}\n{head}\n{line}"))
@@ -409,7 +409,7 @@ impl<'a> Output<'a> {
         }
         if *pictures > 1 {
             let seconds = time.as_secs_f64();
-            say_wrapped(&format!(
+            note(&format!(
                 "time      {} pictures in {seconds:.1} s, {:.0} a second: decoding took {:.1} s, and meanwhile the network {:.1} s",
                 HumanCount(*pictures as u64),
                 *pictures as f64 / seconds.max(1e-9),

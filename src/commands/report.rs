@@ -2,10 +2,9 @@
 //! leaves behind.
 
 use super::device::Device;
-use super::progress::Pulse;
-use super::{load_test_data, say, say_wrapped};
+use super::progress::{self, Pulse};
+use super::{load_test_data, note, say, say_wrapped};
 use crate::cli::ReportArgs;
-use indicatif::ProgressBar;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use wgrad::data::Dataset;
@@ -31,22 +30,22 @@ pub fn run(args: &ReportArgs) -> Result<()> {
         };
         std::fs::create_dir_all(&folder).map_err(|e| Error::io("create", &folder, e))?;
         let tested = match test_images(run, args)? {
-            Ok((test, note)) => {
+            Ok((test, doubt)) => {
                 if device.is_none() {
                     let opened = Device::open(&args.device)?;
-                    opened.notice().map_or(Ok(()), say_wrapped)?;
+                    opened.notice().map_or(Ok(()), note)?;
                     device = Some(opened);
                 }
                 let device = device.as_ref().expect("it was opened");
                 let tested = evaluate(run, device, test.images, &test.labels)?;
                 Ok(Tested {
                     files: test.files,
-                    note,
+                    note: doubt,
                     ..tested
                 })
             }
             Err(why) => {
-                say_wrapped(&format!("note     {why}"))?;
+                note(&format!("note     {why}"))?;
                 Err(why)
             }
         };
@@ -56,8 +55,8 @@ pub fn run(args: &ReportArgs) -> Result<()> {
     Ok(())
 }
 
-/// The page of a run that was just trained by `engine`, which has its test images with these labels, of these files; says
-/// where it is, or why it is not there.
+/// The page of a run that was just trained by `engine`, which has its test images with these labels, of these
+/// files; says why it is not there, if so.
 pub(super) fn after_training(
     run: &Run,
     device: &Device,
@@ -73,7 +72,7 @@ pub(super) fn after_training(
         .and_then(|tested| page::write(run, Ok(&Tested { files, ..tested }), run.folder()));
     let folder = run.folder();
     match written {
-        Ok(()) => say(&format!("report   {}", folder.join(PAGE).display())),
+        Ok(()) => Ok(()),
         // The training is done all the same.
         Err(e) => say_wrapped(&format!(
             "report   not written: {e}; to try again: wgrad report {}",
@@ -160,7 +159,7 @@ fn evaluate(run: &Run, device: &Device, images: Vec<u8>, labels: &[u32]) -> Resu
     engine.set_parameters(&parameters)?;
     engine.set_running(&running)?;
     engine.upload_dataset(Split::Test, images, labels, &config.scale_and_shift())?;
-    let bar = ProgressBar::new(labels.len() as u64).with_message("testing for the report");
+    let bar = progress::bar(labels.len() as u64, "testing for the report", "{pos}/{len}");
     let pulse = Pulse::start(&bar, || None);
     let evaluation = engine.evaluate(Split::Test, &mut |done| {
         bar.set_position(done as u64);

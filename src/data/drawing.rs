@@ -37,7 +37,9 @@ pub enum Invert {
     /// Dark ink on light paper, where the network learned from light ink on a dark ground.
     #[default]
     Auto,
+    /// Every picture.
     Always,
+    /// None.
     Never,
 }
 
@@ -60,6 +62,7 @@ impl FromStr for Invert {
 pub struct Reading {
     /// Of the network's images.
     pub shape: Shape,
+    /// Which are turned into their negative.
     pub invert: Invert,
     /// Whether drawings are centred.
     pub centre: bool,

@@ -8,9 +8,11 @@ use std::collections::HashMap;
 /// A network that gives the same with fewer batch normalisations.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Folded {
+    /// Without them.
     pub model: Model,
-    /// The flat vectors.
+    /// Its flat parameter vector.
     pub parameters: Vec<f32>,
+    /// Its flat vector of running statistics.
     pub running: Vec<f32>,
     /// Normalisations that are gone.
     pub folded: usize,

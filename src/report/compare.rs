@@ -13,6 +13,7 @@ use std::path::{Component, Path};
 /// What is known of several runs, each list in their order.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Comparison {
+    /// What came of each.
     pub runs: Vec<Outcome>,
     /// Of the settings that are not the same for all, by key.
     pub differences: Vec<Difference>,
@@ -26,6 +27,7 @@ pub struct Comparison {
 /// One setting.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Difference {
+    /// Its key in `run.json`, with dots.
     pub key: String,
     /// As text; `None` for a run that has no such setting.
     pub values: Vec<Option<String>>,
@@ -36,20 +38,31 @@ pub struct Difference {
 pub struct Outcome {
     /// As much of its path as tells it from the others.
     pub name: String,
+    /// Its path as it was given.
     pub folder: String,
+    /// That are finished.
     pub epochs: usize,
+    /// Of the recipe.
     pub planned_epochs: usize,
+    /// It was tested on so many.
     pub test_images: usize,
+    /// Share of the test images, 0 to 1.
     pub test_accuracy: Option<f64>,
+    /// Likewise of the averaged weights.
     pub average_test_accuracy: Option<f64>,
+    /// Mean of a test image.
     pub test_loss: Option<f64>,
+    /// Share of the validation images, 0 to 1.
     pub validation_accuracy: Option<f64>,
+    /// Mean over the last epoch.
     pub train_loss: Option<f64>,
+    /// That are trained.
     pub parameters: usize,
     /// Of all epochs.
     pub seconds: Option<f64>,
     /// Mean over the epochs, weighted by their time.
     pub images_per_second: Option<f64>,
+    /// In one line.
     pub device: String,
 }
 

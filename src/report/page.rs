@@ -23,8 +23,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, absolute};
 
-/// The page, and the folder of the files beside it.
+/// The page.
 pub const PAGE: &str = "report.html";
+/// The folder of the files beside it.
 pub const FOLDER: &str = "report";
 
 /// Classes of a confusion matrix that are shown one by one, and how many are where there are more.

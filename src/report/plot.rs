@@ -50,9 +50,11 @@ pub struct Line {
 /// What a plot shows, and along what.
 #[derive(Clone, Copy, Debug)]
 pub struct Axes<'a> {
+    /// Above the plot.
     pub title: &'a str,
-    /// Quantities with their units.
+    /// Quantity and unit along the plot.
     pub x: &'a str,
+    /// Quantity and unit up the plot.
     pub y: &'a str,
     /// Whether the first axis counts, so that there is nothing between whole numbers.
     pub whole: bool,

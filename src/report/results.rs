@@ -24,6 +24,7 @@ pub struct ClassScores {
     pub images: usize,
     /// Images that are taken for it.
     pub predicted: usize,
+    /// Images of the class that are taken for it.
     pub correct: usize,
     /// `correct / predicted`; `None` where nothing is taken for the class.
     pub precision: Option<f64>,
@@ -36,9 +37,11 @@ pub struct ClassScores {
 /// Images whose confidence lies in one range.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Bin {
+    /// How many fall into it.
     pub images: usize,
-    /// Means over them; 0 without any.
+    /// Mean over them; 0 without any.
     pub confidence: f64,
+    /// Share of them that is right; 0 without any.
     pub accuracy: f64,
 }
 
@@ -105,6 +108,7 @@ impl Results {
         self.pairs.len()
     }
 
+    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.pairs.is_empty()
     }

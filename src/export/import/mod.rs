@@ -25,11 +25,13 @@ use std::path::Path;
 /// What an ONNX file holds.
 #[derive(Clone, Debug)]
 pub struct Imported {
+    /// The network.
     pub model: Model,
     /// The text of an architecture file for it.
     pub architecture: String,
     /// The flat vectors.
     pub parameters: Vec<f32>,
+    /// Its flat vector of running statistics.
     pub running: Vec<f32>,
     /// Where the file names them, as many as there are classes.
     pub class_names: Option<Vec<String>>,
