@@ -6,19 +6,7 @@ set -eu
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
 
-need python3 python3 python3-venv
-venv=$target/onnx-venv
-if [ ! -f "$venv/complete" ]; then
-    rm -rf "$venv"
-    python3 -m venv "$venv" 2>/dev/null || {
-        as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends python3-venv >/dev/null &&
-            python3 -m venv "$venv"
-    } || skip "no python3 -m venv here"
-    "$venv/bin/pip" install --quiet --disable-pip-version-check onnx==1.23.2 onnxruntime==1.32.0 numpy==2.4.6 zstandard==0.25.0 ||
-        skip "pip could not install onnx and onnxruntime"
-    touch "$venv/complete"
-fi
-
+python_packages onnx onnx==1.23.2 onnxruntime==1.32.0 numpy==2.4.6 zstandard==0.25.0
 wgrad=${WGRAD:-$target/release/wgrad}
 [ -x "$wgrad" ] || cargo build --release --quiet
 case $wgrad in
@@ -30,8 +18,8 @@ esac
 folder=$target/onnx
 rm -rf "$folder"
 mkdir -p "$folder"
-"$venv/bin/python" scripts/onnx_check.py data "$folder"
-WGRAD=$wgrad "$venv/bin/python" scripts/onnx_check.py onnxruntime "$folder"
+"$python" scripts/onnx_check.py data "$folder"
+WGRAD=$wgrad "$python" scripts/onnx_check.py onnxruntime "$folder"
 
 torch=${WGRAD_PYTORCH:-python3}
 if ! "$torch" -c 'import torch' 2>/dev/null; then

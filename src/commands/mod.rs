@@ -2,8 +2,8 @@
 //! `main.rs` print.
 
 mod bench;
-mod completions;
 mod compare;
+mod completions;
 mod data;
 mod device;
 mod devices;
