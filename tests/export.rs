@@ -405,3 +405,31 @@ fn export_and_import_at_the_command_line() {
         &["one run for --logits"],
     );
 }
+
+/// Where the last layer is a map of several places, its values have another order in PyTorch, flattened by a
+/// layer or not.
+#[test]
+fn outputs_have_the_order_of_the_classes() {
+    let head = ALL
+        .split("layer = [")
+        .next()
+        .unwrap()
+        .replace("classes = 5", "classes = 10");
+    let recipe = ALL.split("[recipe]").last().unwrap();
+    let map = "{ type = \"conv2d\", out_channels = 5, kernel = [13, 6], stride = [1, 6] }";
+    for layers in [map.to_string(), format!("{map}, {{ type = \"flatten\" }}")] {
+        let text = format!("{head}layer = [{layers}]\n[recipe]{recipe}");
+        let network = network(&Definition::parse(&text, "map.toml").unwrap());
+        let module = pytorch_module(&network.model, &network.normalization);
+        let order = "flatten(1)[:, [0, 2, 4, 6, 8, 1, 3, 5, 7, 9]]";
+        let whole = module.contains(order);
+        let split = module.contains("x1.flatten(1)")
+            && module.contains("return x2[:, [0, 2, 4, 6, 8, 1, 3, 5, 7, 9]]");
+        assert!(whole || split, "{module}");
+        let bytes = onnx(&network, &OnnxOptions::default());
+        let error = read_onnx(&bytes, Path::new("map.onnx"))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("node 'output/gather' (Gather)"), "{error}");
+    }
+}

@@ -208,6 +208,24 @@ impl Activation {
     }
 }
 
+/// For each output of the model its place among those of the last value flattened in PyTorch's order, where
+/// these differ: a map with several places, or one that was flattened.
+pub(super) fn output_order(model: &Model) -> Option<Vec<usize>> {
+    let last = model.layers.len();
+    let shape = model.shape(last);
+    let orders = model.channel_orders();
+    let places = |channel: &usize| {
+        let channel = *channel;
+        (0..shape.positions()).map(move |p| p * shape.channels + channel)
+    };
+    let here: Vec<usize> = orders[last].iter().flat_map(places).collect();
+    let mut there = vec![0; here.len()];
+    for (i, place) in here.iter().enumerate() {
+        there[*place] = i;
+    }
+    (!there.iter().copied().eq(0..there.len())).then_some(there)
+}
+
 /// A value of the network in the graph.
 #[derive(Clone)]
 struct Emitted {
@@ -255,19 +273,9 @@ impl Graph {
     fn end(&mut self, model: &Model, options: &OnnxOptions, output: &str) {
         let last = model.layers.len();
         let mut name = self.vector(last, "output");
-        // A map that is no vector has its values in another order here.
-        let shape = model.shape(last);
-        let order = &model.channel_orders()[last];
-        let places = (0..shape.positions()).map(|p| p * shape.channels);
-        let places: Vec<usize> = places.collect();
-        let here = order.iter().flat_map(|c| places.iter().map(move |p| p + c));
-        let here: Vec<usize> = here.collect();
-        if !here.iter().copied().eq(0..here.len()) {
-            let mut there = vec![0; here.len()];
-            for (i, place) in here.iter().enumerate() {
-                there[*place] = i as i64;
-            }
-            self.integers("output/order", &there);
+        if let Some(order) = output_order(model) {
+            let order: Vec<i64> = order.iter().map(|place| *place as i64).collect();
+            self.integers("output/order", &order);
             let axis = vec![int("axis", 1)];
             name = self.node("Gather", "output/gather", &[&name, "output/order"], axis);
         }

@@ -1,5 +1,6 @@
 //! A network as the text of a PyTorch module.
 
+use super::onnx::output_order;
 use crate::model::{Activation, Layer, Model, Op, Pool2d};
 use std::fmt::Write;
 
@@ -35,11 +36,10 @@ pub fn pytorch_module(model: &Model, normalization: &[f32]) -> String {
     let last = model.layers.len();
     let mut output = format!("x{last}");
     if maps[last] {
-        // Here too a map's values are in the order of height, width, channels where it has several places.
-        output = match model.shape(last).positions() {
-            1 => format!("{output}.flatten(1)"),
-            _ => format!("{output}.permute(0, 2, 3, 1).flatten(1)"),
-        };
+        output += ".flatten(1)";
+    }
+    if let Some(order) = output_order(model) {
+        output += &format!("[:, {order:?}]");
     }
     let (scale, shift) = normalization.split_at(normalization.len() / 2);
     let shape = model.input;
