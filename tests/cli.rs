@@ -130,7 +130,7 @@ fn train_reports_and_leaves_a_run_folder() {
     assert!(out.starts_with(start), "{out}");
     // And last what to do with it.
     let end = "run      runs/small-shapes-1
-report   wgrad report runs/small-shapes-1
+report   runs/small-shapes-1/report.html
 predict  wgrad predict runs/small-shapes-1 picture.png
 serve    wgrad serve runs/small-shapes-1
 export   wgrad export runs/small-shapes-1 --onnx model.onnx
