@@ -9,22 +9,22 @@ use serde_json::{Value, json};
 use std::ops::ControlFlow;
 use std::path::Path;
 use wgrad::data::Dataset;
-use wgrad::engine::Split;
+use wgrad::engine::{Engine, Split};
 use wgrad::model::recipe::Views;
 use wgrad::plan::Options;
 use wgrad::train::{Run, Weights, class_shares, expect_alike, mean_shares};
 use wgrad::{Error, Result, tune};
 
 /// What one run gives for the test images.
-struct Member {
-    epoch: Option<usize>,
-    views: Views,
-    loss: f64,
-    predictions: Vec<u32>,
+pub(super) struct Member {
+    pub epoch: Option<usize>,
+    pub views: Views,
+    pub loss: f64,
+    pub predictions: Vec<u32>,
     /// `[images, classes]`; empty where nobody asks for them.
-    logits: Vec<f32>,
+    pub logits: Vec<f32>,
     /// See [`class_shares`]; empty where nobody asks for them.
-    shares: Vec<f64>,
+    pub shares: Vec<f64>,
 }
 
 pub fn run(args: &EvalArgs) -> Result<()> {
@@ -57,21 +57,21 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     let several = runs.len() > 1;
     let mut members = Vec::with_capacity(runs.len());
     let mut description = String::new();
+    let mut images = std::mem::take(&mut test.images);
     for (i, run) in runs.iter().enumerate() {
-        // The last one takes what the others had copies of.
-        let images = match i + 1 == runs.len() {
-            true => std::mem::take(&mut test.images),
-            false => test.images.clone(),
-        };
         let which = args.weights;
         let options = Options {
             views: args.views.unwrap_or(run.config().recipe.views),
             keep_logits: several || args.logits.is_some(),
             ..Options::default()
         };
-        let (member, engine) = evaluate(run, which, &device, images, &test.labels, &options)?;
+        let (member, mut engine) = evaluate(run, which, &device, images, &test.labels, &options)?;
         members.push(member);
-        description = engine;
+        description = engine.description();
+        images = match i + 1 < runs.len() {
+            true => engine.take_images(Split::Test)?,
+            false => Vec::new(),
+        };
     }
 
     let (n, classes) = (test.len(), config.model.classes);
@@ -226,15 +226,15 @@ fn doubt(run: &Run, named: Option<&str>, test: &Dataset) -> Option<String> {
     })
 }
 
-/// Runs the test images through a run's network, and says on what.
-fn evaluate(
+/// Runs the test images through a run's network; the engine has them then.
+pub(super) fn evaluate(
     run: &Run,
     which: Weights,
     device: &Device,
     images: Vec<u8>,
     labels: &[u32],
     options: &Options,
-) -> Result<(Member, String)> {
+) -> Result<(Member, Engine)> {
     let (config, model) = (run.config(), run.model());
     let (epoch, [parameters, running]) = run.weights_of(which)?;
     let mut engine = device.engine(model, &config.recipe, options)?;
@@ -258,5 +258,5 @@ fn evaluate(
         shares: class_shares(model.loss, &logits, model.classes),
         logits,
     };
-    Ok((member, engine.description()))
+    Ok((member, engine))
 }

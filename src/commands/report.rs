@@ -2,16 +2,15 @@
 //! leaves behind.
 
 use super::device::Device;
-use super::progress::{self, Pulse};
+use super::eval::evaluate;
 use super::{load_test_data, note, say, say_wrapped};
 use crate::cli::ReportArgs;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use wgrad::data::Dataset;
 use wgrad::engine::{Engine, Split};
 use wgrad::plan::Options;
 use wgrad::report::page::{self, PAGE, Tested};
-use wgrad::train::{Run, SeedsRecord, Weights, class_shares};
+use wgrad::train::{Run, SeedsRecord, Weights};
 use wgrad::{Error, Result, tune};
 
 pub fn run(args: &ReportArgs) -> Result<()> {
@@ -37,7 +36,7 @@ pub fn run(args: &ReportArgs) -> Result<()> {
                     device = Some(opened);
                 }
                 let device = device.as_ref().expect("it was opened");
-                let tested = evaluate(run, device, test.images, &test.labels)?;
+                let tested = tested(run, device, test.images, &test.labels)?;
                 Ok(Tested {
                     files: test.files,
                     note: doubt,
@@ -68,7 +67,7 @@ pub(super) fn after_training(
     // Two of them at a time may be more than there is room for.
     drop(engine);
     let written = images
-        .and_then(|images| evaluate(run, device, images, labels))
+        .and_then(|images| tested(run, device, images, labels))
         .and_then(|tested| page::write(run, Ok(&Tested { files, ..tested }), run.folder()));
     let folder = run.folder();
     match written {
@@ -148,31 +147,17 @@ fn test_images(
 }
 
 /// What the last weights of a run say of these images.
-fn evaluate(run: &Run, device: &Device, images: Vec<u8>, labels: &[u32]) -> Result<Tested> {
-    let (config, model) = (run.config(), run.model());
-    let [parameters, running] = run.weights()?;
+fn tested(run: &Run, device: &Device, images: Vec<u8>, labels: &[u32]) -> Result<Tested> {
     let options = Options {
         keep_logits: true,
         ..Options::default()
     };
-    let mut engine = device.engine(model, &config.recipe, &options)?;
-    engine.set_parameters(&parameters)?;
-    engine.set_running(&running)?;
-    engine.upload_dataset(Split::Test, images, labels, &config.scale_and_shift())?;
-    let bar = progress::bar(labels.len() as u64, "testing for the report", "{pos}/{len}");
-    let pulse = Pulse::start(&bar, || None);
-    let evaluation = engine.evaluate(Split::Test, &mut |done| {
-        bar.set_position(done as u64);
-        ControlFlow::Continue(())
-    })?;
-    drop(pulse);
-    bar.finish_and_clear();
-    let logits = evaluation.logits.unwrap_or_default();
+    let (member, mut engine) = evaluate(run, Weights::Last, device, images, labels, &options)?;
     Ok(Tested {
         images: engine.take_images(Split::Test)?,
         labels: labels.to_vec(),
-        predictions: evaluation.predictions,
-        shares: class_shares(model.loss, &logits, model.classes),
+        predictions: member.predictions,
+        shares: member.shares,
         files: Vec::new(),
         note: None,
     })
