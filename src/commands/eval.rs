@@ -242,6 +242,8 @@ pub(super) fn evaluate(
     engine.set_running(&running)?;
     engine.upload_dataset(Split::Test, images, labels, &config.scale_and_shift())?;
     let bar = progress::bar(labels.len() as u64, "evaluating", "{pos}/{len}");
+    // What a pipe is told of.
+    bar.set_message("test images");
     let pulse = Pulse::start(&bar, || None);
     let evaluation = engine.evaluate(Split::Test, &mut |done| {
         bar.set_position(done as u64);

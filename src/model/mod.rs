@@ -16,7 +16,7 @@ mod order;
 mod parameters;
 pub mod recipe;
 pub mod recipe_file;
-mod summary;
+pub(crate) mod summary;
 mod whiten;
 mod write;
 

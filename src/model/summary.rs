@@ -4,6 +4,7 @@ use super::{Layer, Model, Op};
 use comfy_table::{
     CellAlignment, ColumnConstraint, ContentArrangement, LineStyle, Table, TableStyle,
 };
+use std::fmt::Display;
 
 /// A rule under the header and nothing else.
 const STYLE: TableStyle = TableStyle::new().header_separator(LineStyle::none().fill('─'));
@@ -212,8 +213,8 @@ fn what(layer: &Layer) -> String {
     text
 }
 
-/// `1234567` → `1,234,567`.
-fn thousands(n: u64) -> String {
+/// `1234567` → `1,234,567`, of any whole number.
+pub(crate) fn thousands(n: impl Display) -> String {
     let digits = n.to_string();
     let mut text = String::new();
     for (i, digit) in digits.chars().enumerate() {

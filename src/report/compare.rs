@@ -1,10 +1,11 @@
 //! Several runs side by side: what was done differently, and what came of it.
 
-use super::page::{accuracy, data_name, duration, grouped, inline, line, number, render};
+use super::page::{accuracy, data_name, duration, inline, line, number, render};
 use super::plain;
 use super::plot::{self, Axes, COLORS, Line};
 use crate::error::Result;
 use crate::files::{replace, sha256};
+use crate::model::summary::thousands;
 use crate::train::{Config, EpochRecord, Run};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -235,12 +236,11 @@ pub fn figures(run: &Outcome) -> [String; 9] {
         percent(run.average_test_accuracy),
         percent(run.validation_accuracy),
         or_dash(run.train_loss, &number),
-        grouped(run.parameters),
+        thousands(run.parameters),
         or_dash(run.seconds, &duration),
-        or_dash(
-            run.images_per_second,
-            &|rate| grouped(rate.round() as usize),
-        ),
+        or_dash(run.images_per_second, &|rate| {
+            thousands(rate.round() as usize)
+        }),
     ]
 }
 
@@ -361,9 +361,9 @@ fn settings(config: &Config) -> Vec<(String, String)> {
     set("classes", Some(config.model.classes.to_string()));
     let data = &config.data;
     set("data", Some(data_name(config)));
-    set("training images", Some(grouped(data.training_images)));
-    set("validation images", Some(grouped(data.validation_images)));
-    set("test images", Some(grouped(data.test_images)));
+    set("training images", Some(thousands(data.training_images)));
+    set("validation images", Some(thousands(data.validation_images)));
+    set("test images", Some(thousands(data.test_images)));
     set("limit", data.limit.map(|n| n.to_string()));
     set(
         "image_size",

@@ -13,6 +13,7 @@ use super::sheet::{Tile, contact_sheet};
 use crate::engine::{Activation, activations};
 use crate::error::{Error, Result};
 use crate::files::{remove, replace};
+use crate::model::summary::thousands;
 use crate::model::{Loss, Shape};
 use crate::train::{Config, EpochRecord, Run};
 use image::{DynamicImage, RgbaImage};
@@ -286,7 +287,7 @@ impl Page {
         context["results"] = json!({
             "of": format!(
                 "By the weights after the last epoch, on {} test images; {} right.",
-                grouped(n),
+                thousands(n),
                 share(results.accuracy())
             )
         });
@@ -321,7 +322,7 @@ impl Page {
             let or_dash = |value: Option<f64>| value.map_or("—".into(), share);
             json!({
                 "name": name,
-                "images": grouped(scores.images),
+                "images": thousands(scores.images),
                 "precision": or_dash(scores.precision),
                 "recall": or_dash(scores.recall),
                 "f1": or_dash(scores.f1),
@@ -336,7 +337,7 @@ impl Page {
                 json!({
                     "true": names[t],
                     "said": names[p],
-                    "count": grouped(count),
+                    "count": thousands(count),
                     "share": share(count as f64 / images as f64),
                 })
             });
@@ -437,7 +438,7 @@ impl Page {
             };
             json!({
                 "range": format!("{:.0}–{:.0} %", width * i as f64, width * (i + 1) as f64),
-                "images": grouped(bin.images),
+                "images": thousands(bin.images),
                 "confidence": or_dash(bin.confidence),
                 "accuracy": or_dash(bin.accuracy),
             })
@@ -486,7 +487,7 @@ impl Page {
                     Some((tested, results)) => {
                         self.activations(run, [&parameters, &running], tested, results, context)?;
                         if run.model().multiply_adds() > TOO_LARGE {
-                            missing.push(format!("Activations are left out: {} multiply-adds for an image are too many to wait for.", grouped(run.model().multiply_adds() as usize)));
+                            missing.push(format!("Activations are left out: {} multiply-adds for an image are too many to wait for.", thousands(run.model().multiply_adds())));
                         }
                     }
                     None => missing.push("Activations need test images to show.".into()),
@@ -856,7 +857,7 @@ fn figures(run: &Run) -> Vec<Value> {
             format!(
                 "epoch {}, {} images; ± one binomial standard error",
                 last.epoch,
-                grouped(images)
+                thousands(images)
             ),
         );
         for (name, value) in [
@@ -891,10 +892,10 @@ fn figures(run: &Run) -> Vec<Value> {
     }
     add(
         "Parameters",
-        grouped(run.model().parameter_count()),
+        thousands(run.model().parameter_count()),
         format!(
             "{} multiply-adds for an image",
-            grouped(run.model().multiply_adds() as usize)
+            thousands(run.model().multiply_adds())
         ),
     );
     if !metrics.is_empty() {
@@ -911,7 +912,7 @@ fn figures(run: &Run) -> Vec<Value> {
             let note = "while training, median of the epochs";
             add(
                 "Images per second",
-                grouped(rate.round() as usize),
+                thousands(rate.round() as usize),
                 note.into(),
             );
         }
@@ -941,7 +942,7 @@ fn tables(config: &Config) -> Vec<Value> {
         ("test images", data.test_images),
     ];
     let mut rows = vec![row("source", &data.source)];
-    rows.extend(counts.map(|(key, count)| row(key, &grouped(count))));
+    rows.extend(counts.map(|(key, count)| row(key, &thousands(count))));
     rows.push(row("shape", &config.model.input));
     rows.push(row("classes", &config.model.classes));
     rows.extend(
@@ -1054,19 +1055,6 @@ pub(super) fn number(value: f64) -> String {
         true => format!("{value:.3e}"),
         false => "—".into(),
     }
-}
-
-/// `60,000`
-pub(super) fn grouped(n: usize) -> String {
-    let digits = n.to_string();
-    let mut text = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }
 
 /// `12.3 s`, `4 min 10 s`, `2 h 5 min`; a dash for what is no number.

@@ -74,12 +74,7 @@ pub fn read_onnx(bytes: &[u8], path: &Path) -> Result<Imported> {
     let Some(graph) = graph else {
         return Err(error("expected an ONNX file with a graph of nodes, found none; use a file that an exporter wrote".into()));
     };
-    let own = |id: &&OperatorSetIdProto| ["", "ai.onnx"].contains(&id.domain.as_str());
-    let opset = file
-        .opset_import
-        .iter()
-        .find(own)
-        .map_or(0, |id| id.version);
+    let opset = opset(&file);
     if opset < 9 {
         return Err(error(format!(
             "expected opset 9 or later, found {opset}; export it with a later one, such as 17"
@@ -240,14 +235,16 @@ struct Reader<'a> {
     notes: Vec<String>,
 }
 
+/// The version of ONNX's own operations that a file is written in; 0 where it names none.
+fn opset(file: &ModelProto) -> i64 {
+    let own = |id: &&OperatorSetIdProto| ["", "ai.onnx"].contains(&id.domain.as_str());
+    let found = file.opset_import.iter().find(own);
+    found.map_or(0, |id| id.version)
+}
+
 impl<'a> Reader<'a> {
     fn new(file: &ModelProto, graph: &'a GraphProto) -> Found<Reader<'a>> {
-        let own = |id: &&OperatorSetIdProto| ["", "ai.onnx"].contains(&id.domain.as_str());
-        let opset = file
-            .opset_import
-            .iter()
-            .find(own)
-            .map_or(0, |id| id.version);
+        let opset = opset(file);
         let mut constants = HashMap::new();
         for tensor in &graph.initializer {
             // What nobody understands may be what nobody takes.
