@@ -10,7 +10,7 @@
 //
 // lr and the bias corrections 1 − BETA^step come from the current row of the step table. GROUPED: a
 // parameter has factors of its own on lr and WEIGHT_DECAY; one whose first is not above 0 stays as it is,
-// and so does its state.
+// and so does its state. All stay where the row says that the update is skipped.
 // Layout: every vector has ELEMENTS elements, factors [ELEMENTS,2]; state1 is the velocity v (SGD) or the first moment m
 // (AdamW, Lion), state2 the second moment v (AdamW).
 // One invocation updates one parameter. Updates w and the state in place.
@@ -41,7 +41,7 @@ struct Step {
     total: f32,
     micro: u32,
     average: f32,
-    padding: u32,
+    skip: u32,
 }
 
 @group(0) @binding(0) var<storage, read_write> parameters: array<f32>;
@@ -72,7 +72,7 @@ fn sgd_update(
     @builtin(local_invocation_index) local: u32,
 ) {
     let i = (group.y * groups.x + group.x) * WORKGROUP_SIZE + local;
-    if i >= ELEMENTS {
+    if i >= ELEMENTS || steps[counter[0]].skip != 0u {
         return;
     }
     let own = factors_of(i);
@@ -97,7 +97,7 @@ fn adamw_update(
     @builtin(local_invocation_index) local: u32,
 ) {
     let i = (group.y * groups.x + group.x) * WORKGROUP_SIZE + local;
-    if i >= ELEMENTS {
+    if i >= ELEMENTS || steps[counter[0]].skip != 0u {
         return;
     }
     let own = factors_of(i);
@@ -123,7 +123,7 @@ fn lion_update(
     @builtin(local_invocation_index) local: u32,
 ) {
     let i = (group.y * groups.x + group.x) * WORKGROUP_SIZE + local;
-    if i >= ELEMENTS {
+    if i >= ELEMENTS || steps[counter[0]].skip != 0u {
         return;
     }
     let own = factors_of(i);

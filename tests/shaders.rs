@@ -398,7 +398,7 @@ fn structs_are_laid_out_as_on_the_host() {
             ("total", offset_of!(Step, total)),
             ("micro", offset_of!(Step, micro)),
             ("average", offset_of!(Step, average)),
-            ("padding", offset_of!(Step, padding)),
+            ("skip", offset_of!(Step, skip)),
         ],
     );
     let metrics = (

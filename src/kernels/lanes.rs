@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
 /// What a shader's text says of its lanes, and what it says instead for one lane.
-const ONE_LANE: [[&str; 2]; 5] = [
+const ONE_LANE: [[&str; 2]; 6] = [
     ["alias Lanes = vec4<f32>;", "alias Lanes = f32;"],
+    ["alias Stored = vec4<real>;", "alias Stored = real;"],
     ["alias Words = vec4<u32>;", "alias Words = u32;"],
     ["const LANES = 4u;", "const LANES = 1u;"],
     ["return lanes.x;", "return lanes;"],
