@@ -92,9 +92,12 @@ impl Dumped {
         fs::write(folder.join(format!("wgsl/{name}.wgsl")), text)?;
         let module = naga::front::wgsl::parse_str(text)
             .map_err(|e| format!("{name}: {}", e.emit_to_string(text)))?;
-        let info = Validator::new(ValidationFlags::all(), Capabilities::SUBGROUP)
-            .validate(&module)
-            .map_err(|e| format!("{name}: {}", e.emit_to_string(text)))?;
+        let info = Validator::new(
+            ValidationFlags::all(),
+            Capabilities::SUBGROUP | Capabilities::SHADER_FLOAT16,
+        )
+        .validate(&module)
+        .map_err(|e| format!("{name}: {}", e.emit_to_string(text)))?;
         Ok(Dumped {
             name,
             subgroups: uses_subgroups(&module),

@@ -30,23 +30,26 @@
 // (2016), "Gaussian Error Linear Units"; Ramachandran, Zoph, Le (2017), "Searching for Activation
 // Functions"; Howard et al. (2019), "Searching for MobileNetV3"; tanh near 0: Moshier, Cephes, tanhf.
 
+// What activations are stored as: f16 in mixed precision.
+alias real = f32;
+
 override ELEMENTS: u32;
 override SLOPE: f32 = 0.0;
 
 const WORKGROUP_SIZE = 64u;
 
-@group(0) @binding(0) var<storage, read> x: array<f32>;
-@group(0) @binding(1) var<storage, read_write> y: array<f32>;
-@group(0) @binding(2) var<storage, read> stored: array<f32>;  // y, read back (or x, where leaky_relu needs it)
-@group(0) @binding(3) var<storage, read> output_gradient: array<f32>;  // dy
-@group(0) @binding(4) var<storage, read_write> input_gradient: array<f32>;  // dx
+@group(0) @binding(0) var<storage, read> x: array<real>;
+@group(0) @binding(1) var<storage, read_write> y: array<real>;
+@group(0) @binding(2) var<storage, read> stored: array<real>;  // y, read back (or x, where leaky_relu needs it)
+@group(0) @binding(3) var<storage, read> output_gradient: array<real>;  // dy
+@group(0) @binding(4) var<storage, read_write> input_gradient: array<real>;  // dx
 
 // Four elements at a time.
-@group(0) @binding(5) var<storage, read> x4: array<vec4<f32>>;
-@group(0) @binding(6) var<storage, read_write> y4: array<vec4<f32>>;
-@group(0) @binding(7) var<storage, read> stored4: array<vec4<f32>>;
-@group(0) @binding(8) var<storage, read> output_gradient4: array<vec4<f32>>;
-@group(0) @binding(9) var<storage, read_write> input_gradient4: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read> x4: array<vec4<real>>;
+@group(0) @binding(6) var<storage, read_write> y4: array<vec4<real>>;
+@group(0) @binding(7) var<storage, read> stored4: array<vec4<real>>;
+@group(0) @binding(8) var<storage, read> output_gradient4: array<vec4<real>>;
+@group(0) @binding(9) var<storage, read_write> input_gradient4: array<vec4<real>>;
 
 struct Invocation {
     @builtin(workgroup_id) group: vec3<u32>,
@@ -82,7 +85,7 @@ fn relu_gradient(result: f32, gradient: f32) -> f32 {
 fn relu_forward(at: Invocation) {
     let i = element(at);
     if i < ELEMENTS {
-        y[i] = relu(x[i]);
+        y[i] = real(relu(f32(x[i])));
     }
 }
 
@@ -90,8 +93,8 @@ fn relu_forward(at: Invocation) {
 fn relu_forward4(at: Invocation) {
     let i = element(at);
     if i < ELEMENTS / 4u {
-        let v = x4[i];
-        y4[i] = vec4<f32>(relu(v.x), relu(v.y), relu(v.z), relu(v.w));
+        let v = vec4<f32>(x4[i]);
+        y4[i] = vec4<real>(vec4<f32>(relu(v.x), relu(v.y), relu(v.z), relu(v.w)));
     }
 }
 
@@ -99,7 +102,7 @@ fn relu_forward4(at: Invocation) {
 fn relu_backward(at: Invocation) {
     let i = element(at);
     if i < ELEMENTS {
-        input_gradient[i] = relu_gradient(stored[i], output_gradient[i]);
+        input_gradient[i] = real(relu_gradient(f32(stored[i]), f32(output_gradient[i])));
     }
 }
 
@@ -107,14 +110,15 @@ fn relu_backward(at: Invocation) {
 fn relu_backward4(at: Invocation) {
     let i = element(at);
     if i < ELEMENTS / 4u {
-        let v = stored4[i];
-        let g = output_gradient4[i];
-        input_gradient4[i] = vec4<f32>(
+        let v = vec4<f32>(stored4[i]);
+        let g = vec4<f32>(output_gradient4[i]);
+        let d = vec4<f32>(
             relu_gradient(v.x, g.x),
             relu_gradient(v.y, g.y),
             relu_gradient(v.z, g.z),
             relu_gradient(v.w, g.w),
         );
+        input_gradient4[i] = vec4<real>(d);
     }
 }
 
@@ -131,7 +135,7 @@ fn leaky_relu_gradient(side: f32, gradient: f32) -> f32 {
 fn leaky_relu_forward(at: Invocation) {
     let i = element(at);
     if i < ELEMENTS {
-        y[i] = leaky_relu(x[i]);
+        y[i] = real(leaky_relu(f32(x[i])));
     }
 }
 
@@ -139,8 +143,8 @@ fn leaky_relu_forward(at: Invocation) {
 fn leaky_relu_forward4(at: Invocation) {
     let i = element(at);
     if i < ELEMENTS / 4u {
-        let v = x4[i];
-        y4[i] = vec4<f32>(leaky_relu(v.x), leaky_relu(v.y), leaky_relu(v.z), leaky_relu(v.w));
+        let v = vec4<f32>(x4[i]);
+        y4[i] = vec4<real>(vec4<f32>(leaky_relu(v.x), leaky_relu(v.y), leaky_relu(v.z), leaky_relu(v.w)));
     }
 }
 
@@ -148,7 +152,7 @@ fn leaky_relu_forward4(at: Invocation) {
 fn leaky_relu_backward(at: Invocation) {
     let i = element(at);
     if i < ELEMENTS {
-        input_gradient[i] = leaky_relu_gradient(stored[i], output_gradient[i]);
+        input_gradient[i] = real(leaky_relu_gradient(f32(stored[i]), f32(output_gradient[i])));
     }
 }
 
@@ -156,14 +160,15 @@ fn leaky_relu_backward(at: Invocation) {
 fn leaky_relu_backward4(at: Invocation) {
     let i = element(at);
     if i < ELEMENTS / 4u {
-        let v = stored4[i];
-        let g = output_gradient4[i];
-        input_gradient4[i] = vec4<f32>(
+        let v = vec4<f32>(stored4[i]);
+        let g = vec4<f32>(output_gradient4[i]);
+        let d = vec4<f32>(
             leaky_relu_gradient(v.x, g.x),
             leaky_relu_gradient(v.y, g.y),
             leaky_relu_gradient(v.z, g.z),
             leaky_relu_gradient(v.w, g.w),
         );
+        input_gradient4[i] = vec4<real>(d);
     }
 }
 
@@ -171,10 +176,10 @@ fn leaky_relu_backward4(at: Invocation) {
 fn sigmoid_forward(at: Invocation) {
     let i = element(at);
     if i < ELEMENTS {
-        let e = exp(-abs(x[i]));
-        let value = select(e, 1.0, x[i] >= 0.0) / (1.0 + e);
+        let e = exp(-abs(f32(x[i])));
+        let value = select(e, 1.0, f32(x[i]) >= 0.0) / (1.0 + e);
         // What exp() makes of a NaN is up to the driver.
-        y[i] = select(value, x[i], is_nan(x[i]));
+        y[i] = real(select(value, f32(x[i]), is_nan(f32(x[i]))));
     }
 }
 
@@ -182,7 +187,7 @@ fn sigmoid_forward(at: Invocation) {
 fn sigmoid_backward(at: Invocation) {
     let i = element(at);
     if i < ELEMENTS {
-        input_gradient[i] = output_gradient[i] * stored[i] * (1.0 - stored[i]);
+        input_gradient[i] = real(f32(output_gradient[i]) * f32(stored[i]) * (1.0 - f32(stored[i])));
     }
 }
 
@@ -191,14 +196,14 @@ fn sigmoid_backward(at: Invocation) {
 fn tanh_forward(at: Invocation) {
     let i = element(at);
     if i < ELEMENTS {
-        let value = x[i];
+        let value = f32(x[i]);
         // Close to 0, where 1 − e^−2z would be a difference of near equals: z + z³·P(z²).
         let s = value * value;
         let p = (((-5.70498873e-3 * s + 2.06390888e-2) * s - 5.37397155e-2) * s + 1.33314422e-1) * s - 3.33332819e-1;
         let e = exp(-2.0 * abs(value));
         let far = select(-1.0, 1.0, value >= 0.0) * ((1.0 - e) / (1.0 + e));
         let result = select(far, value + value * s * p, abs(value) < 0.625);
-        y[i] = select(result, value, is_nan(value));
+        y[i] = real(select(result, value, is_nan(value)));
     }
 }
 
@@ -206,7 +211,7 @@ fn tanh_forward(at: Invocation) {
 fn tanh_backward(at: Invocation) {
     let i = element(at);
     if i < ELEMENTS {
-        input_gradient[i] = output_gradient[i] * (1.0 - stored[i]) * (1.0 + stored[i]);
+        input_gradient[i] = real(f32(output_gradient[i]) * (1.0 - f32(stored[i])) * (1.0 + f32(stored[i])));
     }
 }
 
@@ -260,7 +265,7 @@ fn gated_slope(value: f32, tail: Tail) -> f32 {
 fn gelu_forward(at: Invocation) {
     let i = element(at);
     if i < ELEMENTS {
-        y[i] = gated(x[i], gelu_tail(x[i]));
+        y[i] = real(gated(f32(x[i]), gelu_tail(f32(x[i]))));
     }
 }
 
@@ -268,7 +273,7 @@ fn gelu_forward(at: Invocation) {
 fn gelu_backward(at: Invocation) {
     let i = element(at);
     if i < ELEMENTS {
-        input_gradient[i] = output_gradient[i] * gated_slope(x[i], gelu_tail(x[i]));
+        input_gradient[i] = real(f32(output_gradient[i]) * gated_slope(f32(x[i]), gelu_tail(f32(x[i]))));
     }
 }
 
@@ -276,7 +281,7 @@ fn gelu_backward(at: Invocation) {
 fn gelu_tanh_forward(at: Invocation) {
     let i = element(at);
     if i < ELEMENTS {
-        y[i] = gated(x[i], gelu_tanh_tail(x[i]));
+        y[i] = real(gated(f32(x[i]), gelu_tanh_tail(f32(x[i]))));
     }
 }
 
@@ -284,7 +289,7 @@ fn gelu_tanh_forward(at: Invocation) {
 fn gelu_tanh_backward(at: Invocation) {
     let i = element(at);
     if i < ELEMENTS {
-        input_gradient[i] = output_gradient[i] * gated_slope(x[i], gelu_tanh_tail(x[i]));
+        input_gradient[i] = real(f32(output_gradient[i]) * gated_slope(f32(x[i]), gelu_tanh_tail(f32(x[i]))));
     }
 }
 
@@ -292,7 +297,7 @@ fn gelu_tanh_backward(at: Invocation) {
 fn silu_forward(at: Invocation) {
     let i = element(at);
     if i < ELEMENTS {
-        y[i] = gated(x[i], silu_tail(x[i]));
+        y[i] = real(gated(f32(x[i]), silu_tail(f32(x[i]))));
     }
 }
 
@@ -300,7 +305,7 @@ fn silu_forward(at: Invocation) {
 fn silu_backward(at: Invocation) {
     let i = element(at);
     if i < ELEMENTS {
-        input_gradient[i] = output_gradient[i] * gated_slope(x[i], silu_tail(x[i]));
+        input_gradient[i] = real(f32(output_gradient[i]) * gated_slope(f32(x[i]), silu_tail(f32(x[i]))));
     }
 }
 
@@ -319,7 +324,7 @@ fn hard_swish_gradient(value: f32, gradient: f32) -> f32 {
 fn hard_swish_forward(at: Invocation) {
     let i = element(at);
     if i < ELEMENTS {
-        y[i] = hard_swish(x[i]);
+        y[i] = real(hard_swish(f32(x[i])));
     }
 }
 
@@ -327,8 +332,8 @@ fn hard_swish_forward(at: Invocation) {
 fn hard_swish_forward4(at: Invocation) {
     let i = element(at);
     if i < ELEMENTS / 4u {
-        let v = x4[i];
-        y4[i] = vec4<f32>(hard_swish(v.x), hard_swish(v.y), hard_swish(v.z), hard_swish(v.w));
+        let v = vec4<f32>(x4[i]);
+        y4[i] = vec4<real>(vec4<f32>(hard_swish(v.x), hard_swish(v.y), hard_swish(v.z), hard_swish(v.w)));
     }
 }
 
@@ -336,7 +341,7 @@ fn hard_swish_forward4(at: Invocation) {
 fn hard_swish_backward(at: Invocation) {
     let i = element(at);
     if i < ELEMENTS {
-        input_gradient[i] = hard_swish_gradient(x[i], output_gradient[i]);
+        input_gradient[i] = real(hard_swish_gradient(f32(x[i]), f32(output_gradient[i])));
     }
 }
 
@@ -344,13 +349,14 @@ fn hard_swish_backward(at: Invocation) {
 fn hard_swish_backward4(at: Invocation) {
     let i = element(at);
     if i < ELEMENTS / 4u {
-        let v = x4[i];
-        let g = output_gradient4[i];
-        input_gradient4[i] = vec4<f32>(
+        let v = vec4<f32>(x4[i]);
+        let g = vec4<f32>(output_gradient4[i]);
+        let d = vec4<f32>(
             hard_swish_gradient(v.x, g.x),
             hard_swish_gradient(v.y, g.y),
             hard_swish_gradient(v.z, g.z),
             hard_swish_gradient(v.w, g.w),
         );
+        input_gradient4[i] = vec4<real>(d);
     }
 }

@@ -33,6 +33,9 @@
 // Computing the Sample Variance".
 
 alias Lanes = vec4<f32>;
+// What activations are stored as: f16 in mixed precision.
+alias real = f32;
+alias Stored = vec4<real>;
 alias Words = vec4<u32>;
 
 override ROWS: u32 = 1u;
@@ -66,16 +69,16 @@ struct Step {
     skip: u32,
 }
 
-@group(0) @binding(0) var<storage, read> x: array<Lanes>;
-@group(0) @binding(1) var<storage, read> output_gradient: array<Lanes>;  // dy
+@group(0) @binding(0) var<storage, read> x: array<Stored>;
+@group(0) @binding(1) var<storage, read> output_gradient: array<Stored>;  // dy
 @group(0) @binding(2) var<storage, read> statistics: array<Lanes>;
 @group(0) @binding(3) var<storage, read> affine: array<Lanes>;
 @group(0) @binding(4) var<storage, read> gradient: array<Lanes>;
 @group(0) @binding(5) var<storage, read> steps: array<Step>;
 @group(0) @binding(6) var<storage, read> counter: array<u32>;
 @group(0) @binding(7) var<storage, read_write> partials: array<Lanes>;
-@group(0) @binding(8) var<storage, read_write> y: array<Lanes>;
-@group(0) @binding(9) var<storage, read_write> input_gradient: array<Lanes>;  // dx
+@group(0) @binding(8) var<storage, read_write> y: array<Stored>;
+@group(0) @binding(9) var<storage, read_write> input_gradient: array<Stored>;  // dx
 @group(0) @binding(10) var<storage, read> running: array<Lanes>;
 // Channel by channel.
 @group(0) @binding(11) var<storage, read> chunk_moments: array<f32>;  // partials, read back
@@ -85,7 +88,7 @@ struct Step {
 @group(0) @binding(15) var<storage, read> running_values: array<f32>;
 @group(0) @binding(16) var<storage, read> affine_values: array<f32>;
 @group(0) @binding(17) var<storage, read_write> folded: array<f32>;
-@group(0) @binding(18) var<storage, read> first_row: array<f32>;  // of x
+@group(0) @binding(18) var<storage, read> first_row: array<real>;  // of x
 
 // Rows that count.
 fn counted() -> u32 {
@@ -112,12 +115,12 @@ fn batch_norm_moments(
     let chunk = t / WIDTH;
     let channel = t % WIDTH;
     let rows = counted_in(chunk);
-    let start = x[channel];
+    let start = Lanes(x[channel]);
     var at = chunk * ROWS_PER_CHUNK * WIDTH + channel;
     var mean = Lanes(0.0);
     var squares = Lanes(0.0);
     for (var i = 0u; i < rows; i++) {
-        let value = x[at] - start;
+        let value = Lanes(x[at]) - start;
         let difference = value - mean;
         mean += difference * (1.0 / f32(i + 1u));
         squares += difference * (value - mean);
@@ -171,7 +174,7 @@ fn batch_norm_statistics(
     }
     if local < CHANNELS_PER_WORKGROUP && channel < C {
         let n = merged[local].count;
-        let mean = first_row[channel] + merged[local].mean;
+        let mean = f32(first_row[channel]) + merged[local].mean;
         let squares = merged[local].squares;
         new_statistics[channel] = mean;
         new_statistics[C + channel] = 1.0 / sqrt(squares / n + EPSILON);
@@ -198,11 +201,11 @@ fn normalise(t: u32, mean: Lanes, rstd: Lanes) {
     let bias = affine[WIDTH + channel];
     let end = min(first + ROWS_PER_STRIP, ROWS) * WIDTH;
     for (var at = first * WIDTH + channel; at < end; at += WIDTH) {
-        let value = (x[at] - mean) * rstd * weight + bias;
+        let value = (Lanes(x[at]) - mean) * rstd * weight + bias;
         if RELU {
-            y[at] = activated(value);
+            y[at] = Stored(activated(value));
         } else {
-            y[at] = value;
+            y[at] = Stored(value);
         }
     }
 }
@@ -246,8 +249,8 @@ fn batch_norm_backward_sums(
     var weight_gradient = Lanes(0.0);
     var bias_gradient = Lanes(0.0);
     for (var i = 0u; i < rows; i++) {
-        weight_gradient += output_gradient[at] * (x[at] - mean);
-        bias_gradient += output_gradient[at];
+        weight_gradient += Lanes(output_gradient[at]) * (Lanes(x[at]) - mean);
+        bias_gradient += Lanes(output_gradient[at]);
         at += WIDTH;
     }
     partials[2u * chunk * WIDTH + channel] = weight_gradient * statistics[WIDTH + channel];
@@ -272,9 +275,9 @@ fn batch_norm_backward_input(
     for (var row = first; row < min(first + ROWS_PER_STRIP, ROWS); row++) {
         let at = row * WIDTH + channel;
         if row < n {
-            input_gradient[at] = scale * (output_gradient[at] - offset - (x[at] - mean) * slope);
+            input_gradient[at] = Stored(scale * (Lanes(output_gradient[at]) - offset - (Lanes(x[at]) - mean) * slope));
         } else {
-            input_gradient[at] = Lanes(0.0);
+            input_gradient[at] = Stored(Lanes(0.0));
         }
     }
 }

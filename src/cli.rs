@@ -196,11 +196,15 @@ pub struct RecipeArgs {
     /// recipe's, else never]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub patience: Option<String>,
+    /// What activations are stored as: f32, or mixed (16 bits where that is enough: half the memory, and faster
+    /// on many GPUs) [default: the recipe's, else f32]
+    #[arg(long, value_name = "f32|mixed")]
+    pub precision: Option<String>,
 }
 
 impl RecipeArgs {
     /// The flags by the recipe's key that each sets, which is its name with - for _.
-    pub fn values(&self) -> [(&'static str, Option<&String>); 18] {
+    pub fn values(&self) -> [(&'static str, Option<&String>); 19] {
         [
             ("epochs", self.epochs.as_ref()),
             ("batch_size", self.batch_size.as_ref()),
@@ -220,6 +224,7 @@ impl RecipeArgs {
             ("sampler", self.sampler.as_ref()),
             ("views", self.views.as_ref()),
             ("patience", self.patience.as_ref()),
+            ("precision", self.precision.as_ref()),
         ]
     }
 }
