@@ -952,7 +952,7 @@ fn a_dispatch_refuses_buffers_that_are_too_short() {
     let pooling = Pool2d::new(Shape::new(10, 10, 1), [2, 2], [2, 2]).unwrap();
     let refused = [
         (
-            "relu_forward4: expected y of at least 100 words, found 99",
+            "relu_forward: expected y of at least 100 words, found 99",
             activation_forward(Activation::Relu, long, short),
         ),
         (
