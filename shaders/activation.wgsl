@@ -24,7 +24,7 @@
 //
 // Layout: every buffer has ELEMENTS elements, in any order. They are handled LANES at a time: four as the text
 // stands, one where they do not come in fours, see src/kernels/lanes.rs.
-// One invocation computes LANES elements. Forward writes y, backward writes dx.
+// One invocation computes LANES elements twice. Forward writes y, backward writes dx.
 // CPU twins: the functions of the same names in src/cpu/activation.rs.
 // Maths: Goodfellow, Bengio, Courville (2016), "Deep Learning", 3.10 and 6.3; Hendrycks and Gimpel
 // (2016), "Gaussian Error Linear Units"; Ramachandran, Zoph, Le (2017), "Searching for Activation
@@ -55,13 +55,16 @@ struct Invocation {
     @builtin(local_invocation_index) local: u32,
 }
 
-// The place of its LANES elements.
-fn place(at: Invocation) -> u32 {
-    return (at.group.y * at.groups.x + at.group.x) * WORKGROUP_SIZE + at.local;
+// A workgroup handles so many times LANES elements one behind the other: enough that a GPU can start
+// workgroups as fast as its memory is read.
+const RUN = 2u * WORKGROUP_SIZE;
+
+fn first(at: Invocation) -> u32 {
+    return (at.group.y * at.groups.x + at.group.x) * RUN + at.local;
 }
 
-fn exists(place: u32) -> bool {
-    return place < ELEMENTS / LANES;
+fn end(at: Invocation) -> u32 {
+    return min((at.group.y * at.groups.x + at.group.x + 1u) * RUN, ELEMENTS / LANES);
 }
 
 // By its bits, because a compiler may take it that no comparison meets a NaN.
@@ -177,8 +180,7 @@ fn hard_swish_gradient(value: Lanes, gradient: Lanes) -> Lanes {
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn relu_forward(at: Invocation) {
-    let i = place(at);
-    if exists(i) {
+    for (var i = first(at); i < end(at); i += WORKGROUP_SIZE) {
         let v = Lanes(x[i]);
         y[i] = Stored(relu(v));
     }
@@ -186,8 +188,7 @@ fn relu_forward(at: Invocation) {
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn relu_backward(at: Invocation) {
-    let i = place(at);
-    if exists(i) {
+    for (var i = first(at); i < end(at); i += WORKGROUP_SIZE) {
         let v = Lanes(stored[i]);
         let g = Lanes(output_gradient[i]);
         input_gradient[i] = Stored(relu_gradient(v, g));
@@ -196,8 +197,7 @@ fn relu_backward(at: Invocation) {
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn leaky_relu_forward(at: Invocation) {
-    let i = place(at);
-    if exists(i) {
+    for (var i = first(at); i < end(at); i += WORKGROUP_SIZE) {
         let v = Lanes(x[i]);
         y[i] = Stored(leaky_relu(v));
     }
@@ -205,8 +205,7 @@ fn leaky_relu_forward(at: Invocation) {
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn leaky_relu_backward(at: Invocation) {
-    let i = place(at);
-    if exists(i) {
+    for (var i = first(at); i < end(at); i += WORKGROUP_SIZE) {
         let v = Lanes(stored[i]);
         let g = Lanes(output_gradient[i]);
         input_gradient[i] = Stored(leaky_relu_gradient(v, g));
@@ -215,8 +214,7 @@ fn leaky_relu_backward(at: Invocation) {
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn sigmoid_forward(at: Invocation) {
-    let i = place(at);
-    if exists(i) {
+    for (var i = first(at); i < end(at); i += WORKGROUP_SIZE) {
         let v = Lanes(x[i]);
         y[i] = Stored(sigmoid(v));
     }
@@ -224,8 +222,7 @@ fn sigmoid_forward(at: Invocation) {
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn sigmoid_backward(at: Invocation) {
-    let i = place(at);
-    if exists(i) {
+    for (var i = first(at); i < end(at); i += WORKGROUP_SIZE) {
         let v = Lanes(stored[i]);
         let g = Lanes(output_gradient[i]);
         input_gradient[i] = Stored(sigmoid_gradient(v, g));
@@ -234,8 +231,7 @@ fn sigmoid_backward(at: Invocation) {
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn tanh_forward(at: Invocation) {
-    let i = place(at);
-    if exists(i) {
+    for (var i = first(at); i < end(at); i += WORKGROUP_SIZE) {
         let v = Lanes(x[i]);
         y[i] = Stored(tanh_of(v));
     }
@@ -243,8 +239,7 @@ fn tanh_forward(at: Invocation) {
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn tanh_backward(at: Invocation) {
-    let i = place(at);
-    if exists(i) {
+    for (var i = first(at); i < end(at); i += WORKGROUP_SIZE) {
         let v = Lanes(stored[i]);
         let g = Lanes(output_gradient[i]);
         input_gradient[i] = Stored(tanh_gradient(v, g));
@@ -253,8 +248,7 @@ fn tanh_backward(at: Invocation) {
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn gelu_forward(at: Invocation) {
-    let i = place(at);
-    if exists(i) {
+    for (var i = first(at); i < end(at); i += WORKGROUP_SIZE) {
         let v = Lanes(x[i]);
         y[i] = Stored(gated(v, gelu_tail(v)));
     }
@@ -262,8 +256,7 @@ fn gelu_forward(at: Invocation) {
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn gelu_backward(at: Invocation) {
-    let i = place(at);
-    if exists(i) {
+    for (var i = first(at); i < end(at); i += WORKGROUP_SIZE) {
         let v = Lanes(x[i]);
         let g = Lanes(output_gradient[i]);
         input_gradient[i] = Stored(g * gated_slope(v, gelu_tail(v)));
@@ -272,8 +265,7 @@ fn gelu_backward(at: Invocation) {
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn gelu_tanh_forward(at: Invocation) {
-    let i = place(at);
-    if exists(i) {
+    for (var i = first(at); i < end(at); i += WORKGROUP_SIZE) {
         let v = Lanes(x[i]);
         y[i] = Stored(gated(v, gelu_tanh_tail(v)));
     }
@@ -281,8 +273,7 @@ fn gelu_tanh_forward(at: Invocation) {
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn gelu_tanh_backward(at: Invocation) {
-    let i = place(at);
-    if exists(i) {
+    for (var i = first(at); i < end(at); i += WORKGROUP_SIZE) {
         let v = Lanes(x[i]);
         let g = Lanes(output_gradient[i]);
         input_gradient[i] = Stored(g * gated_slope(v, gelu_tanh_tail(v)));
@@ -291,8 +282,7 @@ fn gelu_tanh_backward(at: Invocation) {
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn silu_forward(at: Invocation) {
-    let i = place(at);
-    if exists(i) {
+    for (var i = first(at); i < end(at); i += WORKGROUP_SIZE) {
         let v = Lanes(x[i]);
         y[i] = Stored(gated(v, silu_tail(v)));
     }
@@ -300,8 +290,7 @@ fn silu_forward(at: Invocation) {
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn silu_backward(at: Invocation) {
-    let i = place(at);
-    if exists(i) {
+    for (var i = first(at); i < end(at); i += WORKGROUP_SIZE) {
         let v = Lanes(x[i]);
         let g = Lanes(output_gradient[i]);
         input_gradient[i] = Stored(g * gated_slope(v, silu_tail(v)));
@@ -310,8 +299,7 @@ fn silu_backward(at: Invocation) {
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn hard_swish_forward(at: Invocation) {
-    let i = place(at);
-    if exists(i) {
+    for (var i = first(at); i < end(at); i += WORKGROUP_SIZE) {
         let v = Lanes(x[i]);
         y[i] = Stored(hard_swish(v));
     }
@@ -319,8 +307,7 @@ fn hard_swish_forward(at: Invocation) {
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn hard_swish_backward(at: Invocation) {
-    let i = place(at);
-    if exists(i) {
+    for (var i = first(at); i < end(at); i += WORKGROUP_SIZE) {
         let v = Lanes(x[i]);
         let g = Lanes(output_gradient[i]);
         input_gradient[i] = Stored(hard_swish_gradient(v, g));

@@ -131,7 +131,7 @@ fn batch_norm_moments(
     let rows = counted_in(chunk, counted());
     let start = Lanes(x[channel]);
     var at = chunk * ROWS_PER_CHUNK * WIDTH + channel;
-    var all = Moments();
+    var moments = Moments();
     var row = 0u;
     for (; row + 8u <= rows; row += 8u) {
         let v0 = Lanes(x[at]) - start;
@@ -152,18 +152,18 @@ fn batch_norm_moments(
         let d6 = v6 - mean;
         let d7 = v7 - mean;
         let squares = ((d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)) + ((d4 * d4 + d5 * d5) + (d6 * d6 + d7 * d7));
-        all = merge(all, Moments(8.0, mean, squares));
+        moments = merge(moments, Moments(8.0, mean, squares));
         at += 8u * WIDTH;
     }
     for (; row < rows; row++) {
         let value = Lanes(x[at]) - start;
-        let difference = value - all.mean;
-        all.mean += difference * (1.0 / f32(row + 1u));
-        all.squares += difference * (value - all.mean);
+        let difference = value - moments.mean;
+        moments.mean += difference * (1.0 / f32(row + 1u));
+        moments.squares += difference * (value - moments.mean);
         at += WIDTH;
     }
-    partials[2u * chunk * WIDTH + channel] = all.mean;
-    partials[(2u * chunk + 1u) * WIDTH + channel] = all.squares;
+    partials[2u * chunk * WIDTH + channel] = moments.mean;
+    partials[(2u * chunk + 1u) * WIDTH + channel] = moments.squares;
 }
 
 // What batch_norm_moments wrote of a chunk, of which `n` rows count; nothing where there is no such chunk.

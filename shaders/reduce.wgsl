@@ -45,6 +45,17 @@ struct Step {
 @group(0) @binding(4) var<storage, read> steps: array<Step>;
 @group(0) @binding(5) var<storage, read> counter: array<u32>;
 
+// Four parts whose loads are on their way together.
+struct Four { v0: Lanes, v1: Lanes, v2: Lanes, v3: Lanes }
+
+fn four(at: u32, stride: u32) -> Four {
+    return Four(partials[at], partials[at + stride], partials[at + 2u * stride], partials[at + 3u * stride]);
+}
+
+fn add(sum: Lanes, parts: Four) -> Lanes {
+    return sum + parts.v0 + parts.v1 + parts.v2 + parts.v3;
+}
+
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn reduce_splits(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -57,18 +68,15 @@ fn reduce_splits(
     }
     var sum = Lanes(0.0);
     var s = 0u;
-    // Eight loads are on their way at a time.
-    for (; s + 8u <= SPLITS; s += 8u) {
-        let at = s * WIDTH + i;
-        let v0 = partials[at];
-        let v1 = partials[at + WIDTH];
-        let v2 = partials[at + 2u * WIDTH];
-        let v3 = partials[at + 3u * WIDTH];
-        let v4 = partials[at + 4u * WIDTH];
-        let v5 = partials[at + 5u * WIDTH];
-        let v6 = partials[at + 6u * WIDTH];
-        let v7 = partials[at + 7u * WIDTH];
-        sum = sum + v0 + v1 + v2 + v3 + v4 + v5 + v6 + v7;
+    for (; s + 16u <= SPLITS; s += 16u) {
+        let a = four(s * WIDTH + i, WIDTH);
+        let b = four((s + 4u) * WIDTH + i, WIDTH);
+        let c = four((s + 8u) * WIDTH + i, WIDTH);
+        let d = four((s + 12u) * WIDTH + i, WIDTH);
+        sum = add(add(add(add(sum, a), b), c), d);
+    }
+    for (; s + 4u <= SPLITS; s += 4u) {
+        sum = add(sum, four(s * WIDTH + i, WIDTH));
     }
     for (; s < SPLITS; s++) {
         sum += partials[s * WIDTH + i];
@@ -89,14 +97,8 @@ fn reduce_chunks(
     if i < WIDTH {
         const STRIDE = WORKGROUP_SIZE;
         var s = local;
-        // Four loads are on their way at a time.
         for (; s + 3u * STRIDE < SPLITS; s += 4u * STRIDE) {
-            let at = s * WIDTH + i;
-            let v0 = partials[at];
-            let v1 = partials[at + STRIDE * WIDTH];
-            let v2 = partials[at + 2u * STRIDE * WIDTH];
-            let v3 = partials[at + 3u * STRIDE * WIDTH];
-            sum = sum + v0 + v1 + v2 + v3;
+            sum = add(sum, four(s * WIDTH + i, STRIDE * WIDTH));
         }
         for (; s < SPLITS; s += STRIDE) {
             sum += partials[s * WIDTH + i];

@@ -6,6 +6,9 @@ use crate::model::Activation;
 
 const SOURCE: &str = include_str!("../../shaders/activation.wgsl");
 
+/// How often an invocation computes something.
+const TIMES: usize = 2;
+
 /// `y = f(x)` for every element of `x`. Writes `y`.
 pub fn activation_forward(activation: Activation, x: View, y: View) -> KernelSpec {
     let n = x.len;
@@ -71,6 +74,6 @@ fn kernel(
         constants.push(("SLOPE", slope.into()));
     }
     let source = with_lanes(SOURCE, elements);
-    let invocations = elements / lanes(elements);
+    let invocations = (elements / lanes(elements)).div_ceil(TIMES);
     KernelSpec::new(entry, source, work, &constants, arguments, invocations)
 }

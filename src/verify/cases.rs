@@ -228,7 +228,7 @@ fn elements_text(n: usize) -> String {
 
 fn activation_cases() -> Vec<Case> {
     // This one needs more workgroups than one dimension of a dispatch holds.
-    let mut cases = vec![relu_forward_case(65_535 * WORKGROUP_SIZE + 65)];
+    let mut cases = vec![relu_forward_case(2 * 65_535 * WORKGROUP_SIZE + 65)];
     for n in [1, 63, 200] {
         cases.push(relu_forward_case(n));
         cases.push(relu_backward_case(n));
