@@ -19,6 +19,7 @@
 // contributes nothing, whatever it would meet. A tile multiplies it by a zero instead, which makes a
 // NaN of an infinite or NaN factor: an invocation that finds a NaN among its sums redoes them term by
 // term, so that finite numbers pay only for looking. Terms past K are zeros on both sides.
+// Sums are made in f32 whatever is stored.
 // CPU twins: conv2d_forward, conv2d_backward_weight, conv2d_backward_input in src/cpu/conv2d.rs.
 // Maths: Chellapilla, Puri, Simard (2006), "High Performance Convolutional Neural Networks for
 // Document Processing"; Dumoulin & Visin (2016), "A guide to convolution arithmetic".
@@ -33,6 +34,9 @@
 // A workgroup is one subgroup here, so what subgroupAny() gives is the same in all of it and the
 // broadcasts after it are uniform; but that is no part of WGSL's uniformity analysis.
 diagnostic(off, subgroup_uniformity);
+{% endif -%}
+{% if half -%}
+enable f16;
 {% endif %}const N = {{ n }}u;
 const H = {{ h }}u;   const W = {{ w }}u;   const C = {{ c }}u;
 const OH = {{ oh }}u; const OW = {{ ow }}u; const OC = {{ oc }}u;
@@ -51,11 +55,13 @@ const COLUMNS4 = {{ columns4 }}u;
 // Terms in fours (rows in fours for the weight gradient, whose loader runs along the rows).
 const CHUNKS = {{ chunks }}u;
 
-{% set scalar = "f32" -%}
-{% set vector = "vec4<f32>" -%}
+// What activations and weights are stored as: f16 in mixed precision.
+alias real = {{ "f16" if half else "f32" }};
+{% set scalar = "real" -%}
+{% set vector = "vec4<real>" -%}
 @group(0) @binding(0) var<storage, read> a_source: array<{{ vector if a4 else scalar }}>;  // {{ "dy" if input_pass else "x" }}
 @group(0) @binding(1) var<storage, read> b_source: array<{{ vector if b4 else scalar }}>;  // {{ "dy" if weight_pass else ("W and b" if bias else "W") }}
-@group(0) @binding(2) var<storage, read_write> result: array<{{ vector if o4 else scalar }}>;  // {{ "the gradient by x" if input_pass else (("partial dW and db" if bias else "partial dW") if weight_pass else "y") }}
+@group(0) @binding(2) var<storage, read_write> result: array<{{ ("vec4<f32>" if o4 else "f32") if weight_pass else (vector if o4 else scalar) }}>;  // {{ "the gradient by x" if input_pass else (("partial dW and db" if bias else "partial dW") if weight_pass else "y") }}
 {% if input_pass and relu -%}
 @group(0) @binding(3) var<storage, read> activation: array<{{ vector if o4 else scalar }}>;  // x, whose layer ended in ReLU
 {% endif -%}
@@ -171,9 +177,9 @@ fn load_a(r: Row, t: Chunk, live: {{ flag }}) -> vec4<f32> {
     let safe = at;
 {%- endif %}
 {%- if a4 %}
-    let v = a_source[safe];
+    let v = vec4<f32>(a_source[safe]);
 {%- else %}
-    let v = vec4<f32>(a_source[safe.x], a_source[safe.y], a_source[safe.z], a_source[safe.w]);
+    let v = vec4<f32>(vec4<real>(a_source[safe.x], a_source[safe.y], a_source[safe.z], a_source[safe.w]));
 {%- endif %}
     return {% if guarded %}select(vec4<f32>(0.0), v, live){% else %}v{% endif %};
 }
@@ -194,11 +200,11 @@ fn bias_row(q: u32) -> vec4<f32> {
 fn load_b(k: u32, column4: u32) -> vec4<f32> {
     let q = min(column4, COLUMNS4 - 1u);
   {%- if b4 %}
-    return b_source[k * COLUMNS4 + q];
+    return vec4<f32>(b_source[k * COLUMNS4 + q]);
   {%- else %}
     let first = k * COLUMNS;
     let at = vec4<u32>(first) + min(vec4<u32>(q * 4u) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(COLUMNS - 1u));
-    return vec4<f32>(b_source[at.x], b_source[at.y], b_source[at.z], b_source[at.w]);
+    return vec4<f32>(vec4<real>(b_source[at.x], b_source[at.y], b_source[at.z], b_source[at.w]));
   {%- endif %}
 }
 {% endif -%}
@@ -209,12 +215,12 @@ fn load_b_terms(q: u32, column: u32) -> vec4<f32> {
     let c = min(column, C - 1u);
     {%- if b4 %}
     let k = min(q, CHUNKS - 1u) * 4u;
-    let v = b_source[(k / OC) * C * (OC / 4u) + (k % OC) / 4u + c * (OC / 4u)];
+    let v = vec4<f32>(b_source[(k / OC) * C * (OC / 4u) + (k % OC) / 4u + c * (OC / 4u)]);
     {%- else %}
     let terms = vec4<u32>(q * 4u, q * 4u + 1u, q * 4u + 2u, q * 4u + 3u);
     let k = min(terms, vec4<u32>(K - 1u));
     let at = (k / OC) * (C * OC) + k % OC + c * OC;
-    let v = vec4<f32>(b_source[at.x], b_source[at.y], b_source[at.z], b_source[at.w]);
+    let v = vec4<f32>(vec4<real>(b_source[at.x], b_source[at.y], b_source[at.z], b_source[at.w]));
     {%- endif %}
     return {% if not tail %}v{% elif b4 %}select(vec4<f32>(0.0), v, q < CHUNKS){% else %}select(vec4<f32>(0.0), v, terms < vec4<u32>(K)){% endif %};
 }
@@ -271,7 +277,7 @@ fn store_window(m: u32, column4: u32, {% for e in range(pool_h * pool_w) %}v{{ e
   {%- endfor %}
     let window = m / (POOL_H * POOL_W);
     let at = ((window % N) * (WINDOWS_H * WINDOWS_W) + window / N) * COLUMNS4 + column4;
-    result[at] = best;
+    result[at] = vec4<real>(best);
     index[at] = place.x | (place.y << 8u) | (place.z << 16u) | (place.w << 24u);
 }
 {% else %}
@@ -297,12 +303,12 @@ fn store(m: u32, column4: u32, value: vec4<f32>{% if weight_pass %}, split: u32{
 {%- endif %}
 {%- if o4 %}
     let at = row * COLUMNS4 + column4;
-    result[at] = {% if input_pass and relu %}select(vec4<f32>(0.0), v, passed(activation[at])){% else %}v{% endif %};
+    result[at] = {% if input_pass and relu %}vec4<real>(select(vec4<f32>(0.0), v, passed(vec4<f32>(activation[at])))){% else %}{{ "v" if weight_pass else "vec4<real>(v)" }}{% endif %};
 {%- else %}
   {%- for e in range(4) %}
     if (column4 * 4u + {{ e }}u < COLUMNS) {
         let at = row * COLUMNS + column4 * 4u + {{ e }}u;
-        result[at] = {% if input_pass and relu %}select(0.0, v[{{ e }}], passed(vec4<f32>(activation[at])).x){% else %}v[{{ e }}]{% endif %};
+        result[at] = {% if input_pass and relu %}real(select(0.0, v[{{ e }}], passed(vec4<f32>(f32(activation[at]))).x)){% else %}{{ "v[" ~ e ~ "]" if weight_pass else "real(v[" ~ e ~ "])" }}{% endif %};
     }
   {%- endfor %}
 {%- endif %}

@@ -16,6 +16,9 @@
 // Maths: Srivastava et al. (2014), "Dropout"; Jarzynski and Olano (2020), "Hash Functions for GPU
 // Rendering", Journal of Computer Graphics Techniques 9(3).
 
+// What activations are stored as: f16 in mixed precision.
+alias real = f32;
+
 override BATCH: u32;
 override ELEMENTS: u32;
 override KEY: u32;
@@ -36,14 +39,14 @@ struct Step {
     total: f32,
     micro: u32,
     average: f32,
-    padding: u32,
+    skip: u32,
 }
 
-@group(0) @binding(0) var<storage, read> x: array<f32>;
+@group(0) @binding(0) var<storage, read> x: array<real>;
 @group(0) @binding(1) var<storage, read> order: array<u32>;
 @group(0) @binding(2) var<storage, read> steps: array<Step>;
 @group(0) @binding(3) var<storage, read> counter: array<u32>;
-@group(0) @binding(4) var<storage, read_write> y: array<f32>;
+@group(0) @binding(4) var<storage, read_write> y: array<real>;
 
 // Four random words for four words.
 fn pcg4d(words: vec4<u32>) -> vec4<u32> {
@@ -80,11 +83,11 @@ fn dropout(
     for (var part = 0u; part < 4u; part++) {
         let e = 4u * block + part;
         if e < ELEMENTS {
-            let value = x[i * ELEMENTS + e];
+            let value = f32(x[i * ELEMENTS + e]);
             let is_finite = (bitcast<u32>(value) & 0x7f800000u) != 0x7f800000u;
             var nan_bits = 0x7fc00000u;
             let dropped = select(bitcast<f32>(nan_bits), 0.0, is_finite);
-            y[i * ELEMENTS + e] = select(dropped, value * SCALE, random[part] >= DROPPED);
+            y[i * ELEMENTS + e] = real(select(dropped, value * SCALE, random[part] >= DROPPED));
         }
     }
 }

@@ -31,6 +31,9 @@
 // Golub, LeVeque (1983), "Algorithms for Computing the Sample Variance".
 
 alias Lanes = vec4<f32>;
+// What activations are stored as: f16 in mixed precision.
+alias real = f32;
+alias Stored = vec4<real>;
 const LANES = 4u;
 
 override N: u32;
@@ -46,14 +49,14 @@ override EPSILON: f32 = 0.0;
 const WORKGROUP_SIZE = 64u;
 const ROWS_PER_STRIP = 8u;
 
-@group(0) @binding(0) var<storage, read> x: array<Lanes>;
-@group(0) @binding(1) var<storage, read> output_gradient: array<Lanes>;  // dy
+@group(0) @binding(0) var<storage, read> x: array<Stored>;
+@group(0) @binding(1) var<storage, read> output_gradient: array<Stored>;  // dy
 @group(0) @binding(2) var<storage, read> statistics: array<vec2<f32>>;
 @group(0) @binding(3) var<storage, read> affine: array<Lanes>;
 @group(0) @binding(4) var<storage, read> sums: array<vec2<f32>>;
 @group(0) @binding(5) var<storage, read_write> partials: array<vec2<f32>>;
-@group(0) @binding(6) var<storage, read_write> y: array<Lanes>;
-@group(0) @binding(7) var<storage, read_write> input_gradient: array<Lanes>;  // dx
+@group(0) @binding(6) var<storage, read_write> y: array<Stored>;
+@group(0) @binding(7) var<storage, read_write> input_gradient: array<Stored>;  // dx
 @group(0) @binding(8) var<storage, read> chunk_moments: array<vec2<f32>>;  // partials, read back
 @group(0) @binding(9) var<storage, read_write> new_statistics: array<vec2<f32>>;
 @group(0) @binding(10) var<storage, read_write> row_partials: array<Lanes>;
@@ -70,7 +73,7 @@ fn total(lanes: Lanes) -> f32 {
 fn start_of(group: u32) -> f32 {
     let count = WIDTH / GROUP_WIDTH;
     let first = group / count * POSITIONS * WIDTH + group % count * GROUP_WIDTH;
-    return first_of(x[first]);
+    return first_of(Lanes(x[first]));
 }
 
 // A group's share of a chunk: its first element, and the positions that it has.
@@ -106,7 +109,7 @@ fn group_norm_moments(
     var squares = Lanes(0.0);
     for (var p = 0u; p < chunk.positions; p++) {
         for (var c = 0u; c < GROUP_WIDTH; c++) {
-            let value = x[chunk.first + p * WIDTH + c] - start;
+            let value = Lanes(x[chunk.first + p * WIDTH + c]) - start;
             let difference = value - mean;
             count += 1.0;
             mean += difference * (1.0 / count);
@@ -161,7 +164,7 @@ fn group_norm_forward(
     for (var row = first; row < min(first + ROWS_PER_STRIP, N * POSITIONS); row++) {
         let norm = statistics[(row / POSITIONS * WIDTH + channel) / GROUP_WIDTH];
         let at = row * WIDTH + channel;
-        y[at] = (x[at] - norm.x) * norm.y * weight + bias;
+        y[at] = Stored((Lanes(x[at]) - norm.x) * norm.y * weight + bias);
     }
 }
 
@@ -183,9 +186,9 @@ fn group_norm_backward_sums(
     for (var p = 0u; p < chunk.positions; p++) {
         for (var c = 0u; c < GROUP_WIDTH; c++) {
             let at = chunk.first + p * WIDTH + c;
-            let scaled = output_gradient[at] * affine[channel + c];
+            let scaled = Lanes(output_gradient[at]) * affine[channel + c];
             sum += scaled;
-            weighted += scaled * (x[at] - norm.x);
+            weighted += scaled * (Lanes(x[at]) - norm.x);
         }
     }
     partials[t] = vec2(total(sum), total(weighted) * norm.y);
@@ -207,8 +210,8 @@ fn group_norm_backward_input(
         let norm = statistics[index];
         let sum = sums[index] / elements;
         let at = row * WIDTH + channel;
-        let normalised = (x[at] - norm.x) * norm.y;
-        input_gradient[at] = (output_gradient[at] * weight - sum.x - normalised * sum.y) * norm.y;
+        let normalised = (Lanes(x[at]) - norm.x) * norm.y;
+        input_gradient[at] = Stored((Lanes(output_gradient[at]) * weight - sum.x - normalised * sum.y) * norm.y);
     }
 }
 
@@ -230,8 +233,8 @@ fn group_norm_backward_affine(
     for (var row = first; row < min(first + ROWS_PER_CHUNK, N * POSITIONS); row++) {
         let norm = statistics[(row / POSITIONS * WIDTH + channel) / GROUP_WIDTH];
         let at = row * WIDTH + channel;
-        weight_gradient += output_gradient[at] * ((x[at] - norm.x) * norm.y);
-        bias_gradient += output_gradient[at];
+        weight_gradient += Lanes(output_gradient[at]) * ((Lanes(x[at]) - norm.x) * norm.y);
+        bias_gradient += Lanes(output_gradient[at]);
     }
     row_partials[2u * chunk * WIDTH + channel] = weight_gradient;
     row_partials[(2u * chunk + 1u) * WIDTH + channel] = bias_gradient;

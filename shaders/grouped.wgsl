@@ -24,6 +24,9 @@
 // Networks", 3.2; Howard et al. (2017), "MobileNets: Efficient Convolutional Neural Networks for Mobile
 // Vision Applications"; Dumoulin & Visin (2016), "A guide to convolution arithmetic".
 
+// What activations are stored as: f16 in mixed precision.
+alias real = f32;
+
 override N: u32;
 override H: u32;
 override W: u32;
@@ -47,21 +50,21 @@ override CHUNKS: u32 = 1u;
 
 const WORKGROUP_SIZE = 64u;
 
-@group(0) @binding(0) var<storage, read> x: array<f32>;
-@group(0) @binding(1) var<storage, read> parameters: array<f32>;
-@group(0) @binding(2) var<storage, read_write> y: array<f32>;
-@group(0) @binding(3) var<storage, read> output_gradient: array<f32>;  // dy
+@group(0) @binding(0) var<storage, read> x: array<real>;
+@group(0) @binding(1) var<storage, read> parameters: array<real>;
+@group(0) @binding(2) var<storage, read_write> y: array<real>;
+@group(0) @binding(3) var<storage, read> output_gradient: array<real>;  // dy
 @group(0) @binding(4) var<storage, read_write> partials: array<f32>;
-@group(0) @binding(5) var<storage, read> activation: array<f32>;
-@group(0) @binding(6) var<storage, read_write> input_gradient: array<f32>;  // dx
+@group(0) @binding(5) var<storage, read> activation: array<real>;
+@group(0) @binding(6) var<storage, read_write> input_gradient: array<real>;  // dx
 // The same four channels at a time.
-@group(0) @binding(7) var<storage, read> x4: array<vec4<f32>>;
-@group(0) @binding(8) var<storage, read> parameters4: array<vec4<f32>>;
-@group(0) @binding(9) var<storage, read_write> y4: array<vec4<f32>>;
-@group(0) @binding(10) var<storage, read> output_gradient4: array<vec4<f32>>;
+@group(0) @binding(7) var<storage, read> x4: array<vec4<real>>;
+@group(0) @binding(8) var<storage, read> parameters4: array<vec4<real>>;
+@group(0) @binding(9) var<storage, read_write> y4: array<vec4<real>>;
+@group(0) @binding(10) var<storage, read> output_gradient4: array<vec4<real>>;
 @group(0) @binding(11) var<storage, read_write> partials4: array<vec4<f32>>;
-@group(0) @binding(12) var<storage, read> activation4: array<vec4<f32>>;
-@group(0) @binding(13) var<storage, read_write> input_gradient4: array<vec4<f32>>;
+@group(0) @binding(12) var<storage, read> activation4: array<vec4<real>>;
+@group(0) @binding(13) var<storage, read_write> input_gradient4: array<vec4<real>>;
 
 // By its bits, because a compiler may take it that no comparison meets a NaN.
 fn is_nan(value: f32) -> bool {
@@ -103,17 +106,17 @@ fn grouped_forward(
             let pixel = ((n * H + h) * W + w) * C + first;
             let weight = (kh * KW + kw) * GC * OC + o;
             for (var c = 0u; c < GC; c++) {
-                sum += x[pixel + c] * parameters[weight + c * OC];
+                sum += f32(x[pixel + c]) * f32(parameters[weight + c * OC]);
             }
         }
     }
     if BIAS {
-        sum += parameters[KH * KW * GC * OC + o];
+        sum += f32(parameters[KH * KW * GC * OC + o]);
     }
     if RELU && sum <= 0.0 && !is_nan(sum) {
         sum = 0.0;
     }
-    y[t] = sum;
+    y[t] = real(sum);
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)
@@ -142,12 +145,12 @@ fn grouped_backward_weight(
         }
         let pixels = (row / OH * H + h) * W;
         for (var ow = 0u; ow < OW; ow++) {
-            let gradient = output_gradient[(row * OW + ow) * OC + o];
+            let gradient = f32(output_gradient[(row * OW + ow) * OC + o]);
             let w = ow * SW + tap % KW * DW - PW;
             if tap == KH * KW {
                 sum += gradient;
             } else if w < W {
-                sum += x[(pixels + w) * C + o / (OC / GROUPS) * GC + c] * gradient;
+                sum += f32(x[(pixels + w) * C + o / (OC / GROUPS) * GC + c]) * gradient;
             }
         }
     }
@@ -185,19 +188,19 @@ fn grouped_backward_input(
             let position = ((n * OH + down / SH) * OW + across / SW) * OC + first;
             let weight = ((kh * KW + kw) * GC + c % GC) * OC + first;
             for (var o = 0u; o < GOC; o++) {
-                sum += output_gradient[position + o] * parameters[weight + o];
+                sum += f32(output_gradient[position + o]) * f32(parameters[weight + o]);
             }
         }
     }
     if MASK {
-        sum = select(0.0, sum, activation[t] > 0.0 || is_nan(activation[t]));
+        sum = select(0.0, sum, f32(activation[t]) > 0.0 || is_nan(f32(activation[t])));
     }
-    input_gradient[t] = sum;
+    input_gradient[t] = real(sum);
 }
 
 // x at column w of the row that starts at pixel `start`; anything where that is padding.
 fn load_x(start: u32, w: u32, channel: u32) -> vec4<f32> {
-    return x4[(start + min(w, W - 1u)) * (C / 4u) + channel];
+    return vec4<f32>(x4[(start + min(w, W - 1u)) * (C / 4u) + channel]);
 }
 
 fn store_y(row: u32, ow: u32, channel: u32, sum: vec4<f32>) {
@@ -206,12 +209,12 @@ fn store_y(row: u32, ow: u32, channel: u32, sum: vec4<f32>) {
     }
     var v = sum;
     if BIAS {
-        v += parameters4[KH * KW * (C / 4u) + channel];
+        v += vec4<f32>(parameters4[KH * KW * (C / 4u) + channel]);
     }
     if RELU {
         v = select(v, vec4<f32>(), (v <= vec4<f32>()) & !is_nan4(v));
     }
-    y4[(row * OW + ow) * (C / 4u) + channel] = v;
+    y4[(row * OW + ow) * (C / 4u) + channel] = vec4<real>(v);
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)
@@ -256,7 +259,7 @@ fn grouped_forward4(
                 x2 = x3;
             }
             x3 = load_x(start, w + 3u * SW, channel);
-            let weight = parameters4[(kh * KW + kw) * C4 + channel];
+            let weight = vec4<f32>(parameters4[(kh * KW + kw) * C4 + channel]);
             s0 = select(s0, s0 + x0 * weight, w < W);
             s1 = select(s1, s1 + x1 * weight, w + SW < W);
             s2 = select(s2, s2 + x2 * weight, w + 2u * SW < W);
@@ -302,7 +305,7 @@ fn grouped_backward_weight4(
         var x2: vec4<f32>;
         var x3: vec4<f32>;
         for (var ow = 0u; ow < OW; ow++) {
-            let gradient = output_gradient4[(row * OW + ow) * C4 + channel];
+            let gradient = vec4<f32>(output_gradient4[(row * OW + ow) * C4 + channel]);
             bias += gradient;
             let w = ow * SW + kw * DW - PW;
             if ow == 0u || SW != DW {
@@ -332,7 +335,7 @@ fn grouped_backward_weight4(
 
 // dy where `across` = ow·SW in the row that starts at position `start`; anything where no ow is that.
 fn load_dy(start: u32, across: u32, channel: u32) -> vec4<f32> {
-    return output_gradient4[(start + min(across / SW, OW - 1u)) * (C / 4u) + channel];
+    return vec4<f32>(output_gradient4[(start + min(across / SW, OW - 1u)) * (C / 4u) + channel]);
 }
 
 fn reaches(across: u32) -> bool {
@@ -346,9 +349,9 @@ fn store_dx(row: u32, w: u32, channel: u32, sum: vec4<f32>) {
     let at = (row * W + w) * (C / 4u) + channel;
     var v = sum;
     if MASK {
-        v = select(vec4<f32>(), v, (activation4[at] > vec4<f32>()) | is_nan4(activation4[at]));
+        v = select(vec4<f32>(), v, (vec4<f32>(activation4[at]) > vec4<f32>()) | is_nan4(vec4<f32>(activation4[at])));
     }
-    input_gradient4[at] = v;
+    input_gradient4[at] = vec4<real>(v);
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)
@@ -393,7 +396,7 @@ fn grouped_backward_input4(
                 g1 = g0;
             }
             g0 = load_dy(start, across, channel);
-            let weight = parameters4[(kh * KW + kw) * C4 + channel];
+            let weight = vec4<f32>(parameters4[(kh * KW + kw) * C4 + channel]);
             s0 = select(s0, s0 + g0 * weight, reaches(across));
             s1 = select(s1, s1 + g1 * weight, reaches(across + 1u));
             s2 = select(s2, s2 + g2 * weight, reaches(across + 2u));

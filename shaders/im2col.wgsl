@@ -16,6 +16,9 @@
 // Maths: Chellapilla, Puri, Simard (2006), "High Performance Convolutional Neural Networks for
 // Document Processing".
 
+// What activations are stored as: f16 in mixed precision.
+alias real = f32;
+
 override N: u32;
 override H: u32;
 override W: u32;
@@ -34,11 +37,11 @@ override MASK: bool = false;
 
 const WORKGROUP_SIZE = 64u;
 
-@group(0) @binding(0) var<storage, read> x: array<f32>;
-@group(0) @binding(1) var<storage, read_write> columns: array<f32>;
-@group(0) @binding(2) var<storage, read> dcolumns: array<f32>;
-@group(0) @binding(3) var<storage, read> activation: array<f32>;
-@group(0) @binding(4) var<storage, read_write> input_gradient: array<f32>;  // dx
+@group(0) @binding(0) var<storage, read> x: array<real>;
+@group(0) @binding(1) var<storage, read_write> columns: array<real>;
+@group(0) @binding(2) var<storage, read> dcolumns: array<real>;
+@group(0) @binding(3) var<storage, read> activation: array<real>;
+@group(0) @binding(4) var<storage, read_write> input_gradient: array<real>;  // dx
 
 // By its bits, because a compiler may take it that no comparison meets a NaN.
 fn is_nan(value: f32) -> bool {
@@ -65,9 +68,9 @@ fn im2col(
     let w = position % OW * SW + kw * DW - PW;
     var value = 0.0;
     if h < H && w < W {
-        value = x[((n * H + h) * W + w) * C + c];
+        value = f32(x[((n * H + h) * W + w) * C + c]);
     }
-    columns[t] = value;
+    columns[t] = real(value);
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)
@@ -96,11 +99,11 @@ fn col2im(
                 continue;
             }
             let position = (n * OH + down / SH) * OW + across / SW;
-            sum += dcolumns[((position * KH + kh) * KW + kw) * C + c];
+            sum += f32(dcolumns[((position * KH + kh) * KW + kw) * C + c]);
         }
     }
     if MASK {
-        sum = select(0.0, sum, activation[t] > 0.0 || is_nan(activation[t]));
+        sum = select(0.0, sum, f32(activation[t]) > 0.0 || is_nan(f32(activation[t])));
     }
-    input_gradient[t] = sum;
+    input_gradient[t] = real(sum);
 }

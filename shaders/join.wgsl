@@ -18,6 +18,9 @@
 // CPU twins: the functions of the same names in src/cpu/join.rs, of those that end in 4 too.
 // Maths: Hu, Shen, Sun (2018), "Squeeze-and-Excitation Networks", for the scale.
 
+// What activations are stored as: f16 in mixed precision.
+alias real = f32;
+
 override ELEMENTS: u32 = 1;
 override C: u32 = 1;
 override P: u32 = 1;
@@ -31,20 +34,20 @@ const WORKGROUP_SIZE = 64u;
 const CHANNELS = 8u;
 const PARTS = WORKGROUP_SIZE / CHANNELS;
 
-@group(0) @binding(0) var<storage, read> a: array<f32>;
-@group(0) @binding(1) var<storage, read> b: array<f32>;
-@group(0) @binding(2) var<storage, read> x: array<f32>;
-@group(0) @binding(3) var<storage, read> factors: array<f32>;
-@group(0) @binding(4) var<storage, read> output_gradient: array<f32>;  // dy
-@group(0) @binding(5) var<storage, read_write> y: array<f32>;
-@group(0) @binding(6) var<storage, read_write> factor_gradient: array<f32>;  // df
+@group(0) @binding(0) var<storage, read> a: array<real>;
+@group(0) @binding(1) var<storage, read> b: array<real>;
+@group(0) @binding(2) var<storage, read> x: array<real>;
+@group(0) @binding(3) var<storage, read> factors: array<real>;
+@group(0) @binding(4) var<storage, read> output_gradient: array<real>;  // dy
+@group(0) @binding(5) var<storage, read_write> y: array<real>;
+@group(0) @binding(6) var<storage, read_write> factor_gradient: array<real>;  // df
 
 // Four elements or channels at a time.
-@group(0) @binding(7) var<storage, read> a4: array<vec4<f32>>;
-@group(0) @binding(8) var<storage, read> b4: array<vec4<f32>>;
-@group(0) @binding(9) var<storage, read> x4: array<vec4<f32>>;
-@group(0) @binding(10) var<storage, read> factors4: array<vec4<f32>>;
-@group(0) @binding(11) var<storage, read_write> y4: array<vec4<f32>>;
+@group(0) @binding(7) var<storage, read> a4: array<vec4<real>>;
+@group(0) @binding(8) var<storage, read> b4: array<vec4<real>>;
+@group(0) @binding(9) var<storage, read> x4: array<vec4<real>>;
+@group(0) @binding(10) var<storage, read> factors4: array<vec4<real>>;
+@group(0) @binding(11) var<storage, read_write> y4: array<vec4<real>>;
 
 struct Invocation {
     @builtin(workgroup_id) group: vec3<u32>,
@@ -60,7 +63,7 @@ fn element(at: Invocation) -> u32 {
 fn add(at: Invocation) {
     let i = element(at);
     if i < ELEMENTS {
-        y[i] = a[i] + b[i];
+        y[i] = real(f32(a[i]) + f32(b[i]));
     }
 }
 
@@ -68,7 +71,7 @@ fn add(at: Invocation) {
 fn add4(at: Invocation) {
     let i = element(at);
     if i < ELEMENTS / 4u {
-        y4[i] = a4[i] + b4[i];
+        y4[i] = vec4<real>(vec4<f32>(a4[i]) + vec4<f32>(b4[i]));
     }
 }
 
@@ -79,9 +82,9 @@ fn concat(at: Invocation) {
         let row = i / (CA + CB);
         let c = i % (CA + CB);
         if c < CA {
-            y[i] = a[row * CA + c];
+            y[i] = real(f32(a[row * CA + c]));
         } else {
-            y[i] = b[row * CB + c - CA];
+            y[i] = real(f32(b[row * CB + c - CA]));
         }
     }
 }
@@ -90,7 +93,7 @@ fn concat(at: Invocation) {
 fn slice_channels(at: Invocation) {
     let i = element(at);
     if i < ELEMENTS {
-        y[i] = x[i / COUNT * C + FIRST + i % COUNT];
+        y[i] = real(f32(x[i / COUNT * C + FIRST + i % COUNT]));
     }
 }
 
@@ -98,7 +101,7 @@ fn slice_channels(at: Invocation) {
 fn scale_forward(at: Invocation) {
     let i = element(at);
     if i < ELEMENTS {
-        y[i] = x[i] * factors[i / (P * C) * C + i % C];
+        y[i] = real(f32(x[i]) * f32(factors[i / (P * C) * C + i % C]));
     }
 }
 
@@ -107,7 +110,7 @@ fn scale_forward4(at: Invocation) {
     let i = element(at);
     let C4 = C / 4u;
     if i < ELEMENTS / 4u {
-        y4[i] = x4[i] * factors4[i / (P * C4) * C4 + i % C4];
+        y4[i] = vec4<real>(vec4<f32>(x4[i]) * vec4<f32>(factors4[i / (P * C4) * C4 + i % C4]));
     }
 }
 
@@ -124,7 +127,7 @@ fn scale_backward_factors(at: Invocation) {
     if counts {
         for (var p = at.local / CHANNELS; p < P; p += PARTS) {
             let i = (n * P + p) * C + c;
-            sum += x[i] * output_gradient[i];
+            sum += f32(x[i]) * f32(output_gradient[i]);
         }
     }
     sums[at.local] = sum;
@@ -135,6 +138,6 @@ fn scale_backward_factors(at: Invocation) {
         }
     }
     if at.local < CHANNELS && counts {
-        factor_gradient[n * C + c] = sums[at.local];
+        factor_gradient[n * C + c] = real(sums[at.local]);
     }
 }

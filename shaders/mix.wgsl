@@ -51,7 +51,7 @@ struct Step {
     total: f32,
     micro: u32,
     average: f32,
-    padding: u32,
+    skip: u32,
 }
 
 @group(0) @binding(0) var<storage, read> labels: array<u32>;

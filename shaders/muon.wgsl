@@ -5,6 +5,7 @@
 //   muon_polynomial: p = 3.4445·I − 4.775·a + 2.0315·aa,  with a = xᵀx (or x·xᵀ where that is smaller)
 //                    and aa = a·a; x·p (p·x) is the next x, three times
 //   muon_update:     w = w · SIZE/norm − lr·RATE·x;  a w of zeros is not scaled
+// Where the row says that the update is skipped v and w stay as they are, and x is 0.
 //
 // The products are those of conv2d.wgsl. lr comes from the current row of the step table, the norms (of x and
 // of w) from clip.wgsl; SIZE is √OC.
@@ -35,7 +36,7 @@ struct Step {
     total: f32,
     micro: u32,
     average: f32,
-    padding: u32,
+    skip: u32,
 }
 
 @group(0) @binding(0) var<storage, read> gradients: array<f32>;
@@ -58,6 +59,10 @@ fn muon_momentum(
 ) {
     let i = (group.y * groups.x + group.x) * WORKGROUP_SIZE + local;
     if i >= ELEMENTS {
+        return;
+    }
+    if steps[counter[0]].skip != 0u {
+        x[i] = 0.0;
         return;
     }
     let g = gradients[i];
@@ -103,7 +108,7 @@ fn muon_update(
     @builtin(local_invocation_index) local: u32,
 ) {
     let i = (group.y * groups.x + group.x) * WORKGROUP_SIZE + local;
-    if i >= ELEMENTS {
+    if i >= ELEMENTS || steps[counter[0]].skip != 0u {
         return;
     }
     var w = parameters[i];

@@ -10,7 +10,7 @@
 //
 // lr and the bias corrections 1 − BETA^step come from the current row of the step table. GROUPED: a
 // parameter has factors of its own on lr and WEIGHT_DECAY; one whose first is not above 0 stays as it is,
-// and so does its state.
+// and so does its state. All stay where the row says that the update is skipped.
 // Layout: every vector has ELEMENTS elements, factors [2,ELEMENTS]; state1 is the velocity v (SGD) or the first moment m
 // (AdamW, Lion), state2 the second moment v (AdamW). Parameters are handled LANES at a time: four as the text
 // stands, one where they do not come in fours, see src/kernels/lanes.rs. WIDTH = ELEMENTS / LANES.
@@ -46,7 +46,7 @@ struct Step {
     total: f32,
     micro: u32,
     average: f32,
-    padding: u32,
+    skip: u32,
 }
 
 @group(0) @binding(0) var<storage, read_write> parameters: array<Lanes>;
@@ -84,7 +84,7 @@ fn sgd_update(
     @builtin(local_invocation_index) local: u32,
 ) {
     let i = (group.y * groups.x + group.x) * WORKGROUP_SIZE + local;
-    if i >= WIDTH {
+    if i >= WIDTH || steps[counter[0]].skip != 0u {
         return;
     }
     let own = factors_of(i);
@@ -107,7 +107,7 @@ fn adamw_update(
     @builtin(local_invocation_index) local: u32,
 ) {
     let i = (group.y * groups.x + group.x) * WORKGROUP_SIZE + local;
-    if i >= WIDTH {
+    if i >= WIDTH || steps[counter[0]].skip != 0u {
         return;
     }
     let own = factors_of(i);
@@ -134,7 +134,7 @@ fn lion_update(
     @builtin(local_invocation_index) local: u32,
 ) {
     let i = (group.y * groups.x + group.x) * WORKGROUP_SIZE + local;
-    if i >= WIDTH {
+    if i >= WIDTH || steps[counter[0]].skip != 0u {
         return;
     }
     let own = factors_of(i);

@@ -33,6 +33,9 @@
 // Maths: Goodfellow, Bengio, Courville (2016), "Deep Learning", 9.3; torch.nn.functional.max_pool2d
 // and avg_pool2d for ties, NaN, padding, what a mean is divided by, and remainders.
 
+// What activations are stored as: f16 in mixed precision.
+alias real = f32;
+
 override N: u32;
 override H: u32;
 override W: u32;
@@ -55,19 +58,19 @@ override MASK: bool = false;
 
 const WORKGROUP_SIZE = 64u;
 
-@group(0) @binding(0) var<storage, read> x: array<f32>;
-@group(0) @binding(1) var<storage, read_write> y: array<f32>;
+@group(0) @binding(0) var<storage, read> x: array<real>;
+@group(0) @binding(1) var<storage, read_write> y: array<real>;
 @group(0) @binding(2) var<storage, read_write> index: array<u32>;
-@group(0) @binding(3) var<storage, read> output_gradient: array<f32>;  // dy
+@group(0) @binding(3) var<storage, read> output_gradient: array<real>;  // dy
 @group(0) @binding(4) var<storage, read> winner: array<u32>;  // the index, read back
-@group(0) @binding(5) var<storage, read> activation: array<f32>;  // what MASK looks at
-@group(0) @binding(6) var<storage, read_write> input_gradient: array<f32>;  // dx
+@group(0) @binding(5) var<storage, read> activation: array<real>;  // what MASK looks at
+@group(0) @binding(6) var<storage, read_write> input_gradient: array<real>;  // dx
 // Values four channels at a time.
-@group(0) @binding(7) var<storage, read> output_gradient4: array<vec4<f32>>;
-@group(0) @binding(8) var<storage, read> activation4: array<vec4<f32>>;
-@group(0) @binding(9) var<storage, read_write> input_gradient4: array<vec4<f32>>;
-@group(0) @binding(10) var<storage, read> x4: array<vec4<f32>>;
-@group(0) @binding(11) var<storage, read_write> y4: array<vec4<f32>>;
+@group(0) @binding(7) var<storage, read> output_gradient4: array<vec4<real>>;
+@group(0) @binding(8) var<storage, read> activation4: array<vec4<real>>;
+@group(0) @binding(9) var<storage, read_write> input_gradient4: array<vec4<real>>;
+@group(0) @binding(10) var<storage, read> x4: array<vec4<real>>;
+@group(0) @binding(11) var<storage, read_write> y4: array<vec4<real>>;
 
 // From `first` to before `end`.
 struct Span { first: u32, end: u32 }
@@ -138,9 +141,9 @@ fn winner_of(element: u32) -> u32 {
 
 // The gradient of an element of y, or nothing where the ReLU before it passed nothing.
 fn pooled_gradient(element: u32) -> f32 {
-    var gradient = output_gradient[element];
+    var gradient = f32(output_gradient[element]);
     if MASK {
-        gradient = select(0.0, gradient, passed(activation[element]));
+        gradient = select(0.0, gradient, passed(f32(activation[element])));
     }
     return gradient;
 }
@@ -168,18 +171,18 @@ fn maxpool2d_forward(
         let corner = corner_of(n, oh, ow) * C + c;
         let rows = rows_of(oh);
         let columns = columns_of(ow);
-        var best = x[corner + (rows.first * W + columns.first) * C];
+        var best = f32(x[corner + (rows.first * W + columns.first) * C]);
         var place = rows.first * KW + columns.first;
         for (var kh = rows.first; kh < rows.end; kh++) {
             for (var kw = columns.first; kw < columns.end; kw++) {
-                let value = x[corner + (kh * W + kw) * C];
+                let value = f32(x[corner + (kh * W + kw) * C]);
                 if is_nan(value) || (value > best && !is_nan(best)) {
                     best = value;
                     place = kh * KW + kw;
                 }
             }
         }
-        y[element] = best;
+        y[element] = real(best);
         word |= place << (8u * part);
     }
     index[t] = word;
@@ -201,17 +204,17 @@ fn maxpool2d_forward4(
     let corner = corner_of(t / (C4 * OW * OH), oh, ow) * C4 + t % C4;
     let rows = rows_of(oh);
     let columns = columns_of(ow);
-    var best = x4[corner + (rows.first * W + columns.first) * C4];
+    var best = vec4<f32>(x4[corner + (rows.first * W + columns.first) * C4]);
     var place = vec4<u32>(rows.first * KW + columns.first);
     for (var kh = rows.first; kh < rows.end; kh++) {
         for (var kw = columns.first; kw < columns.end; kw++) {
-            let value = x4[corner + (kh * W + kw) * C4];
+            let value = vec4<f32>(x4[corner + (kh * W + kw) * C4]);
             let wins = is_nan4(value) | ((value > best) & !is_nan4(best));
             best = select(best, value, wins);
             place = select(place, vec4<u32>(kh * KW + kw), wins);
         }
     }
-    y4[t] = best;
+    y4[t] = vec4<real>(best);
     index[t] = place.x | (place.y << 8u) | (place.z << 16u) | (place.w << 24u);
 }
 
@@ -245,7 +248,7 @@ fn maxpool2d_backward(
     for (var h = r.h; h < r.end_h; h++) {
         for (var w = r.w; w < r.end_w; w++) {
             let won = h + PH == r.top + place / KW && w + PW == r.left + place % KW;
-            input_gradient[((r.n * H + h) * W + w) * C + t % C] = select(0.0, gradient, won);
+            input_gradient[((r.n * H + h) * W + w) * C + t % C] = real(select(0.0, gradient, won));
         }
     }
 }
@@ -262,15 +265,15 @@ fn maxpool2d_backward4(
         return;
     }
     let r = region(t / C4);
-    var gradient = output_gradient4[t];
+    var gradient = vec4<f32>(output_gradient4[t]);
     if MASK {
-        gradient = select(vec4<f32>(), gradient, passed4(activation4[t]));
+        gradient = select(vec4<f32>(), gradient, passed4(vec4<f32>(activation4[t])));
     }
     let place = (vec4<u32>(winner[t]) >> vec4<u32>(0u, 8u, 16u, 24u)) & vec4<u32>(0xffu);
     for (var h = r.h; h < r.end_h; h++) {
         for (var w = r.w; w < r.end_w; w++) {
             let won = (vec4<u32>(h + PH - r.top) == place / KW) & (vec4<u32>(w + PW - r.left) == place % KW);
-            input_gradient4[((r.n * H + h) * W + w) * C4 + t % C4] = select(vec4<f32>(), gradient, won);
+            input_gradient4[((r.n * H + h) * W + w) * C4 + t % C4] = vec4<real>(select(vec4<f32>(), gradient, won));
         }
     }
 }
@@ -300,7 +303,7 @@ fn maxpool2d_backward_overlapping(
             }
         }
     }
-    input_gradient[t] = sum;
+    input_gradient[t] = real(sum);
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)
@@ -326,12 +329,12 @@ fn maxpool2d_backward_overlapping4(
             let place = (vec4<u32>(winner[element]) >> vec4<u32>(0u, 8u, 16u, 24u)) & vec4<u32>(0xffu);
             var won = place == vec4<u32>((h + PH - oh * SH) * KW + (w + PW - ow * SW));
             if MASK {
-                won &= passed4(activation4[element]);
+                won &= passed4(vec4<f32>(activation4[element]));
             }
-            sum += select(vec4<f32>(), output_gradient4[element], won);
+            sum += select(vec4<f32>(), vec4<f32>(output_gradient4[element]), won);
         }
     }
-    input_gradient4[t] = sum;
+    input_gradient4[t] = vec4<real>(sum);
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)
@@ -353,10 +356,10 @@ fn meanpool2d_forward(
     var sum = 0.0;
     for (var kh = rows.first; kh < rows.end; kh++) {
         for (var kw = columns.first; kw < columns.end; kw++) {
-            sum += x[corner + (kh * W + kw) * C];
+            sum += f32(x[corner + (kh * W + kw) * C]);
         }
     }
-    y[t] = sum / divisor(oh, ow);
+    y[t] = real(sum / divisor(oh, ow));
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)
@@ -378,10 +381,10 @@ fn meanpool2d_forward4(
     var sum = vec4<f32>();
     for (var kh = rows.first; kh < rows.end; kh++) {
         for (var kw = columns.first; kw < columns.end; kw++) {
-            sum += x4[corner + (kh * W + kw) * C4];
+            sum += vec4<f32>(x4[corner + (kh * W + kw) * C4]);
         }
     }
-    y4[t] = sum / divisor(oh, ow);
+    y4[t] = vec4<real>(sum / divisor(oh, ow));
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)
@@ -403,7 +406,7 @@ fn meanpool2d_backward(
     var sum = 0.0;
     for (var oh = rows.first; oh < rows.end; oh++) {
         for (var ow = columns.first; ow < columns.end; ow++) {
-            var gradient = output_gradient[((n * OH + oh) * OW + ow) * C + c];
+            var gradient = f32(output_gradient[((n * OH + oh) * OW + ow) * C + c]);
             if DIVISOR == 0u {
                 gradient /= divisor(oh, ow);
             }
@@ -411,12 +414,12 @@ fn meanpool2d_backward(
         }
     }
     if MASK {
-        sum = select(0.0, sum, passed(activation[t]));
+        sum = select(0.0, sum, passed(f32(activation[t])));
     }
     if DIVISOR > 0u {
         sum /= f32(DIVISOR);
     }
-    input_gradient[t] = sum;
+    input_gradient[t] = real(sum);
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)
@@ -438,7 +441,7 @@ fn meanpool2d_backward4(
     var sum = vec4<f32>();
     for (var oh = rows.first; oh < rows.end; oh++) {
         for (var ow = columns.first; ow < columns.end; ow++) {
-            var gradient = output_gradient4[((n * OH + oh) * OW + ow) * C4 + t % C4];
+            var gradient = vec4<f32>(output_gradient4[((n * OH + oh) * OW + ow) * C4 + t % C4]);
             if DIVISOR == 0u {
                 gradient /= divisor(oh, ow);
             }
@@ -446,10 +449,10 @@ fn meanpool2d_backward4(
         }
     }
     if MASK {
-        sum = select(vec4<f32>(), sum, passed4(activation4[t]));
+        sum = select(vec4<f32>(), sum, passed4(vec4<f32>(activation4[t])));
     }
     if DIVISOR > 0u {
         sum /= f32(DIVISOR);
     }
-    input_gradient4[t] = sum;
+    input_gradient4[t] = vec4<real>(sum);
 }

@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::gpu::{AdapterReport, Buffer, Dispatch, Gpu};
 use crate::kernels::conv2d::{self, Family, Pass, Product, Tile};
 use crate::kernels::{Dtype, KernelSpec, View, pool};
+use half::f16;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -239,13 +240,22 @@ fn none_agrees(product: &Product, tiles: usize, adapter: &AdapterReport) -> Erro
 struct Found {
     /// The result, its splits added up.
     values: Vec<f64>,
+    /// How far from them another result may be, as a share of the largest.
+    margin: f64,
     /// Of the max-pooling, four to a word; empty without.
     index: Vec<u32>,
 }
 
 impl Found {
     fn read(gpu: &Gpu, product: &Product, result: &Buffer, index: &Buffer) -> Result<Found> {
-        let partials: Vec<f32> = gpu.read("tuning", result)?;
+        let partials: Vec<f32> = match result_dtype(product) {
+            Dtype::F16 => {
+                let halves: Vec<f16> = gpu.read("tuning", result)?;
+                let values = halves[..product.result_elements()].iter();
+                values.map(|half| half.to_f32()).collect()
+            }
+            _ => gpu.read("tuning", result)?,
+        };
         let mut values = vec![0.0; partials.len() / product.splits()];
         for part in partials.chunks_exact(values.len()) {
             for (sum, value) in values.iter_mut().zip(part) {
@@ -254,6 +264,8 @@ impl Found {
         }
         Ok(Found {
             values,
+            // Halves that are a bit apart differ by a 1024th at most.
+            margin: if product.half { 1e-3 } else { 1e-4 },
             index: match product.pool {
                 Some(_) => gpu.read("tuning", index)?,
                 None => Vec::new(),
@@ -262,18 +274,39 @@ impl Found {
     }
 
     fn agrees_with(&self, reference: &Found) -> bool {
-        close(&self.values, &reference.values) && self.index == reference.index
+        close(&self.values, &reference.values, reference.margin) && self.index == reference.index
     }
 }
 
 /// Whether two results agree but for the order of their additions. False for NaN.
-fn close(found: &[f64], reference: &[f64]) -> bool {
+fn close(found: &[f64], reference: &[f64], margin: f64) -> bool {
     let largest = reference.iter().fold(0.0f64, |m, v| m.max(v.abs()));
     found.len() == reference.len()
         && found
             .iter()
             .zip(reference)
-            .all(|(f, r)| (f - r).abs() <= 1e-4 * largest)
+            .all(|(f, r)| (f - r).abs() <= margin * largest)
+}
+
+/// What a product's operands are stored as.
+fn dtype(product: &Product) -> Dtype {
+    match product.half {
+        true => Dtype::F16,
+        false => Dtype::F32,
+    }
+}
+
+/// What its result is.
+fn result_dtype(product: &Product) -> Dtype {
+    match product.pass {
+        Pass::BackwardWeight => Dtype::F32,
+        _ => dtype(product),
+    }
+}
+
+/// Words of a product's result.
+fn result_words(product: &Product) -> usize {
+    result_dtype(product).words(product.result_elements())
 }
 
 /// Words of the index of a product's max-pooling; one where it has none.
@@ -286,6 +319,8 @@ struct Operands {
     x: Buffer,
     parameters: Buffer,
     dy: Buffer,
+    /// Their elements.
+    lens: [usize; 3],
 }
 
 impl Operands {
@@ -293,34 +328,42 @@ impl Operands {
         let g = &product.geometry;
         // Signed, without a period that a tile could share. Where the largest of a window is sought
         // they are multiples of 1/4, whose sums have no rounding errors that could decide it, and
-        // many windows have ties.
+        // many windows have ties; as halves they are small, so that sums have none either.
         let values = |len: usize| -> Vec<f32> {
             let hash = |i: u32| i.wrapping_mul(2_654_435_761);
             let value = |i: u32| match product.pool {
+                Some(_) if product.half => (hash(i) >> 30) as f32 / 4.0 - 0.25,
                 Some(_) => (hash(i) >> 29) as f32 / 4.0 - 1.0,
                 None => (hash(i) >> 8) as f32 / (1 << 23) as f32 - 1.0,
             };
             (0..len as u32).map(value).collect()
         };
-        let [x, p, dy] = [
+        let lens = [
             product.batch * g.input.elements(),
             g.parameter_elements(),
             product.batch * g.output.elements(),
         ];
+        let upload = |len| match dtype(product) {
+            Dtype::F16 => {
+                let halves: Vec<f16> = values(len).into_iter().map(f16::from_f32).collect();
+                gpu.upload("tuning", &halves)
+            }
+            _ => gpu.upload("tuning", &values(len)),
+        };
+        let [x, parameters, dy] = lens.map(upload);
         Ok(Operands {
-            x: gpu.upload("tuning", &values(x))?,
-            parameters: gpu.upload("tuning", &values(p))?,
-            dy: gpu.upload("tuning", &values(dy))?,
+            x: x?,
+            parameters: parameters?,
+            dy: dy?,
+            lens,
         })
     }
 
     /// The kernel of `product` on x, parameters, dy, its result and its index, in this order.
     fn spec(&self, product: &Product) -> KernelSpec {
         let results = product.result_elements();
-        let [x, parameters, dy] = [&self.x, &self.parameters, &self.dy].map(Buffer::len);
-        let view = |tensor: usize, len: usize| View::whole(tensor, Dtype::F32, len);
-        let (x, parameters, dy) = (view(0, x), view(1, parameters), view(2, dy));
-        let y = view(3, results);
+        let [x, parameters, dy] = [0, 1, 2].map(|i| View::whole(i, dtype(product), self.lens[i]));
+        let y = View::whole(3, result_dtype(product), results);
         match product.pass {
             Pass::Forward => {
                 let index = product.pool.map(|_| View::whole(4, Dtype::U8, results));
@@ -343,7 +386,7 @@ impl Operands {
     /// The same with new buffers, poisoned: what a kernel leaves unwritten equals nothing.
     fn poisoned(&self, gpu: &Gpu, product: &Product) -> Result<(Dispatch, Buffer, Buffer)> {
         let poisoned = |len: usize| gpu.upload("tuning", &vec![f32::NAN; len]);
-        let result = poisoned(product.result_elements())?;
+        let result = poisoned(result_words(product))?;
         let index = poisoned(indices(product))?;
         let dispatch = self.dispatch(gpu, product, [&result, &index])?;
         Ok((dispatch, result, index))
@@ -360,13 +403,13 @@ impl Operands {
         };
         let (dispatch, y, _) = self.poisoned(gpu, &plain)?;
         let results = product.result_elements();
-        let pooled = gpu.buffer("tuning", results)?;
+        let pooled = gpu.buffer("tuning", result_words(product))?;
         let index = gpu.buffer("tuning", results / 4)?;
         let pool = pool::maxpool2d_forward(
             &window,
             product.batch,
-            View::whole(0, Dtype::F32, y.len()),
-            View::whole(1, Dtype::F32, results),
+            View::whole(0, dtype(product), plain.result_elements()),
+            View::whole(1, dtype(product), results),
             View::whole(2, Dtype::U8, results),
         );
         let pool = gpu.dispatch_on(&pool, &[&y, &pooled, &index])?;
@@ -382,7 +425,7 @@ impl Operands {
 
     /// Seconds of one run: the fastest of a few windows, each long enough to be measured.
     fn time(&self, gpu: &Gpu, product: &Product) -> Result<f64> {
-        let result = gpu.buffer("tuning", product.result_elements())?;
+        let result = gpu.buffer("tuning", result_words(product))?;
         let index = gpu.buffer("tuning", indices(product))?;
         let dispatch = self.dispatch(gpu, product, [&result, &index])?;
         let window = |repeat: usize| -> Result<f64> {

@@ -69,9 +69,12 @@ fn read_folder(folder: &str, extension: &str) -> Vec<(String, String)> {
 
 fn parse(source: &str) -> Result<(Module, ModuleInfo), String> {
     let module = naga::front::wgsl::parse_str(source).map_err(|e| e.emit_to_string(source))?;
-    let info = Validator::new(ValidationFlags::all(), Capabilities::SUBGROUP)
-        .validate(&module)
-        .map_err(|e| e.emit_to_string(source))?;
+    let info = Validator::new(
+        ValidationFlags::all(),
+        Capabilities::SUBGROUP | Capabilities::SHADER_FLOAT16,
+    )
+    .validate(&module)
+    .map_err(|e| e.emit_to_string(source))?;
     Ok((module, info))
 }
 
@@ -130,8 +133,8 @@ fn translate(
     }
 
     let options = hlsl::Options {
-        // What wgpu asks of DX12 where subgroup operations are used.
-        shader_model: hlsl::ShaderModel::V6_0,
+        // What wgpu asks of DX12 where 16-bit floats are used.
+        shader_model: hlsl::ShaderModel::V6_2,
         // `num_workgroups` comes in through it.
         special_constants_binding: Some(hlsl::BindTarget::default()),
         ..Default::default()
@@ -183,8 +186,14 @@ fn check_kernel(kernel: &KernelSpec, module: &Module, info: &ModuleInfo) -> Vec<
             TypeInner::Array { base, .. } => &module.types[base].inner,
             ref other => other,
         };
-        let floats = element.scalar_kind() == Some(ScalarKind::Float);
-        if floats != (argument.view.dtype == Dtype::F32) {
+        let element = element.scalar().map(|scalar| (scalar.kind, scalar.width));
+        let wanted = match argument.view.dtype {
+            Dtype::F32 => [Some((ScalarKind::Float, 4)); 2],
+            Dtype::F16 => [Some((ScalarKind::Float, 2)); 2],
+            // A row of the step table is a struct.
+            Dtype::U32 | Dtype::U8 => [Some((ScalarKind::Uint, 4)), None],
+        };
+        if !wanted.contains(&element) {
             complaints.push(format!("{name} holds {element:?}, {argument:?}"));
         }
     }
@@ -398,7 +407,7 @@ fn structs_are_laid_out_as_on_the_host() {
             ("total", offset_of!(Step, total)),
             ("micro", offset_of!(Step, micro)),
             ("average", offset_of!(Step, average)),
-            ("padding", offset_of!(Step, padding)),
+            ("skip", offset_of!(Step, skip)),
         ],
     );
     let metrics = (

@@ -39,6 +39,11 @@ const ELEMENTS_PER_SUM: usize = 8192;
 /// Carries out one kernel of a plan for the CPU: by a faster function where there is one, else by its
 /// twin.
 pub fn run(spec: &KernelSpec, memory: &mut Memory<f32>, scratch: &Scratch) {
+    run_in_floats(spec, memory, scratch);
+    memory.round_halves(spec);
+}
+
+fn run_in_floats(spec: &KernelSpec, memory: &mut Memory<f32>, scratch: &Scratch) {
     let view = |name| spec.view(name);
     match &spec.work {
         Work::Product(product) => run_product(spec, product, memory, scratch),
@@ -812,7 +817,7 @@ mod tests {
                     for written in spec.arguments.iter().filter(|a| a.access != Access::Read) {
                         let view = written.view;
                         match view.dtype {
-                            Dtype::F32 => {
+                            Dtype::F32 | Dtype::F16 => {
                                 let found = fast.memory.floats(view).to_vec();
                                 assert_close(&found, twins.memory.floats(view));
                                 // Each kernel is judged on its own.

@@ -3,10 +3,11 @@
 use super::*;
 use crate::kernels::conv2d::{Pass, Product};
 use crate::kernels::mix::MIX_WORDS;
-use crate::kernels::{Dtype, KernelSpec, Metrics, Step, View, Work};
+use crate::kernels::{Access, Dtype, KernelSpec, Metrics, STEP_ELEMENTS, Step, View, Work};
 use crate::model::Loss;
 use crate::model::recipe::{Optimizer, StepScalars};
 use crate::plan::{Lifetime, Plan, Section};
+use rayon::prelude::*;
 use std::ops::Range;
 
 /// What a tensor holds.
@@ -21,7 +22,7 @@ impl<T: Float> Values<T> {
     /// So many zeros.
     pub fn zeros(dtype: Dtype, len: usize) -> Self {
         match dtype {
-            Dtype::F32 => Values::Floats(vec![T::zero(); len]),
+            Dtype::F32 | Dtype::F16 => Values::Floats(vec![T::zero(); len]),
             Dtype::U32 => Values::Words(vec![0; len]),
             Dtype::U8 => Values::Bytes(vec![0; len]),
         }
@@ -121,6 +122,16 @@ impl<T: Float> Memory<T> {
         });
     }
 
+    /// Rounds what a kernel wrote to tensors of halves, as it does itself.
+    pub fn round_halves(&mut self, spec: &KernelSpec) {
+        let written = spec.arguments.iter().filter(|a| a.access != Access::Read);
+        for argument in written.filter(|a| a.view.dtype == Dtype::F16) {
+            self.change_floats(argument.view, |_, values| {
+                values.par_iter_mut().for_each(|v| *v = round_to_half(*v));
+            });
+        }
+    }
+
     pub fn put_words(&mut self, view: View, new: &[u32]) {
         let start = self.range(view).start;
         self.change(view, |_, values| match values {
@@ -189,6 +200,11 @@ impl<T: Float> Memory<T> {
 
 /// Carries out one kernel by its twin.
 pub fn run<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
+    run_in_floats(spec, memory);
+    memory.round_halves(spec);
+}
+
+fn run_in_floats<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
     let view = |name| spec.view(name);
     let floats = |name| memory.floats(view(name));
     match &spec.work {
@@ -507,10 +523,12 @@ pub fn run<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
             memory.change_floats(view("gradients"), |_, g| clip_gradients(*limit, g, norm));
         }
         Work::MuonMomentum { momentum } => {
-            let mut x = Vec::new();
-            memory.change_floats(view("velocity"), |memory, v| {
-                x = muon_momentum(*momentum, memory.floats(view("gradients")), v);
-            });
+            let mut x = vec![T::zero(); view("x").len];
+            if memory.step(spec).0.skip == 0 {
+                memory.change_floats(view("velocity"), |memory, v| {
+                    x = muon_momentum(*momentum, memory.floats(view("gradients")), v);
+                });
+            }
             memory.put(view("x"), x);
         }
         Work::MuonScale => {
@@ -523,10 +541,41 @@ pub fn run<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
         }
         Work::MuonUpdate { size, rate } => {
             let ((step, _), norm) = (memory.step(spec), floats("norm")[0]);
-            memory.change_floats(view("parameters"), |memory, w| {
-                let direction = memory.floats(view("direction"));
-                muon_update(*size, *rate, step.lr, w, norm, direction);
+            if step.skip == 0 {
+                memory.change_floats(view("parameters"), |memory, w| {
+                    let direction = memory.floats(view("direction"));
+                    muon_update(*size, *rate, step.lr, w, norm, direction);
+                });
+            }
+        }
+        Work::ToHalf => {
+            let y = to_half(floats("x"));
+            memory.put(view("y"), y);
+        }
+        Work::ToFloat => {
+            let y = to_float(floats("x"));
+            memory.put(view("y"), y);
+        }
+        Work::ScaleToHalf => {
+            let y = scale_to_half(floats("x"), floats("loss_scale")[0]);
+            memory.put(view("y"), y);
+        }
+        Work::UnscaleGradients => {
+            let scale = floats("loss_scale")[0];
+            memory.change_floats(view("gradients"), |_, g| unscale_gradients(g, scale));
+        }
+        Work::AdvanceLossScale => {
+            let ((mut step, row), norm) = (memory.step(spec), floats("norm")[0]);
+            memory.change_floats(view("loss_scale"), |_, scale| {
+                step.skip = u32::from(advance_loss_scale(norm, scale));
             });
+            let all = view("steps");
+            let at = View {
+                start: all.start + row * STEP_ELEMENTS,
+                len: STEP_ELEMENTS,
+                ..all
+            };
+            memory.put_words(at, bytemuck::cast_slice(&[step]));
         }
         Work::AverageValues => {
             let (step, _) = memory.step(spec);
@@ -753,6 +802,9 @@ fn run_update<T: Float>(
     memory: &mut Memory<T>,
 ) {
     let (step, _) = memory.step(spec);
+    if step.skip != 0 {
+        return;
+    }
     let scalars = StepScalars {
         lr: step.lr,
         bias_correction1: step.bias_correction1,

@@ -6,8 +6,9 @@ use super::{
 };
 use crate::cpu::{Memory, Values, fast};
 use crate::error::Result;
+use crate::kernels::half::LOSS_SCALE;
 use crate::kernels::{Dtype, Metrics, Step};
-use crate::model::recipe::{Optimizer, Views};
+use crate::model::recipe::{Optimizer, Precision, Views};
 use crate::model::{Model, initial_running};
 use crate::plan::{self, Lifetime, Mode, Options, Plan, Section, Target};
 use std::collections::HashMap;
@@ -83,6 +84,9 @@ impl CpuEngine {
         if let Some(factors) = plan::factors(model, optimizer, options)? {
             engine.set_kept("factors", &factors)?;
         }
+        if options.precision == Precision::Mixed && !options.evaluates_only {
+            engine.set_kept("loss_scale", &LOSS_SCALE)?;
+        }
         if options.average {
             engine.set_kept("average_running", &initial_running(model))?;
         }
@@ -140,6 +144,10 @@ impl CpuEngine {
 
     pub(super) fn averages(&self) -> bool {
         self.options.average
+    }
+
+    pub(super) fn scales_loss(&self) -> bool {
+        self.options.precision == Precision::Mixed && !self.options.evaluates_only
     }
 
     /// Exchanges two vectors that are kept.

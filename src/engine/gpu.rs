@@ -9,8 +9,9 @@ use super::{
 use crate::error::{Error, Result};
 use crate::gpu::{AdapterReport, Buffer, Dispatch, Gpu, Readback, Span, Ticket};
 use crate::host::{batch_advice, fitting_batch};
+use crate::kernels::half::LOSS_SCALE;
 use crate::kernels::{Dtype, Metrics, STEP_ELEMENTS, Step, View, average};
-use crate::model::recipe::{Optimizer, Views};
+use crate::model::recipe::{Optimizer, Precision, Views};
 use crate::model::{Model, initial_running};
 use crate::plan::{self, Lifetime, Mode, Options, Plan, Section, Target, most_samples};
 use indicatif::BinaryBytes;
@@ -337,6 +338,9 @@ impl GpuEngine {
         if let Some(factors) = plan::factors(model, optimizer, options)? {
             engine.set_kept("factors", &factors)?;
         }
+        if options.precision == Precision::Mixed && !options.evaluates_only {
+            engine.set_kept("loss_scale", &LOSS_SCALE)?;
+        }
         if options.average {
             engine.set_kept("average_running", &initial_running(model))?;
         }
@@ -400,6 +404,10 @@ impl GpuEngine {
 
     pub(super) fn averages(&self) -> bool {
         self.kept.contains_key("average_parameters")
+    }
+
+    pub(super) fn scales_loss(&self) -> bool {
+        self.options.precision == Precision::Mixed && !self.options.evaluates_only
     }
 
     /// Exchanges two vectors that are kept.

@@ -255,6 +255,35 @@ impl Engine {
             .try_for_each(|(name, values)| self.set_kept(name, values))
     }
 
+    /// In mixed precision what the loss is scaled by, the steps since that last changed, and the steps that were
+    /// skipped so far because gradients overflowed.
+    pub fn loss_scale(&self) -> Result<Option<[f32; 3]>> {
+        if !self.scales_loss() {
+            return Ok(None);
+        }
+        let values = self.kept("loss_scale")?;
+        Ok(<[f32; 3]>::try_from(values).ok())
+    }
+
+    /// # Errors
+    /// [`Error::Usage`] where the loss is not scaled.
+    pub fn set_loss_scale(&mut self, values: [f32; 3]) -> Result<()> {
+        if !self.scales_loss() {
+            return Err(Error::Usage(
+                "expected a training in mixed precision, found one in f32; plan it with Options::precision"
+                    .into(),
+            ));
+        }
+        self.set_kept("loss_scale", &values)
+    }
+
+    fn scales_loss(&self) -> bool {
+        match self {
+            Engine::Gpu(e) => e.scales_loss(),
+            Engine::Cpu(e) => e.scales_loss(),
+        }
+    }
+
     /// The moving averages of the parameters and of the running statistics, where they are kept.
     pub fn average(&self) -> Result<Option<[Vec<f32>; 2]>> {
         if !self.averages() {

@@ -96,6 +96,7 @@ impl Gpu {
 
     fn from_adapter(adapter: &wgpu::Adapter, report: AdapterReport) -> Result<Gpu> {
         let wanted = wgpu::Features::SUBGROUP
+            | wgpu::Features::SHADER_F16
             | wgpu::Features::TIMESTAMP_QUERY
             | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES;
         let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {

@@ -48,7 +48,7 @@ impl AdapterReport {
             max_workgroups_per_dimension: 65_535,
             storage_offset_alignment: 256,
             timestamp_query: true,
-            shader_f16: false,
+            shader_f16: true,
         }
     }
 

@@ -1,7 +1,7 @@
 //! `shaders/conv2d.wgsl`: convolution and dense layers as implicit matrix products, in three
 //! passes and three families, and the choice of a tile.
 
-use super::{AdapterReport, Argument, KernelSpec, View, Work, read, write};
+use super::{AdapterReport, Argument, Dtype, KernelSpec, View, Work, read, write};
 use crate::error::{Error, Result};
 use crate::model::{Conv2d, Pool2d};
 use minijinja::{Environment, context};
@@ -252,6 +252,9 @@ impl fmt::Display for Product {
         if self.pool.is_some() {
             write!(f, ", max-pooling fused")?;
         }
+        if self.half {
+            write!(f, ", in halves")?;
+        }
         Ok(())
     }
 }
@@ -267,6 +270,9 @@ pub struct Product {
     pub relu: bool,
     /// Forward: the max-pooling that follows and is computed along, see [`Product::can_pool`].
     pub pool: Option<Pool2d>,
+    /// Whether operands and activations are stored as halves; sums, and what a weight gradient writes, are floats.
+    #[serde(default)]
+    pub half: bool,
     pub tile: Tile,
 }
 
@@ -301,6 +307,7 @@ impl Product {
             pass,
             relu,
             pool,
+            half: false,
             tile: Tile::Plain,
         };
         match family {
@@ -333,6 +340,11 @@ impl Product {
             self.choose_subgroup_tile(lanes, sums);
         }
         self
+    }
+
+    /// The product with its operands stored as halves, or not.
+    pub fn in_halves(self, half: bool) -> Product {
+        Product { half, ..self }
     }
 
     /// The product with a given tile.
@@ -648,7 +660,7 @@ impl Product {
             dilated => g.dilation != [1, 1], bias => g.bias,
             m, k, columns => n, columns4 => n.div_ceil(4), chunks,
             a4 => align.a, b4 => align.b, o4 => align.o,
-            relu => self.relu,
+            relu => self.relu, half => self.half,
             pool => self.pool.is_some(),
             pool_h => self.pool.map(|p| p.kernel[0]), pool_w => self.pool.map(|p| p.kernel[1]),
             windows_h => self.pool.map(|p| p.output.height),
@@ -712,7 +724,8 @@ impl Product {
     }
 
     /// The kernel with its operands: binding 0 and 1 are read, what follows says its access itself.
-    fn spec(self, arguments: Vec<Argument>) -> KernelSpec {
+    fn spec(mut self, arguments: Vec<Argument>) -> KernelSpec {
+        self.half = arguments[0].view.dtype == Dtype::F16;
         let mut spec =
             KernelSpec::new(self.pass.name(), "", Work::Product(self), &[], arguments, 0);
         spec.groups = self.workgroups();

@@ -20,6 +20,7 @@ pub mod fingerprint;
 pub mod gather;
 pub mod group_norm;
 pub mod grouped;
+pub mod half;
 pub mod im2col;
 pub mod join;
 pub mod lanes;

@@ -8,8 +8,15 @@ const SOURCE: &str = include_str!("../../shaders/muon.wgsl");
 pub const NEWTON_SCHULZ_STEPS: usize = 3;
 
 /// `velocity = momentum·velocity + gradients; x = gradients + momentum·velocity`, all `[n]`. Changes
-/// `velocity` in place, writes `x`.
-pub fn muon_momentum(momentum: f32, gradients: View, velocity: View, x: View) -> KernelSpec {
+/// `velocity` in place, writes `x`; where row `counter[0]` of the step table skips the update, `x` is 0.
+pub fn muon_momentum(
+    momentum: f32,
+    gradients: View,
+    velocity: View,
+    x: View,
+    steps: View,
+    counter: View,
+) -> KernelSpec {
     let n = gradients.len;
     KernelSpec::new(
         "muon_momentum",
@@ -20,6 +27,8 @@ pub fn muon_momentum(momentum: f32, gradients: View, velocity: View, x: View) ->
             read(0, "gradients", gradients, n),
             update(1, "velocity", velocity, n),
             write(2, "x", x, n),
+            read(9, "steps", steps, STEP_ELEMENTS),
+            read(10, "counter", counter, 1),
         ],
         n,
     )

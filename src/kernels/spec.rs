@@ -16,6 +16,8 @@ use std::borrow::Cow;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Dtype {
     F32,
+    /// Two to a word on the GPU, the first in its lower half. The twins hold them as floats that a half has.
+    F16,
     U32,
     /// Bytes; four to a word on the GPU, lowest first.
     U8,
@@ -26,6 +28,7 @@ impl Dtype {
     pub fn bytes(self, elements: usize) -> usize {
         match self {
             Dtype::F32 | Dtype::U32 => 4 * elements,
+            Dtype::F16 => 2 * elements,
             Dtype::U8 => elements,
         }
     }
@@ -247,6 +250,11 @@ pub enum Work {
         size: f32,
         rate: f32,
     },
+    ToHalf,
+    ToFloat,
+    ScaleToHalf,
+    UnscaleGradients,
+    AdvanceLossScale,
     AverageValues,
     SwapValues,
     AdvanceStep,
@@ -327,8 +335,17 @@ impl KernelSpec {
     pub fn source(&self) -> Result<Cow<'static, str>> {
         match &self.work {
             Work::Product(product) => Ok(product.source()?.into()),
+            _ if self.is_half() => {
+                let text = self.text.replace(REAL, "alias real = f16;");
+                Ok(format!("enable f16;\n{text}").into())
+            }
             _ => Ok(self.text.into()),
         }
+    }
+
+    /// Whether some of its arguments are halves.
+    pub fn is_half(&self) -> bool {
+        self.arguments.iter().any(|a| a.view.dtype == Dtype::F16)
     }
 
     /// The same for a product in another tile; of what is no product nothing changes.
@@ -357,6 +374,9 @@ impl KernelSpec {
         self
     }
 }
+
+/// What the text of a kernel says that can store activations as halves.
+const REAL: &str = "alias real = f32;";
 
 /// An argument that is read: binding, name, view, elements.
 pub fn read(binding: u32, name: &'static str, view: View, elements: usize) -> Argument {

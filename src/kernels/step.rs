@@ -41,7 +41,9 @@ pub struct Step {
     pub micro: u32,
     /// Share that the average of the parameters keeps of itself, where there is one.
     pub average: f32,
-    pub padding: u32,
+    /// Whether parameters and optimiser state stay as they are; written by the device, where gradients in mixed
+    /// precision overflow.
+    pub skip: u32,
 }
 
 impl Step {
@@ -59,7 +61,7 @@ impl Step {
             total: count as f32,
             micro: 0,
             average: 0.0,
-            padding: 0,
+            skip: 0,
         }
     }
 }

@@ -292,6 +292,37 @@ impl FromStr for Views {
     }
 }
 
+/// What activations, their gradients and the weights' working copies are stored as.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// 32-bit floats.
+    #[default]
+    F32,
+    /// 16-bit floats; sums, statistics, the loss and the parameters themselves stay 32-bit ones, and the loss is
+    /// scaled so that small gradients do not vanish (Micikevicius et al., 2018, "Mixed Precision Training").
+    Mixed,
+}
+
+impl Precision {
+    fn is_default(&self) -> bool {
+        *self == Precision::default()
+    }
+}
+
+/// `f32` or `mixed`.
+impl FromStr for Precision {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "f32" => Ok(Precision::F32),
+            "mixed" => Ok(Precision::Mixed),
+            _ => Err(format!("expected f32 or mixed, found '{text}'")),
+        }
+    }
+}
+
 /// How a model is trained. An architecture file brings one along, a recipe file may replace it, and
 /// flags override its values one by one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -329,6 +360,9 @@ pub struct Recipe {
     /// What happens to an image before the network sees it.
     #[serde(default)]
     pub augment: Augment,
+    /// What activations are stored as.
+    #[serde(default, skip_serializing_if = "Precision::is_default")]
+    pub precision: Precision,
     /// Views of an image that an evaluation takes the mean over.
     #[serde(default)]
     pub views: Views,
@@ -379,6 +413,7 @@ impl Default for Recipe {
             average: None,
             sampler: Sampler::Shuffle,
             augment: Augment::default(),
+            precision: Precision::F32,
             views: Views::One,
             patience: None,
             label_smoothing: 0.0,

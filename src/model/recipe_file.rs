@@ -18,7 +18,7 @@ use super::Loss;
 use super::augment::Augment;
 use super::file::{FINITE, MAX_ELEMENTS, Source};
 use super::keys::{Table, Value};
-use super::recipe::{ClassWeights, Groups, Optimizer, Recipe, Sampler, Schedule, Views};
+use super::recipe::{ClassWeights, Groups, Optimizer, Precision, Recipe, Sampler, Schedule, Views};
 use crate::error::{Error, Result};
 use std::fmt::Display;
 use std::ops::Range;
@@ -33,7 +33,7 @@ pub const SHIPPED: &[(&str, &str)] = &[
 ];
 
 /// Every key of a recipe but those of `augment`, which are [`Augment`]'s fields.
-const KEYS: [&str; 29] = [
+const KEYS: [&str; 30] = [
     "optimizer",
     "lr",
     "momentum",
@@ -63,6 +63,7 @@ const KEYS: [&str; 29] = [
     "sampler",
     "views",
     "patience",
+    "precision",
 ];
 
 /// Keys that only some optimisers have, with them.
@@ -500,6 +501,11 @@ impl Settings {
                 plain.views,
             )?,
             patience: self.whole("patience")?,
+            precision: self.choice(
+                "precision",
+                &[("f32", Precision::F32), ("mixed", Precision::Mixed)],
+                plain.precision,
+            )?,
             label_smoothing: fraction("label_smoothing", 0.0)?,
             class_weights: self.class_weights()?,
         })
@@ -742,6 +748,7 @@ impl Recipe {
             average,
             sampler,
             augment,
+            precision,
             views,
             patience,
             label_smoothing,
@@ -848,6 +855,7 @@ impl Recipe {
         let word = |value: serde_json::Result<String>| value.unwrap_or_default();
         set("sampler", &word(serde_json::to_string(sampler)));
         set("views", &word(serde_json::to_string(views)));
+        set("precision", &word(serde_json::to_string(precision)));
         if let Some(epochs) = patience {
             set("patience", epochs);
         }
@@ -877,7 +885,7 @@ mod tests {
 
     /// One of each optimiser and schedule, nothing as it is by default.
     const WHOLE: [&str; 4] = [
-        "optimizer = 'sgd'\nlr = 0.125\nmomentum = 0.75\nnesterov = true\nweight_decay = 1e-30\nbias_lr = 64\nhead_lr = 0.5\nbias_decay = 0.25\nfreeze = ['conv2d1', 'a.*']\nschedule = 'step'\nstep_epochs = [2, 4]\nstep_factor = 0.2\nwarm_up = 0.5\nepochs = 6\nbatch_size = 7\nmicro_batch = 3\nclip_norm = 2\naverage = 0.999\nlabel_smoothing = 0.1\nclass_weights = [1, 2.5]\nsampler = 'balanced'\nviews = 'six'\npatience = 4\n[augment]\nrotate = 12.5\nflip = 'alternating'\nresized_crop = [0.25, 1]",
+        "optimizer = 'sgd'\nlr = 0.125\nmomentum = 0.75\nnesterov = true\nweight_decay = 1e-30\nbias_lr = 64\nhead_lr = 0.5\nbias_decay = 0.25\nfreeze = ['conv2d1', 'a.*']\nschedule = 'step'\nstep_epochs = [2, 4]\nstep_factor = 0.2\nwarm_up = 0.5\nepochs = 6\nbatch_size = 7\nmicro_batch = 3\nclip_norm = 2\naverage = 0.999\nlabel_smoothing = 0.1\nclass_weights = [1, 2.5]\nsampler = 'balanced'\nviews = 'six'\nprecision = 'mixed'\npatience = 4\n[augment]\nrotate = 12.5\nflip = 'alternating'\nresized_crop = [0.25, 1]",
         "optimizer = 'adamw'\nlr = 3e-38\nbeta1 = 0.7\nbeta2 = 0.9\nepsilon = 1e-9\nweight_decay = 0.3\nschedule = 'triangular'\npeak_at = 0.2\nepochs = 2\nbatch_size = 1\nclass_weights = 'balanced'\nviews = 'mirror'",
         "optimizer = 'lion'\nlr = 1e38\nbeta1 = 0.8\nbeta2 = 0.95\nweight_decay = 1\nschedule = 'linear'",
         "optimizer = 'muon'\nlr = 0.24\nmomentum = 0.5\nother_lr = 1\nother_momentum = 0.8\nweight_decay = 0.01\nschedule = 'onecycle'",
@@ -916,6 +924,7 @@ mod tests {
                 resized_crop: Some([0.25, 1.0]),
                 ..Augment::default()
             },
+            precision: Precision::Mixed,
             views: Views::Six,
             patience: Some(4),
             label_smoothing: 0.1,
@@ -1000,6 +1009,7 @@ mod tests {
             ("class_weights = [1,\n-1]", 2, &["above 0", "found -1"]),
             ("sampler = 'random'", 1, &["`shuffle`, `balanced`"]),
             ("views = 2", 1, &["unknown value `2`", "`one`, `mirror`, `six`"]),
+            ("precision = 'f16'", 1, &["unknown value `f16`", "`f32`, `mixed`"]),
             ("patience = 0", 1, &["whole number from 1"]),
             ("[augment]\nrotat = 1", 2, &["unknown key `rotat`", "`rotate`"]),
             ("[augment]\ncrop = 1\nrotate = 181", 3, &["from 0 to 180, found 181"]),

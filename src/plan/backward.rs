@@ -5,7 +5,9 @@
 use super::forward::as_matrix;
 use super::{Builder, Section};
 use crate::kernels::conv2d::{self, Pass, Tile};
-use crate::kernels::{Dtype, KernelSpec, View, activation, grouped, im2col, join, pool, reduce};
+use crate::kernels::{
+    Dtype, KernelSpec, View, activation, grouped, half, im2col, join, pool, reduce,
+};
 use crate::model::{Activation, Conv2d, Layer, Op, Shape};
 
 impl Builder<'_> {
@@ -22,7 +24,7 @@ impl Builder<'_> {
             }
         }
         let mut gradients: Vec<Option<View>> = vec![None; wanted.len()];
-        gradients[model.layers.len()] = Some(gradient);
+        gradients[model.layers.len()] = Some(self.scaled(gradient));
         for (i, layer) in model.layers.iter().enumerate().rev() {
             let Some(mut dy) = gradients[i + 1].filter(|_| wanted[i + 1]) else {
                 continue;
@@ -42,6 +44,19 @@ impl Builder<'_> {
             }
         }
         self.layer.clear();
+    }
+
+    /// The gradient by the logits; in mixed precision times the loss scale, in halves.
+    fn scaled(&mut self, gradient: View) -> View {
+        if self.real == Dtype::F32 {
+            return gradient;
+        }
+        let shape = Shape::new(1, 1, self.model.classes);
+        let scaled = self.maps("logits.scaled_gradient", shape, Dtype::F16);
+        let loss_scale = self.kept("loss_scale", &[half::LOSS_SCALE.len()]);
+        self.loss_scale = Some(loss_scale);
+        self.emit(half::scale_to_half(gradient, loss_scale, scaled));
+        scaled
     }
 
     /// Whether layer `i` has a parameter that is trained.
@@ -66,7 +81,7 @@ impl Builder<'_> {
                 vec![wanted[0].then(|| self.product_backward_input(layer, geometry, dy))]
             }
             Op::MaxPool2d(pool) => {
-                let dx = self.maps("gradient", layer.input, Dtype::F32);
+                let dx = self.maps("gradient", layer.input, self.real);
                 let index = self.saved[&(i, "index")];
                 self.emit(pool::maxpool2d_backward(
                     pool, self.batch, dy, index, None, dx,
@@ -74,7 +89,7 @@ impl Builder<'_> {
                 vec![Some(dx)]
             }
             Op::MeanPool2d(pool) => {
-                let dx = self.maps("gradient", layer.input, Dtype::F32);
+                let dx = self.maps("gradient", layer.input, self.real);
                 self.emit(pool::meanpool2d_backward(pool, self.batch, dy, None, dx));
                 vec![Some(dx)]
             }
@@ -103,7 +118,7 @@ impl Builder<'_> {
         let Some(so_far) = so_far else {
             return dx;
         };
-        let sum = self.maps("gradient sum", shape, Dtype::F32);
+        let sum = self.maps("gradient sum", shape, self.real);
         self.emit(join::add(so_far, dx, sum));
         sum
     }
@@ -119,7 +134,7 @@ impl Builder<'_> {
             let at = first;
             first += shape.channels;
             wanted.then(|| {
-                let dx = self.maps("gradient", shape, Dtype::F32);
+                let dx = self.maps("gradient", shape, self.real);
                 self.emit(join::slice_channels(rows, c, at, shape.channels, dy, dx));
                 dx
             })
@@ -131,12 +146,12 @@ impl Builder<'_> {
         let [x, factors] = [0, 1].map(|input| self.values[layer.inputs[input]]);
         let (batch, positions, c) = (self.batch, layer.input.positions(), layer.input.channels);
         let by_map = wanted[0].then(|| {
-            let dx = self.maps("gradient", layer.input, Dtype::F32);
+            let dx = self.maps("gradient", layer.input, self.real);
             self.emit(join::scale_forward(batch, positions, c, dy, factors, dx));
             dx
         });
         let by_factors = wanted[1].then(|| {
-            let df = self.maps("factors' gradient", Shape::new(1, 1, c), Dtype::F32);
+            let df = self.maps("factors' gradient", Shape::new(1, 1, c), self.real);
             self.emit(join::scale_backward_factors(batch, positions, c, x, dy, df));
             df
         });
@@ -182,8 +197,9 @@ impl Builder<'_> {
     }
 
     fn product_backward_input(&mut self, layer: &Layer, geometry: &Conv2d, dy: View) -> View {
-        let parameters = self.parameters_of(layer);
-        let dx = self.maps("gradient", layer.input, Dtype::F32);
+        let working = self.working.get(&layer.name).copied();
+        let parameters = working.unwrap_or_else(|| self.parameters_of(layer));
+        let dx = self.maps("gradient", layer.input, self.real);
         if geometry.groups > 1 {
             self.emit(grouped::grouped_backward_input(
                 geometry, self.batch, dy, parameters, None, dx,
@@ -216,7 +232,7 @@ impl Builder<'_> {
         dy: View,
     ) -> View {
         let saved = self.saved[&(i, "activation")];
-        let dx = self.maps("activation gradient", layer.output, Dtype::F32);
+        let dx = self.maps("activation gradient", layer.output, self.real);
         self.emit(activation::activation_backward(function, saved, dy, dx));
         dx
     }

@@ -232,7 +232,7 @@ impl Plan {
         let all = self.tensor("parameters");
         for (_, spec) in &self.kernels {
             let is_of_all = |a: &&crate::kernels::Argument| {
-                a.name == "parameters" && Some(a.view.tensor) == all
+                matches!(a.name, "parameters" | "x") && Some(a.view.tensor) == all
             };
             let Some(parameters) = spec.arguments.iter().find(is_of_all) else {
                 continue;

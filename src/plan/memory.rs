@@ -120,6 +120,7 @@ impl Plan {
                 name if name.starts_with("state") => "optimiser state",
                 name if name.starts_with("average") => "moving average",
                 "factors" => "parameter groups",
+                "loss_scale" => "loss scale",
                 name => name,
             };
             let bytes = 4 * tensor.elements() as u64;

@@ -29,7 +29,7 @@ use crate::kernels::{
     outputs, reduce, step, views,
 };
 use crate::model::augment::Augment;
-use crate::model::recipe::{ClassWeights, Groups, Optimizer, Recipe, Views};
+use crate::model::recipe::{ClassWeights, Groups, Optimizer, Precision, Recipe, Views};
 use crate::model::{Factors, Layer, Loss, Model, Shape};
 use check::expect_samples;
 use std::collections::HashMap;
@@ -99,6 +99,8 @@ pub struct Options {
     pub clip_norm: Option<f32>,
     /// Whether a moving average of the parameters and the running statistics is kept.
     pub average: bool,
+    /// What activations are stored and computed on as.
+    pub precision: Precision,
     /// The recipe's learning rate, by which that of what Muon does not take is measured; the same as that
     /// without.
     pub lr: Option<f64>,
@@ -119,6 +121,7 @@ impl Options {
             groups: recipe.groups.clone(),
             clip_norm: recipe.clip_norm,
             average: recipe.average.is_some(),
+            precision: recipe.precision,
             lr: Some(recipe.lr),
             ..Options::default()
         }
@@ -233,6 +236,15 @@ impl Plan {
             )));
         }
         let plan = Plan::unchecked(model, batch, mode, options, target)?;
+        if let Target::Gpu(adapter) = target
+            && options.precision == Precision::Mixed
+            && !adapter.shader_f16
+        {
+            return Err(Error::Usage(format!(
+                "expected an adapter whose shaders compute with 16-bit floats for mixed precision, found {}; use --precision f32, or another --device",
+                adapter.name
+            )));
+        }
         if let Target::Gpu(adapter) = target {
             plan.expect_bindings(adapter, options.micro, |batch| {
                 Plan::unchecked(model, batch, mode, options, target)
@@ -258,7 +270,9 @@ impl Plan {
             builder.factors = options.groups.factors(model)?;
         }
         builder.gather(options);
+        builder.input();
         builder.forward();
+        builder.logits();
         builder.average(options);
         let gradient = builder.loss(options);
         if let Mode::Train(optimizer) = mode {
@@ -325,6 +339,7 @@ impl Plan {
             };
             let built_in =
                 Product::new(p.geometry, p.batch, p.pass, p.relu, p.pool, family, adapter)?
+                    .in_halves(p.half)
                     .in_model_of(most);
             let chosen = choices.iter().find(|c| built_in.takes(c, adapter));
             let tile = chosen.unwrap_or(&built_in).tile;
@@ -359,6 +374,11 @@ pub(crate) struct Builder<'a> {
     pub(crate) batch: usize,
     mode: Mode,
     explicit_conv: bool,
+    /// What activations and their gradients are stored as.
+    real: Dtype,
+    /// In mixed precision the copies in halves of the layers' parameters, by the layers' names.
+    working: HashMap<String, View>,
+    loss_scale: Option<View>,
     /// Of the products, before each gets its own.
     tile: Tile,
     tensors: Vec<Tensor>,
@@ -449,6 +469,12 @@ impl<'a> Builder<'a> {
             batch,
             mode,
             explicit_conv: options.explicit_conv,
+            real: match options.precision {
+                Precision::F32 => Dtype::F32,
+                Precision::Mixed => Dtype::F16,
+            },
+            working: HashMap::new(),
+            loss_scale: None,
             tile: match family {
                 Family::Cpu => Tile::Whole,
                 _ => Tile::Plain,

@@ -16,7 +16,7 @@ impl Builder<'_> {
     ) -> View {
         let g = self.batch_norm(layer);
         let (affine, running) = (self.parameters_of(layer), self.running_of(layer));
-        let y = self.maps("output", layer.output, Dtype::F32);
+        let y = self.maps("output", layer.output, self.real);
         if !self.trains() {
             self.emit(batch_norm::batch_norm_evaluate(
                 &g, epsilon, false, x, running, affine, y,
@@ -66,7 +66,7 @@ impl Builder<'_> {
         ));
         self.emit(reduce::reduce_chunks(chunks, partials, gradient));
         wanted.then(|| {
-            let dx = self.maps("gradient", layer.input, Dtype::F32);
+            let dx = self.maps("gradient", layer.input, self.real);
             self.emit(batch_norm::batch_norm_backward_input(
                 &g, x, dy, statistics, affine, gradient, steps, counter, dx,
             ));
@@ -91,7 +91,7 @@ impl Builder<'_> {
         x: View,
     ) -> View {
         let affine = self.parameters_of(layer);
-        let y = self.maps("output", layer.output, Dtype::F32);
+        let y = self.maps("output", layer.output, self.real);
         let chunks = g.chunks().count();
         let moments = self.pairs("moments", &[chunks, g.batch, g.groups]);
         let statistics = self.pairs("statistics", &[g.batch, g.groups]);
@@ -122,7 +122,7 @@ impl Builder<'_> {
         ));
         self.emit(reduce::reduce_chunks(chunks, partials, gradient));
         wanted.then(|| {
-            let dx = self.maps("gradient", layer.input, Dtype::F32);
+            let dx = self.maps("gradient", layer.input, self.real);
             let chunks = g.chunks().count();
             let mut sums = self.pairs("sums", &[chunks, g.batch, g.groups]);
             self.emit(group_norm::group_norm_backward_sums(

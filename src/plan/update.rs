@@ -3,7 +3,7 @@
 use super::{Builder, Lifetime, Options, Section};
 use crate::error::Result;
 use crate::kernels::conv2d::{self, Pass};
-use crate::kernels::{Dtype, View, average, clip, muon, optimizer};
+use crate::kernels::{Dtype, View, average, clip, half, muon, optimizer};
 use crate::model::recipe::Optimizer;
 use crate::model::{Conv2d, Factors, Layer, Model, Role};
 
@@ -63,6 +63,12 @@ impl Builder<'_> {
             .collect();
         let factors = are_needed(rule, &self.factors).then(|| self.kept("factors", &[2, elements]));
         let gradients = self.batch_gradients();
+        if let Some(loss_scale) = self.loss_scale {
+            let norm = self.norm(gradients, factors);
+            self.emit(half::unscale_gradients(gradients, loss_scale));
+            let [steps, counter] = self.step();
+            self.emit(half::advance_loss_scale(norm, loss_scale, steps, counter));
+        }
         if let Some(limit) = options.clip_norm {
             let norm = self.norm(gradients, factors);
             self.emit(clip::clip_gradients(limit, gradients, norm));
@@ -119,7 +125,15 @@ impl Builder<'_> {
         let of = |all: View| all.slice(weight.start, weight.elements());
         let (gradients, parameters) = (of(self.batch_gradients()), of(self.parameters));
         let mut x = self.tensor("momentum", &[k, outputs], Dtype::F32);
-        self.emit(muon::muon_momentum(momentum, gradients, of(velocity), x));
+        let [steps, counter] = self.step();
+        self.emit(muon::muon_momentum(
+            momentum,
+            gradients,
+            of(velocity),
+            x,
+            steps,
+            counter,
+        ));
         let norm = self.norm(x, None);
         self.emit(muon::muon_scale(x, norm));
         let side = k.min(outputs);
@@ -154,7 +168,6 @@ impl Builder<'_> {
         }
         let size = (outputs as f32).sqrt();
         let norm = self.norm(parameters, None);
-        let [steps, counter] = self.step();
         self.emit(muon::muon_update(
             size, rate, parameters, norm, x, steps, counter,
         ));

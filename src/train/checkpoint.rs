@@ -28,6 +28,8 @@ pub struct Checkpoint {
     pub optimizer_state: Vec<Vec<f32>>,
     /// The moving averages of parameters and running statistics, where the recipe has them kept.
     pub average: Option<[Vec<f32>; 2]>,
+    /// In mixed precision [`crate::engine::Engine::loss_scale`].
+    pub loss_scale: Option<[f32; 3]>,
 }
 
 /// The trained part of an epoch: what its metrics are made of. All zero before the first step.
@@ -57,6 +59,8 @@ struct Metadata {
     run: String,
     epoch: usize,
     partial: Partial,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    loss_scale: Option<[f32; 3]>,
 }
 
 /// A checkpoint as it was read.
@@ -120,6 +124,7 @@ impl Checkpoint {
             run: run.into(),
             epoch: self.epoch,
             partial: self.partial.clone(),
+            loss_scale: self.loss_scale,
         };
         write_safetensors(model, &named, &running, object(path, &metadata)?)
     }
@@ -154,18 +159,19 @@ impl Checkpoint {
             );
             Error::checkpoint(path, what)
         };
-        let (run, epoch, partial) = if hashed {
+        let (run, epoch, partial, loss_scale) = if hashed {
             let Metadata {
                 run,
                 epoch,
                 partial,
+                loss_scale,
             } = serde_json::from_value(metadata.clone())
                 .map_err(|_| wrong("a checkpoint's epoch and step"))?;
-            (Some(run), epoch, partial)
+            (Some(run), epoch, partial, loss_scale)
         } else {
             let epoch = metadata.as_u64().and_then(|n| usize::try_from(n).ok());
             let epoch = epoch.ok_or_else(|| wrong("a hash, or the number of trained epochs,"))?;
-            (None, epoch, Partial::default())
+            (None, epoch, Partial::default(), None)
         };
         let mut vectors = vectors.into_iter();
         Ok(Some(Loaded {
@@ -176,6 +182,7 @@ impl Checkpoint {
                 running: running.pop().unwrap_or_default(),
                 optimizer_state: vectors.collect(),
                 average: average.map(<[Vec<f32>; 2]>::from),
+                loss_scale,
             },
             run,
         }))

@@ -188,6 +188,9 @@ pub fn train(
             if let Some(average) = &checkpoint.average {
                 engine.set_average(average)?;
             }
+            if let Some(loss_scale) = checkpoint.loss_scale {
+                engine.set_loss_scale(loss_scale)?;
+            }
             (finished, partial) = (checkpoint.epoch, checkpoint.partial);
         }
         None => {
@@ -427,6 +430,8 @@ impl Epoch<'_> {
             lr: recipe.lr_at(last_step as u64 - 1, steps.len()),
             weight_norms: norms(self.run.model(), &checkpoint.parameters),
             gradient_norms: at.gradient_norms.clone(),
+            loss_scale: checkpoint.loss_scale.map(|[scale, ..]| f64::from(scale)),
+            skipped_steps: checkpoint.loss_scale.map(|[.., skipped]| skipped as u64),
         };
         if recipe.views != Views::One && self.run.ends_with(&record) {
             let Some([raw, average]) = self.measure_views(recipe.views)? else {
@@ -539,6 +544,7 @@ impl Epoch<'_> {
             running: self.engine.running()?,
             optimizer_state: self.engine.optimizer_state()?,
             average: self.engine.average()?,
+            loss_scale: self.engine.loss_scale()?,
         })
     }
 }

@@ -388,6 +388,13 @@ pub struct EpochRecord {
     /// L2 norm of the gradient of each that the last batch of the epoch gave; as clipped, and 0 for what is frozen.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub gradient_norms: BTreeMap<String, f64>,
+    /// In mixed precision what the loss is scaled by after the epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<f64>,
+    /// In mixed precision how many steps were skipped since the start of the training, because gradients
+    /// overflowed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skipped_steps: Option<u64>,
 }
 
 /// One line of `steps.jsonl`: the means over the training images since the line before it.
@@ -931,6 +938,7 @@ impl Run {
                 .map(|_| [parameters.clone(), running.clone()]),
             parameters,
             running,
+            loss_scale: None,
         })
     }
 
@@ -1278,6 +1286,8 @@ mod tests {
             lr: 0.0,
             weight_norms: BTreeMap::new(),
             gradient_norms: BTreeMap::new(),
+            loss_scale: None,
+            skipped_steps: None,
         };
         let best_of = |measured: &[Option<(f64, f64)>]| {
             let metrics: Vec<_> = measured.iter().enumerate().map(record).collect();

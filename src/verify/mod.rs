@@ -8,6 +8,7 @@ mod drawn;
 mod elementwise;
 mod fingerprint;
 mod grouped;
+mod half;
 mod mixed;
 mod nonfinite;
 mod norm;
@@ -46,7 +47,26 @@ pub fn cases(adapter: &AdapterReport) -> Vec<Case> {
     cases.extend(updates::nonfinite_cases());
     cases.extend(mixed::cases());
     cases.extend(mixed::nonfinite_cases());
+    cases.extend(half::cases());
+    cases.extend(half::nonfinite_cases());
+    if adapter.shader_f16 {
+        cases.extend(in_halves(adapter));
+    }
     cases
+}
+
+/// Every case that stores activations once more in halves, those of the products without every tile: what is
+/// another in halves is what loads and stores, and that is the same in all tiles.
+fn in_halves(adapter: &AdapterReport) -> Vec<Case> {
+    let mut cases = cases::cases();
+    cases.extend(products::layer_cases(adapter));
+    cases.extend(grouped::cases());
+    cases.extend(nonfinite::cases(adapter));
+    cases.extend(elementwise::cases());
+    cases.extend(elementwise::nonfinite_cases());
+    cases.extend(half::cases());
+    cases.extend(half::nonfinite_cases());
+    cases.into_iter().filter_map(Case::in_halves).collect()
 }
 
 /// The kernels of [`cases`] and of the fingerprint, those that would share a pipeline once: what

@@ -4,7 +4,8 @@
 use crate::cpu::{self, Memory, Values};
 use crate::error::Result;
 use crate::gpu::{Buffer, Dispatch, Gpu};
-use crate::kernels::{Dtype, KernelSpec, Metrics, STEP_ELEMENTS, Step, View};
+use crate::kernels::{Dtype, KernelSpec, Metrics, STEP_ELEMENTS, Step, View, Work};
+use half::f16;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -21,8 +22,11 @@ pub const GUARD_WORDS: usize = crate::kernels::WORKGROUP_SIZE;
 /// past the end that is used shows. It lies inside the binding too; a read farther out finds it as
 /// well where the driver or the translation of the shader clamps the index.
 pub const BEYOND: u32 = u32::MAX;
-/// The same for a kernel that computes anew what comes out NaN, which would hide such a read: 8e37.
-pub const BEYOND_FINITE: u32 = 0x7E7E_7E7E;
+/// The same for a kernel that computes anew what comes out NaN, which would hide such a read: 1e36, or two
+/// halves of 61,280.
+pub const BEYOND_FINITE: u32 = 0x7B7B_7B7B;
+/// What stands in an output of halves before the kernel runs: a NaN as [`POISON`] is one.
+const HALF_POISON: u16 = 0x7E5D;
 
 /// How far an element may be from its reference: `absolute + relative · |reference|`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -44,6 +48,15 @@ impl Tolerance {
         absolute: 5e-6,
         relative: 2e-5,
     };
+
+    /// The same where the result is stored as halves: another one may be rounded to, and one below the smallest
+    /// normal may become 0.
+    pub fn of_halves(self) -> Tolerance {
+        Tolerance {
+            absolute: self.absolute + 1.0 / 16_384.0,
+            relative: self.relative + 1.0 / 1024.0,
+        }
+    }
 
     /// For a sum of `terms` products of numbers around 1 in any order, with or without fused
     /// multiply-adds. Rounding errors are a share of the partial sums they are made in: where these
@@ -225,6 +238,7 @@ pub struct Case {
     pub variant: String,
     build: Box<Build>,
     nonfinite: bool,
+    half: bool,
 }
 
 impl Case {
@@ -242,6 +256,7 @@ impl Case {
             variant: variant.into(),
             build: Box::new(build),
             nonfinite: false,
+            half: false,
         }
     }
 
@@ -250,6 +265,15 @@ impl Case {
         self.variant += ", NaN and ±∞ among them";
         self.nonfinite = true;
         self
+    }
+
+    /// The same case with halves for everything that its kernels can store as such; `None` where they store
+    /// nothing so.
+    pub fn in_halves(mut self) -> Option<Case> {
+        self.half = true;
+        self.variant += ", in halves";
+        let kernels = self.kernels();
+        kernels.iter().any(KernelSpec::is_half).then_some(self)
     }
 
     /// Its kernels, as they are on any device.
@@ -271,7 +295,10 @@ impl Case {
             beyond: BEYOND,
             spoiled: self.nonfinite.then_some(0),
         };
-        let kernels = (self.build)(&mut bench);
+        let mut kernels = (self.build)(&mut bench);
+        if self.half {
+            store_halves(&mut kernels, &mut bench.tensors);
+        }
         (kernels, bench.tensors)
     }
 
@@ -381,6 +408,10 @@ impl Prepared {
                 continue;
             };
             let found = gpu.read::<u32>("verify", buffer)?;
+            let found = match tensor.dtype {
+                Dtype::F16 => unpack_halves(&found, tensor.len),
+                _ => found,
+            };
             let comparison = compare(tensor.name, &found, expected);
             if worst.as_ref().is_none_or(|w| comparison.worse_than(w)) {
                 worst = Some(comparison);
@@ -440,6 +471,10 @@ impl Tensor {
         let words = &self.initial[..self.dtype.words(self.len)];
         match self.dtype {
             Dtype::F32 => Values::Floats(words.iter().map(|w| float(*w)).collect()),
+            Dtype::F16 => {
+                let floats = unpack_halves(words, self.len);
+                Values::Floats(floats.iter().map(|w| float(*w)).collect())
+            }
             Dtype::U32 => Values::Words(words.to_vec()),
             Dtype::U8 => Values::Bytes(bytemuck::cast_slice(words)[..self.len].to_vec()),
         }
@@ -450,7 +485,11 @@ impl Tensor {
         match (&self.role, values) {
             (Role::Input | Role::Scratch, _) => None,
             (Role::Floats(tolerance), Values::Floats(values)) => {
-                Some(Expected::Floats(values.clone(), *tolerance))
+                let tolerance = match self.dtype {
+                    Dtype::F16 => tolerance.of_halves(),
+                    _ => *tolerance,
+                };
+                Some(Expected::Floats(values.clone(), tolerance))
             }
             (Role::Metrics, Values::Words(words)) => {
                 let floats = words.iter().map(|w| float(*w)).collect();
@@ -469,6 +508,67 @@ impl Tensor {
 
 fn float(word: u32) -> f64 {
     f64::from(f32::from_bits(word))
+}
+
+/// Makes halves of all tensors that kernels can store as such: those whose elements the shader calls `real`.
+fn store_halves(kernels: &mut [KernelSpec], tensors: &mut [Tensor]) {
+    for kernel in kernels.iter_mut() {
+        let source = kernel.source().unwrap_or_default().into_owned();
+        for argument in &mut kernel.arguments {
+            let declared = format!("@binding({}) var<storage", argument.binding);
+            let line = source.lines().find(|line| line.contains(&declared));
+            let is_real = |line: &str| line.contains("real>") || line.contains("Stored>");
+            if line.is_some_and(is_real) {
+                argument.view.dtype = Dtype::F16;
+                tensors[argument.view.tensor].dtype = Dtype::F16;
+            }
+        }
+        if let Work::Product(product) = kernel.work
+            && kernel.is_half()
+        {
+            kernel.set_product(product.in_halves(true));
+        }
+    }
+    for tensor in tensors.iter_mut().filter(|t| t.dtype == Dtype::F16) {
+        let guard = tensor.initial.split_off(tensor.len);
+        tensor.initial = pack_halves(&tensor.initial);
+        if tensor.len % 2 == 1 && matches!(tensor.role, Role::Input) {
+            // The half that is left of the last word belongs to the guard.
+            let last = &mut tensor.initial[tensor.len / 2];
+            *last = (*last & 0xffff) | (guard[0] & 0xffff_0000);
+        }
+        tensor.initial.extend(guard);
+    }
+}
+
+/// Floats, given by their bits, as halves, two to a word; what is left of the last word is poison.
+pub(super) fn pack_halves(floats: &[u32]) -> Vec<u32> {
+    let half = |word: &u32| match *word {
+        POISON => HALF_POISON,
+        word => f16::from_f32(f32::from_bits(word)).to_bits(),
+    };
+    let mut halves: Vec<u16> = floats.iter().map(half).collect();
+    halves.resize(halves.len().next_multiple_of(2), HALF_POISON);
+    bytemuck::pod_collect_to_vec(&halves)
+}
+
+/// The bits of the floats that the first `len` halves in `words` are, then the words behind them, where the first
+/// is spoiled if what is left of the last word of halves is no longer poison.
+pub(super) fn unpack_halves(words: &[u32], len: usize) -> Vec<u32> {
+    let (words, behind) = words.split_at(Dtype::F16.words(len));
+    let halves: &[u16] = bytemuck::cast_slice(words);
+    let float = |half: &u16| match *half {
+        HALF_POISON => POISON,
+        half => f16::from_bits(half).to_f32().to_bits(),
+    };
+    let mut floats: Vec<u32> = halves[..len].iter().map(float).collect();
+    floats.extend(behind);
+    if halves[len..].iter().any(|half| *half != HALF_POISON)
+        && let Some(guard) = floats.get_mut(len)
+    {
+        *guard = !*guard;
+    }
+    floats
 }
 
 /// What a tensor of a case can be made of.

@@ -140,29 +140,43 @@ pub fn left_out(adapter: &AdapterReport) -> Vec<Family> {
 pub fn products(adapter: &AdapterReport) -> Vec<Product> {
     let mut products = Vec::new();
     for family in Family::ALL.into_iter().filter(|f| f.supported(adapter)) {
-        for layer in layers() {
-            let (geometry, batch) = (layer.geometry, layer.batch);
-            let mut add = |pass, relu, pool| {
-                let product =
-                    Product::new(geometry, batch, pass, relu, pool, family, adapter).expect(VALID);
-                products.push(product);
-            };
-            add(Pass::BackwardWeight, false, None);
-            for relu in [false, true] {
-                add(Pass::Forward, relu, None);
-                add(Pass::BackwardInput, relu, None);
-                let window = layer.pool.map(|k| Pool2d::new(geometry.output, k, k));
-                if let Some(pool) = window.transpose().expect(VALID)
-                    && Product::can_pool(&geometry, &pool, family)
-                {
-                    add(Pass::Forward, relu, Some(pool));
-                }
-            }
-        }
+        products.extend(of_layers(family, adapter));
         products.extend(every_tile(family, adapter));
         products.push(folded(family, adapter));
     }
     products
+}
+
+/// The products of all layers of the list in the tile that is chosen for each.
+fn of_layers(family: Family, adapter: &AdapterReport) -> Vec<Product> {
+    let mut products = Vec::new();
+    for layer in layers() {
+        let (geometry, batch) = (layer.geometry, layer.batch);
+        let mut add = |pass, relu, pool| {
+            let product =
+                Product::new(geometry, batch, pass, relu, pool, family, adapter).expect(VALID);
+            products.push(product);
+        };
+        add(Pass::BackwardWeight, false, None);
+        for relu in [false, true] {
+            add(Pass::Forward, relu, None);
+            add(Pass::BackwardInput, relu, None);
+            let window = layer.pool.map(|k| Pool2d::new(geometry.output, k, k));
+            if let Some(pool) = window.transpose().expect(VALID)
+                && Product::can_pool(&geometry, &pool, family)
+            {
+                add(Pass::Forward, relu, Some(pool));
+            }
+        }
+    }
+    products
+}
+
+/// A case for each product of the list's layers.
+pub(super) fn layer_cases(adapter: &AdapterReport) -> Vec<Case> {
+    let families = Family::ALL.into_iter().filter(|f| f.supported(adapter));
+    let products = families.flat_map(|family| of_layers(family, adapter));
+    products.map(product_case).collect()
 }
 
 /// Every tile of a family on a layer that is several tiles high and wide, pooled too where the family

@@ -3,16 +3,17 @@
 
 use super::parity::{
     BEYOND, BEYOND_FINITE, Comparison, Expected, GUARD, GUARD_WORDS, Outcome, POISON, Tolerance,
-    WORD_POISON, compare_elements,
+    WORD_POISON, compare_elements, pack_halves, unpack_halves,
 };
 use crate::cpu::{self, Memory, Twins, Values, fast};
 use crate::engine::{Engine, Split};
 use crate::error::Result;
 use crate::gpu::{AdapterReport, Buffer, Dispatch, Gpu};
 use crate::kernels::conv2d::{Family, Product};
-use crate::kernels::{Access, Argument, KernelSpec, Step, Work};
+use crate::kernels::half::LOSS_SCALE;
+use crate::kernels::{Access, Argument, Dtype, KernelSpec, Step, Work};
 use crate::model::augment::{Augment, Border, Flip};
-use crate::model::recipe::{Groups, Optimizer, Views};
+use crate::model::recipe::{Groups, Optimizer, Precision, Views};
 use crate::model::{Definition, Model, initial_parameters, initial_running};
 use crate::plan::{self, Lifetime, Mode, Options, Plan, Section, Target};
 use rand::{RngExt, SeedableRng};
@@ -234,12 +235,21 @@ fn ways<'a>(model: &Model, adapter: Option<&'a AdapterReport>) -> Result<Vec<Way
             explicit_conv: true,
             ..options.clone()
         };
+        let mixed = Options {
+            precision: Precision::Mixed,
+            ..options.clone()
+        };
+        let can_mix = adapter.is_none_or(|adapter| adapter.shader_f16);
         let mut seen: Vec<Plan> = Vec::new();
         for (options, name) in [
             (options, "fused"),
             (unfused, "unfused"),
             (explicit, "explicit convolution"),
+            (mixed, "mixed precision"),
         ] {
+            if options.precision == Precision::Mixed && !can_mix {
+                continue;
+            }
             let way = Way {
                 name: format!("model '{}', {device}, {name}", model.name),
                 options,
@@ -275,9 +285,10 @@ pub fn steps(gpu: Option<&Arc<Gpu>>, progress: &mut dyn FnMut(&str)) -> Result<V
     let mut outcomes = Vec::new();
     for model in models() {
         let data = Data::of(&model);
-        let references = rules(&model).into_iter();
-        let references: Vec<_> = references
-            .map(|rule| Reference::of(&data, rule))
+        let precisions = [Precision::F32, Precision::Mixed].into_iter();
+        let references: Vec<_> = precisions
+            .flat_map(|precision| rules(&model).into_iter().map(move |rule| (rule, precision)))
+            .map(|(rule, precision)| Reference::of(&data, rule, precision))
             .collect::<Result<_>>()?;
         for way in ways(&model, gpu.map(|gpu| gpu.report()))? {
             progress(&way.name);
@@ -292,7 +303,8 @@ pub fn steps(gpu: Option<&Arc<Gpu>>, progress: &mut dyn FnMut(&str)) -> Result<V
                 };
                 outcomes.push(each_kernel(&data, plan, mode, &way.name, device)?);
             }
-            for reference in &references {
+            let same = |r: &&Reference| r.precision == way.options.precision;
+            for reference in references.iter().filter(same) {
                 outcomes.extend(in_one_go(reference, &way, gpu)?);
             }
         }
@@ -439,6 +451,9 @@ impl Data<'_> {
             let factors = factors.expect(VALID).unwrap_or_default();
             *twins.floats("factors") = wide(&factors);
         }
+        if twins.plan.tensor("loss_scale").is_some() {
+            *twins.floats("loss_scale") = wide(&LOSS_SCALE);
+        }
         if twins.plan.tensor("average_parameters").is_some() {
             *twins.floats("average_parameters") = wide(&self.parameters);
             *twins.floats("average_running") = wide(&initial_running(self.model));
@@ -452,7 +467,7 @@ fn wide(values: &[f32]) -> Vec<f64> {
 }
 
 /// What carries out the kernels of a plan, in memory whose places are those of the twins, as words with
-/// the guard behind them.
+/// the guard behind them; halves as the floats that they are.
 trait Device {
     fn write(&mut self, place: usize, words: &[u32]) -> Result<()>;
     fn read(&mut self, place: usize, words: &mut Vec<u32>) -> Result<()>;
@@ -464,14 +479,25 @@ trait Device {
 struct OnGpu<'a> {
     gpu: &'a Gpu,
     buffers: Vec<Buffer>,
+    /// Elements of those that hold halves.
+    halves: Vec<Option<usize>>,
     dispatches: Vec<Dispatch>,
 }
 
 impl OnGpu<'_> {
     fn of<'a>(gpu: &'a Gpu, twins: &Twins<f64>) -> Result<OnGpu<'a>> {
         let plan = &twins.plan;
-        let values = twins.memory.values.iter();
-        let buffers = values.map(|v| gpu.buffer("verify step", words(v).len() + GUARD_WORDS));
+        let mut halves = vec![None; twins.memory.values.len()];
+        for (tensor, place) in plan.tensors.iter().zip(&twins.memory.places) {
+            if tensor.dtype == Dtype::F16 {
+                halves[*place] = Some(words(&twins.memory.values[*place]).len());
+            }
+        }
+        let values = twins.memory.values.iter().zip(&halves);
+        let buffers = values.map(|(v, halves)| {
+            let words = halves.map_or_else(|| words(v).len(), |len| Dtype::F16.words(len));
+            gpu.buffer("verify step", words + GUARD_WORDS)
+        });
         let buffers: Vec<_> = buffers.collect::<Result<_>>()?;
         let dispatches = plan.specs().map(|spec| {
             gpu.dispatch(spec, |argument| {
@@ -490,17 +516,29 @@ impl OnGpu<'_> {
             dispatches: dispatches.collect::<Result<_>>()?,
             gpu,
             buffers,
+            halves,
         })
     }
 }
 
 impl Device for OnGpu<'_> {
     fn write(&mut self, place: usize, words: &[u32]) -> Result<()> {
-        self.gpu.write("verify step", &self.buffers[place], words)
+        let buffer = &self.buffers[place];
+        match self.halves[place] {
+            None => self.gpu.write("verify step", buffer, words),
+            Some(len) => {
+                let (floats, behind) = words.split_at(len);
+                let words = [&pack_halves(floats)[..], behind].concat();
+                self.gpu.write("verify step", buffer, &words)
+            }
+        }
     }
 
     fn read(&mut self, place: usize, words: &mut Vec<u32>) -> Result<()> {
         *words = self.gpu.read("verify step", &self.buffers[place])?;
+        if let Some(len) = self.halves[place] {
+            *words = unpack_halves(words, len);
+        }
         Ok(())
     }
 
@@ -712,7 +750,7 @@ impl Run<'_> {
     fn range(&self, argument: &Argument) -> (usize, Range<usize>) {
         let view = argument.view;
         let place = self.twins.memory.places[view.tensor];
-        let words = |elements| view.dtype.words(elements);
+        let words = |elements| words_of(view.dtype, elements);
         match self.twins.plan.tensors[view.tensor].lifetime {
             Lifetime::Data => (place, 0..self.held[place].len() - GUARD_WORDS),
             _ => (place, words(view.start)..words(view.start + view.len)),
@@ -731,7 +769,7 @@ impl Run<'_> {
         }
         let tensor = &self.twins.plan.tensors[argument.view.tensor];
         if tensor.slot.is_some() {
-            let end = tensor.dtype.words(tensor.elements());
+            let end = words_of(tensor.dtype, tensor.elements());
             words[end..].fill(match argument.access {
                 Access::Read => beyond,
                 _ => GUARD,
@@ -772,6 +810,14 @@ impl Run<'_> {
     }
 }
 
+/// Words that a [`Device`] has of so many elements.
+fn words_of(dtype: Dtype, elements: usize) -> usize {
+    match dtype {
+        Dtype::F16 => elements,
+        other => other.words(elements),
+    }
+}
+
 const SAME: Tolerance = Tolerance::EXACT;
 
 /// Compares an output, in words, with what the twin made of the same inputs.
@@ -792,10 +838,13 @@ fn compare_tensor(
                 found = sum_parts(&found, values.len());
             }
             let largest = values.iter().fold(0.0f64, |m, v| m.max(v.abs()));
-            let tolerance = Tolerance {
+            let mut tolerance = Tolerance {
                 absolute: SHARE * largest,
                 relative: 0.0,
             };
+            if argument.view.dtype == Dtype::F16 {
+                tolerance = tolerance.of_halves();
+            }
             compare_elements(name, &found, &Expected::Floats(values, tolerance))
         }
         (Expected::Words(mut words), work) => {
@@ -874,15 +923,18 @@ fn settle_maxima(spec: &KernelSpec, expected: &mut [u32], found: &[u32], inputs:
 struct Reference<'a> {
     data: &'a Data<'a>,
     rule: Optimizer,
+    precision: Precision,
     /// Of every step.
     losses: Vec<f64>,
     first_gradients: Vec<f64>,
     last_gradients: Vec<f64>,
 }
 
-fn simplest(model: &Model, batch: usize, mode: Mode) -> Result<Plan> {
+fn simplest(model: &Model, batch: usize, mode: Mode, precision: Precision) -> Result<Plan> {
     let options = Options {
-        unfused: true,
+        // In mixed precision a kernel that is fused rounds once, where each by itself rounds.
+        unfused: precision == Precision::F32,
+        precision,
         ..apart(&options(model))
     };
     Plan::new(model, batch, mode, &options, Target::Cpu)
@@ -898,18 +950,24 @@ const EVERYTHING: [Section; 6] = [
 ];
 
 impl Reference<'_> {
-    fn of<'a>(data: &'a Data, rule: Optimizer) -> Result<Reference<'a>> {
-        let plan = simplest(data.model, BATCH, Mode::Train(rule))?;
+    fn of<'a>(data: &'a Data, rule: Optimizer, precision: Precision) -> Result<Reference<'a>> {
+        let plan = simplest(data.model, BATCH, Mode::Train(rule), precision)?;
         let mut twins = data.twins(plan, &data.train, &data.order, &data.steps);
+        // Those of a batch, where a step may be a part of one.
+        let name = match twins.plan.tensor("accumulated") {
+            Some(_) => "accumulated",
+            None => "gradients",
+        };
         let mut gradients = Vec::new();
         for _ in 0..STEPS {
             twins.run(&EVERYTHING);
-            gradients.push(twins.floats("gradients").clone());
+            gradients.push(twins.floats(name).clone());
         }
         let metrics = twins.words("metrics").chunks_exact(2).take(STEPS);
         Ok(Reference {
             data,
             rule,
+            precision,
             losses: metrics.map(|m| f64::from(f32::from_bits(m[0]))).collect(),
             last_gradients: gradients.pop().unwrap_or_default(),
             first_gradients: gradients.swap_remove(0),
@@ -941,14 +999,17 @@ fn in_one_go(reference: &Reference, way: &Way, gpu: Option<&Arc<Gpu>>) -> Result
     let metrics = engine.train_epoch(order, steps, &mut |_| Ok(ControlFlow::Continue(())))?;
     let last_gradients = engine.gradients()?;
 
+    let margin = margin(reference.precision);
+    // What is rounded otherwise grows from step to step, and in halves it is not small.
+    let last = if margin > 1.0 { 1e-3 } else { 2e-4 };
     let mut worst = Worst::default();
     for (which, tolerance, found, expected) in [
         ("first", 2e-5, first_gradients, &reference.first_gradients),
-        ("last", 2e-4, last_gradients, &reference.last_gradients),
+        ("last", last, last_gradients, &reference.last_gradients),
     ] {
         // A gradient is a sum of products of sums: the error scales with the largest of them.
         let largest = expected.iter().fold(0.0f64, |m, v| m.max(v.abs()));
-        let tolerance = tolerance * largest.max(1e-3);
+        let tolerance = margin * tolerance * largest.max(1e-3);
         worst.expect_count("gradients", found.len(), expected.len());
         for (a, (found, expected)) in found.iter().zip(expected).enumerate() {
             let place = || format!("gradient {a} of the {which} step");
@@ -958,7 +1019,7 @@ fn in_one_go(reference: &Reference, way: &Way, gpu: Option<&Arc<Gpu>>) -> Result
     worst.expect_count("losses", metrics.len(), STEPS);
     for (i, (found, expected)) in metrics.iter().zip(&reference.losses).enumerate() {
         let place = || format!("the loss of step {}", i + 1);
-        let tolerance = 1e-4 * expected.abs().max(0.1);
+        let tolerance = margin * 1e-4 * expected.abs().max(0.1);
         worst.see(f64::from(found.loss_sum), *expected, tolerance, place);
     }
     let by = match rule {
@@ -968,7 +1029,7 @@ fn in_one_go(reference: &Reference, way: &Way, gpu: Option<&Arc<Gpu>>) -> Result
     let variant = format!("{}, {STEPS} steps{by}", way.name);
     let mut outcomes = vec![worst.outcome("training", variant)];
 
-    outcomes.push(evaluate(&mut engine, reference.data, &way.name)?);
+    outcomes.push(evaluate(&mut engine, reference, &way.name)?);
     let (parameters, running) = (engine.parameters()?, engine.running()?);
     let large = Options {
         large_evaluation: Some(true),
@@ -980,9 +1041,18 @@ fn in_one_go(reference: &Reference, way: &Way, gpu: Option<&Arc<Gpu>>) -> Result
     if evaluation_batch(&mut engine) > small {
         engine.set_parameters(&parameters)?;
         engine.set_running(&running)?;
-        outcomes.push(evaluate(&mut engine, reference.data, &way.name)?);
+        outcomes.push(evaluate(&mut engine, reference, &way.name)?);
     }
     Ok(outcomes)
+}
+
+/// How much farther than in floats results may lie from their references: a value between two halves may be
+/// rounded to either, and a few of them differ by 2⁻¹¹.
+fn margin(precision: Precision) -> f64 {
+    match precision {
+        Precision::F32 => 1.0,
+        Precision::Mixed => 100.0,
+    }
 }
 
 fn evaluation_batch(engine: &mut Engine) -> usize {
@@ -990,12 +1060,15 @@ fn evaluation_batch(engine: &mut Engine) -> usize {
 }
 
 /// The evaluation of the parameters that `engine` has.
-fn evaluate(engine: &mut Engine, data: &Data, name: &str) -> Result<Outcome> {
-    let test = &data.test;
+fn evaluate(engine: &mut Engine, reference: &Reference, name: &str) -> Result<Outcome> {
+    let Reference {
+        data, precision, ..
+    } = reference;
+    let (test, margin) = (&data.test, margin(*precision));
     data.upload(engine, Split::Test, test)?;
     let found = engine.evaluate(Split::Test, &mut |_| ControlFlow::Continue(()))?;
 
-    let plan = simplest(data.model, TEST_IMAGES, Mode::Evaluate)?;
+    let plan = simplest(data.model, TEST_IMAGES, Mode::Evaluate, *precision)?;
     let all: Vec<u32> = (0..TEST_IMAGES as u32).collect();
     let step = Step {
         seed: data.steps[0].seed,
@@ -1015,7 +1088,7 @@ fn evaluate(engine: &mut Engine, data: &Data, name: &str) -> Result<Outcome> {
     let expected: f64 = twins.floats("losses")[..TEST_IMAGES].iter().sum();
 
     let mut worst = Worst::default();
-    let tolerance = 1e-5 * expected.abs().max(0.1);
+    let tolerance = margin * 1e-5 * expected.abs().max(0.1);
     worst.see(found.loss_sum, expected, tolerance, || "the loss".into());
     worst.expect_count("predictions", found.predictions.len(), TEST_IMAGES);
     let predicted = found.predictions.iter().zip(outputs.chunks(CLASSES));
@@ -1024,13 +1097,18 @@ fn evaluate(engine: &mut Engine, data: &Data, name: &str) -> Result<Outcome> {
         let largest = outputs.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let chosen = outputs.get(*class as usize).copied().unwrap_or(f64::NAN);
         let place = || format!("the output of class {class}, predicted for image {i}");
-        worst.see(chosen, largest, 1e-5 * largest.abs().max(1.0), place);
+        worst.see(
+            chosen,
+            largest,
+            margin * 1e-5 * largest.abs().max(1.0),
+            place,
+        );
     }
     if let Some(logits) = &found.logits {
         worst.expect_count("logits", logits.len(), outputs.len());
         for (i, (found, expected)) in logits.iter().zip(&outputs).enumerate() {
             let place = || format!("logit {i}");
-            let tolerance = 1e-5 * expected.abs().max(1.0);
+            let tolerance = margin * 1e-5 * expected.abs().max(1.0);
             worst.see(f64::from(*found), *expected, tolerance, place);
         }
     }
@@ -1156,7 +1234,7 @@ mod tests {
         });
         for (model, mode) in all {
             let data = Data::of(model);
-            let plan = simplest(model, BATCH, mode).unwrap();
+            let plan = simplest(model, BATCH, mode, Precision::F32).unwrap();
             let outcome = |kernel, mistake: Option<Mistake>| {
                 let device = |twins: &Twins<f64>| -> Result<Box<dyn Device>> {
                     Ok(match mistake {

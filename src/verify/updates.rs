@@ -81,7 +81,10 @@ fn momentum_case(n: usize) -> Case {
         let gradients = b.input(&gradients);
         let velocity = b.updated("velocity", &velocity, Tolerance::sum(2));
         let x = b.output("x", n, Tolerance::sum(4));
-        vec![muon::muon_momentum(0.6, gradients, velocity, x)]
+        let [steps, counter] = step_table(b, samples(0, 1));
+        vec![muon::muon_momentum(
+            0.6, gradients, velocity, x, steps, counter,
+        )]
     })
 }
 
