@@ -4,10 +4,14 @@
 //   swap_values:    a[i] ⇄ b[i]
 //
 // share comes from the current row of the step table.
-// Layout: every vector has ELEMENTS elements.
-// One invocation computes one element. Update average, and a and b, in place.
+// Layout: every vector has ELEMENTS elements. They are handled LANES at a time: four as the text stands, one
+// where they do not come in fours, see src/kernels/lanes.rs.
+// One invocation computes LANES elements. Update average, and a and b, in place.
 // CPU twins: average_values, swap_values in src/cpu/average.rs.
 // Maths: Polyak & Juditsky (1992); tf.train.ExponentialMovingAverage.
+
+alias Lanes = vec4<f32>;
+const LANES = 4u;
 
 override ELEMENTS: u32;
 
@@ -28,12 +32,12 @@ struct Step {
     skip: u32,
 }
 
-@group(0) @binding(0) var<storage, read_write> average: array<f32>;
-@group(0) @binding(1) var<storage, read> values: array<f32>;
+@group(0) @binding(0) var<storage, read_write> average: array<Lanes>;
+@group(0) @binding(1) var<storage, read> values: array<Lanes>;
 @group(0) @binding(2) var<storage, read> steps: array<Step>;
 @group(0) @binding(3) var<storage, read> counter: array<u32>;
-@group(0) @binding(4) var<storage, read_write> a: array<f32>;
-@group(0) @binding(5) var<storage, read_write> b: array<f32>;
+@group(0) @binding(4) var<storage, read_write> a: array<Lanes>;
+@group(0) @binding(5) var<storage, read_write> b: array<Lanes>;
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn average_values(
@@ -42,7 +46,7 @@ fn average_values(
     @builtin(local_invocation_index) local: u32,
 ) {
     let i = (group.y * groups.x + group.x) * WORKGROUP_SIZE + local;
-    if i >= ELEMENTS {
+    if i >= ELEMENTS / LANES {
         return;
     }
     let share = steps[counter[0]].average;
@@ -56,7 +60,7 @@ fn swap_values(
     @builtin(local_invocation_index) local: u32,
 ) {
     let i = (group.y * groups.x + group.x) * WORKGROUP_SIZE + local;
-    if i >= ELEMENTS {
+    if i >= ELEMENTS / LANES {
         return;
     }
     let held = a[i];

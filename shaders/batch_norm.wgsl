@@ -15,10 +15,11 @@
 // see src/kernels/lanes.rs. WIDTH = C / LANES.
 //
 // batch_norm_moments: one invocation takes LANES channels of one chunk and writes the mean of x − x₀ and
-//   its Σ (x − mean)² to partials (Welford 1962). x₀ is the channel's first value: the differences are
-//   as small as the deviation, however large the mean, so nothing is lost in rounding.
-// batch_norm_statistics: one workgroup takes four channels; of the 16 invocations that share one, each
-//   merges every 16th chunk, then halves are merged pairwise. Writes statistics, updates running.
+//   its Σ (x − mean)² to partials, from those of eight rows at a time, whose loads are on their way together.
+//   x₀ is the channel's first value: the differences are as small as the deviation, however large the mean,
+//   so nothing is lost in rounding.
+// batch_norm_statistics: one workgroup takes LANES channels; each of its invocations merges every 64th
+//   chunk, then halves are merged pairwise. Writes statistics, updates running.
 // batch_norm_forward: one invocation handles LANES channels of ROWS_PER_STRIP rows. Writes y, with RELU
 //   max(0, y) (and NaN where that is NaN), the activation that follows.
 // batch_norm_backward_sums: as batch_norm_moments; writes Σ dy·x̂ and Σ dy to partials, which
@@ -29,14 +30,14 @@
 //   output needs no normalisation. parameters [M (+ 1 with BIAS), C], folded [M + 1, C]; one
 //   invocation writes one element.
 // CPU twins: of the same names in src/cpu/batch_norm.rs.
-// Maths: Ioffe, Szegedy (2015), "Batch Normalization"; Chan, Golub, LeVeque (1983), "Algorithms for
+// Maths: Ioffe, Szegedy (2015), "Batch Normalization"; Welford (1962) for a row more; Chan, Golub, LeVeque (1983), "Algorithms for
 // Computing the Sample Variance".
 
 alias Lanes = vec4<f32>;
+alias Words = vec4<u32>;
 // What activations are stored as: f16 in mixed precision.
 alias real = f32;
 alias Stored = vec4<real>;
-alias Words = vec4<u32>;
 
 override ROWS: u32 = 1u;
 override POSITIONS: u32 = 1u;
@@ -52,7 +53,6 @@ override RELU: bool = false;
 
 const WORKGROUP_SIZE = 64u;
 const ROWS_PER_STRIP = 8u;
-const CHANNELS_PER_WORKGROUP = 4u;
 
 struct Step {
     first: u32,
@@ -80,58 +80,28 @@ struct Step {
 @group(0) @binding(8) var<storage, read_write> y: array<Stored>;
 @group(0) @binding(9) var<storage, read_write> input_gradient: array<Stored>;  // dx
 @group(0) @binding(10) var<storage, read> running: array<Lanes>;
+@group(0) @binding(11) var<storage, read> chunk_moments: array<Lanes>;  // partials, read back
+@group(0) @binding(12) var<storage, read_write> new_statistics: array<Lanes>;
+@group(0) @binding(13) var<storage, read_write> new_running: array<Lanes>;
 // Channel by channel.
-@group(0) @binding(11) var<storage, read> chunk_moments: array<f32>;  // partials, read back
-@group(0) @binding(12) var<storage, read_write> new_statistics: array<f32>;
-@group(0) @binding(13) var<storage, read_write> new_running: array<f32>;
 @group(0) @binding(14) var<storage, read> parameters: array<f32>;
 @group(0) @binding(15) var<storage, read> running_values: array<f32>;
 @group(0) @binding(16) var<storage, read> affine_values: array<f32>;
 @group(0) @binding(17) var<storage, read_write> folded: array<f32>;
-@group(0) @binding(18) var<storage, read> first_row: array<real>;  // of x
 
 // Rows that count.
 fn counted() -> u32 {
     return min(steps[counter[0]].count * POSITIONS, ROWS);
 }
 
-// Those among them that a chunk has.
-fn counted_in(chunk: u32) -> u32 {
-    let n = counted();
+// Those among `n` that a chunk has.
+fn counted_in(chunk: u32, n: u32) -> u32 {
     let first = chunk * ROWS_PER_CHUNK;
     return min(max(n, first) - first, ROWS_PER_CHUNK);
 }
 
-@compute @workgroup_size(WORKGROUP_SIZE)
-fn batch_norm_moments(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) local: u32,
-) {
-    let t = (group.y * groups.x + group.x) * WORKGROUP_SIZE + local;
-    if t >= CHUNKS * WIDTH {
-        return;
-    }
-    let chunk = t / WIDTH;
-    let channel = t % WIDTH;
-    let rows = counted_in(chunk);
-    let start = Lanes(x[channel]);
-    var at = chunk * ROWS_PER_CHUNK * WIDTH + channel;
-    var mean = Lanes(0.0);
-    var squares = Lanes(0.0);
-    for (var i = 0u; i < rows; i++) {
-        let value = Lanes(x[at]) - start;
-        let difference = value - mean;
-        mean += difference * (1.0 / f32(i + 1u));
-        squares += difference * (value - mean);
-        at += WIDTH;
-    }
-    partials[2u * chunk * WIDTH + channel] = mean;
-    partials[(2u * chunk + 1u) * WIDTH + channel] = squares;
-}
-
-// Of some rows of one channel: how many, their mean, Σ (x − mean)².
-struct Moments { count: f32, mean: f32, squares: f32 }
+// Of some rows of LANES channels: how many, their mean, Σ (x − mean)².
+struct Moments { count: f32, mean: Lanes, squares: Lanes }
 
 fn merge(a: Moments, b: Moments) -> Moments {
     if b.count == 0.0 {
@@ -146,6 +116,62 @@ fn merge(a: Moments, b: Moments) -> Moments {
     );
 }
 
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn batch_norm_moments(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let t = (group.y * groups.x + group.x) * WORKGROUP_SIZE + local;
+    if t >= CHUNKS * WIDTH {
+        return;
+    }
+    let chunk = t / WIDTH;
+    let channel = t % WIDTH;
+    let rows = counted_in(chunk, counted());
+    let start = Lanes(x[channel]);
+    var at = chunk * ROWS_PER_CHUNK * WIDTH + channel;
+    var moments = Moments();
+    var row = 0u;
+    for (; row + 8u <= rows; row += 8u) {
+        let v0 = Lanes(x[at]) - start;
+        let v1 = Lanes(x[at + WIDTH]) - start;
+        let v2 = Lanes(x[at + 2u * WIDTH]) - start;
+        let v3 = Lanes(x[at + 3u * WIDTH]) - start;
+        let v4 = Lanes(x[at + 4u * WIDTH]) - start;
+        let v5 = Lanes(x[at + 5u * WIDTH]) - start;
+        let v6 = Lanes(x[at + 6u * WIDTH]) - start;
+        let v7 = Lanes(x[at + 7u * WIDTH]) - start;
+        let mean = (((v0 + v1) + (v2 + v3)) + ((v4 + v5) + (v6 + v7))) * 0.125;
+        let d0 = v0 - mean;
+        let d1 = v1 - mean;
+        let d2 = v2 - mean;
+        let d3 = v3 - mean;
+        let d4 = v4 - mean;
+        let d5 = v5 - mean;
+        let d6 = v6 - mean;
+        let d7 = v7 - mean;
+        let squares = ((d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)) + ((d4 * d4 + d5 * d5) + (d6 * d6 + d7 * d7));
+        moments = merge(moments, Moments(8.0, mean, squares));
+        at += 8u * WIDTH;
+    }
+    for (; row < rows; row++) {
+        let value = Lanes(x[at]) - start;
+        let difference = value - moments.mean;
+        moments.mean += difference * (1.0 / f32(row + 1u));
+        moments.squares += difference * (value - moments.mean);
+        at += WIDTH;
+    }
+    partials[2u * chunk * WIDTH + channel] = moments.mean;
+    partials[(2u * chunk + 1u) * WIDTH + channel] = moments.squares;
+}
+
+// What batch_norm_moments wrote of a chunk, of which `n` rows count; nothing where there is no such chunk.
+fn moments_of(chunk: u32, channel: u32, n: u32) -> Moments {
+    let at = 2u * min(chunk, CHUNKS - 1u) * WIDTH + channel;
+    return Moments(f32(counted_in(chunk, n)), chunk_moments[at], chunk_moments[at + WIDTH]);
+}
+
 var<workgroup> merged: array<Moments, WORKGROUP_SIZE>;
 
 @compute @workgroup_size(WORKGROUP_SIZE)
@@ -154,34 +180,36 @@ fn batch_norm_statistics(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) local: u32,
 ) {
-    let first = (group.y * groups.x + group.x) * CHANNELS_PER_WORKGROUP;
-    let channel = first + local % CHANNELS_PER_WORKGROUP;
-    var moments = Moments(0.0, 0.0, 0.0);
-    if channel < C {
-        let stride = WORKGROUP_SIZE / CHANNELS_PER_WORKGROUP;
-        for (var chunk = local / CHANNELS_PER_WORKGROUP; chunk < CHUNKS; chunk += stride) {
-            let mean = chunk_moments[2u * chunk * C + channel];
-            let squares = chunk_moments[(2u * chunk + 1u) * C + channel];
-            moments = merge(moments, Moments(f32(counted_in(chunk)), mean, squares));
+    let channel = group.y * groups.x + group.x;
+    var moments = Moments();
+    if channel < WIDTH {
+        let n = counted();
+        // The loads of four chunks are on their way at a time.
+        for (var chunk = local; chunk < CHUNKS; chunk += 4u * WORKGROUP_SIZE) {
+            let m0 = moments_of(chunk, channel, n);
+            let m1 = moments_of(chunk + WORKGROUP_SIZE, channel, n);
+            let m2 = moments_of(chunk + 2u * WORKGROUP_SIZE, channel, n);
+            let m3 = moments_of(chunk + 3u * WORKGROUP_SIZE, channel, n);
+            moments = merge(merge(merge(merge(moments, m0), m1), m2), m3);
         }
     }
     merged[local] = moments;
-    for (var rest = WORKGROUP_SIZE / 2u; rest >= CHANNELS_PER_WORKGROUP; rest /= 2u) {
+    for (var rest = WORKGROUP_SIZE / 2u; rest > 0u; rest /= 2u) {
         workgroupBarrier();
         if local < rest {
             merged[local] = merge(merged[local], merged[local + rest]);
         }
     }
-    if local < CHANNELS_PER_WORKGROUP && channel < C {
-        let n = merged[local].count;
-        let mean = f32(first_row[channel]) + merged[local].mean;
-        let squares = merged[local].squares;
+    if local == 0u && channel < WIDTH {
+        let n = merged[0].count;
+        let mean = Lanes(x[channel]) + merged[0].mean;
+        let squares = merged[0].squares;
         new_statistics[channel] = mean;
-        new_statistics[C + channel] = 1.0 / sqrt(squares / n + EPSILON);
+        new_statistics[WIDTH + channel] = 1.0 / sqrt(squares / n + EPSILON);
         new_running[channel] += MOMENTUM * (mean - new_running[channel]);
         if n > 1.0 {
             let variance = squares / (n - 1.0);
-            new_running[C + channel] += MOMENTUM * (variance - new_running[C + channel]);
+            new_running[WIDTH + channel] += MOMENTUM * (variance - new_running[WIDTH + channel]);
         }
     }
 }
@@ -243,14 +271,30 @@ fn batch_norm_backward_sums(
     }
     let chunk = t / WIDTH;
     let channel = t % WIDTH;
-    let rows = counted_in(chunk);
+    let rows = counted_in(chunk, counted());
     let mean = statistics[channel];
     var at = chunk * ROWS_PER_CHUNK * WIDTH + channel;
     var weight_gradient = Lanes(0.0);
     var bias_gradient = Lanes(0.0);
-    for (var i = 0u; i < rows; i++) {
-        weight_gradient += Lanes(output_gradient[at]) * (Lanes(x[at]) - mean);
-        bias_gradient += Lanes(output_gradient[at]);
+    var row = 0u;
+    // The loads of four rows are on their way at a time.
+    for (; row + 4u <= rows; row += 4u) {
+        let x0 = Lanes(x[at]);
+        let x1 = Lanes(x[at + WIDTH]);
+        let x2 = Lanes(x[at + 2u * WIDTH]);
+        let x3 = Lanes(x[at + 3u * WIDTH]);
+        let g0 = Lanes(output_gradient[at]);
+        let g1 = Lanes(output_gradient[at + WIDTH]);
+        let g2 = Lanes(output_gradient[at + 2u * WIDTH]);
+        let g3 = Lanes(output_gradient[at + 3u * WIDTH]);
+        weight_gradient = weight_gradient + g0 * (x0 - mean) + g1 * (x1 - mean) + g2 * (x2 - mean) + g3 * (x3 - mean);
+        bias_gradient = bias_gradient + g0 + g1 + g2 + g3;
+        at += 4u * WIDTH;
+    }
+    for (; row < rows; row++) {
+        let g = Lanes(output_gradient[at]);
+        weight_gradient += g * (Lanes(x[at]) - mean);
+        bias_gradient += g;
         at += WIDTH;
     }
     partials[2u * chunk * WIDTH + channel] = weight_gradient * statistics[WIDTH + channel];
@@ -275,7 +319,8 @@ fn batch_norm_backward_input(
     for (var row = first; row < min(first + ROWS_PER_STRIP, ROWS); row++) {
         let at = row * WIDTH + channel;
         if row < n {
-            input_gradient[at] = Stored(scale * (Lanes(output_gradient[at]) - offset - (Lanes(x[at]) - mean) * slope));
+            let g = Lanes(output_gradient[at]);
+            input_gradient[at] = Stored(scale * (g - offset - (Lanes(x[at]) - mean) * slope));
         } else {
             input_gradient[at] = Stored(Lanes(0.0));
         }

@@ -5,12 +5,17 @@
 //   norm:           result[0] = √Σ x[i]
 //   clip_gradients: gradients[i] = gradients[i] · min(1, LIMIT / (norm[0] + 1e-6)), NaN where the norm is NaN
 //
-// Layout: x, gradients [ELEMENTS], factors [ELEMENTS,2], result of sum_squares [⌈ELEMENTS / RUN⌉].
-// sum_squares, norm: one workgroup computes one sum; of its invocations each adds up every 64th element,
-//   then halves are added pairwise, so the order is always the same. Write result.
-// clip_gradients: one invocation scales one element. Updates gradients in place.
+// Layout: x, gradients [ELEMENTS], factors [2,ELEMENTS], result of sum_squares [⌈ELEMENTS / RUN⌉]. Elements
+// are handled LANES at a time: four as the text stands, one where they do not come in fours, see
+// src/kernels/lanes.rs.
+// sum_squares, norm: one workgroup computes one sum; of its invocations each adds up LANES elements in every
+//   64·LANES, then halves are added pairwise, so the order is always the same. Write result.
+// clip_gradients: one invocation scales LANES elements. Updates gradients in place.
 // CPU twins: sum_squares, norm, clip_gradients in src/cpu/clip.rs.
 // Maths: Pascanu, Mikolov & Bengio (2013), as in torch.nn.utils.clip_grad_norm_.
+
+alias Lanes = vec4<f32>;
+const LANES = 4u;
 
 override ELEMENTS: u32;
 override RUN: u32 = 1;
@@ -19,11 +24,15 @@ override LIMIT: f32 = 0.0;
 
 const WORKGROUP_SIZE = 64u;
 
-@group(0) @binding(0) var<storage, read> x: array<f32>;
+@group(0) @binding(0) var<storage, read> x: array<Lanes>;
 @group(0) @binding(1) var<storage, read_write> result: array<f32>;
-@group(0) @binding(2) var<storage, read> factors: array<f32>;
-@group(0) @binding(3) var<storage, read_write> gradients: array<f32>;
+@group(0) @binding(2) var<storage, read> factors: array<Lanes>;
+@group(0) @binding(3) var<storage, read_write> gradients: array<Lanes>;
 @group(0) @binding(4) var<storage, read> norm_of_all: array<f32>;
+
+fn total(lanes: Lanes) -> f32 {
+    return dot(lanes, Lanes(1.0));
+}
 
 var<workgroup> sums: array<f32, WORKGROUP_SIZE>;
 
@@ -39,6 +48,15 @@ fn sum_up(local: u32, own: f32) -> f32 {
     return sums[0];
 }
 
+// The squares of what counts of x[i].
+fn squares(i: u32) -> Lanes {
+    let value = x[i];
+    if GROUPED {
+        return select(value * value, Lanes(0.0), factors[i] == Lanes(0.0));
+    }
+    return value * value;
+}
+
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn sum_squares(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -46,31 +64,33 @@ fn sum_squares(
     @builtin(local_invocation_index) local: u32,
 ) {
     let part = group.y * groups.x + group.x;
-    let first = part * RUN;
-    let end = min(first + RUN, ELEMENTS);
-    var own = 0.0;
-    for (var i = first + local; i < end; i += WORKGROUP_SIZE) {
-        var counts = true;
-        if GROUPED {
-            counts = factors[2u * i] != 0.0;
-        }
-        if counts {
-            own += x[i] * x[i];
-        }
+    let end = min((part + 1u) * RUN, ELEMENTS) / LANES;
+    var own = Lanes(0.0);
+    var i = part * RUN / LANES + local;
+    // Four loads are on their way at a time.
+    for (; i + 3u * WORKGROUP_SIZE < end; i += 4u * WORKGROUP_SIZE) {
+        let s0 = squares(i);
+        let s1 = squares(i + WORKGROUP_SIZE);
+        let s2 = squares(i + 2u * WORKGROUP_SIZE);
+        let s3 = squares(i + 3u * WORKGROUP_SIZE);
+        own = own + s0 + s1 + s2 + s3;
     }
-    let sum = sum_up(local, own);
-    if local == 0u && first < ELEMENTS {
+    for (; i < end; i += WORKGROUP_SIZE) {
+        own += squares(i);
+    }
+    let sum = sum_up(local, total(own));
+    if local == 0u && part * RUN < ELEMENTS {
         result[part] = sum;
     }
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn norm(@builtin(local_invocation_index) local: u32) {
-    var own = 0.0;
-    for (var i = local; i < ELEMENTS; i += WORKGROUP_SIZE) {
+    var own = Lanes(0.0);
+    for (var i = local; i < ELEMENTS / LANES; i += WORKGROUP_SIZE) {
         own += x[i];
     }
-    let sum = sum_up(local, own);
+    let sum = sum_up(local, total(own));
     if local == 0u {
         result[0] = sqrt(sum);
     }
@@ -88,7 +108,7 @@ fn clip_gradients(
     @builtin(local_invocation_index) local: u32,
 ) {
     let i = (group.y * groups.x + group.x) * WORKGROUP_SIZE + local;
-    if i >= ELEMENTS {
+    if i >= ELEMENTS / LANES {
         return;
     }
     var factor = norm_of_all[0];

@@ -6,17 +6,20 @@
 //
 // Each in one fixed order, so the same bits on every run.
 //
-// Layout: partials [SPLITS,ELEMENTS], result, gradients and accumulated [ELEMENTS].
-// reduce_splits: one invocation computes one element, in order of s. Writes result.
-// reduce_chunks: for many parts of few elements. One workgroup computes four elements; of the 16
-//   invocations that share one, each adds up every 16th part, then halves are added pairwise. Writes
-//   result.
-// accumulate: one invocation adds one element. Which part of its batch a step is says the current row of
+// Layout: partials [SPLITS,ELEMENTS], result, gradients and accumulated [ELEMENTS]. Elements are handled
+// LANES at a time: four as the text stands, one where they do not come in fours, see src/kernels/lanes.rs.
+// WIDTH = ELEMENTS / LANES.
+// reduce_splits: one invocation computes LANES elements, in order of s. Writes result.
+// reduce_chunks: for many parts of few elements. One workgroup computes LANES elements; each of its
+//   invocations adds up every 64th part, then halves are added pairwise. Writes result.
+// accumulate: one invocation adds LANES elements. Which part of its batch a step is says the current row of
 //   the step table. Adds to accumulated.
 // CPU twins: reduce_splits, reduce_chunks, accumulate in src/cpu/reduce.rs.
 
+alias Lanes = vec4<f32>;
+
 override SPLITS: u32 = 1;
-override ELEMENTS: u32;
+override WIDTH: u32;
 
 const WORKGROUP_SIZE = 64u;
 
@@ -35,12 +38,23 @@ struct Step {
     skip: u32,
 }
 
-@group(0) @binding(0) var<storage, read> partials: array<f32>;
-@group(0) @binding(1) var<storage, read_write> result: array<f32>;
-@group(0) @binding(2) var<storage, read> gradients: array<f32>;
-@group(0) @binding(3) var<storage, read_write> accumulated: array<f32>;
+@group(0) @binding(0) var<storage, read> partials: array<Lanes>;
+@group(0) @binding(1) var<storage, read_write> result: array<Lanes>;
+@group(0) @binding(2) var<storage, read> gradients: array<Lanes>;
+@group(0) @binding(3) var<storage, read_write> accumulated: array<Lanes>;
 @group(0) @binding(4) var<storage, read> steps: array<Step>;
 @group(0) @binding(5) var<storage, read> counter: array<u32>;
+
+// Four parts whose loads are on their way together.
+struct Four { v0: Lanes, v1: Lanes, v2: Lanes, v3: Lanes }
+
+fn four(at: u32, stride: u32) -> Four {
+    return Four(partials[at], partials[at + stride], partials[at + 2u * stride], partials[at + 3u * stride]);
+}
+
+fn add(sum: Lanes, parts: Four) -> Lanes {
+    return sum + parts.v0 + parts.v1 + parts.v2 + parts.v3;
+}
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn reduce_splits(
@@ -49,33 +63,28 @@ fn reduce_splits(
     @builtin(local_invocation_index) local: u32,
 ) {
     let i = (group.y * groups.x + group.x) * WORKGROUP_SIZE + local;
-    if i >= ELEMENTS {
+    if i >= WIDTH {
         return;
     }
-    var sum = 0.0;
+    var sum = Lanes(0.0);
     var s = 0u;
-    // Eight loads are on their way at a time.
-    for (; s + 8u <= SPLITS; s += 8u) {
-        let at = s * ELEMENTS + i;
-        let v0 = partials[at];
-        let v1 = partials[at + ELEMENTS];
-        let v2 = partials[at + 2u * ELEMENTS];
-        let v3 = partials[at + 3u * ELEMENTS];
-        let v4 = partials[at + 4u * ELEMENTS];
-        let v5 = partials[at + 5u * ELEMENTS];
-        let v6 = partials[at + 6u * ELEMENTS];
-        let v7 = partials[at + 7u * ELEMENTS];
-        sum = sum + v0 + v1 + v2 + v3 + v4 + v5 + v6 + v7;
+    for (; s + 16u <= SPLITS; s += 16u) {
+        let a = four(s * WIDTH + i, WIDTH);
+        let b = four((s + 4u) * WIDTH + i, WIDTH);
+        let c = four((s + 8u) * WIDTH + i, WIDTH);
+        let d = four((s + 12u) * WIDTH + i, WIDTH);
+        sum = add(add(add(add(sum, a), b), c), d);
+    }
+    for (; s + 4u <= SPLITS; s += 4u) {
+        sum = add(sum, four(s * WIDTH + i, WIDTH));
     }
     for (; s < SPLITS; s++) {
-        sum += partials[s * ELEMENTS + i];
+        sum += partials[s * WIDTH + i];
     }
     result[i] = sum;
 }
 
-const ELEMENTS_PER_WORKGROUP = 4u;
-
-var<workgroup> sums: array<f32, WORKGROUP_SIZE>;
+var<workgroup> sums: array<Lanes, WORKGROUP_SIZE>;
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn reduce_chunks(
@@ -83,24 +92,27 @@ fn reduce_chunks(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) local: u32,
 ) {
-    let first = (group.y * groups.x + group.x) * ELEMENTS_PER_WORKGROUP;
-    let i = first + local % ELEMENTS_PER_WORKGROUP;
-    var sum = 0.0;
-    if i < ELEMENTS {
-        let stride = WORKGROUP_SIZE / ELEMENTS_PER_WORKGROUP;
-        for (var s = local / ELEMENTS_PER_WORKGROUP; s < SPLITS; s += stride) {
-            sum += partials[s * ELEMENTS + i];
+    let i = group.y * groups.x + group.x;
+    var sum = Lanes(0.0);
+    if i < WIDTH {
+        const STRIDE = WORKGROUP_SIZE;
+        var s = local;
+        for (; s + 3u * STRIDE < SPLITS; s += 4u * STRIDE) {
+            sum = add(sum, four(s * WIDTH + i, STRIDE * WIDTH));
+        }
+        for (; s < SPLITS; s += STRIDE) {
+            sum += partials[s * WIDTH + i];
         }
     }
     sums[local] = sum;
-    for (var rest = WORKGROUP_SIZE / 2u; rest >= ELEMENTS_PER_WORKGROUP; rest /= 2u) {
+    for (var rest = WORKGROUP_SIZE / 2u; rest > 0u; rest /= 2u) {
         workgroupBarrier();
         if local < rest {
             sums[local] += sums[local + rest];
         }
     }
-    if local < ELEMENTS_PER_WORKGROUP && i < ELEMENTS {
-        result[i] = sums[local];
+    if local == 0u && i < WIDTH {
+        result[i] = sums[0];
     }
 }
 
@@ -111,7 +123,7 @@ fn accumulate(
     @builtin(local_invocation_index) local: u32,
 ) {
     let i = (group.y * groups.x + group.x) * WORKGROUP_SIZE + local;
-    if i >= ELEMENTS {
+    if i >= WIDTH {
         return;
     }
     // What an earlier batch left may be anything, a NaN too.

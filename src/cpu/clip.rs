@@ -3,9 +3,9 @@
 use super::Float;
 
 /// The sum of the squares of each `run` elements of x, without those whose first factor is 0: x `[n]`,
-/// factors `[n, 2]`, returns `[⌈n / run⌉]`.
+/// factors `[2, n]`, returns `[⌈n / run⌉]`.
 pub fn sum_squares<T: Float>(x: &[T], factors: Option<&[T]>, run: usize) -> Vec<T> {
-    let counts = |i: usize| factors.is_none_or(|factors| factors[2 * i] != T::zero());
+    let counts = |i: usize| factors.is_none_or(|factors| factors[i] != T::zero());
     let starts = (0..x.len()).step_by(run);
     let sum = |start: usize| {
         let all = (start..x.len().min(start + run)).filter(|i| counts(*i));

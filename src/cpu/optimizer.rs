@@ -1,6 +1,6 @@
 //! Twins of `shaders/optimizer.wgsl`: the update rules over the flat parameter vector.
 //!
-//! `factors[n,2]`, where there are any, are a parameter's own on learning rate and weight decay; one whose
+//! `factors[2,n]`, where there are any, are a parameter's own on learning rate and weight decay; one whose
 //! first is not above 0 stays as it is, and so does its state.
 
 use super::Float;
@@ -13,9 +13,7 @@ fn each<T: Float>(n: usize, factors: Option<&[T]>, mut update: impl FnMut(usize,
         assert_eq!(factors.len(), 2 * n);
     }
     for i in 0..n {
-        let own = factors.map_or([T::one(); 2], |factors| {
-            [factors[2 * i], factors[2 * i + 1]]
-        });
+        let own = factors.map_or([T::one(); 2], |factors| [factors[i], factors[n + i]]);
         if own[0] > T::zero() {
             update(i, own);
         }

@@ -1,5 +1,6 @@
 //! `shaders/average.wgsl`: the moving average of what is trained.
 
+use super::lanes::{lanes, with_lanes};
 use super::{KernelSpec, STEP_ELEMENTS, View, Work, read, update};
 
 const SOURCE: &str = include_str!("../../shaders/average.wgsl");
@@ -10,7 +11,7 @@ pub fn average_values(average: View, values: View, steps: View, counter: View) -
     let n = values.len;
     KernelSpec::new(
         "average_values",
-        SOURCE,
+        with_lanes(SOURCE, n),
         Work::AverageValues,
         &[("ELEMENTS", n as f64)],
         vec![
@@ -19,7 +20,7 @@ pub fn average_values(average: View, values: View, steps: View, counter: View) -
             read(2, "steps", steps, STEP_ELEMENTS),
             read(3, "counter", counter, 1),
         ],
-        n,
+        n / lanes(n),
     )
 }
 
@@ -28,10 +29,10 @@ pub fn swap_values(a: View, b: View) -> KernelSpec {
     let n = a.len;
     KernelSpec::new(
         "swap_values",
-        SOURCE,
+        with_lanes(SOURCE, n),
         Work::SwapValues,
         &[("ELEMENTS", n as f64)],
         vec![update(4, "a", a, n), update(5, "b", b, n)],
-        n,
+        n / lanes(n),
     )
 }

@@ -12,8 +12,11 @@ const SOURCE: &str = include_str!("../../shaders/batch_norm.wgsl");
 /// Rows that one invocation of the kernels handles which write a value for every element.
 pub(super) const ROWS_PER_STRIP: usize = 8;
 
-/// Channels that share a workgroup where invocations work together on each.
-pub(super) const CHANNELS_PER_WORKGROUP: usize = 4;
+/// Rows whose loads are on their way together.
+const ROWS_AT_A_TIME: usize = 8;
+
+/// Invocations that it takes to keep the memory of a large GPU busy, with so many rows at a time each.
+const INVOCATIONS: usize = 1 << 15;
 
 /// What is normalised: `[rows, channels]` with `rows = batch · positions`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,9 +32,13 @@ impl BatchNorm {
         self.batch * self.positions
     }
 
-    /// How the sums over rows are cut.
+    /// How the sums over rows are cut: into as many chunks as fill a GPU, as far as what merges them has
+    /// little to do beside it.
     pub fn chunks(&self) -> Chunks {
-        Chunks::new(self.rows(), 32, 512)
+        let width = self.channels / lanes(self.channels);
+        let most = (INVOCATIONS / width).clamp(64, 2048);
+        let size = self.rows().div_ceil(most).max(32);
+        Chunks::new(self.rows(), size.next_multiple_of(ROWS_AT_A_TIME), most)
     }
 }
 
@@ -127,14 +134,14 @@ pub fn batch_norm_statistics(
         },
         &constants,
         vec![
-            read(18, "x", x, c),
+            read(0, "x", x, c),
             read(11, "partials", partials, g.chunks().count() * 2 * c),
             read(5, "steps", steps, STEP_ELEMENTS),
             read(6, "counter", counter, 1),
             write(12, "statistics", statistics, 2 * c),
             update(13, "running", running, 2 * c),
         ],
-        c.div_ceil(CHANNELS_PER_WORKGROUP) * WORKGROUP_SIZE,
+        c / lanes(c) * WORKGROUP_SIZE,
     )
 }
 

@@ -1,5 +1,6 @@
 //! `shaders/clip.wgsl`: the L2 norm of a vector, and gradients that are scaled down to a norm.
 
+use super::lanes::{lanes, with_lanes};
 use super::{KernelSpec, View, WORKGROUP_SIZE, Work, read, update, write};
 
 const SOURCE: &str = include_str!("../../shaders/clip.wgsl");
@@ -10,7 +11,7 @@ const MOST_RUNS: usize = 1024;
 
 /// Elements in a run of a vector of `n`: what is added up for each of the sums of [`sum_squares`].
 fn run(n: usize) -> usize {
-    n.div_ceil(MOST_RUNS).max(SHORTEST_RUN)
+    n.div_ceil(MOST_RUNS).max(SHORTEST_RUN).next_multiple_of(4)
 }
 
 /// How many sums [`sum_squares`] makes of a vector of `n` elements.
@@ -19,13 +20,13 @@ pub fn runs(n: usize) -> usize {
 }
 
 /// `result[runs(n)]`: the sum of the squares of each run of `x[n]`, without those whose first factor of
-/// `factors[n,2]` is 0. Writes `result`.
+/// `factors[2,n]` is 0. Writes `result`.
 pub fn sum_squares(x: View, factors: Option<View>, result: View) -> KernelSpec {
     let n = x.len;
     let grouped = factors.is_some();
     KernelSpec::new(
         "sum_squares",
-        SOURCE,
+        with_lanes(SOURCE, n),
         Work::SumSquares {
             run: run(n),
             grouped,
@@ -39,7 +40,8 @@ pub fn sum_squares(x: View, factors: Option<View>, result: View) -> KernelSpec {
             read(0, "x", x, n),
             write(1, "result", result, runs(n)),
             match factors {
-                Some(factors) => read(2, "factors", factors, 2 * n),
+                // Only the first of each is looked at.
+                Some(factors) => read(2, "factors", factors, n),
                 // A binding must hold something even where nothing looks at it.
                 None => read(2, "factors", x, 0),
             },
@@ -53,7 +55,7 @@ pub fn norm(x: View, result: View) -> KernelSpec {
     let n = x.len;
     KernelSpec::new(
         "norm",
-        SOURCE,
+        with_lanes(SOURCE, n),
         Work::Norm,
         &[("ELEMENTS", n as f64)],
         vec![read(0, "x", x, n), write(1, "result", result, 1)],
@@ -66,13 +68,13 @@ pub fn clip_gradients(limit: f32, gradients: View, norm: View) -> KernelSpec {
     let n = gradients.len;
     KernelSpec::new(
         "clip_gradients",
-        SOURCE,
+        with_lanes(SOURCE, n),
         Work::ClipGradients { limit },
         &[("ELEMENTS", n as f64), ("LIMIT", f64::from(limit))],
         vec![
             update(3, "gradients", gradients, n),
             read(4, "norm_of_all", norm, 1),
         ],
-        n,
+        n / lanes(n),
     )
 }

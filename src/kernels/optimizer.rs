@@ -1,5 +1,6 @@
 //! `shaders/optimizer.wgsl`: the update rules over the flat parameter vector.
 
+use super::lanes::{lanes, with_lanes};
 use super::{KernelSpec, STEP_ELEMENTS, View, Work, read, update};
 use crate::model::recipe::Optimizer;
 
@@ -7,7 +8,7 @@ const SOURCE: &str = include_str!("../../shaders/optimizer.wgsl");
 
 /// One update of every element of `gradients` by `optimizer`'s rule, with the learning rate (and
 /// AdamW's bias corrections) of row `counter[0]` of the step table `steps`. Changes `parameters` and
-/// the vectors of `state` in place. `factors[n,2]`, where there are any, are a parameter's own on learning
+/// the vectors of `state` in place. `factors[2,n]`, where there are any, are a parameter's own on learning
 /// rate and weight decay; one whose first is not above 0 stays as it is.
 ///
 /// SGD with momentum and L2 weight decay: `g = gradient + weight_decay·w; v = momentum·v + g;
@@ -68,7 +69,7 @@ pub fn update_parameters(
             ],
         ),
     };
-    constants.push(("ELEMENTS", n as f64));
+    constants.push(("WIDTH", (n / lanes(n)) as f64));
     if let Optimizer::Sgd { nesterov: true, .. } = rule {
         constants.push(("NESTEROV", 1.0));
     }
@@ -93,7 +94,8 @@ pub fn update_parameters(
         rule,
         grouped: factors.is_some(),
     };
-    KernelSpec::new(entry, SOURCE, work, &constants, arguments, n)
+    let source = with_lanes(SOURCE, n);
+    KernelSpec::new(entry, source, work, &constants, arguments, n / lanes(n))
 }
 
 /// The optimiser's state vectors, in order: all rules but AdamW have the first only.

@@ -1,6 +1,6 @@
 //! `shaders/reduce.wgsl`: the sum over the parts of a gradient, or of a batch.
 
-use super::batch_norm::CHANNELS_PER_WORKGROUP;
+use super::lanes::{lanes, with_lanes};
 use super::{KernelSpec, STEP_ELEMENTS, View, WORKGROUP_SIZE, Work, read, update, write};
 
 const SOURCE: &str = include_str!("../../shaders/reduce.wgsl");
@@ -10,14 +10,14 @@ pub fn reduce_splits(splits: usize, partials: View, result: View) -> KernelSpec 
     let n = result.len;
     KernelSpec::new(
         "reduce_splits",
-        SOURCE,
+        with_lanes(SOURCE, n),
         Work::ReduceSplits { splits },
-        &[("SPLITS", splits as f64), ("ELEMENTS", n as f64)],
+        &[("SPLITS", splits as f64), ("WIDTH", (n / lanes(n)) as f64)],
         vec![
             read(0, "partials", partials, splits * n),
             write(1, "result", result, n),
         ],
-        n,
+        n / lanes(n),
     )
 }
 
@@ -27,14 +27,14 @@ pub fn reduce_chunks(chunks: usize, partials: View, result: View) -> KernelSpec 
     let n = result.len;
     KernelSpec::new(
         "reduce_chunks",
-        SOURCE,
+        with_lanes(SOURCE, n),
         Work::ReduceChunks { chunks },
-        &[("SPLITS", chunks as f64), ("ELEMENTS", n as f64)],
+        &[("SPLITS", chunks as f64), ("WIDTH", (n / lanes(n)) as f64)],
         vec![
             read(0, "partials", partials, chunks * n),
             write(1, "result", result, n),
         ],
-        n.div_ceil(CHANNELS_PER_WORKGROUP) * WORKGROUP_SIZE,
+        n / lanes(n) * WORKGROUP_SIZE,
     )
 }
 
@@ -44,15 +44,15 @@ pub fn accumulate(gradients: View, accumulated: View, steps: View, counter: View
     let n = gradients.len;
     KernelSpec::new(
         "accumulate",
-        SOURCE,
+        with_lanes(SOURCE, n),
         Work::Accumulate,
-        &[("ELEMENTS", n as f64)],
+        &[("WIDTH", (n / lanes(n)) as f64)],
         vec![
             read(2, "gradients", gradients, n),
             update(3, "accumulated", accumulated, n),
             read(4, "steps", steps, STEP_ELEMENTS),
             read(5, "counter", counter, 1),
         ],
-        n,
+        n / lanes(n),
     )
 }

@@ -7,8 +7,8 @@ use crate::kernels::{Dtype, View, average, clip, half, muon, optimizer};
 use crate::model::recipe::Optimizer;
 use crate::model::{Conv2d, Factors, Layer, Model, Role};
 
-/// What the kept tensor `factors[elements,2]` of a training plan holds: for each element of the flat
-/// parameter vector its factors on learning rate and weight decay. The first is 0 for what is frozen and
+/// What the kept tensor `factors[2,elements]` of a training plan holds: for each element of the flat
+/// parameter vector its factor on the learning rate, then those on weight decay. The first is 0 for what is frozen and
 /// for what lies between parameters, and below 0 for what Muon takes. `None` where a plan has no such
 /// tensor, since all are trained alike.
 ///
@@ -25,14 +25,14 @@ pub fn factors(model: &Model, rule: &Optimizer, options: &Options) -> Result<Opt
     };
     let is_muon = matches!(rule, Optimizer::Muon { .. });
     let mut factors = vec![0.0; 2 * model.parameter_elements];
+    let (rates, decays) = factors.split_at_mut(model.parameter_elements);
     for (layer, groups) in model.layers.iter().zip(groups) {
         for (parameter, own) in layer.parameters.iter().zip(groups) {
             let by_muon = is_muon && layer.op.is_for_muon() && parameter.role == Role::Weight;
             let lr = own.lr * if by_muon { -1.0 } else { others };
-            let range = 2 * parameter.start..2 * (parameter.start + parameter.elements());
-            for pair in factors[range].chunks_exact_mut(2) {
-                pair.copy_from_slice(&[lr, own.decay]);
-            }
+            let range = parameter.start..parameter.start + parameter.elements();
+            rates[range.clone()].fill(lr);
+            decays[range].fill(own.decay);
         }
     }
     Ok(Some(factors))
@@ -61,7 +61,7 @@ impl Builder<'_> {
         let state: Vec<View> = (0..rule.state_vectors())
             .map(|i| self.kept(optimizer::STATE_NAMES[i], &[elements]))
             .collect();
-        let factors = are_needed(rule, &self.factors).then(|| self.kept("factors", &[elements, 2]));
+        let factors = are_needed(rule, &self.factors).then(|| self.kept("factors", &[2, elements]));
         let gradients = self.batch_gradients();
         if let Some(loss_scale) = self.loss_scale {
             let norm = self.norm(gradients, factors);

@@ -187,12 +187,7 @@ fn mask_text(variant: &str, masked: bool) -> String {
 }
 
 pub(crate) fn relu_forward_case(n: usize) -> Case {
-    let name = if n.is_multiple_of(4) {
-        "relu_forward4"
-    } else {
-        "relu_forward"
-    };
-    Case::new(name, elements_text(n), move |b| {
+    Case::new("relu_forward", elements_text(n), move |b| {
         let x = b.ties(n);
         let (x, y) = (b.input(&x), b.output("y", n, Tolerance::EXACT));
         vec![activation_forward(Activation::Relu, x, y)]
@@ -200,12 +195,7 @@ pub(crate) fn relu_forward_case(n: usize) -> Case {
 }
 
 pub(crate) fn relu_backward_case(n: usize) -> Case {
-    let name = if n.is_multiple_of(4) {
-        "relu_backward4"
-    } else {
-        "relu_backward"
-    };
-    Case::new(name, elements_text(n), move |b| {
+    Case::new("relu_backward", elements_text(n), move |b| {
         let (y, dy) = (cpu::relu_forward(&b.ties(n)), b.values(n));
         let (y, dy) = (b.input(&y), b.input(&dy));
         let dx = b.output("dx", n, Tolerance::EXACT);
@@ -238,7 +228,7 @@ fn elements_text(n: usize) -> String {
 
 fn activation_cases() -> Vec<Case> {
     // This one needs more workgroups than one dimension of a dispatch holds.
-    let mut cases = vec![relu_forward_case(65_535 * WORKGROUP_SIZE + 65)];
+    let mut cases = vec![relu_forward_case(2 * 65_535 * WORKGROUP_SIZE + 65)];
     for n in [1, 63, 200] {
         cases.push(relu_forward_case(n));
         cases.push(relu_backward_case(n));
@@ -541,9 +531,10 @@ pub(crate) fn update_case(n: usize, rule: Optimizer, grouped: bool) -> Case {
                 state.push(b.updated("second moment", &second, tolerance));
             }
             // Some twice as fast, some without decay, some not at all.
-            let factors =
-                (0..n).flat_map(|i| [[1.0, 1.0], [2.0, 0.0], [0.0, 1.0], [-1.0, 1.0]][i % 4]);
-            let factors: Vec<f32> = factors.collect();
+            let pairs = [[1.0f32, 1.0], [2.0, 0.0], [0.0, 1.0], [-1.0, 1.0]];
+            let factors = [0, 1].map(|which| (0..n).map(|i| pairs[i % 4][which]).collect());
+            let factors: [Vec<f32>; 2] = factors;
+            let factors = factors.concat();
             let factors = grouped.then(|| b.input(&factors));
             vec![optimizer::update_parameters(
                 &rule, parameters, gradients, factors, &state, steps, counter,
@@ -574,13 +565,16 @@ fn optimizer_cases() -> Vec<Case> {
         update_case(63, sgd(0.9, false, 0.0), false),
         update_case(1000, sgd(0.9, false, 0.01), false),
         update_case(1000, sgd(0.9, true, 0.01), false),
+        update_case(1000, sgd(0.9, true, 0.01), true),
         update_case(1001, sgd(0.9, true, 0.01), true),
         update_case(1, adamw(0.7, 0.9, 0.0), false),
         update_case(63, adamw(0.9, 0.999, 0.01), false),
         update_case(1000, adamw(0.7, 0.9, 0.1), false),
+        update_case(1000, adamw(0.7, 0.9, 0.1), true),
         update_case(1001, adamw(0.7, 0.9, 0.1), true),
         update_case(1, lion(0.99, 0.0), false),
         update_case(1000, lion(0.9, 0.1), false),
+        update_case(1000, lion(0.9, 0.1), true),
         update_case(1001, lion(0.9, 0.1), true),
     ]
 }
@@ -600,6 +594,7 @@ fn reduce_cases() -> Vec<Case> {
         reduce_case(5, 100),
         reduce_case(37, 333),
         reduce_case(200, 65),
+        reduce_case(201, 68),
         accumulate_case(1, 0),
         accumulate_case(333, 0),
         accumulate_case(333, 1),

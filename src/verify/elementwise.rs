@@ -190,7 +190,7 @@ fn ends_case(activation: Activation, backward: bool) -> Case {
 fn tail_case(activation: Activation) -> Case {
     let [name, _] = names(activation, 1);
     Case::new(name, "−6 to 0, to a relative 1e-4", move |b| {
-        let x: Vec<f32> = (1..600).map(|i| -0.01 * i as f32).collect();
+        let x: Vec<f32> = (1..=600).map(|i| -0.01 * i as f32).collect();
         let tail = Tolerance {
             absolute: 0.0,
             relative: 1e-4,

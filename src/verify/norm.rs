@@ -28,7 +28,9 @@ pub(super) fn cases() -> Vec<Case> {
         batch_norm_fold_case(27, 32, true),
         large_mean_case(),
     ];
-    cases.extend([(1, 1), (5, 100), (200, 6), (511, 1030)].map(|(n, c)| reduce_case(n, c)));
+    cases.extend(
+        [(1, 1), (5, 100), (200, 6), (511, 1030), (1025, 12)].map(|(n, c)| reduce_case(n, c)),
+    );
     for (batch, positions, channels, count) in [
         (1, 1, 1, 1),
         (1, 33, 5, 1),
@@ -87,6 +89,14 @@ pub(super) fn nonfinite_cases() -> Vec<Case> {
         cases.extend(of.into_iter().map(Case::nonfinite));
         cases.push(batch_norm_statistics_case(g, count, true));
     }
+    for channels in [33, 32] {
+        let g = BatchNorm {
+            batch: 2,
+            positions: 50,
+            channels,
+        };
+        cases.push(batch_norm_moments_case(g, 1, true));
+    }
     for g in [
         GroupNorm::layer(9, 1, 12),
         GroupNorm {
@@ -112,11 +122,7 @@ pub(super) fn batch_norm_cases(g: BatchNorm, count: usize) -> Vec<Case> {
     let sums = Tolerance::sum(8 * g.chunks().size);
     let variant = batch_norm_text(&g, count);
     vec![
-        Case::new("batch_norm_moments", variant.clone(), move |b| {
-            let (x, [steps, counter]) = (draw(b, elements), step_table(b, samples(3, count)));
-            let partials = b.output("partials", partials, sums);
-            vec![batch_norm_moments(&g, x, steps, counter, partials)]
-        }),
+        batch_norm_moments_case(g, count, false),
         batch_norm_statistics_case(g, count, false),
         batch_norm_forward_case(g, false),
         batch_norm_forward_case(g, true),
@@ -149,6 +155,24 @@ fn batch_norm_text(g: &BatchNorm, count: usize) -> String {
         channels,
     } = g;
     format!("{count} of {batch}×{positions}×{channels}")
+}
+
+fn batch_norm_moments_case(g: BatchNorm, count: usize, nan: bool) -> Case {
+    let variant = nan_text(batch_norm_text(&g, count), nan);
+    Case::new("batch_norm_moments", variant, move |b| {
+        let mut x = b.values(g.rows() * g.channels);
+        if nan {
+            // In the first row, among those that are read together, behind them and where none counts.
+            let rows = [0, 3, 34, 49, 50].map(|row| row * g.channels);
+            rows.iter()
+                .enumerate()
+                .for_each(|(i, row)| x[row + 5 * i] = f32::NAN);
+        }
+        let (x, [steps, counter]) = (b.input(&x), step_table(b, samples(3, count)));
+        let tolerance = Tolerance::sum(8 * g.chunks().size);
+        let partials = b.output("partials", g.chunks().count() * 2 * g.channels, tolerance);
+        vec![batch_norm_moments(&g, x, steps, counter, partials)]
+    })
 }
 
 fn batch_norm_forward_case(g: BatchNorm, relu: bool) -> Case {
