@@ -102,6 +102,8 @@ pub struct Driver {
     device: ash::Device,
     executables: ash::khr::pipeline_executable_properties::Device,
     version: String,
+    /// Of the smallest subgroup that it can be asked for.
+    least_lanes: u32,
     _instance: ash::Instance,
     _entry: ash::Entry,
 }
@@ -129,15 +131,17 @@ impl Driver {
             let mut found = None;
             for adapter in adapters {
                 let mut driver = vk::PhysicalDeviceDriverProperties::default();
-                let mut properties =
-                    vk::PhysicalDeviceProperties2::default().push_next(&mut driver);
+                let mut sizes = vk::PhysicalDeviceSubgroupSizeControlProperties::default();
+                let mut properties = vk::PhysicalDeviceProperties2::default()
+                    .push_next(&mut driver)
+                    .push_next(&mut sizes);
                 instance.get_physical_device_properties2(adapter, &mut properties);
                 if text(&properties.properties.device_name).contains("Null") {
-                    found = Some((adapter, text(&driver.driver_info)));
+                    found = Some((adapter, text(&driver.driver_info), sizes.min_subgroup_size));
                     break;
                 }
             }
-            let (null, version) = found?;
+            let (null, version, least_lanes) = found?;
             let priorities = [1.0];
             let queues = [vk::DeviceQueueCreateInfo::default().queue_priorities(&priorities)];
             let mut executable =
@@ -167,6 +171,7 @@ impl Driver {
                 ),
                 device,
                 version,
+                least_lanes,
                 _instance: instance,
                 _entry: entry,
             })
@@ -176,6 +181,11 @@ impl Driver {
     /// "Mesa …"
     pub fn version(&self) -> &str {
         &self.version
+    }
+
+    /// Whether the chip has subgroups of so many lanes as the kernel counts on.
+    pub fn can(&self, kernel: &Kernel) -> bool {
+        kernel.lanes.is_none_or(|lanes| lanes >= self.least_lanes)
     }
 
     pub fn compile(&self, kernel: &Kernel) -> Compiled {

@@ -107,6 +107,13 @@ fn main() -> ExitCode {
                 println!("{model} on {chip}, {}\n{HEAD}", driver.version());
             }
             for named in kernels {
+                if !driver.can(&named.kernel) {
+                    println!(
+                        "{model} on {chip}, {}: not for subgroups of this size",
+                        named.name()
+                    );
+                    continue;
+                }
                 let found = known
                     .entry(&named.kernel)
                     .or_insert_with(|| driver.compile(&named.kernel));
