@@ -1,6 +1,6 @@
-// hlsl.exe dxc|fxc LIST: compiles each "FILE ENTRY" of LIST with Microsoft's DLL beside the program, with the
-// flags that wgpu gives it, but of files that differ in numbers alone (the shapes of layers) only the first.
-// Prints every refusal and exits with 1 if there was one.
+// hlsl.exe dxc|fxc LIST PART PARTS: compiles each "FILE ENTRY" of LIST with Microsoft's DLL beside the program, with
+// the flags that wgpu gives it, but of files that differ in numbers alone (the shapes of layers) only the first, and
+// of what is left one of so many parts. Prints every refusal and exits with 1 if there was one.
 //
 // Built with mingw-w64 and run under wine. DXC's interfaces are declared here, up to the last method that is
 // called, because Debian 12's mingw-w64 has no dxcapi.h.
@@ -11,7 +11,9 @@
 
 #include <cctype>
 #include <cstdio>
+#include <cstdlib>
 #include <fstream>
+#include <functional>
 #include <iterator>
 #include <set>
 #include <sstream>
@@ -116,6 +118,7 @@ int main(int, char **arguments) {
         printf("%s could not be loaded\n", dll);
         return 2;
     }
+    size_t part = atoi(arguments[3]), parts = atoi(arguments[4]);
     int count = 0, refused = 0, alike = 0;
     std::set<std::string> structures;
     std::ifstream list(arguments[2]);
@@ -125,7 +128,9 @@ int main(int, char **arguments) {
         words >> file >> entry;
         std::ifstream in(file, std::ios::binary);
         std::string text((std::istreambuf_iterator<char>(in)), {});
-        if (!text.empty() && !structures.insert(structure(text)).second) {
+        std::string kept = structure(text);
+        if (std::hash<std::string>()(kept) % parts != part) continue;
+        if (!text.empty() && !structures.insert(kept).second) {
             alike++;
             continue;
         }
@@ -136,7 +141,7 @@ int main(int, char **arguments) {
             printf("%s: %s\n", file.c_str(), complaint.substr(0, 1000).c_str());
         }
     }
-    printf("%s: %d compiled, %d refused; %d more differ from one of them in numbers alone\n", arguments[1],
-           count - refused, refused, alike);
+    printf("%s, part %d of %d: %d compiled, %d refused; %d more differ from one of them in numbers alone\n", arguments[1],
+           (int)part + 1, (int)parts, count - refused, refused, alike);
     return count == 0 || refused != 0;
 }
