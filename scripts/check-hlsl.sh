@@ -1,6 +1,7 @@
 #!/bin/sh
 # Compiles every shader module, translated to HLSL, with Microsoft's two compilers under wine: DXC (shader
-# model 6.0, 6.2 for 16-bit floats) and FXC (5.1; it has neither these nor subgroup operations). Their DLLs come with Dawn for Node.
+# model 6.0, 6.2 for 16-bit floats) and FXC (5.1; it has neither these nor subgroup operations); of modules that
+# differ in numbers alone, one. Their DLLs come with Dawn for Node.
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
@@ -24,21 +25,24 @@ export WINEPREFIX="$folder/wine" WINEDEBUG=-all WINEDLLOVERRIDES="mscoree=;mshtm
 
 # "FILE ENTRY" of every translation in a folder.
 list() {
-    for file in "$target/shaders/$1"/*.hlsl; do
-        printf '%s %s\n' "$file" "$(sed -n '1s/^\/\/ entry point: //p' "$file")"
-    done >"$folder/$1.list"
+    awk 'FNR == 1 { print FILENAME, $4 }' "$target/shaders/$1"/*.hlsl >"$folder/$1.list"
 }
 list hlsl60
 list hlsl51
 
-# Side by side; each says its refusals.
-"$wine" "$folder/hlsl.exe" dxc "$folder/hlsl60.list" >"$folder/dxc.log" 2>&1 &
-dxc=$!
-"$wine" "$folder/hlsl.exe" fxc "$folder/hlsl51.list" >"$folder/fxc.log" 2>&1 &
-fxc=$!
+# Two workers, each with half of what either compiler has to do; they say what was refused.
+half() {
+    ok=0
+    "$wine" "$folder/hlsl.exe" fxc "$folder/hlsl51.list" "$1" 2 || ok=1
+    "$wine" "$folder/hlsl.exe" dxc "$folder/hlsl60.list" "$1" 2 || ok=1
+    return "$ok"
+}
+half 0 >"$folder/0.log" 2>&1 &
+first=$!
+half 1 >"$folder/1.log" 2>&1 &
+second=$!
 failed=0
-wait "$dxc" || failed=1
-wait "$fxc" || failed=1
-tr -d '\r' <"$folder/dxc.log"
-tr -d '\r' <"$folder/fxc.log"
+wait "$first" || failed=1
+wait "$second" || failed=1
+cat "$folder/0.log" "$folder/1.log" | tr -d '\r'
 exit "$failed"

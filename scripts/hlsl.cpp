@@ -1,5 +1,6 @@
-// hlsl.exe dxc|fxc LIST: compiles each "FILE ENTRY" of LIST with Microsoft's DLL beside the program, with the
-// flags that wgpu gives it. Prints every refusal and exits with 1 if there was one.
+// hlsl.exe dxc|fxc LIST PART PARTS: compiles each "FILE ENTRY" of LIST with Microsoft's DLL beside the program, with
+// the flags that wgpu gives it, but of files that differ in numbers alone (the shapes of layers) only the first, and
+// of what is left one of so many parts. Prints every refusal and exits with 1 if there was one.
 //
 // Built with mingw-w64 and run under wine. DXC's interfaces are declared here, up to the last method that is
 // called, because Debian 12's mingw-w64 has no dxcapi.h.
@@ -8,9 +9,13 @@
 
 #include <d3dcompiler.h>
 
+#include <cctype>
 #include <cstdio>
+#include <cstdlib>
 #include <fstream>
+#include <functional>
 #include <iterator>
+#include <set>
 #include <sstream>
 #include <string>
 
@@ -87,6 +92,19 @@ static std::string compile(pD3DCompile fxc, const std::string &text, const std::
     return "";
 }
 
+// The text without its numbers.
+static std::string structure(const std::string &text) {
+    std::string kept;
+    bool word = false, number = false;
+    for (unsigned char c : text) {
+        bool part = isalnum(c) || c == '_' || c == '.';
+        if (part && !word) number = isdigit(c);
+        word = part;
+        if (!word || !number) kept += c;
+    }
+    return kept;
+}
+
 int main(int, char **arguments) {
     bool is_dxc = std::string(arguments[1]) == "dxc";
     const char *dll = is_dxc ? "dxcompiler.dll" : "d3dcompiler_47.dll";
@@ -103,7 +121,9 @@ int main(int, char **arguments) {
         printf("%s could not be loaded\n", dll);
         return 2;
     }
-    int count = 0, refused = 0;
+    size_t part = atoi(arguments[3]), parts = atoi(arguments[4]);
+    int count = 0, refused = 0, alike = 0;
+    std::set<std::string> structures;
     std::ifstream list(arguments[2]);
     for (std::string line; std::getline(list, line);) {
         std::istringstream words(line);
@@ -111,6 +131,12 @@ int main(int, char **arguments) {
         words >> file >> entry;
         std::ifstream in(file, std::ios::binary);
         std::string text((std::istreambuf_iterator<char>(in)), {});
+        std::string kept = structure(text);
+        if (std::hash<std::string>()(kept) % parts != part) continue;
+        if (!text.empty() && !structures.insert(kept).second) {
+            alike++;
+            continue;
+        }
         std::string complaint = text.empty() ? "no such file" : dxc ? compile(dxc, text, entry) : compile(fxc, text, entry);
         count++;
         if (!complaint.empty()) {
@@ -118,6 +144,7 @@ int main(int, char **arguments) {
             printf("%s: %s\n", file.c_str(), complaint.substr(0, 1000).c_str());
         }
     }
-    printf("%s: %d compiled, %d refused\n", arguments[1], count - refused, refused);
+    printf("%s, part %d of %d: %d compiled, %d refused; %d more differ from one of them in numbers alone\n", arguments[1],
+           (int)part + 1, (int)parts, count - refused, refused, alike);
     return count == 0 || refused != 0;
 }

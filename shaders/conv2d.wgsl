@@ -51,6 +51,10 @@ const DH = {{ dh }}u; const DW = {{ dw }}u;  // from one tap to the next
 const POOL_H = {{ pool_h }}u; const POOL_W = {{ pool_w }}u; const WINDOWS_H = {{ windows_h }}u; const WINDOWS_W = {{ windows_w }}u;
 {% endif -%}
 const M = {{ m }}u;   const K = {{ k }}u;   const COLUMNS = {{ columns }}u;
+{% if bias_apart -%}
+// The tiles have all rows but the bias's, which the first ones sum up beside theirs.
+{% endif -%}
+const ROWS = {{ "M - 1u" if bias_apart else "M" }};
 const COLUMNS4 = {{ columns4 }}u;
 // Terms in fours (rows in fours for the weight gradient, whose loader runs along the rows).
 const CHUNKS = {{ chunks }}u;
@@ -77,7 +81,7 @@ struct Chunk { offset: {{ wide }}, y: {{ wide }}, x: {{ wide }}{% if guard_chunk
 
 // Unsigned arithmetic wraps, so "negative" coordinates in the padding become huge and fail `< size`.
 fn row(m: u32) -> Row {
-    let p = min(m, {{ "N * OH * OW" if weight_pass else "M" }} - 1u);
+    let p = {% if exact %}m{% else %}min(m, {{ "N * OH * OW" if weight_pass else "M" }} - 1u){% endif %};
 {%- if input_pass %}
     let n = p % N;
     let y = p / (N * W) + PH;
@@ -145,7 +149,7 @@ fn chunk(q: u32) -> Chunk {
 
 {%- set one = "" if a4 else "vec4<u32>" %}
 {%- set and = "&&" if a4 else "&" %}
-{%- set guarded = input_pass or padded or guard_chunk %}
+{%- set guarded = input_pass or padded or guard_chunk or ragged %}
 {%- set flag = "bool" if a4 else "vec4<bool>" %}
 // Whether the chunk of this row lies in the image, not in the padding.
 fn inside(r: Row, t: Chunk) -> {{ flag }} {
@@ -189,7 +193,7 @@ fn is_nan(v: vec4<f32>) -> vec4<bool> {
     return (bitcast<vec4<u32>>(v) & vec4<u32>(0x7fffffffu)) > vec4<u32>(0x7f800000u);
 }
 
-{% if weight_pass and bias %}
+{% if weight_pass and bias and (by_formula or not bias_apart) %}
 // The element of the column of ones that makes the bias gradient: row KH·KW·C of the result.
 fn bias_row(q: u32) -> vec4<f32> {
     return select(vec4<f32>(0.0), vec4<f32>(1.0), vec4<u32>(q * 4u) + vec4<u32>(0u, 1u, 2u, 3u) == vec4<u32>(M - 1u));
@@ -287,9 +291,13 @@ fn passed(y: vec4<f32>) -> vec4<bool> {
     return (y > vec4<f32>(0.0)) | is_nan(y);
 }
   {% endif %}
-// Four columns of one row of the result.
+// Four columns of one row of the result, where the tiles have that row.
 fn store(m: u32, column4: u32, value: vec4<f32>{% if weight_pass %}, split: u32{% endif %}) {
-    if (m >= M || column4 >= COLUMNS4) { return; }
+    if (m < ROWS) { store_row(m, column4, value{% if weight_pass %}, split{% endif %}); }
+}
+
+fn store_row(m: u32, column4: u32, value: vec4<f32>{% if weight_pass %}, split: u32{% endif %}) {
+    if (column4 >= COLUMNS4) { return; }
 {%- if weight_pass %}
     let row = split * M + m;
     let v = value;
@@ -378,7 +386,7 @@ fn sums(m: u32, column4: u32) -> vec4<f32> {
 {% if redo -%}
 // {{ "Four rows from m on" if weight_pass else ("The window whose rows start at m" if pool else "Row m") }} once more, term by term.
 fn redo(m: u32, column4: u32{% if weight_pass %}, split: u32{% endif %}) {
-    if (m >= M || column4 >= COLUMNS4) { return; }
+    if (m >= ROWS || column4 >= COLUMNS4) { return; }
   {%- if weight_pass %}
     let v = sums(m / 4u, column4, split);
     for (var e = 0u; e < 4u; e++) { store(m + e, column4, v[e], split); }

@@ -94,7 +94,13 @@ fn {{ pass }}(
   {%- endfor %}
         ));
   {%- for i in range(rows) %}
+    {%- if fused %}
+      {%- for e in range(4) %}
+        c{{ i }}_{{ j }} = fma(vec4<f32>(a{{ i }}[{{ e }}]), b{{ j }}[{{ e }}], c{{ i }}_{{ j }});
+      {%- endfor %}
+    {%- else %}
         c{{ i }}_{{ j }} = c{{ i }}_{{ j }} + a{{ i }}.x * b{{ j }}[0] + a{{ i }}.y * b{{ j }}[1] + a{{ i }}.z * b{{ j }}[2] + a{{ i }}.w * b{{ j }}[3];
+    {%- endif %}
   {%- endfor %}
 {%- endfor %}
     }

@@ -32,6 +32,9 @@ var<workgroup> tile_b: {% if slices > 1 %}array<TileB, {{ slices }}>{% else %}Ti
 {%- set shared = items_a + items_b == threads %}
 {%- set pieces_a = (items_a + threads - 1) // threads %}
 {%- set pieces_b = (items_b + threads - 1) // threads %}
+{#- For the weight gradient: so many terms from one piece to the next. #}
+{%- set step_a = threads // (block_m // 4) %}
+{%- set step_b = threads // (block_n // 4) %}
 {%- set across_b = input_pass %}
 {%- set item_b = "(invocation - " ~ items_a ~ "u)" if shared else "invocation" %}
 
@@ -39,12 +42,6 @@ var<workgroup> tile_b: {% if slices > 1 %}array<TileB, {{ slices }}>{% else %}Ti
 struct Place {
 {%- if weight_pass %}
     tap: Chunk,
-  {%- if bias %}
-    ones: vec4<f32>,
-  {%- if a4 %}
-    is_ones: bool,
-  {%- endif %}
-  {%- endif %}
     column4: u32,
 {%- else %}
   {%- for s in range(pieces_a) %}{% for e in range(1 if apart else 4) %}
@@ -56,8 +53,7 @@ struct Place {
 
 fn place_of(invocation: u32, first_m4: u32, first_n4: u32) -> Place {
 {%- if weight_pass %}
-    let q = first_m4 + invocation % BLOCK_M4;
-    return Place(chunk(q), {% if bias %}bias_row(q), {% if a4 %}q >= (M - 1u) / 4u, {% endif %}{% endif %}min(first_n4 + invocation % BLOCK_N4, COLUMNS4 - 1u));
+    return Place(chunk(first_m4 + invocation % BLOCK_M4), min(first_n4 + invocation % BLOCK_N4, COLUMNS4 - 1u));
 {%- else %}
     let m = (first_m4 + invocation / (BLOCK_K / 4u)) * 4u;
     return Place(
@@ -108,18 +104,47 @@ fn load_rows(r0: Row, r1: Row, r2: Row, r3: Row, t: Chunk) -> mat4x4<f32> {
 }
 
 {% endif -%}
-fn stage(place: Place, invocation: u32, first: u32{% if weight_pass %}, end: u32{% endif %}) -> Staged {
+{% if weight_pass and pieces_a > 1 and step_a <= ow -%}
+// The row so many positions on, where those are no more than a line of the image has.
+fn row_after(r: Row, positions: u32) -> Row {
+    var base = r.base + positions * SW * (C {{ per }});
+    var y = r.y + PH;
+    var x = r.x + PW + positions * SW;
+    if (x >= OW * SW) {
+        base = base + SH * W * (C {{ per }}) - OW * SW * (C {{ per }});
+        y += SH;
+        x -= OW * SW;
+    }
+    if (y >= OH * SH) {
+        base = base + H * W * (C {{ per }}) - OH * SH * W * (C {{ per }});
+        y = 0u;
+    }
+    return Row(base, y - PH, x - PW);
+}
+
+{% endif -%}
+fn stage(place: Place, invocation: u32, {{ "begin" if outside else "first" }}: u32{% if ragged %}, end: u32{% endif %}) -> Staged {
     var staged: Staged;
 {%- if weight_pass %}
-  {%- for s in range(pieces_a) %}
-    let k{{ s }} = first + invocation / BLOCK_M4{{ " + " ~ (s * threads // (block_m // 4)) ~ "u" if s }};
-    let row{{ s }} = row(k{{ s }});
-    let tap{{ s }} = load_a(row{{ s }}, place.tap, inside(row{{ s }}, place.tap));
-    staged.a{{ s }} = select(vec4<f32>(0.0), {% if not bias %}tap{{ s }}{% elif a4 %}select(tap{{ s }}, place.ones, place.is_ones){% else %}tap{{ s }} + place.ones{% endif %}, k{{ s }} < end);
+  {%- if outside %}
+    let first = min(begin, K - BLOCK_K);
+  {%- endif %}
+    let k = first + invocation / BLOCK_M4;
+    let row0 = row(k);
+  {%- for s in range(1, pieces_a) %}
+    {%- if step_a <= ow %}
+    let row{{ s }} = row_after(row{{ s - 1 }}, {{ step_a }}u);
+    {%- else %}
+    let row{{ s }} = row(k + {{ s * step_a }}u);
+    {%- endif %}
   {%- endfor %}
+  {%- for s in range(pieces_a) %}
+    staged.a{{ s }} = load_a(row{{ s }}, place.tap, inside(row{{ s }}, place.tap){% if ragged %} {{ and }} {{ flag }}(k{{ " + " ~ (s * step_a) ~ "u" if s }} < end){% endif %});
+  {%- endfor %}
+    let l = first + invocation / BLOCK_N4;
   {%- for s in range(pieces_b) %}
-    let l{{ s }} = first + invocation / BLOCK_N4{{ " + " ~ (s * threads // (block_n // 4)) ~ "u" if s }};
-    staged.b{{ s }} = select(vec4<f32>(0.0), load_b(min(l{{ s }}, K - 1u), place.column4), l{{ s }} < end);
+    {%- set at = "l + " ~ (s * step_b) ~ "u" if s else "l" %}
+    staged.b{{ s }} = {% if ragged %}select(vec4<f32>(0.0), load_b(min({{ at }}, K - 1u), place.column4), {{ at }} < end){% else %}load_b({{ at }}, place.column4){% endif %};
   {%- endfor %}
 {%- else %}
     {{ "if (invocation < " ~ items_a ~ "u) {" if items_a < threads else "{" }}
@@ -147,13 +172,12 @@ fn stage(place: Place, invocation: u32, first: u32{% if weight_pass %}, end: u32
 
 fn keep(staged: Staged, {% if slices > 1 %}slice: u32, {% endif %}invocation: u32) {
 {%- if weight_pass %}
-  {%- for s in range(pieces_a) %}
-    let k{{ s }} = invocation / BLOCK_M4{{ " + " ~ (s * threads // (block_m // 4)) ~ "u" if s }};
-    tile_a{{ sliced }}[k{{ s }} / 4u].terms[k{{ s }} % 4u][invocation % BLOCK_M4] = staged.a{{ s }};
-  {%- endfor %}
-  {%- for s in range(pieces_b) %}
-    let l{{ s }} = invocation / BLOCK_N4{{ " + " ~ (s * threads // (block_n // 4)) ~ "u" if s }};
-    tile_b{{ sliced }}[l{{ s }} / 4u].terms[l{{ s }} % 4u][invocation % BLOCK_N4] = staged.b{{ s }};
+  {%- for tile, step, pieces, block in [("a", step_a, pieces_a, "BLOCK_M4"), ("b", step_b, pieces_b, "BLOCK_N4")] %}
+    let {{ tile }} = invocation / {{ block }};
+    {%- for s in range(pieces) %}
+      {%- set first = s * step %}
+    tile_{{ tile }}{{ sliced }}[{{ tile ~ " / 4u + " if step > 4 }}{{ first // 4 }}].terms[{{ tile }}{{ " % 4u" if step > 4 else (" + " ~ (first % 4) ~ "u" if first % 4) }}][invocation % {{ block }}] = staged.{{ tile }}{{ s }};
+    {%- endfor %}
   {%- endfor %}
 {%- else %}
     {{ "if (invocation < " ~ items_a ~ "u) {" if items_a < threads else "{" }}
@@ -208,12 +232,19 @@ fn {{ pass }}(
 {%- if weight_pass %}
     let split = tile / (TILES_M * TILES_N);
     let begin = split * {{ split_length }}u{{ " + slice * LENGTH" if slices > 1 }};
+  {%- if ragged or outside %}
     let end = min((split + 1u) * {{ split_length }}u, K);
+  {%- endif %}
+  {%- if bias_apart %}
+    // The bias's row: the sums of the columns, an invocation four of them.
+    let sums_bias = first_m4 == 0u && invocation < BLOCK_N4;
+    var bias = vec4<f32>(0.0);
+  {%- endif %}
 {%- else %}
     let begin = {{ "slice * LENGTH" if slices > 1 else "0u" }};
 {%- endif %}
     let place = place_of(invocation, first_m4, first_n4);
-{%- set end = ", end" if weight_pass else "" %}
+{%- set end = ", end" if ragged else "" %}
 {%- set slice = "slice, " if slices > 1 else "" %}
 {%- if ahead %}
     var staged = stage(place, invocation, begin{{ end }});
@@ -228,8 +259,13 @@ fn {{ pass }}(
         keep(stage(place, invocation, begin + k0{{ end }}), {{ slice }}invocation);
         workgroupBarrier();
 {%- endif %}
-{#- The next term is read before this one is multiplied. #}
-{%- for k in range(block_k + 1) %}
+{%- if outside %}
+        // Past the end of the terms lie whole blocks.
+        if (begin + k0 < end) {
+{%- endif %}
+{#- The next term is read before this one is multiplied; where that takes no longer than reading, the next two. #}
+{%- set lead = 1 if rows * cols > 4 else 2 %}
+{%- for k in range(block_k + lead) %}
   {%- if k < block_k %}
     {%- for j in range(cols) %}
         let b{{ k }}_{{ j }} = tile_b{{ sliced }}[{{ k // 4 }}].terms[{{ k % 4 }}][thread_n{{ " + " ~ (j * threads_n) ~ "u" if j }}];
@@ -238,15 +274,26 @@ fn {{ pass }}(
         let a{{ k }}_{{ i }} = tile_a{{ sliced }}[{{ k // 4 }}].terms[{{ k % 4 }}][thread_m{{ " + " ~ (i * threads_m) ~ "u" if i }}];
     {%- endfor %}
   {%- endif %}
-  {%- if k %}
+  {%- if k >= lead %}
     {%- for i in range(rows) %}{% for j in range(cols) %}
-        c{{ i }}_{{ j }} = fma(vec4<f32>(a{{ k - 1 }}_{{ i // 4 }}[{{ i % 4 }}]), b{{ k - 1 }}_{{ j }}, c{{ i }}_{{ j }});
+        c{{ i }}_{{ j }} = fma(vec4<f32>(a{{ k - lead }}_{{ i // 4 }}[{{ i % 4 }}]), b{{ k - lead }}_{{ j }}, c{{ i }}_{{ j }});
     {%- endfor %}{% endfor %}
   {%- endif %}
 {%- endfor %}
+{%- if bias_apart %}
+        if (sums_bias) {
+  {%- for k in range(block_k) %}
+            bias += tile_b{{ sliced }}[{{ k // 4 }}].terms[{{ k % 4 }}][invocation];
+  {%- endfor %}
+        }
+{%- endif %}
+{{- "\n        }" if outside }}
         workgroupBarrier();
     }
 {%- if slices > 1 %}
+  {%- if bias_apart %}
+    if (sums_bias) { tile_b[slice][0].terms[0][invocation] = bias; }
+  {%- endif %}
     // The first slice adds the others' sums to its own, in order.
   {%- set at_once = block_k // 4 %}
   {%- for first in range(0, rows * cols, at_once) %}
@@ -265,8 +312,14 @@ fn {{ pass }}(
     }
   {%- endfor %}
     if (slice != 0u) { return; }
+  {%- if bias_apart %}
+    bias = bias{% for part in range(1, slices) %} + tile_b[{{ part }}][0].terms[0][invocation % BLOCK_N4]{% endfor %};
+  {%- endif %}
 {%- endif %}
     if (!live) { return; }
+{%- if bias_apart %}
+    if (sums_bias) { store_row(M - 1u, first_n4 + invocation, bias, split); }
+{%- endif %}
 {%- if redo %}
     let total = {% for i in range(rows) %}{% for j in range(cols) %}c{{ i }}_{{ j }}{{ " + " if not loop.last }}{% endfor %}{{ " + " if not loop.last }}{% endfor %};
 {%- endif %}

@@ -10,15 +10,19 @@ use std::mem::offset_of;
 use std::path::Path;
 use std::sync::LazyLock;
 use wgrad::gpu::AdapterReport;
+use wgrad::kernels::conv2d::{Family, Pass, Product, Tile};
 use wgrad::kernels::{Access, Dtype, KernelSpec, Metrics, Step, WORKGROUP_SIZE};
+use wgrad::model::{Conv2d, Shape};
 
-/// The kernels of every case, with every size of a subgroup that the family takes.
+/// The kernels of every case, with every size of a subgroup that the family takes, on software adapters and
+/// on GPUs, where its tiles are smaller.
 static KERNELS: LazyLock<Vec<KernelSpec>> = LazyLock::new(|| {
     let mut seen = HashSet::new();
-    let kernels = [4, 8, 16, 32].into_iter().flat_map(|lanes| {
+    let sizes = [(true, 4), (true, 8), (true, 16), (false, 16), (false, 32)];
+    let kernels = sizes.into_iter().flat_map(|(software, lanes)| {
         let adapter = AdapterReport {
             subgroup_size: Some([lanes; 2]),
-            ..AdapterReport::imagined(true)
+            ..AdapterReport::imagined(software)
         };
         wgrad::verify::kernels(&adapter).expect("the templates render")
     });
@@ -234,6 +238,31 @@ fn every_kernel_fits_its_shader_and_translates_to_spirv_msl_and_hlsl() {
         complaints.extend(found.into_iter().map(what));
     }
     assert!(complaints.is_empty(), "{}", complaints.join("\n"));
+}
+
+#[test]
+fn on_a_gpu_the_subgroup_family_takes_few_registers_and_fuses() {
+    let geometry = Conv2d::new(Shape::new(14, 14, 32), 64, [3, 3], [1, 1], [1, 1]).unwrap();
+    for (software, lanes, most) in [(true, 8, 128), (false, 16, 8), (false, 32, 8)] {
+        let adapter = AdapterReport {
+            subgroup_size: Some([lanes; 2]),
+            ..AdapterReport::imagined(software)
+        };
+        for pass in Pass::ALL {
+            let family = Family::Subgroup;
+            let product = Product::new(geometry, 128, pass, false, None, family, &adapter).unwrap();
+            // The first are those that the tuner looks at.
+            let tiles = product.tiles_on(&adapter);
+            assert_eq!(tiles[0], product.in_model_of(1, &adapter).tile);
+            let sums = tiles.iter().map(|tile| match tile {
+                Tile::Subgroup { rows, cols, .. } => rows * cols,
+                other => panic!("{other} is of another family"),
+            });
+            assert_eq!(sums.max(), Some(most), "{lanes} lanes");
+            let fuses = product.source().unwrap().contains("fma(");
+            assert_eq!(fuses, lanes == 32, "{lanes} lanes");
+        }
+    }
 }
 
 #[test]

@@ -96,6 +96,14 @@ fn lanes(adapter: &AdapterReport) -> Option<usize> {
     }
 }
 
+/// Vec4 sums that a lane of the subgroup family can have on `adapter`.
+fn most_sums(adapter: &AdapterReport) -> usize {
+    match adapter.software {
+        true => MOST_SUMS,
+        false => MOST_SUMS_IN_REGISTERS,
+    }
+}
+
 /// Which of the three products of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Pass {
@@ -161,7 +169,7 @@ impl Tile {
     pub fn all(family: Family, adapter: &AdapterReport) -> Vec<Tile> {
         match family {
             Family::Subgroup => lanes(adapter)
-                .map(|lanes| Product::subgroup_tiles(lanes, MOST_SUMS).collect())
+                .map(|lanes| Product::subgroup_tiles(lanes, most_sums(adapter)).collect())
                 .unwrap_or_default(),
             Family::Workgroup => {
                 let most = adapter.max_workgroup_storage_bytes as usize;
@@ -312,7 +320,8 @@ impl Product {
         };
         match family {
             Family::Subgroup => {
-                product.choose_subgroup_tile(lanes(adapter).unwrap_or(8), FEWEST_SUMS)
+                let sums = FEWEST_SUMS.min(most_sums(adapter));
+                product.choose_subgroup_tile(lanes(adapter).unwrap_or(8), sums)
             }
             Family::Workgroup => product.choose_workgroup_tile(adapter),
             Family::Plain | Family::Cpu => {}
@@ -334,10 +343,10 @@ impl Product {
     /// The product with the built-in choice among larger tiles too, as far as a model of so many
     /// products can afford: larger tiles load less, but a vec4 sum a lane takes 6 to 8 ms to compile,
     /// and a first step should be through within seconds. For the subgroup family.
-    pub fn in_model_of(mut self, products: usize) -> Product {
+    pub fn in_model_of(mut self, products: usize, adapter: &AdapterReport) -> Product {
         if let Tile::Subgroup { lanes, .. } = self.tile {
-            let sums = (SUMS_OF_A_MODEL / products.max(1)).clamp(FEWEST_SUMS, MOST_SUMS);
-            self.choose_subgroup_tile(lanes, sums);
+            let sums = (SUMS_OF_A_MODEL / products.max(1)).max(FEWEST_SUMS);
+            self.choose_subgroup_tile(lanes, sums.min(most_sums(adapter)));
         }
         self
     }
@@ -368,7 +377,25 @@ impl Product {
     /// Terms in each of [`Product::splits`] but the last, which may have fewer.
     fn split_length(&self) -> usize {
         let [_, _, k] = self.dimensions();
-        k.div_ceil(self.splits()).next_multiple_of(TURN)
+        let whole = match self.tile.family() {
+            Family::Workgroup => LARGEST_BLOCK,
+            _ => TURN,
+        };
+        k.div_ceil(self.splits()).next_multiple_of(whole)
+    }
+
+    /// How the blocks of a weight gradient's terms in the workgroup family meet the ends of splits and
+    /// slices.
+    fn ends(&self, block_k: usize) -> Ends {
+        let [_, _, k] = self.dimensions();
+        let (splits, split, slice) = (self.splits(), self.split_length(), self.length());
+        if !k.is_multiple_of(block_k) || !slice.is_multiple_of(block_k) {
+            Ends::Ragged
+        } else if splits * split == k && self.slices() * slice == split {
+            Ends::Exact
+        } else {
+            Ends::Outside
+        }
     }
 
     /// Rows, columns and terms per sum of the matrix product.
@@ -423,7 +450,15 @@ impl Product {
     fn tiles(&self) -> [usize; 2] {
         let [m, n, _] = self.dimensions();
         let [tile_m, tile_n4] = self.tile.size(self.pass);
-        [m.div_ceil(tile_m), n.div_ceil(4).div_ceil(tile_n4)]
+        let rows = m - usize::from(self.bias_apart());
+        [rows.div_ceil(tile_m), n.div_ceil(4).div_ceil(tile_n4)]
+    }
+
+    /// Whether the bias's row of a weight gradient lies in no tile: the workgroup family sums it up beside,
+    /// because one row more is often a row of tiles more.
+    fn bias_apart(&self) -> bool {
+        let workgroup = self.tile.family() == Family::Workgroup;
+        workgroup && self.pass == Pass::BackwardWeight && self.geometry.bias
     }
 
     /// Lowest estimated cost on the software adapter, whose operations have known prices: loads are
@@ -492,8 +527,7 @@ impl Product {
         }
     }
 
-    /// Every tile of its family that it can have on `adapter`, in the workgroup family those first that
-    /// should be the fastest.
+    /// Every tile of its family that it can have on `adapter`, those first that should be the fastest.
     pub fn tiles_on(&self, adapter: &AdapterReport) -> Vec<Tile> {
         let mut tiles = Tile::all(self.tile.family(), adapter);
         tiles.retain(|tile| {
@@ -503,7 +537,10 @@ impl Product {
                 && (slices == 1 || tile.threads() <= tile.size(self.pass)[0])
                 && slices * tile.staged_bytes() <= adapter.max_workgroup_storage_bytes as usize
         });
-        let price = |tile: &Tile| self.with_tile(*tile).workgroup_price();
+        let price = |tile: &Tile| match tile {
+            Tile::Subgroup { .. } => self.with_tile(*tile).estimated_cost(),
+            _ => self.with_tile(*tile).workgroup_price(),
+        };
         tiles.sort_by(|a, b| price(a).total_cmp(&price(b)));
         tiles
     }
@@ -647,6 +684,10 @@ impl Product {
             _ => false,
         };
         let (partial, redo) = (self.partial(), self.redoes_nan());
+        let ends = match self.tile {
+            Tile::Workgroup { block_k, .. } if weight_pass => Some(self.ends(block_k)),
+            _ => None,
+        };
         let shape = context! {
             pass => self.pass.name(),
             family => self.tile.family().to_string(),
@@ -669,12 +710,17 @@ impl Product {
             unit_stride => g.stride == [1, 1],
             guard_chunk => !align.a || overrun,
             tail => !weight_pass && (!k.is_multiple_of(4) || overrun),
+            exact => matches!(ends, Some(Ends::Exact | Ends::Outside)),
+            outside => ends == Some(Ends::Outside), ragged => ends == Some(Ends::Ragged),
+            bias_apart => self.bias_apart(),
             partial, redo, by_formula => redo || self.tile == Tile::Plain,
             splits, split_length, tiles_m, tiles_n,
         };
         let tile = match self.tile {
+            // No software adapter has so many lanes. Elsewhere tiles are measured, and where a driver
+            // fused in some and not in others, they would differ in their bits.
             Tile::Subgroup { lanes, rows, cols } => context! {
-                lanes, rows, cols, tile_m,
+                lanes, rows, cols, tile_m, fused => lanes == 32,
             },
             Tile::Workgroup {
                 threads_m,
@@ -734,6 +780,17 @@ impl Product {
     }
 }
 
+/// How blocks of terms meet the ends of what they are the blocks of.
+#[derive(Clone, Copy, PartialEq)]
+enum Ends {
+    /// No block reaches past an end.
+    Exact,
+    /// Some blocks lie wholly past an end, none across.
+    Outside,
+    /// Some lie across.
+    Ragged,
+}
+
 /// Which operands can be read or written four elements at a time.
 struct Alignment {
     a: bool,
@@ -746,6 +803,8 @@ struct Alignment {
 const FEWEST_SUMS: usize = 64;
 const MOST_SUMS: usize = 128;
 const SUMS_OF_A_MODEL: usize = 1536;
+/// With more, kernels spill on an AMD gfx1100, where Mesa 22.3 gives a lane 128 registers; see `examples/isa`.
+const MOST_SUMS_IN_REGISTERS: usize = 8;
 
 /// A weight gradient's sums are cut until there are so many partial sums, enough for 256 workgroups
 /// with tiles of 64×64, but into parts of no fewer terms, and no more parts, than these.

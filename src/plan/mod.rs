@@ -340,7 +340,7 @@ impl Plan {
             let built_in =
                 Product::new(p.geometry, p.batch, p.pass, p.relu, p.pool, family, adapter)?
                     .in_halves(p.half)
-                    .in_model_of(most);
+                    .in_model_of(most, adapter);
             let chosen = choices.iter().find(|c| built_in.takes(c, adapter));
             let tile = chosen.unwrap_or(&built_in).tile;
             spec.set_product(built_in.with_tile(tile));
