@@ -6,6 +6,8 @@
 //! neither on the tile nor on how many numbers a vector has.
 
 use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+use std::ops::Range;
 
 /// A matrix: element (i, k) is `values[rows[i] + runs[k / run] + k % run]`.
 #[derive(Clone, Copy)]
@@ -16,22 +18,29 @@ pub(super) struct Gathered<'a> {
     pub run: usize,
 }
 
-/// A matrix `[depth, columns]` in panels of some columns, each of them row-major; what the last one has
-/// too many is 0.
+/// A matrix `[depth, columns]` in panels as wide as a tile of sums, each of them row-major; what the
+/// last one has too many is 0.
 #[derive(Clone, Copy)]
 pub(super) struct Panels<'a> {
     values: &'a [f32],
     depth: usize,
     columns: usize,
+    /// Columns of a panel: two vectors; the last one may have one.
+    width: usize,
 }
 
 impl<'a> Panels<'a> {
     /// Packs the row-major `matrix` into `values`.
     pub fn pack(matrix: &[f32], columns: usize, values: &'a mut Vec<f32>) -> Self {
-        let (depth, width) = (matrix.len() / columns, width(columns));
-        values.resize(depth * columns.next_multiple_of(width), 0.0);
-        for (panel, values) in values.chunks_exact_mut(depth * width).enumerate() {
-            let first = panel * width;
+        Panels::pack_for(lanes(), matrix, columns, values)
+    }
+
+    /// The same for vectors of so many numbers.
+    fn pack_for(lanes: usize, matrix: &[f32], columns: usize, values: &'a mut Vec<f32>) -> Self {
+        let (depth, width) = (matrix.len() / columns, 2 * lanes);
+        values.resize(depth * columns.next_multiple_of(lanes), 0.0);
+        for (panel, values) in values.chunks_mut(depth * width).enumerate() {
+            let (first, width) = (panel * width, values.len() / depth);
             let some = width.min(columns - first);
             let rows = values.chunks_exact_mut(width);
             for (values, row) in rows.zip(matrix.chunks_exact(columns)) {
@@ -43,21 +52,71 @@ impl<'a> Panels<'a> {
             values,
             depth,
             columns,
+            width,
         }
     }
 
-    /// The rows of the panel that column j is in, from there on.
+    /// Packs the transposes of matrices `[columns, rows]` into `values`, the last one uppermost.
+    pub fn pack_turned(
+        matrices: &[f32],
+        [columns, rows]: [usize; 2],
+        values: &'a mut Vec<f32>,
+    ) -> Self {
+        let (depth, lanes) = (matrices.len() / columns, lanes());
+        let width = 2 * lanes;
+        values.resize(depth * columns.next_multiple_of(lanes), 0.0);
+        let panels = values.par_chunks_mut(depth * width);
+        panels.enumerate().for_each(|(panel, values)| {
+            let turned = matrices.rchunks_exact(columns * rows).flat_map(|matrix| {
+                let columns = &matrix[panel * width * rows..];
+                (0..rows).map(|row| columns[row..].iter().step_by(rows))
+            });
+            let width = values.len() / depth;
+            for (values, row) in values.chunks_exact_mut(width).zip(turned) {
+                values.fill(0.0);
+                values
+                    .iter_mut()
+                    .zip(row)
+                    .for_each(|(to, from)| *to = *from);
+            }
+        });
+        Panels {
+            values,
+            depth,
+            columns,
+            width,
+        }
+    }
+
+    /// Element (k, j).
+    pub fn at(self, k: usize, j: usize) -> f32 {
+        let (first, most) = (j / self.width * self.width, self.values.len() / self.depth);
+        let width = self.width.min(most - first);
+        self.values[first * self.depth + k * width + j - first]
+    }
+
+    /// The rows of the panel that begins with column j and is V vectors wide.
     #[inline(always)]
-    fn rows_from(self, j: usize) -> impl Iterator<Item = &'a [f32]> {
-        let width = width(self.columns);
-        let panel = &self.values[j / width * width * self.depth..][..width * self.depth];
-        panel.chunks_exact(width).map(move |row| &row[j % width..])
+    fn rows<S: Simd, const V: usize>(self, j: usize) -> &'a [[S::f32s; V]] {
+        let panel = &self.values[j * self.depth..][..V * S::F32_LANES * self.depth];
+        S::as_simd_f32s(panel).0.as_chunks().0
     }
 }
 
-/// Columns of a panel: two vectors of the longest kind, or one where that is enough.
-fn width(columns: usize) -> usize {
-    if columns <= 16 { 16 } else { 32 }
+/// How many numbers a vector of this processor has.
+fn lanes() -> usize {
+    struct Lanes;
+
+    impl WithSimd for Lanes {
+        type Output = usize;
+
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, _: S) -> usize {
+            S::F32_LANES
+        }
+    }
+
+    Arch::new().dispatch(Lanes)
 }
 
 /// `c = a·b`, plus `bias` in every row; c is row-major.
@@ -134,22 +193,23 @@ fn product_tile<S: Simd, const M: usize, const V: usize>(
     let mut sums = [[simd.splat_f32s(0.0); V]; M];
     if let Some(bias) = bias {
         for v in 0..V {
-            let bias = bias.get(j + v * S::F32_LANES..).unwrap_or_default();
-            let bias = simd.partial_load_f32s(&bias[..bias.len().min(S::F32_LANES)]);
+            let bias = simd.partial_load_f32s(&bias[j..][vector::<S>(v, bias.len() - j)]);
             sums.iter_mut().for_each(|sums| sums[v] = bias);
         }
     }
-    let mut panel = b.rows_from(j);
-    for start in a.runs {
+    for (start, b) in a.runs.iter().zip(b.rows::<S, V>(j).chunks_exact(a.run)) {
         let rows: [&[f32]; M] =
-            std::array::from_fn(|m| &a.values[a.rows[i + m] + start..][..a.run]);
-        for (k, b) in (0..a.run).zip(&mut panel) {
+            std::array::from_fn(|m| &a.values[a.rows[i + m] + start..][..b.len()]);
+        for (k, b) in b.iter().enumerate() {
             add_product(simd, &mut sums, |m| rows[m][k], b);
         }
     }
-    store(simd, sums, [i, j], b.columns, c, |_, sum| sum);
+    store(simd, sums, [i, j], b.columns, c);
     M
 }
+
+/// Rows that are gone through before the next tile: so few that they stay in the first cache.
+const ROWS: usize = 128;
 
 struct ProductTransposed<'a> {
     a: Gathered<'a>,
@@ -165,10 +225,13 @@ impl WithSimd for ProductTransposed<'_> {
         let ProductTransposed { a, b, c } = self;
         let runs = a.runs.iter().zip(c.chunks_exact_mut(a.run * b.columns));
         for (start, c) in runs {
-            for_each_tile!(
-                [a.run, b.columns],
-                transposed_tile(simd, a, *start, b, &mut *c)
-            );
+            for first in (0..a.rows.len()).step_by(ROWS) {
+                let rows = first..a.rows.len().min(first + ROWS);
+                for_each_tile!(
+                    [a.run, b.columns],
+                    transposed_tile(simd, a, rows.clone(), *start, b, &mut *c)
+                );
+            }
         }
     }
 }
@@ -179,19 +242,18 @@ fn transposed_tile<S: Simd, const M: usize, const V: usize>(
     j: usize,
     simd: S,
     a: Gathered,
+    rows: Range<usize>,
     start: usize,
     b: Panels,
     c: &mut [f32],
 ) -> usize {
-    let mut sums = [[simd.splat_f32s(0.0); V]; M];
+    let mut sums: [[S::f32s; V]; M] = load(simd, [i, j], b.columns, c);
     let values = &a.values[start + i..];
-    for (row, panel) in a.rows.iter().zip(b.rows_from(j)) {
+    for (row, b) in a.rows[rows.clone()].iter().zip(&b.rows::<S, V>(j)[rows]) {
         let a: &[f32; M] = values[*row..].first_chunk().expect("a row has a whole run");
-        add_product(simd, &mut sums, |m| a[m], panel);
+        add_product(simd, &mut sums, |m| a[m], b);
     }
-    store(simd, sums, [i, j], b.columns, c, |old, sum| {
-        simd.add_f32s(old, sum)
-    });
+    store(simd, sums, [i, j], b.columns, c);
     M
 }
 
@@ -201,10 +263,8 @@ fn add_product<S: Simd, const M: usize, const V: usize>(
     simd: S,
     sums: &mut [[S::f32s; V]; M],
     a: impl Fn(usize) -> f32,
-    b: &[f32],
+    b: &[S::f32s; V],
 ) {
-    let (b, _) = S::as_simd_f32s(b);
-    let b: &[S::f32s; V] = b.first_chunk().expect("a panel is whole vectors");
     for (m, sums) in sums.iter_mut().enumerate() {
         let a = simd.splat_f32s(a(m));
         for (sum, b) in sums.iter_mut().zip(b) {
@@ -213,26 +273,55 @@ fn add_product<S: Simd, const M: usize, const V: usize>(
     }
 }
 
-/// Puts `join(c, sums)` into c from row i and column j on, as far as c has columns.
+/// The tile of c that begins in row i and column j; 0 where c has no more columns.
+#[inline(always)]
+fn load<S: Simd, const M: usize, const V: usize>(
+    simd: S,
+    [i, j]: [usize; 2],
+    columns: usize,
+    c: &[f32],
+) -> [[S::f32s; V]; M] {
+    let mut tile = [[simd.splat_f32s(0.0); V]; M];
+    for (m, vectors) in tile.iter_mut().enumerate() {
+        let row = &c[(i + m) * columns..][j..columns];
+        for (v, value) in vectors.iter_mut().enumerate() {
+            *value = match S::as_simd_f32s(&row[vector::<S>(v, row.len())]) {
+                ([whole], _) => *whole,
+                (_, part) => simd.partial_load_f32s(part),
+            };
+        }
+    }
+    tile
+}
+
+/// Puts such a tile there.
 #[inline(always)]
 fn store<S: Simd, const M: usize, const V: usize>(
     simd: S,
-    sums: [[S::f32s; V]; M],
+    tile: [[S::f32s; V]; M],
     [i, j]: [usize; 2],
     columns: usize,
     c: &mut [f32],
-    join: impl Fn(S::f32s, S::f32s) -> S::f32s,
 ) {
-    for (m, sums) in sums.into_iter().enumerate() {
-        let row = &mut c[(i + m) * columns..][..columns][j..];
-        for (v, sum) in sums.into_iter().enumerate() {
-            let first = (v * S::F32_LANES).min(row.len());
-            let last = (first + S::F32_LANES).min(row.len());
-            let part = &mut row[first..last];
-            let value = join(simd.partial_load_f32s(part), sum);
-            simd.partial_store_f32s(part, value);
+    for (m, vectors) in tile.into_iter().enumerate() {
+        let row = &mut c[(i + m) * columns..][j..columns];
+        for (v, value) in vectors.into_iter().enumerate() {
+            let part = vector::<S>(v, row.len());
+            let part = &mut row[part];
+            // Stores with a mask are slow on some processors.
+            match S::as_mut_simd_f32s(part) {
+                ([whole], _) => *whole = value,
+                (_, part) => simd.partial_store_f32s(part, value),
+            }
         }
     }
+}
+
+/// Where vector v lies in a row of so many columns, as far as there are some.
+#[inline(always)]
+fn vector<S: Simd>(v: usize, columns: usize) -> Range<usize> {
+    let first = (v * S::F32_LANES).min(columns);
+    first..(first + S::F32_LANES).min(columns)
 }
 
 #[cfg(all(test, target_arch = "x86_64"))]
@@ -254,8 +343,10 @@ mod tests {
             .into_iter()
             .map(|v| v as f32)
             .collect();
+        let lanes = simd.map_or(lanes(), |_| 8);
         let (mut packed, mut c) = (Vec::new(), vec![0.0; 53 * columns]);
-        let (panels, bias) = (Panels::pack(&b, columns, &mut packed), Some(&b[..columns]));
+        let panels = Panels::pack_for(lanes, &b, columns, &mut packed);
+        let bias = Some(&b[..columns]);
         let work = Product {
             a,
             b: panels,
@@ -267,7 +358,7 @@ mod tests {
             None => Arch::new().dispatch(work),
         }
         let (mut packed, mut gradient) = (Vec::new(), vec![1.0; 57 * columns]);
-        let b = Panels::pack(&c, columns, &mut packed);
+        let b = Panels::pack_for(lanes, &c, columns, &mut packed);
         let work = ProductTransposed {
             a,
             b,
@@ -286,7 +377,7 @@ mod tests {
             println!("skipped: expected a processor with AVX-512");
             return;
         }
-        for columns in [1, 7, 16, 17, 40, 64, 70] {
+        for columns in [1, 7, 16, 17, 33, 40, 64, 70] {
             let short = bits(columns, pulp::x86::V3::try_new());
             assert_eq!(short, bits(columns, None), "{columns} columns");
         }
