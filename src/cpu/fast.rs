@@ -277,16 +277,17 @@ fn conv2d_backward_weight(
             .zip(x.par_chunks(cut.task * input))
             .zip(dy.par_chunks(cut.task * output))
             .for_each(|((partial, x), dy)| {
-                partial.fill(0.0);
                 let (weight, bias) = partial.split_at_mut(g.weight_elements());
+                bias.fill(0.0);
                 let blocks = x
                     .chunks(cut.block * input)
                     .zip(dy.chunks(cut.block * output));
-                for (x, dy) in blocks {
+                for (block, (x, dy)) in blocks.enumerate() {
                     scratch.columns.lend(|padded| {
                         scratch.panels.lend(|panels| {
                             let packed = Panels::pack(dy, g.output.channels, panels);
-                            product_transposed(columns.of(x, padded), packed, weight);
+                            let columns = columns.of(x, padded);
+                            product_transposed(columns, packed, block > 0, weight);
                         });
                     });
                     if g.bias {

@@ -2,8 +2,9 @@
 //! matrix that is never stored: its elements are read from the image, or from a copy of it with its
 //! padding. The other lies packed in panels a few vectors wide. A tile of sums stays in registers.
 //!
-//! Every sum is one chain of (fused) multiply-adds in the order of its terms, so its bits depend
-//! neither on the tile nor on how many numbers a vector has.
+//! Every sum is one chain of (fused) multiply-adds in the order of its terms, or one of them for every
+//! so many terms, added up in order: its bits depend neither on the tile nor on how many numbers a
+//! vector has.
 
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
@@ -126,14 +127,14 @@ pub(super) fn product(a: Gathered, b: Panels, bias: Option<&[f32]>, c: &mut [f32
     Arch::new().dispatch(Product { a, b, bias, c });
 }
 
-/// `c += aᵀ·b`; c is row-major.
-pub(super) fn product_transposed(a: Gathered, b: Panels, c: &mut [f32]) {
+/// `c = aᵀ·b`, or where it is to `add`, `c += aᵀ·b`; c is row-major.
+pub(super) fn product_transposed(a: Gathered, b: Panels, add: bool, c: &mut [f32]) {
     assert_eq!(a.rows.len(), b.depth);
     assert_eq!(c.len(), a.runs.len() * a.run * b.columns);
-    Arch::new().dispatch(ProductTransposed { a, b, c });
+    Arch::new().dispatch(ProductTransposed { a, b, add, c });
 }
 
-/// Calls `$tile::<S, M, V>($i, $j, …)`, for tiles of M rows and V vectors that cover so many rows and
+/// Calls `$tile::<S, M, V>([i, j], …)`, for tiles of M rows and V vectors that cover so many rows and
 /// columns, where i and j are a tile's first ones.
 macro_rules! for_each_tile {
     ([$rows:expr, $columns:expr], $tile:ident($($argument:expr),*)) => {
@@ -144,15 +145,15 @@ macro_rules! for_each_tile {
             let mut i = 0;
             while i < rows {
                 i += match (one, rows - i) {
-                    (false, 8..) if S::REGISTER_COUNT >= 32 => $tile::<S, 8, 2>(i, j, $($argument),*),
-                    (false, 6..) => $tile::<S, 6, 2>(i, j, $($argument),*),
-                    (false, 5..) => $tile::<S, 5, 2>(i, j, $($argument),*),
-                    (false, 3..) => $tile::<S, 3, 2>(i, j, $($argument),*),
-                    (false, _) => $tile::<S, 1, 2>(i, j, $($argument),*),
-                    (true, 8..) => $tile::<S, 8, 1>(i, j, $($argument),*),
-                    (true, 5..) => $tile::<S, 5, 1>(i, j, $($argument),*),
-                    (true, 3..) => $tile::<S, 3, 1>(i, j, $($argument),*),
-                    (true, _) => $tile::<S, 1, 1>(i, j, $($argument),*),
+                    (false, 8..) if S::REGISTER_COUNT >= 32 => $tile::<S, 8, 2>([i, j], $($argument),*),
+                    (false, 6..) => $tile::<S, 6, 2>([i, j], $($argument),*),
+                    (false, 5..) => $tile::<S, 5, 2>([i, j], $($argument),*),
+                    (false, 3..) => $tile::<S, 3, 2>([i, j], $($argument),*),
+                    (false, _) => $tile::<S, 1, 2>([i, j], $($argument),*),
+                    (true, 8..) => $tile::<S, 8, 1>([i, j], $($argument),*),
+                    (true, 5..) => $tile::<S, 5, 1>([i, j], $($argument),*),
+                    (true, 3..) => $tile::<S, 3, 1>([i, j], $($argument),*),
+                    (true, _) => $tile::<S, 1, 1>([i, j], $($argument),*),
                 };
             }
             j += if one { 1 } else { 2 } * S::F32_LANES;
@@ -182,8 +183,7 @@ impl WithSimd for Product<'_> {
 
 #[inline(always)]
 fn product_tile<S: Simd, const M: usize, const V: usize>(
-    i: usize,
-    j: usize,
+    [i, j]: [usize; 2],
     simd: S,
     a: Gathered,
     b: Panels,
@@ -204,16 +204,17 @@ fn product_tile<S: Simd, const M: usize, const V: usize>(
             add_product(simd, &mut sums, |m| rows[m][k], b);
         }
     }
-    store(simd, sums, [i, j], b.columns, c);
+    store(simd, sums, [i, j], b.columns, c, |_, sum| sum);
     M
 }
 
-/// Rows that are gone through before the next tile: so few that they stay in the first cache.
-const ROWS: usize = 128;
+/// Terms that are summed before the next tile: what the tiles of a panel share stays in the first cache.
+const TERMS: usize = 256;
 
 struct ProductTransposed<'a> {
     a: Gathered<'a>,
     b: Panels<'a>,
+    add: bool,
     c: &'a mut [f32],
 }
 
@@ -222,42 +223,44 @@ impl WithSimd for ProductTransposed<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let ProductTransposed { a, b, c } = self;
-        let runs = a.runs.iter().zip(c.chunks_exact_mut(a.run * b.columns));
-        for (start, c) in runs {
-            for first in (0..a.rows.len()).step_by(ROWS) {
-                let rows = first..a.rows.len().min(first + ROWS);
+        let ProductTransposed { a, b, add, c } = self;
+        for (start, c) in a.runs.iter().zip(c.chunks_exact_mut(a.run * b.columns)) {
+            for (block, rows) in a.rows.chunks(TERMS).enumerate() {
+                let (values, first) = (&a.values[*start..], block * TERMS);
+                let (a, add) = (Gathered { values, rows, ..a }, add || block > 0);
                 for_each_tile!(
                     [a.run, b.columns],
-                    transposed_tile(simd, a, rows.clone(), *start, b, &mut *c)
+                    transposed_tile(simd, a, b, first, add, &mut *c)
                 );
             }
         }
     }
 }
 
+/// A tile of the product with b's rows from the `first` on.
 #[inline(always)]
 fn transposed_tile<S: Simd, const M: usize, const V: usize>(
-    i: usize,
-    j: usize,
+    [i, j]: [usize; 2],
     simd: S,
     a: Gathered,
-    rows: Range<usize>,
-    start: usize,
     b: Panels,
+    first: usize,
+    add: bool,
     c: &mut [f32],
 ) -> usize {
-    let mut sums: [[S::f32s; V]; M] = load(simd, [i, j], b.columns, c);
-    let values = &a.values[start + i..];
-    for (row, b) in a.rows[rows.clone()].iter().zip(&b.rows::<S, V>(j)[rows]) {
+    let mut sums = [[simd.splat_f32s(0.0); V]; M];
+    let values = &a.values[i..];
+    for (row, b) in a.rows.iter().zip(&b.rows::<S, V>(j)[first..]) {
         let a: &[f32; M] = values[*row..].first_chunk().expect("a row has a whole run");
         add_product(simd, &mut sums, |m| a[m], b);
     }
-    store(simd, sums, [i, j], b.columns, c);
+    store(simd, sums, [i, j], b.columns, c, |old, sum| {
+        if add { simd.add_f32s(old, sum) } else { sum }
+    });
     M
 }
 
-/// `sums += a·b` of a column a and a row b, which begins with the tile's.
+/// `sums += a·b` of a column a and a row b.
 #[inline(always)]
 fn add_product<S: Simd, const M: usize, const V: usize>(
     simd: S,
@@ -273,45 +276,26 @@ fn add_product<S: Simd, const M: usize, const V: usize>(
     }
 }
 
-/// The tile of c that begins in row i and column j; 0 where c has no more columns.
-#[inline(always)]
-fn load<S: Simd, const M: usize, const V: usize>(
-    simd: S,
-    [i, j]: [usize; 2],
-    columns: usize,
-    c: &[f32],
-) -> [[S::f32s; V]; M] {
-    let mut tile = [[simd.splat_f32s(0.0); V]; M];
-    for (m, vectors) in tile.iter_mut().enumerate() {
-        let row = &c[(i + m) * columns..][j..columns];
-        for (v, value) in vectors.iter_mut().enumerate() {
-            *value = match S::as_simd_f32s(&row[vector::<S>(v, row.len())]) {
-                ([whole], _) => *whole,
-                (_, part) => simd.partial_load_f32s(part),
-            };
-        }
-    }
-    tile
-}
-
-/// Puts such a tile there.
+/// Puts `join(c, sums)` into c from row i and column j on, as far as c has columns.
 #[inline(always)]
 fn store<S: Simd, const M: usize, const V: usize>(
     simd: S,
-    tile: [[S::f32s; V]; M],
+    sums: [[S::f32s; V]; M],
     [i, j]: [usize; 2],
     columns: usize,
     c: &mut [f32],
+    join: impl Fn(S::f32s, S::f32s) -> S::f32s,
 ) {
-    for (m, vectors) in tile.into_iter().enumerate() {
+    for (m, sums) in sums.into_iter().enumerate() {
         let row = &mut c[(i + m) * columns..][j..columns];
-        for (v, value) in vectors.into_iter().enumerate() {
+        for (v, sum) in sums.into_iter().enumerate() {
             let part = vector::<S>(v, row.len());
-            let part = &mut row[part];
-            // Stores with a mask are slow on some processors.
-            match S::as_mut_simd_f32s(part) {
-                ([whole], _) => *whole = value,
-                (_, part) => simd.partial_store_f32s(part, value),
+            match S::as_mut_simd_f32s(&mut row[part]) {
+                ([whole], _) => *whole = join(*whole, sum),
+                (_, part) => {
+                    let value = join(simd.partial_load_f32s(part), sum);
+                    simd.partial_store_f32s(part, value);
+                }
             }
         }
     }
@@ -362,6 +346,7 @@ mod tests {
         let work = ProductTransposed {
             a,
             b,
+            add: true,
             c: &mut gradient,
         };
         match simd {
