@@ -18,6 +18,7 @@ use super::{Memory, add, batch, fast_activation};
 use crate::kernels::conv2d::{Pass, Product};
 use crate::kernels::{KernelSpec, Work};
 use crate::model::{Activation, Conv2d, Pool2d};
+use grouped::by_channels;
 use product::{Gathered, Panels, product, product_transposed};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -219,12 +220,17 @@ fn conv2d_forward(
     y: &mut [f32],
     scratch: &Scratch,
 ) {
-    convolve(g, x, parameters, y, scratch, |_, y| {
-        if relu {
-            for y in y {
-                *y = if *y <= 0.0 { 0.0 } else { *y };
+    let (weight, bias) = parameters.split_at(g.weight_elements());
+    let bias = g.bias.then_some(bias);
+    scratch.panels.lend(|panels| {
+        let weight = Panels::pack(weight, g.output.channels, panels);
+        convolve(g, x, weight, bias, y, scratch, |_, y| {
+            if relu {
+                for y in y {
+                    *y = if *y <= 0.0 { 0.0 } else { *y };
+                }
             }
-        }
+        });
     });
 }
 
@@ -232,7 +238,8 @@ fn conv2d_forward(
 fn convolve(
     g: &Conv2d,
     x: &[f32],
-    parameters: &[f32],
+    weight: Panels,
+    bias: Option<&[f32]>,
     y: &mut [f32],
     scratch: &Scratch,
     finish: impl Fn(usize, &mut [f32]) + Sync,
@@ -240,23 +247,19 @@ fn convolve(
     let (input, output) = (g.input.elements(), g.output.elements());
     let cut = Cut::new(g, batch(x.len(), g.input));
     let columns = Columns::new(g, cut.block);
-    let (weight, bias) = parameters.split_at(g.weight_elements());
-    scratch.panels.lend(|panels| {
-        let weight = Panels::pack(weight, g.output.channels, panels);
-        y.par_chunks_mut(cut.block * output)
-            .zip(x.par_chunks(cut.block * input))
-            .with_min_len(cut.task / cut.block)
-            .enumerate()
-            .for_each(|(block, (y, x))| {
-                scratch.columns.lend(|padded| {
-                    product(columns.of(x, padded), weight, g.bias.then_some(bias), y);
-                });
-                if g.padded() {
-                    redo_nan(y, 0, |i| forward_element(g, x, parameters, i));
-                }
-                finish(block * cut.block * output, y);
+    y.par_chunks_mut(cut.block * output)
+        .zip(x.par_chunks(cut.block * input))
+        .with_min_len(cut.task / cut.block)
+        .enumerate()
+        .for_each(|(block, (y, x))| {
+            scratch.columns.lend(|padded| {
+                product(columns.of(x, padded), weight, bias, y);
             });
-    });
+            if g.padded() {
+                redo_nan(y, 0, |i| forward_element(g, x, weight, bias, i));
+            }
+            finish(block * cut.block * output, y);
+        });
 }
 
 /// [`conv2d_backward_weight`](super::conv2d_backward_weight) into `gradient`.
@@ -279,16 +282,17 @@ fn conv2d_backward_weight(
             .zip(x.par_chunks(cut.task * input))
             .zip(dy.par_chunks(cut.task * output))
             .for_each(|((partial, x), dy)| {
-                partial.fill(0.0);
                 let (weight, bias) = partial.split_at_mut(g.weight_elements());
+                bias.fill(0.0);
                 let blocks = x
                     .chunks(cut.block * input)
                     .zip(dy.chunks(cut.block * output));
-                for (x, dy) in blocks {
+                for (block, (x, dy)) in blocks.enumerate() {
                     scratch.columns.lend(|padded| {
                         scratch.panels.lend(|panels| {
                             let packed = Panels::pack(dy, g.output.channels, panels);
-                            product_transposed(columns.of(x, padded), packed, weight);
+                            let columns = columns.of(x, padded);
+                            product_transposed(columns, packed, block > 0, weight);
                         });
                     });
                     if g.bias {
@@ -411,22 +415,19 @@ fn redo_nan(values: &mut [f32], first: usize, element: impl Fn(usize) -> f32) {
     }
 }
 
-/// Element i of [`conv2d_forward`](super::conv2d_forward), term by term.
+/// Element i of [`convolve`]'s y, term by term.
 #[cold]
-fn forward_element(g: &Conv2d, x: &[f32], parameters: &[f32], i: usize) -> f32 {
+fn forward_element(g: &Conv2d, x: &[f32], weight: Panels, bias: Option<&[f32]>, i: usize) -> f32 {
     let (c, oc) = (g.input.channels, g.output.channels);
     let x = &x[i / g.output.elements() * g.input.elements()..];
     let position = i % g.output.elements() / oc;
-    let mut sum = match g.bias {
-        true => parameters[g.weight_elements() + i % oc],
-        false => 0.0,
-    };
+    let mut sum = bias.map_or(0.0, |bias| bias[i % oc]);
     for tap in 0..g.kernel[0] * g.kernel[1] {
         let Some(pixel) = pixel(g, position, tap) else {
             continue;
         };
         for channel in 0..c {
-            sum += x[pixel * c + channel] * parameters[(tap * c + channel) * oc + i % oc];
+            sum += x[pixel * c + channel] * weight.at(tap * c + channel, i % oc);
         }
         if sum.is_nan() {
             break;
@@ -475,18 +476,21 @@ fn conv2d_backward_input(
             mask(&activation[first..], dx);
         }
     };
+    let weight = &parameters[..g.weight_elements()];
     if let Some(turned) = turned(g) {
-        let weight = turned_weight(g, parameters);
-        return convolve(&turned, dy, &weight, dx, scratch, finish);
+        return scratch.panels.lend(|panels| {
+            let shape = [g.input.channels, g.output.channels];
+            let weight = Panels::pack_turned(weight, shape, panels);
+            convolve(&turned, dy, weight, None, dx, scratch, finish);
+        });
     }
     // `col2im(dy·Wᵀ)`, where dy is the im2col matrix of one that sees a pixel.
     let (input, output) = (g.input.elements(), g.output.elements());
     let cut = Cut::new(g, batch(dy.len(), g.output));
     let pixels = Conv2d::dense(g.output.channels, g.patch()).without_bias();
-    let weight = transposed(&parameters[..g.weight_elements()], g.output.channels);
     let all = Columns::new(&pixels, cut.block * g.positions());
     scratch.panels.lend(|panels| {
-        let weight = Panels::pack(&weight, g.patch(), panels);
+        let weight = Panels::pack_turned(weight, [g.patch(), g.output.channels], panels);
         dx.par_chunks_mut(cut.block * input)
             .zip(dy.par_chunks(cut.block * output))
             .with_min_len(cut.task / cut.block)
@@ -502,8 +506,9 @@ fn conv2d_backward_input(
     });
 }
 
-/// The convolution of dy that gives dx, where there is one that takes hardly more multiplications than
-/// the transposed product does, filling whole vectors with channels.
+/// The convolution of dy that gives dx, with the weight `[KH][KW][OC][C]` and the taps in the opposite
+/// order, where there is one that takes hardly more multiplications than the transposed product does,
+/// filling whole vectors with channels.
 fn turned(g: &Conv2d) -> Option<Conv2d> {
     let c = g.input.channels;
     let many = 4 * g.input.positions() * c.next_multiple_of(16) > 5 * g.positions() * c;
@@ -521,22 +526,6 @@ fn turned(g: &Conv2d) -> Option<Conv2d> {
         bias: false,
         ..*g
     })
-}
-
-/// The weight of [`turned`]: `[KH][KW][OC][C]`, the taps in the opposite order.
-fn turned_weight(g: &Conv2d, parameters: &[f32]) -> Vec<f32> {
-    let taps =
-        parameters[..g.weight_elements()].rchunks_exact(g.input.channels * g.output.channels);
-    taps.flat_map(|tap| transposed(tap, g.output.channels))
-        .collect()
-}
-
-/// The transpose of a matrix of so many columns.
-fn transposed(matrix: &[f32], columns: usize) -> Vec<f32> {
-    let rows = matrix.len() / columns;
-    (0..matrix.len())
-        .map(|i| matrix[i % rows * columns + i / rows])
-        .collect()
 }
 
 /// [`col2im`](super::col2im) into dx.
@@ -597,26 +586,38 @@ fn maxpool2d_forward(p: &Pool2d, x: &[f32], y: &mut [f32], index: &mut [u8]) {
         .zip(index.par_chunks_mut(output))
         .zip(x.par_chunks(p.input.elements()))
         .for_each(|((y, index), x)| {
-            let mut winners = vec![0_u32; c];
             vectorized(|| {
                 let windows = y.chunks_exact_mut(c).zip(index.chunks_exact_mut(c));
                 for ((y, index), corner) in windows.zip(corners(p)) {
-                    y.copy_from_slice(&x[corner..][..c]);
-                    winners.fill(0);
-                    for (tap, offset) in taps(p).enumerate().skip(1) {
-                        let x = &x[corner + offset..][..c];
-                        for ((y, winner), &x) in y.iter_mut().zip(&mut winners).zip(x) {
-                            let wins = x > *y || x.is_nan();
-                            *y = if wins { x } else { *y };
-                            *winner = if wins { tap as u32 } else { *winner };
-                        }
-                    }
-                    for (index, winner) in index.iter_mut().zip(&winners) {
-                        *index = *winner as u8;
-                    }
+                    by_channels!(c, window_maxima(p, &x[corner..], y, index));
                 }
             });
         });
+}
+
+/// The maxima of N channels of the window that begins with x, and which of its places hold them.
+#[inline(always)]
+fn window_maxima<const N: usize>(
+    first: usize,
+    p: &Pool2d,
+    x: &[f32],
+    y: &mut [f32],
+    index: &mut [u8],
+) -> usize {
+    let (mut most, mut winners) = ([f32::NEG_INFINITY; N], [0_u32; N]);
+    for (tap, offset) in (0..).zip(taps(p)) {
+        let x: &[f32; N] = x[offset + first..]
+            .first_chunk()
+            .expect("a pixel has all channels");
+        for ((most, winner), &x) in most.iter_mut().zip(&mut winners).zip(x) {
+            let wins = (x > *most) | x.is_nan() | (tap == 0);
+            *most = if wins { x } else { *most };
+            *winner = if wins { tap } else { *winner };
+        }
+    }
+    y[first..][..N].copy_from_slice(&most);
+    index[first..][..N].copy_from_slice(&winners.map(|winner| winner as u8));
+    N
 }
 
 /// [`maxpool2d_backward`](super::maxpool2d_backward) into dx; with the pooled output y, 0 where that is
@@ -961,7 +962,7 @@ mod tests {
     #[test]
     fn pooling_and_the_mask_give_the_bits_of_the_oracle() {
         for (kernel, stride) in [([2, 2], [2, 2]), ([3, 2], [3, 4]), ([1, 3], [2, 3])] {
-            let p = Pool2d::new(Shape::new(9, 7, 5), kernel, stride).unwrap();
+            let p = Pool2d::new(Shape::new(9, 7, 21), kernel, stride).unwrap();
             // Rounded, so that there are ties; and some windows with one NaN or several.
             let mut x: Vec<f32> = noise_f32(1, 3 * p.input.elements());
             x.iter_mut().for_each(|x| *x = (3.0 * *x).round());

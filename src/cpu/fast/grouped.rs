@@ -199,22 +199,21 @@ fn by_tap(g: &Conv2d, axis: usize) -> Taps {
     taps
 }
 
-/// Channels that are summed at a time: four vector registers, and less at the end.
-const CHANNELS: usize = 16;
-
-/// Calls `$function` for all channels, with the number of them as a constant.
+/// Calls `$function` for all channels, some of them at a time: their number is a constant, so what it
+/// holds of each of them stays in vector registers.
 macro_rules! by_channels {
     ($channels:expr, $function:ident($($argument:expr),*)) => {
         let mut first = 0;
         while first < $channels {
             first += match $channels - first {
-                CHANNELS.. => $function::<CHANNELS>(first, $($argument),*),
+                16.. => $function::<16>(first, $($argument),*),
                 4.. => $function::<4>(first, $($argument),*),
                 _ => $function::<1>(first, $($argument),*),
             };
         }
     };
 }
+pub(super) use by_channels;
 
 /// `result[place] = finish(channel, Σ source[met by a tap] · weight[tap])` for the places and taps of
 /// one sample, in the order of the taps; `width` is the source's.

@@ -2,10 +2,13 @@
 //! matrix that is never stored: its elements are read from the image, or from a copy of it with its
 //! padding. The other lies packed in panels a few vectors wide. A tile of sums stays in registers.
 //!
-//! Every sum is one chain of (fused) multiply-adds in the order of its terms, so its bits depend
-//! neither on the tile nor on how many numbers a vector has.
+//! Every sum is one chain of (fused) multiply-adds in the order of its terms, or one of them for every
+//! so many terms, added up in order: its bits depend neither on the tile nor on how many numbers a
+//! vector has.
 
 use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+use std::ops::Range;
 
 /// A matrix: element (i, k) is `values[rows[i] + runs[k / run] + k % run]`.
 #[derive(Clone, Copy)]
@@ -16,22 +19,29 @@ pub(super) struct Gathered<'a> {
     pub run: usize,
 }
 
-/// A matrix `[depth, columns]` in panels of some columns, each of them row-major; what the last one has
-/// too many is 0.
+/// A matrix `[depth, columns]` in panels as wide as a tile of sums, each of them row-major; what the
+/// last one has too many is 0.
 #[derive(Clone, Copy)]
 pub(super) struct Panels<'a> {
     values: &'a [f32],
     depth: usize,
     columns: usize,
+    /// Columns of a panel: two vectors; the last one may have one.
+    width: usize,
 }
 
 impl<'a> Panels<'a> {
     /// Packs the row-major `matrix` into `values`.
     pub fn pack(matrix: &[f32], columns: usize, values: &'a mut Vec<f32>) -> Self {
-        let (depth, width) = (matrix.len() / columns, width(columns));
-        values.resize(depth * columns.next_multiple_of(width), 0.0);
-        for (panel, values) in values.chunks_exact_mut(depth * width).enumerate() {
-            let first = panel * width;
+        Panels::pack_for(lanes(), matrix, columns, values)
+    }
+
+    /// The same for vectors of so many numbers.
+    fn pack_for(lanes: usize, matrix: &[f32], columns: usize, values: &'a mut Vec<f32>) -> Self {
+        let (depth, width) = (matrix.len() / columns, 2 * lanes);
+        values.resize(depth * columns.next_multiple_of(lanes), 0.0);
+        for (panel, values) in values.chunks_mut(depth * width).enumerate() {
+            let (first, width) = (panel * width, values.len() / depth);
             let some = width.min(columns - first);
             let rows = values.chunks_exact_mut(width);
             for (values, row) in rows.zip(matrix.chunks_exact(columns)) {
@@ -43,21 +53,71 @@ impl<'a> Panels<'a> {
             values,
             depth,
             columns,
+            width,
         }
     }
 
-    /// The rows of the panel that column j is in, from there on.
+    /// Packs the transposes of matrices `[columns, rows]` into `values`, the last one uppermost.
+    pub fn pack_turned(
+        matrices: &[f32],
+        [columns, rows]: [usize; 2],
+        values: &'a mut Vec<f32>,
+    ) -> Self {
+        let (depth, lanes) = (matrices.len() / columns, lanes());
+        let width = 2 * lanes;
+        values.resize(depth * columns.next_multiple_of(lanes), 0.0);
+        let panels = values.par_chunks_mut(depth * width);
+        panels.enumerate().for_each(|(panel, values)| {
+            let turned = matrices.rchunks_exact(columns * rows).flat_map(|matrix| {
+                let columns = &matrix[panel * width * rows..];
+                (0..rows).map(|row| columns[row..].iter().step_by(rows))
+            });
+            let width = values.len() / depth;
+            for (values, row) in values.chunks_exact_mut(width).zip(turned) {
+                values.fill(0.0);
+                values
+                    .iter_mut()
+                    .zip(row)
+                    .for_each(|(to, from)| *to = *from);
+            }
+        });
+        Panels {
+            values,
+            depth,
+            columns,
+            width,
+        }
+    }
+
+    /// Element (k, j).
+    pub fn at(self, k: usize, j: usize) -> f32 {
+        let (first, most) = (j / self.width * self.width, self.values.len() / self.depth);
+        let width = self.width.min(most - first);
+        self.values[first * self.depth + k * width + j - first]
+    }
+
+    /// The rows of the panel that begins with column j and is V vectors wide.
     #[inline(always)]
-    fn rows_from(self, j: usize) -> impl Iterator<Item = &'a [f32]> {
-        let width = width(self.columns);
-        let panel = &self.values[j / width * width * self.depth..][..width * self.depth];
-        panel.chunks_exact(width).map(move |row| &row[j % width..])
+    fn rows<S: Simd, const V: usize>(self, j: usize) -> &'a [[S::f32s; V]] {
+        let panel = &self.values[j * self.depth..][..V * S::F32_LANES * self.depth];
+        S::as_simd_f32s(panel).0.as_chunks().0
     }
 }
 
-/// Columns of a panel: two vectors of the longest kind, or one where that is enough.
-fn width(columns: usize) -> usize {
-    if columns <= 16 { 16 } else { 32 }
+/// How many numbers a vector of this processor has.
+fn lanes() -> usize {
+    struct Lanes;
+
+    impl WithSimd for Lanes {
+        type Output = usize;
+
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, _: S) -> usize {
+            S::F32_LANES
+        }
+    }
+
+    Arch::new().dispatch(Lanes)
 }
 
 /// `c = a·b`, plus `bias` in every row; c is row-major.
@@ -67,14 +127,14 @@ pub(super) fn product(a: Gathered, b: Panels, bias: Option<&[f32]>, c: &mut [f32
     Arch::new().dispatch(Product { a, b, bias, c });
 }
 
-/// `c += aᵀ·b`; c is row-major.
-pub(super) fn product_transposed(a: Gathered, b: Panels, c: &mut [f32]) {
+/// `c = aᵀ·b`, or where it is to `add`, `c += aᵀ·b`; c is row-major.
+pub(super) fn product_transposed(a: Gathered, b: Panels, add: bool, c: &mut [f32]) {
     assert_eq!(a.rows.len(), b.depth);
     assert_eq!(c.len(), a.runs.len() * a.run * b.columns);
-    Arch::new().dispatch(ProductTransposed { a, b, c });
+    Arch::new().dispatch(ProductTransposed { a, b, add, c });
 }
 
-/// Calls `$tile::<S, M, V>($i, $j, …)`, for tiles of M rows and V vectors that cover so many rows and
+/// Calls `$tile::<S, M, V>([i, j], …)`, for tiles of M rows and V vectors that cover so many rows and
 /// columns, where i and j are a tile's first ones.
 macro_rules! for_each_tile {
     ([$rows:expr, $columns:expr], $tile:ident($($argument:expr),*)) => {
@@ -85,15 +145,15 @@ macro_rules! for_each_tile {
             let mut i = 0;
             while i < rows {
                 i += match (one, rows - i) {
-                    (false, 8..) if S::REGISTER_COUNT >= 32 => $tile::<S, 8, 2>(i, j, $($argument),*),
-                    (false, 6..) => $tile::<S, 6, 2>(i, j, $($argument),*),
-                    (false, 5..) => $tile::<S, 5, 2>(i, j, $($argument),*),
-                    (false, 3..) => $tile::<S, 3, 2>(i, j, $($argument),*),
-                    (false, _) => $tile::<S, 1, 2>(i, j, $($argument),*),
-                    (true, 8..) => $tile::<S, 8, 1>(i, j, $($argument),*),
-                    (true, 5..) => $tile::<S, 5, 1>(i, j, $($argument),*),
-                    (true, 3..) => $tile::<S, 3, 1>(i, j, $($argument),*),
-                    (true, _) => $tile::<S, 1, 1>(i, j, $($argument),*),
+                    (false, 8..) if S::REGISTER_COUNT >= 32 => $tile::<S, 8, 2>([i, j], $($argument),*),
+                    (false, 6..) => $tile::<S, 6, 2>([i, j], $($argument),*),
+                    (false, 5..) => $tile::<S, 5, 2>([i, j], $($argument),*),
+                    (false, 3..) => $tile::<S, 3, 2>([i, j], $($argument),*),
+                    (false, _) => $tile::<S, 1, 2>([i, j], $($argument),*),
+                    (true, 8..) => $tile::<S, 8, 1>([i, j], $($argument),*),
+                    (true, 5..) => $tile::<S, 5, 1>([i, j], $($argument),*),
+                    (true, 3..) => $tile::<S, 3, 1>([i, j], $($argument),*),
+                    (true, _) => $tile::<S, 1, 1>([i, j], $($argument),*),
                 };
             }
             j += if one { 1 } else { 2 } * S::F32_LANES;
@@ -123,8 +183,7 @@ impl WithSimd for Product<'_> {
 
 #[inline(always)]
 fn product_tile<S: Simd, const M: usize, const V: usize>(
-    i: usize,
-    j: usize,
+    [i, j]: [usize; 2],
     simd: S,
     a: Gathered,
     b: Panels,
@@ -134,16 +193,14 @@ fn product_tile<S: Simd, const M: usize, const V: usize>(
     let mut sums = [[simd.splat_f32s(0.0); V]; M];
     if let Some(bias) = bias {
         for v in 0..V {
-            let bias = bias.get(j + v * S::F32_LANES..).unwrap_or_default();
-            let bias = simd.partial_load_f32s(&bias[..bias.len().min(S::F32_LANES)]);
+            let bias = simd.partial_load_f32s(&bias[j..][vector::<S>(v, bias.len() - j)]);
             sums.iter_mut().for_each(|sums| sums[v] = bias);
         }
     }
-    let mut panel = b.rows_from(j);
-    for start in a.runs {
+    for (start, b) in a.runs.iter().zip(b.rows::<S, V>(j).chunks_exact(a.run)) {
         let rows: [&[f32]; M] =
-            std::array::from_fn(|m| &a.values[a.rows[i + m] + start..][..a.run]);
-        for (k, b) in (0..a.run).zip(&mut panel) {
+            std::array::from_fn(|m| &a.values[a.rows[i + m] + start..][..b.len()]);
+        for (k, b) in b.iter().enumerate() {
             add_product(simd, &mut sums, |m| rows[m][k], b);
         }
     }
@@ -151,9 +208,13 @@ fn product_tile<S: Simd, const M: usize, const V: usize>(
     M
 }
 
+/// Terms that are summed before the next tile: what the tiles of a panel share stays in the first cache.
+const TERMS: usize = 256;
+
 struct ProductTransposed<'a> {
     a: Gathered<'a>,
     b: Panels<'a>,
+    add: bool,
     c: &'a mut [f32],
 }
 
@@ -162,49 +223,51 @@ impl WithSimd for ProductTransposed<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let ProductTransposed { a, b, c } = self;
-        let runs = a.runs.iter().zip(c.chunks_exact_mut(a.run * b.columns));
-        for (start, c) in runs {
-            for_each_tile!(
-                [a.run, b.columns],
-                transposed_tile(simd, a, *start, b, &mut *c)
-            );
+        let ProductTransposed { a, b, add, c } = self;
+        for (start, c) in a.runs.iter().zip(c.chunks_exact_mut(a.run * b.columns)) {
+            for (block, rows) in a.rows.chunks(TERMS).enumerate() {
+                let (values, first) = (&a.values[*start..], block * TERMS);
+                let (a, add) = (Gathered { values, rows, ..a }, add || block > 0);
+                for_each_tile!(
+                    [a.run, b.columns],
+                    transposed_tile(simd, a, b, first, add, &mut *c)
+                );
+            }
         }
     }
 }
 
+/// A tile of the product with b's rows from the `first` on.
 #[inline(always)]
 fn transposed_tile<S: Simd, const M: usize, const V: usize>(
-    i: usize,
-    j: usize,
+    [i, j]: [usize; 2],
     simd: S,
     a: Gathered,
-    start: usize,
     b: Panels,
+    first: usize,
+    add: bool,
     c: &mut [f32],
 ) -> usize {
     let mut sums = [[simd.splat_f32s(0.0); V]; M];
-    let values = &a.values[start + i..];
-    for (row, panel) in a.rows.iter().zip(b.rows_from(j)) {
+    let values = &a.values[i..];
+    for (row, b) in a.rows.iter().zip(&b.rows::<S, V>(j)[first..]) {
         let a: &[f32; M] = values[*row..].first_chunk().expect("a row has a whole run");
-        add_product(simd, &mut sums, |m| a[m], panel);
+        add_product(simd, &mut sums, |m| a[m], b);
     }
     store(simd, sums, [i, j], b.columns, c, |old, sum| {
-        simd.add_f32s(old, sum)
+        if add { simd.add_f32s(old, sum) } else { sum }
     });
     M
 }
 
-/// `sums += a·b` of a column a and a row b, which begins with the tile's.
+/// `sums += a·b` of a column a and a row b.
 #[inline(always)]
 fn add_product<S: Simd, const M: usize, const V: usize>(
     simd: S,
     sums: &mut [[S::f32s; V]; M],
     a: impl Fn(usize) -> f32,
-    b: &[f32],
+    b: &[S::f32s; V],
 ) {
-    let (b, _) = S::as_simd_f32s(b);
-    let b: &[S::f32s; V] = b.first_chunk().expect("a panel is whole vectors");
     for (m, sums) in sums.iter_mut().enumerate() {
         let a = simd.splat_f32s(a(m));
         for (sum, b) in sums.iter_mut().zip(b) {
@@ -224,15 +287,25 @@ fn store<S: Simd, const M: usize, const V: usize>(
     join: impl Fn(S::f32s, S::f32s) -> S::f32s,
 ) {
     for (m, sums) in sums.into_iter().enumerate() {
-        let row = &mut c[(i + m) * columns..][..columns][j..];
+        let row = &mut c[(i + m) * columns..][j..columns];
         for (v, sum) in sums.into_iter().enumerate() {
-            let first = (v * S::F32_LANES).min(row.len());
-            let last = (first + S::F32_LANES).min(row.len());
-            let part = &mut row[first..last];
-            let value = join(simd.partial_load_f32s(part), sum);
-            simd.partial_store_f32s(part, value);
+            let part = vector::<S>(v, row.len());
+            match S::as_mut_simd_f32s(&mut row[part]) {
+                ([whole], _) => *whole = join(*whole, sum),
+                (_, part) => {
+                    let value = join(simd.partial_load_f32s(part), sum);
+                    simd.partial_store_f32s(part, value);
+                }
+            }
         }
     }
+}
+
+/// Where vector v lies in a row of so many columns, as far as there are some.
+#[inline(always)]
+fn vector<S: Simd>(v: usize, columns: usize) -> Range<usize> {
+    let first = (v * S::F32_LANES).min(columns);
+    first..(first + S::F32_LANES).min(columns)
 }
 
 #[cfg(all(test, target_arch = "x86_64"))]
@@ -254,8 +327,10 @@ mod tests {
             .into_iter()
             .map(|v| v as f32)
             .collect();
+        let lanes = simd.map_or(lanes(), |_| 8);
         let (mut packed, mut c) = (Vec::new(), vec![0.0; 53 * columns]);
-        let (panels, bias) = (Panels::pack(&b, columns, &mut packed), Some(&b[..columns]));
+        let panels = Panels::pack_for(lanes, &b, columns, &mut packed);
+        let bias = Some(&b[..columns]);
         let work = Product {
             a,
             b: panels,
@@ -267,10 +342,11 @@ mod tests {
             None => Arch::new().dispatch(work),
         }
         let (mut packed, mut gradient) = (Vec::new(), vec![1.0; 57 * columns]);
-        let b = Panels::pack(&c, columns, &mut packed);
+        let b = Panels::pack_for(lanes, &c, columns, &mut packed);
         let work = ProductTransposed {
             a,
             b,
+            add: true,
             c: &mut gradient,
         };
         match simd {
@@ -286,7 +362,7 @@ mod tests {
             println!("skipped: expected a processor with AVX-512");
             return;
         }
-        for columns in [1, 7, 16, 17, 40, 64, 70] {
+        for columns in [1, 7, 16, 17, 33, 40, 64, 70] {
             let short = bits(columns, pulp::x86::V3::try_new());
             assert_eq!(short, bits(columns, None), "{columns} columns");
         }
