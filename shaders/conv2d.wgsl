@@ -41,7 +41,7 @@ enable f16;
 {% if family == "matrix" -%}
 enable wgpu_cooperative_matrix;
 {% endif %}const N = {{ n }}u;
-const H = {{ h }}u;   const W = {{ w }}u;   const C = {{ c }}u;
+const H = {{ h }}u;   const W = {{ w }}u;   const IC = {{ c }}u;  // C itself means something where matrices are cooperative
 const OH = {{ oh }}u; const OW = {{ ow }}u; const OC = {{ oc }}u;
 const KH = {{ kh }}u; const KW = {{ kw }}u;
 const SH = {{ sh }}u; const SW = {{ sw }}u;
@@ -76,7 +76,7 @@ alias loaded = {{ "real" if family == "matrix" else "f32" }};
 {#- ── Where a row (an image position) starts, and how far a chunk of four terms is from there. ── #}
 {% set wide = "u32" if a4 else "vec4<u32>" -%}
 {% set per = "/ 4u" if a4 else "" -%}
-{% set a_channels = "OC" if input_pass else "C" -%}
+{% set a_channels = "OC" if input_pass else "IC" -%}
 struct Row { base: u32, y: u32, x: u32 }
 struct Chunk { offset: {{ wide }}, y: {{ wide }}, x: {{ wide }}{% if guard_chunk %}, live: {{ "bool" if a4 else "vec4<bool>" }}{% endif %} }
 
@@ -96,19 +96,19 @@ fn row(m: u32) -> Row {
     let n = p / (OH * OW);
     let y = ((p / OW) % OH) * SH - PH;
     let x = (p % OW) * SW - PW;
-    return Row(((n * H + y) * W + x) * (C {{ per }}), y, x);
+    return Row(((n * H + y) * W + x) * (IC {{ per }}), y, x);
 {%- elif pool %}
     let place = p % (POOL_H * POOL_W);
     let window = p / (POOL_H * POOL_W);
     let n = window % N;
     let y = ((window / (N * WINDOWS_W)) * POOL_H + place / POOL_W) * SH - PH;
     let x = (((window / N) % WINDOWS_W) * POOL_W + place % POOL_W) * SW - PW;
-    return Row(((n * H + y) * W + x) * (C {{ per }}), y, x);
+    return Row(((n * H + y) * W + x) * (IC {{ per }}), y, x);
 {%- else %}
     let n = p % N;
     let y = (p / (N * OW)) * SH - PH;
     let x = ((p / N) % OW) * SW - PW;
-    return Row(((n * H + y) * W + x) * (C {{ per }}), y, x);
+    return Row(((n * H + y) * W + x) * (IC {{ per }}), y, x);
 {%- endif %}
 }
 
@@ -122,7 +122,7 @@ fn chunk_at(tap: u32, channel4: u32{% if guard_chunk %}, live: bool{% endif %}) 
 {%- elif input_pass %}
     let offset = channel4 - (y * OW + x) * (OC / 4u);
 {%- else %}
-    let offset = (y * W + x) * (C / 4u) + channel4;
+    let offset = (y * W + x) * (IC / 4u) + channel4;
 {%- endif %}
     return Chunk(offset, y, x{% if guard_chunk %}, live{% endif %});
 }
@@ -142,7 +142,7 @@ fn chunk(q: u32) -> Chunk {
 {%- elif input_pass %}
     let offset = k % OC - (y * OW + x) * OC;
 {%- else %}
-    let offset = (y * W + x) * C + k % C;
+    let offset = (y * W + x) * IC + k % IC;
 {%- endif %}
     return Chunk(offset, y, x{% if guard_chunk %}, k < vec4<u32>({{ "K" if not weight_pass else ("M - 1u" if bias else "M") }}){% endif %});
 }
@@ -217,14 +217,14 @@ fn load_b(k: u32, column4: u32) -> vec4<loaded> {
   {%- if input_pass %}
 // Four terms of one column of the right-hand matrix, W read across its rows.
 fn load_b_terms(q: u32, column: u32) -> vec4<loaded> {
-    let c = min(column, C - 1u);
+    let c = min(column, IC - 1u);
     {%- if b4 %}
     let k = min(q, CHUNKS - 1u) * 4u;
-    let v = vec4<loaded>(b_source[(k / OC) * C * (OC / 4u) + (k % OC) / 4u + c * (OC / 4u)]);
+    let v = vec4<loaded>(b_source[(k / OC) * IC * (OC / 4u) + (k % OC) / 4u + c * (OC / 4u)]);
     {%- else %}
     let terms = vec4<u32>(q * 4u, q * 4u + 1u, q * 4u + 2u, q * 4u + 3u);
     let k = min(terms, vec4<u32>(K - 1u));
-    let at = (k / OC) * (C * OC) + k % OC + c * OC;
+    let at = (k / OC) * (IC * OC) + k % OC + c * OC;
     let v = vec4<loaded>(vec4<real>(b_source[at.x], b_source[at.y], b_source[at.z], b_source[at.w]));
     {%- endif %}
     return {% if not tail %}v{% elif b4 %}select(vec4<loaded>(0.0), v, q < CHUNKS){% else %}select(vec4<loaded>(0.0), v, terms < vec4<u32>(K)){% endif %};
