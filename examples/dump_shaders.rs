@@ -2,14 +2,15 @@
 //! `cargo run --release --example dump_shaders FOLDER`.
 //!
 //! FOLDER/index.jsonl has a line per pipeline: `file` (the WGSL module),
-//! `entry`, `constants` (a value for every override), `subgroups` (whether the module uses them),
+//! `entry`, `constants` (a value for every override), `subgroups` and `matrices` (whether the module uses them),
 //! `workgroup_bytes` (of memory that it shares in a workgroup) and `output`, the name of its translations in hlsl60/ (shader
-//! model 6.0, or 6.2 with 16-bit floats), hlsl51/ (neither with subgroups nor with these), msl/ and spv/. The HLSL names its entry point in its first line.
+//! model 6.0, or 6.2 with 16-bit floats), hlsl51/ (neither with subgroups nor with these), neither with matrices, msl/ and spv/.
+//! The HLSL names its entry point in its first line.
 
 use naga::back::pipeline_constants::process_overrides;
 use naga::back::{PipelineConstants, hlsl, msl, spv};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
-use naga::{AddressSpace, Module, ShaderStage};
+use naga::{AddressSpace, Module, ShaderStage, TypeInner};
 use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
 use std::error::Error;
@@ -27,11 +28,18 @@ fn main() -> Result<()> {
     for part in ["wgsl", "hlsl60", "hlsl51", "msl", "spv"] {
         fs::create_dir_all(folder.join(part))?;
     }
-    // Every size of a subgroup that real adapters have; most of what does not depend on it is equal.
+    // Every size of a subgroup that real adapters have, and matrices of both sides; most of what does not depend on
+    // them is equal.
     let mut kernels = Vec::new();
-    for (software, lanes) in [(true, 4), (true, 8), (true, 16), (false, 32)] {
+    for (software, lanes, side) in [
+        (true, 4, None),
+        (true, 8, Some(8)),
+        (true, 16, None),
+        (false, 32, Some(16)),
+    ] {
         kernels.extend(wgrad::verify::kernels(&AdapterReport {
             subgroup_size: Some([lanes; 2]),
+            cooperative_matrix: side,
             ..AdapterReport::imagined(software)
         })?);
     }
@@ -62,6 +70,7 @@ fn main() -> Result<()> {
                 "entry": entry,
                 "constants": constants.iter().copied().collect::<BTreeMap<_, _>>(),
                 "subgroups": dumped.subgroups,
+                "matrices": has_matrices(&dumped.module),
                 "workgroup_bytes": workgroup_bytes(&dumped.module),
                 "output": output,
             });
@@ -95,7 +104,9 @@ impl Dumped {
             .map_err(|e| format!("{name}: {}", e.emit_to_string(text)))?;
         let info = Validator::new(
             ValidationFlags::all(),
-            Capabilities::SUBGROUP | Capabilities::SHADER_FLOAT16,
+            Capabilities::SUBGROUP
+                | Capabilities::SHADER_FLOAT16
+                | Capabilities::COOPERATIVE_MATRIX,
         )
         .validate(&module)
         .map_err(|e| format!("{name}: {}", e.emit_to_string(text)))?;
@@ -113,6 +124,12 @@ impl Dumped {
 /// Whether any function of the module has a subgroup operation.
 fn uses_subgroups(module: &Module) -> bool {
     format!("{module:?}").contains("Subgroup")
+}
+
+/// Whether it has cooperative matrices, which naga does not translate to HLSL and other compilers of WGSL do not know.
+fn has_matrices(module: &Module) -> bool {
+    let mut types = module.types.iter();
+    types.any(|(_, ty)| matches!(ty.inner, TypeInner::CooperativeMatrix { .. }))
 }
 
 /// Bytes of all its variables in workgroup memory.
@@ -144,7 +161,7 @@ fn translate(
     };
     for (part, shader_model) in [("hlsl60", dxc), ("hlsl51", hlsl::ShaderModel::V5_1)] {
         let is_fxc = shader_model < hlsl::ShaderModel::V6_0;
-        if is_fxc && (dumped.subgroups || dumped.halves) {
+        if is_fxc && (dumped.subgroups || dumped.halves) || has_matrices(&module) {
             continue;
         }
         let options = hlsl::Options {

@@ -37,8 +37,11 @@ diagnostic(off, subgroup_uniformity);
 {% endif -%}
 {% if half -%}
 enable f16;
+{% endif -%}
+{% if family == "matrix" -%}
+enable wgpu_cooperative_matrix;
 {% endif %}const N = {{ n }}u;
-const H = {{ h }}u;   const W = {{ w }}u;   const C = {{ c }}u;
+const H = {{ h }}u;   const W = {{ w }}u;   const IC = {{ c }}u;  // C itself means something where matrices are cooperative
 const OH = {{ oh }}u; const OW = {{ ow }}u; const OC = {{ oc }}u;
 const KH = {{ kh }}u; const KW = {{ kw }}u;
 const SH = {{ sh }}u; const SW = {{ sw }}u;
@@ -61,6 +64,8 @@ const CHUNKS = {{ chunks }}u;
 
 // What activations and weights are stored as: f16 in mixed precision.
 alias real = {{ "f16" if half else "f32" }};
+// What the loaders give: what a tile keeps.
+alias loaded = {{ "real" if family == "matrix" else "f32" }};
 {% set scalar = "real" -%}
 {% set vector = "vec4<real>" -%}
 @group(0) @binding(0) var<storage, read> a_source: array<{{ vector if a4 else scalar }}>;  // {{ "dy" if input_pass else "x" }}
@@ -75,7 +80,7 @@ alias real = {{ "f16" if half else "f32" }};
 {#- ── Where a row (an image position) starts, and how far a chunk of four terms is from there. ── #}
 {% set wide = "u32" if a4 else "vec4<u32>" -%}
 {% set per = "/ 4u" if a4 else "" -%}
-{% set a_channels = "OC" if input_pass else "C" -%}
+{% set a_channels = "OC" if input_pass else "IC" -%}
 struct Row { base: u32, y: u32, x: u32 }
 struct Chunk { offset: {{ wide }}, y: {{ wide }}, x: {{ wide }}{% if guard_chunk %}, live: {{ "bool" if a4 else "vec4<bool>" }}{% endif %} }
 
@@ -95,19 +100,19 @@ fn row(m: u32) -> Row {
     let n = p / (OH * OW);
     let y = ((p / OW) % OH) * SH - PH;
     let x = (p % OW) * SW - PW;
-    return Row(((n * H + y) * W + x) * (C {{ per }}), y, x);
+    return Row(((n * H + y) * W + x) * (IC {{ per }}), y, x);
 {%- elif pool %}
     let place = p % (POOL_H * POOL_W);
     let window = p / (POOL_H * POOL_W);
     let n = window % N;
     let y = ((window / (N * WINDOWS_W)) * POOL_H + place / POOL_W) * SH - PH;
     let x = (((window / N) % WINDOWS_W) * POOL_W + place % POOL_W) * SW - PW;
-    return Row(((n * H + y) * W + x) * (C {{ per }}), y, x);
+    return Row(((n * H + y) * W + x) * (IC {{ per }}), y, x);
 {%- else %}
     let n = p % N;
     let y = (p / (N * OW)) * SH - PH;
     let x = ((p / N) % OW) * SW - PW;
-    return Row(((n * H + y) * W + x) * (C {{ per }}), y, x);
+    return Row(((n * H + y) * W + x) * (IC {{ per }}), y, x);
 {%- endif %}
 }
 
@@ -121,7 +126,7 @@ fn chunk_at(tap: u32, channel4: u32{% if guard_chunk %}, live: bool{% endif %}) 
 {%- elif input_pass %}
     let offset = channel4 - (y * OW + x) * (OC / 4u);
 {%- else %}
-    let offset = (y * W + x) * (C / 4u) + channel4;
+    let offset = (y * W + x) * (IC / 4u) + channel4;
 {%- endif %}
     return Chunk(offset, y, x{% if guard_chunk %}, live{% endif %});
 }
@@ -141,7 +146,7 @@ fn chunk(q: u32) -> Chunk {
 {%- elif input_pass %}
     let offset = k % OC - (y * OW + x) * OC;
 {%- else %}
-    let offset = (y * W + x) * C + k % C;
+    let offset = (y * W + x) * IC + k % IC;
 {%- endif %}
     return Chunk(offset, y, x{% if guard_chunk %}, k < vec4<u32>({{ "K" if not weight_pass else ("M - 1u" if bias else "M") }}){% endif %});
 }
@@ -169,7 +174,7 @@ fn inside(r: Row, t: Chunk) -> {{ flag }} {
 }
 
 // Four elements of the im2col matrix (of dy's for the input gradient), zeros where not inside.
-fn load_a(r: Row, t: Chunk, live: {{ flag }}) -> vec4<f32> {
+fn load_a(r: Row, t: Chunk, live: {{ flag }}) -> vec4<loaded> {
 {%- if input_pass and not unit_stride %}
     let at = r.base + (({{ one }}(r.y) - t.y) / SH * OW + ({{ one }}(r.x) - t.x) / SW) * (OC {{ per }}) + t.offset;
 {%- else %}
@@ -181,11 +186,11 @@ fn load_a(r: Row, t: Chunk, live: {{ flag }}) -> vec4<f32> {
     let safe = at;
 {%- endif %}
 {%- if a4 %}
-    let v = vec4<f32>(a_source[safe]);
+    let v = vec4<loaded>(a_source[safe]);
 {%- else %}
-    let v = vec4<f32>(vec4<real>(a_source[safe.x], a_source[safe.y], a_source[safe.z], a_source[safe.w]));
+    let v = vec4<loaded>(vec4<real>(a_source[safe.x], a_source[safe.y], a_source[safe.z], a_source[safe.w]));
 {%- endif %}
-    return {% if guarded %}select(vec4<f32>(0.0), v, live){% else %}v{% endif %};
+    return {% if guarded %}select(vec4<loaded>(0.0), v, live){% else %}v{% endif %};
 }
 
 // By its bits, because a compiler may take it that no comparison meets a NaN.
@@ -195,58 +200,58 @@ fn is_nan(v: vec4<f32>) -> vec4<bool> {
 
 {% if weight_pass and bias and (by_formula or not bias_apart) %}
 // The element of the column of ones that makes the bias gradient: row KH·KW·C of the result.
-fn bias_row(q: u32) -> vec4<f32> {
-    return select(vec4<f32>(0.0), vec4<f32>(1.0), vec4<u32>(q * 4u) + vec4<u32>(0u, 1u, 2u, 3u) == vec4<u32>(M - 1u));
+fn bias_row(q: u32) -> vec4<loaded> {
+    return select(vec4<loaded>(0.0), vec4<loaded>(1.0), vec4<u32>(q * 4u) + vec4<u32>(0u, 1u, 2u, 3u) == vec4<u32>(M - 1u));
 }
 {% endif %}
 {#- ── Four columns of one row of the right-hand matrix. ── #}
 {% if not input_pass -%}
-fn load_b(k: u32, column4: u32) -> vec4<f32> {
+fn load_b(k: u32, column4: u32) -> vec4<loaded> {
     let q = min(column4, COLUMNS4 - 1u);
   {%- if b4 %}
-    return vec4<f32>(b_source[k * COLUMNS4 + q]);
+    return vec4<loaded>(b_source[k * COLUMNS4 + q]);
   {%- else %}
     let first = k * COLUMNS;
     let at = vec4<u32>(first) + min(vec4<u32>(q * 4u) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(COLUMNS - 1u));
-    return vec4<f32>(vec4<real>(b_source[at.x], b_source[at.y], b_source[at.z], b_source[at.w]));
+    return vec4<loaded>(vec4<real>(b_source[at.x], b_source[at.y], b_source[at.z], b_source[at.w]));
   {%- endif %}
 }
 {% endif -%}
 {% if not weight_pass -%}
   {%- if input_pass %}
 // Four terms of one column of the right-hand matrix, W read across its rows.
-fn load_b_terms(q: u32, column: u32) -> vec4<f32> {
-    let c = min(column, C - 1u);
+fn load_b_terms(q: u32, column: u32) -> vec4<loaded> {
+    let c = min(column, IC - 1u);
     {%- if b4 %}
     let k = min(q, CHUNKS - 1u) * 4u;
-    let v = vec4<f32>(b_source[(k / OC) * C * (OC / 4u) + (k % OC) / 4u + c * (OC / 4u)]);
+    let v = vec4<loaded>(b_source[(k / OC) * IC * (OC / 4u) + (k % OC) / 4u + c * (OC / 4u)]);
     {%- else %}
     let terms = vec4<u32>(q * 4u, q * 4u + 1u, q * 4u + 2u, q * 4u + 3u);
     let k = min(terms, vec4<u32>(K - 1u));
-    let at = (k / OC) * (C * OC) + k % OC + c * OC;
-    let v = vec4<f32>(vec4<real>(b_source[at.x], b_source[at.y], b_source[at.z], b_source[at.w]));
+    let at = (k / OC) * (IC * OC) + k % OC + c * OC;
+    let v = vec4<loaded>(vec4<real>(b_source[at.x], b_source[at.y], b_source[at.z], b_source[at.w]));
     {%- endif %}
-    return {% if not tail %}v{% elif b4 %}select(vec4<f32>(0.0), v, q < CHUNKS){% else %}select(vec4<f32>(0.0), v, terms < vec4<u32>(K)){% endif %};
+    return {% if not tail %}v{% elif b4 %}select(vec4<loaded>(0.0), v, q < CHUNKS){% else %}select(vec4<loaded>(0.0), v, terms < vec4<u32>(K)){% endif %};
 }
 
   {% else %}
 // Four columns of one term: zeros past the last{{ ", where the row of the bias lies" if bias }}.
-fn load_b_term(k: u32, column4: u32) -> vec4<f32> {
-    return {% if tail %}select(vec4<f32>(0.0), load_b(min(k, K{{ "" if bias else " - 1u" }}), column4), k < K){% else %}load_b(k, column4){% endif %};
+fn load_b_term(k: u32, column4: u32) -> vec4<loaded> {
+    return {% if tail %}select(vec4<loaded>(0.0), load_b(min(k, K{{ "" if bias else " - 1u" }}), column4), k < K){% else %}load_b(k, column4){% endif %};
 }
 
   {% endif -%}
 // The 4×4 block of W at four terms and four columns: one vec4 of columns per term.
-fn load_b_block(q: u32, column4: u32) -> mat4x4<f32> {
+fn load_b_block(q: u32, column4: u32) -> mat4x4<loaded> {
   {%- if input_pass %}
     // Along the terms in memory, along the columns in the product.
-    return transpose(mat4x4<f32>(
+    return transpose(mat4x4<loaded>(
     {%- for e in range(4) %}
         load_b_terms(q, min(column4, COLUMNS4 - 1u) * 4u + {{ e }}u){{ "," if not loop.last }}
     {%- endfor %}
     ));
   {%- else %}
-    return mat4x4<f32>(
+    return mat4x4<loaded>(
       {%- for e in range(4) %}
         load_b_term(q * 4u + {{ e }}u, column4){{ "," if not loop.last }}
       {%- endfor %}
@@ -256,7 +261,7 @@ fn load_b_block(q: u32, column4: u32) -> mat4x4<f32> {
 {% endif %}
 {% if pass == "conv2d_forward" %}
 fn finish(value: vec4<f32>, column4: u32) -> vec4<f32> {
-    let v = value{% if bias %} + load_b(K, column4);  // the bias{% else %};{% endif %}
+    let v = value{% if bias %} + vec4<f32>(load_b(K, column4));  // the bias{% else %};{% endif %}
   {%- if relu %}
     // Unlike max(), keeps NaN: the bits of the numbers below 0, from the first behind −0 to −∞.
     let below = (bitcast<vec4<u32>>(v) - vec4<u32>(0x80000001u)) < vec4<u32>(0x7f800000u);
@@ -339,10 +344,10 @@ fn sums(q: u32, column4: u32, split: u32) -> mat4x4<f32> {
     for (var p = split * {{ split_length }}u; p < min((split + 1u) * {{ split_length }}u, K); p++) {
         let r = row(p);
         let i = inside(r, t);
-        let a = {% if not bias %}load_a(r, t, i){% elif a4 %}select(load_a(r, t, i), ones, q >= (M - 1u) / 4u){% else %}load_a(r, t, i) + ones{% endif %};
-        let b = load_b(p, column4);
+        let a = vec4<f32>({% if not bias %}load_a(r, t, i){% elif a4 %}select(load_a(r, t, i), ones, q >= (M - 1u) / 4u){% else %}load_a(r, t, i) + ones{% endif %});
+        let b = vec4<f32>(load_b(p, column4));
     {%- if partial %}
-        let counts = {% if not bias %}vec4<bool>(i){% elif a4 %}vec4<bool>(i || q >= (M - 1u) / 4u){% else %}i | (ones > vec4<f32>(0.0)){% endif %};
+        let counts = {% if not bias %}vec4<bool>(i){% elif a4 %}vec4<bool>(i || q >= (M - 1u) / 4u){% else %}i | (ones > vec4<loaded>(0.0)){% endif %};
       {%- for e in range(4) %}
         c{{ e }} += select(vec4<f32>(0.0), a[{{ e }}] * b, counts[{{ e }}]);
       {%- endfor %}
@@ -366,8 +371,9 @@ fn sums(m: u32, column4: u32) -> vec4<f32> {
     for (var q = 0u; q < CHUNKS; q++) {
         let t = chunk(q);
         let i = inside(r, t);
-        let a = load_a(r, t, i);
-        let b = load_b_block(q, column4);
+        let a = vec4<f32>(load_a(r, t, i));
+        let w = load_b_block(q, column4);
+        let b = array<vec4<f32>, 4>(vec4<f32>(w[0]), vec4<f32>(w[1]), vec4<f32>(w[2]), vec4<f32>(w[3]));
     {%- if partial and a4 %}
         c = select(c, c + a.x * b[0] + a.y * b[1] + a.z * b[2] + a.w * b[3], i);
     {%- elif partial %}

@@ -303,7 +303,8 @@ pub struct TrainArgs {
     /// im2col matrix: implicit (computed inside the product) or explicit (stored) [default: implicit]
     #[arg(long, value_name = "HOW")]
     pub conv: Option<Conv>,
-    /// Kernel family of the products: subgroup, workgroup or plain [default: what suits the adapter]
+    /// Kernel family of the products: subgroup, workgroup, matrix (in mixed precision) or plain [default: what
+    /// suits the adapter]
     #[arg(long, value_name = "FAMILY")]
     pub kernels: Option<Family>,
     /// Take the built-in tiles instead of measuring on the first use of a GPU (2 seconds at most; a
@@ -451,7 +452,7 @@ pub struct InspectArgs {
     /// Print what a training step does instead, kernel by kernel, as planned for a typical GPU
     #[arg(long)]
     pub plan: bool,
-    /// Kernel family to plan for, with --plan: subgroup, workgroup or plain [default: workgroup]
+    /// Kernel family to plan for, with --plan: subgroup, workgroup, matrix (in mixed precision) or plain [default: workgroup]
     #[arg(long, value_name = "FAMILY", requires = "plan")]
     pub kernels: Option<Family>,
 }
@@ -738,7 +739,8 @@ pub struct BenchArgs {
     /// Print the ratio to an earlier run: a file with what --json printed [default: none]
     #[arg(long, value_name = "OLD.json")]
     pub compare: Option<PathBuf>,
-    /// Kernel family of the products: subgroup, workgroup or plain [default: what suits the adapter]
+    /// Kernel family of the products: subgroup, workgroup, matrix (in mixed precision) or plain [default: what
+    /// suits the adapter]
     #[arg(long, value_name = "FAMILY")]
     pub kernels: Option<Family>,
     /// Take the built-in tiles instead of measuring on the first use of a GPU [default: measure]

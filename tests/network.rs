@@ -8,7 +8,7 @@ use wgrad::engine::{Engine, Split, memory};
 use wgrad::gpu::{AdapterReport, Choice, Gpu, NO_ADAPTER_HINT};
 use wgrad::kernels::conv2d::{Family, Product, Tile};
 use wgrad::kernels::{Step, Work};
-use wgrad::model::recipe::{Optimizer, Views};
+use wgrad::model::recipe::{Optimizer, Precision, Views};
 use wgrad::model::{self, Definition, Model};
 use wgrad::plan::{Mode, Options, Plan, Section, Target};
 
@@ -338,9 +338,16 @@ fn the_parts_of_a_sum_follow_from_the_shape() {
         let splits = |family, software| -> Vec<usize> {
             let options = Options {
                 family: Some(family),
+                precision: match family {
+                    Family::Matrix => Precision::Mixed,
+                    _ => Precision::F32,
+                },
                 ..Options::default()
             };
-            let adapter = AdapterReport::imagined(software);
+            let adapter = AdapterReport {
+                cooperative_matrix: Some(16),
+                ..AdapterReport::imagined(software)
+            };
             let batch = definition.recipe.batch_size;
             let products = products(&model, batch, &options, &adapter);
             products.iter().map(Product::splits).collect()

@@ -112,7 +112,7 @@ impl Device {
         match self {
             Device::Gpu(gpu) => {
                 let _pulse = Pulse::compiling(gpu);
-                verify::quick(gpu, options.family)
+                verify::quick(gpu, options.family, options.precision)
             }
             Device::Cpu { .. } => Ok(()),
         }

@@ -105,6 +105,7 @@ fn rows(report: &AdapterReport) -> Vec<Vec<String>> {
         ),
         ("timestamp queries", yes(report.timestamp_query)),
         ("16-bit floats", yes(report.shader_f16)),
+        ("cooperative matrices", report.matrices()),
     ]
     .into_iter()
     .map(|(what, value)| vec![what.to_string(), value])

@@ -62,7 +62,22 @@ fn report_of(adapter: &wgpu::Adapter) -> AdapterReport {
         storage_offset_alignment: limits.min_storage_buffer_offset_alignment,
         timestamp_query: features.contains(wgpu::Features::TIMESTAMP_QUERY),
         shader_f16: features.contains(wgpu::Features::SHADER_F16),
+        cooperative_matrix: cooperative_matrix(&adapter.cooperative_matrix_properties()),
     }
+}
+
+/// The side of the largest square matrices of 16-bit floats that are added up as floats. The list is what counts,
+/// not the feature: drivers run, and not always right, what they do not list.
+fn cooperative_matrix(listed: &[wgpu::CooperativeMatrixProperties]) -> Option<u32> {
+    let suits = |side: &u32| {
+        listed.iter().any(|p| {
+            [p.m_size, p.n_size, p.k_size] == [*side; 3]
+                && p.ab_type == wgpu::CooperativeScalarType::F16
+                && p.cr_type == wgpu::CooperativeScalarType::F32
+                && !p.saturating_accumulation
+        })
+    };
+    [16, 8].into_iter().find(suits)
 }
 
 /// Order of preference: discrete before integrated before virtual before software.
@@ -286,6 +301,37 @@ mod tests {
             let refused = pick(&choice, found).unwrap_err();
             assert!(matches!(refused, Error::NoAdapter(_)), "{refused}");
             assert!(refused.to_string().contains(word), "{refused}");
+        }
+    }
+
+    #[test]
+    fn cooperative_matrices_are_those_that_are_listed() {
+        use wgpu::CooperativeScalarType::{F16, F32};
+        let of = |[m_size, n_size, k_size]: [u32; 3], ab_type, cr_type| {
+            wgpu::CooperativeMatrixProperties {
+                m_size,
+                n_size,
+                k_size,
+                ab_type,
+                cr_type,
+                saturating_accumulation: false,
+            }
+        };
+        let (small, large) = (of([8; 3], F16, F32), of([16; 3], F16, F32));
+        assert_eq!(cooperative_matrix(&[]), None);
+        assert_eq!(cooperative_matrix(&[small]), Some(8));
+        assert_eq!(cooperative_matrix(&[small, large]), Some(16));
+        for other in [
+            of([16, 8, 16], F16, F32),
+            of([8, 16, 16], F16, F32),
+            of([8; 3], F32, F32),
+            of([16; 3], F16, F16),
+            wgpu::CooperativeMatrixProperties {
+                saturating_accumulation: true,
+                ..large
+            },
+        ] {
+            assert_eq!(cooperative_matrix(&[other]), None, "{other:?}");
         }
     }
 

@@ -95,14 +95,24 @@ impl Gpu {
     }
 
     fn from_adapter(adapter: &wgpu::Adapter, report: AdapterReport) -> Result<Gpu> {
-        let wanted = wgpu::Features::SUBGROUP
+        let mut wanted = wgpu::Features::SUBGROUP
             | wgpu::Features::SHADER_F16
             | wgpu::Features::TIMESTAMP_QUERY
             | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES;
+        let mut experimental_features = wgpu::ExperimentalFeatures::disabled();
+        if report.cooperative_matrix.is_some() {
+            wanted |= wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
+            // SAFETY: what wgpu asks of those who use an experimental feature is that they bear with its bugs. Of
+            // this one it is that it does not check everything of a shader that it should; the only shader that has
+            // cooperative matrices is `product_matrix.wgsl`, which stays inside its workgroup memory by
+            // construction, multiplies only what the adapter lists, and is held against its CPU twin by `verify`.
+            experimental_features = unsafe { wgpu::ExperimentalFeatures::enabled() };
+        }
         let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
             label: Some("wgrad"),
             required_features: adapter.features() & wanted,
             required_limits: adapter.limits(),
+            experimental_features,
             ..Default::default()
         }))
         .map_err(|e| Error::Gpu {

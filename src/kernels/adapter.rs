@@ -23,6 +23,9 @@ pub struct AdapterReport {
     pub storage_offset_alignment: u32,
     pub timestamp_query: bool,
     pub shader_f16: bool,
+    /// Side of the square matrices of 16-bit floats that a subgroup multiplies and adds up as floats, 8 or
+    /// 16; `None` without such, or with shapes that WGSL cannot say.
+    pub cooperative_matrix: Option<u32>,
 }
 
 impl AdapterReport {
@@ -49,6 +52,7 @@ impl AdapterReport {
             storage_offset_alignment: 256,
             timestamp_query: true,
             shader_f16: true,
+            cooperative_matrix: (!software).then_some(16),
         }
     }
 
@@ -65,6 +69,14 @@ impl AdapterReport {
                 "hardware"
             }
         )
+    }
+
+    /// The shape of its cooperative matrices, for people.
+    pub fn matrices(&self) -> String {
+        match self.cooperative_matrix {
+            Some(side) => format!("{side}×{side}"),
+            None => "none".into(),
+        }
     }
 
     /// Bytes that a kernel can be given in one buffer.

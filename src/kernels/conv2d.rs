@@ -1,14 +1,15 @@
 //! `shaders/conv2d.wgsl`: convolution and dense layers as implicit matrix products, in three
-//! passes and three families, and the choice of a tile.
+//! passes and four families, and the choice of a tile.
 
 use super::{AdapterReport, Argument, Dtype, KernelSpec, View, Work, read, write};
 use crate::error::{Error, Result};
+use crate::model::recipe::Precision;
 use crate::model::{Conv2d, Pool2d};
 use minijinja::{Environment, context};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// How a product is spread over the device; see the three `shaders/product_*.wgsl`.
+/// How a product is spread over the device; see the four `shaders/product_*.wgsl`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Family {
@@ -16,6 +17,8 @@ pub enum Family {
     Subgroup,
     /// Tiles staged in workgroup memory: for real GPUs.
     Workgroup,
+    /// Cooperative matrices of halves: for mixed precision on GPUs that have them.
+    Matrix,
     /// One invocation per four outputs: for everything else.
     Plain,
     /// No WGSL: a product of the processor's, in one piece.
@@ -23,7 +26,12 @@ pub enum Family {
 }
 
 impl Family {
-    pub const ALL: [Family; 3] = [Family::Subgroup, Family::Workgroup, Family::Plain];
+    pub const ALL: [Family; 4] = [
+        Family::Subgroup,
+        Family::Workgroup,
+        Family::Matrix,
+        Family::Plain,
+    ];
 
     /// Whether the adapter can run the family at all.
     pub fn supported(self, adapter: &AdapterReport) -> bool {
@@ -34,35 +42,62 @@ impl Family {
                 adapter.max_workgroup_storage_bytes >= 16 << 10
                     && adapter.max_workgroup_invocations >= 256
             }
+            Family::Matrix => !Tile::all(Family::Matrix, adapter).is_empty(),
             Family::Plain => true,
             Family::Cpu => false,
         }
     }
 
-    /// The family for an adapter: `forced` if given, else what suits the kind of device.
+    /// The family for an adapter: `forced` if given, else what suits the kind of device and the precision.
     ///
     /// # Errors
-    /// [`Error::Usage`] when the forced family cannot run here.
-    pub fn select(adapter: &AdapterReport, forced: Option<Family>) -> Result<Family> {
-        if let Some(family) = forced {
-            return if family.supported(adapter) {
-                Ok(family)
-            } else {
-                Err(Error::Usage(format!(
-                    "expected a kernel family that {} can run, found {family} (subgroup size {:?}); leave --kernels out to have one chosen",
-                    adapter.name, adapter.subgroup_size
-                )))
-            };
+    /// [`Error::Usage`] when the forced family cannot run here, or not in this precision.
+    pub fn select(
+        adapter: &AdapterReport,
+        forced: Option<Family>,
+        precision: Precision,
+    ) -> Result<Family> {
+        match forced {
+            Some(Family::Matrix) if precision == Precision::F32 => Err(Error::Usage(
+                "expected mixed precision for the kernel family matrix, which multiplies 16-bit floats, found f32; use --precision mixed, or leave --kernels out to have one chosen".into(),
+            )),
+            Some(family) if family.supported(adapter) => Ok(family),
+            Some(family) => Err(Error::Usage(format!(
+                "expected a kernel family that {} can run, found {family} (subgroup size {:?}, cooperative matrices of {}); leave --kernels out to have one chosen",
+                adapter.name,
+                adapter.subgroup_size,
+                adapter.matrices()
+            ))),
+            None if precision == Precision::Mixed
+                && !adapter.software
+                && Family::Matrix.supported(adapter) =>
+            {
+                Ok(Family::Matrix)
+            }
+            None => Ok(Family::of_floats(adapter)),
         }
+    }
+
+    /// The family for what is not in halves.
+    fn of_floats(adapter: &AdapterReport) -> Family {
         let order = if adapter.software {
             [Family::Subgroup, Family::Plain, Family::Workgroup]
         } else {
             [Family::Workgroup, Family::Subgroup, Family::Plain]
         };
-        Ok(order
-            .into_iter()
+        let mut order = order.into_iter();
+        order
             .find(|f| f.supported(adapter))
-            .unwrap_or(Family::Plain))
+            .unwrap_or(Family::Plain)
+    }
+
+    /// This family, or, for a product that is not in halves where it takes no others, one that takes it: what
+    /// the optimiser multiplies, say.
+    pub fn for_product(self, half: bool, adapter: &AdapterReport) -> Family {
+        match self {
+            Family::Matrix if !half => Family::of_floats(adapter),
+            family => family,
+        }
     }
 }
 
@@ -71,6 +106,7 @@ impl fmt::Display for Family {
         f.write_str(match self {
             Family::Subgroup => "subgroup",
             Family::Workgroup => "workgroup",
+            Family::Matrix => "matrix",
             Family::Plain => "plain",
             Family::Cpu => "cpu",
         })
@@ -84,7 +120,7 @@ impl std::str::FromStr for Family {
         Family::ALL
             .into_iter()
             .find(|f| f.to_string() == s)
-            .ok_or_else(|| format!("expected subgroup, workgroup or plain, found '{s}'"))
+            .ok_or_else(|| format!("expected subgroup, workgroup, matrix or plain, found '{s}'"))
     }
 }
 
@@ -102,6 +138,17 @@ fn most_sums(adapter: &AdapterReport) -> usize {
         true => MOST_SUMS,
         false => MOST_SUMS_IN_REGISTERS,
     }
+}
+
+/// The side of the adapter's cooperative matrices, and the invocations that hold one together: a subgroup.
+/// Where its size may differ from kernel to kernel it is taken as the largest: subgroups that are smaller then
+/// compute the same several times.
+fn matrices(adapter: &AdapterReport) -> Option<[usize; 2]> {
+    let side = adapter.cooperative_matrix? as usize;
+    let [_, most] = adapter.subgroup_size?;
+    // Metal gives the range of all its devices; those that have such matrices have subgroups of 32.
+    let lanes = if adapter.backend == "Metal" { 32 } else { most };
+    Some([side, lanes as usize])
 }
 
 /// Which of the three products of a layer.
@@ -145,6 +192,17 @@ pub enum Tile {
         block_k: usize,
         ahead: bool,
     },
+    /// `subgroups` down and across, of `lanes` invocations and `rows` × `cols` sums each in matrices of
+    /// `side` × `side`, `block_k` terms staged; `ahead` as above.
+    Matrix {
+        side: usize,
+        lanes: usize,
+        subgroups: [usize; 2],
+        rows: usize,
+        cols: usize,
+        block_k: usize,
+        ahead: bool,
+    },
     Plain,
     /// On the CPU: not cut up at all.
     Whole,
@@ -155,6 +213,7 @@ impl Tile {
         match self {
             Tile::Subgroup { .. } => Family::Subgroup,
             Tile::Workgroup { .. } => Family::Workgroup,
+            Tile::Matrix { .. } => Family::Matrix,
             Tile::Plain => Family::Plain,
             Tile::Whole => Family::Cpu,
         }
@@ -176,9 +235,21 @@ impl Tile {
                 let tiles = WORKGROUP_TILES.into_iter();
                 tiles.filter(|tile| tile.staged_bytes() <= most).collect()
             }
+            Family::Matrix => matrices(adapter)
+                .filter(|_| adapter.shader_f16)
+                .map(|[side, lanes]| matrix_tiles(side, lanes, adapter))
+                .unwrap_or_default(),
             Family::Plain => vec![Tile::Plain],
             Family::Cpu => vec![Tile::Whole],
         }
+    }
+
+    /// Whether a block of terms is loaded while the one before is multiplied.
+    fn loads_ahead(&self) -> bool {
+        matches!(
+            self,
+            Tile::Workgroup { ahead: true, .. } | Tile::Matrix { ahead: true, .. }
+        )
     }
 
     /// Invocations that compute one.
@@ -189,17 +260,32 @@ impl Tile {
                 threads_n,
                 ..
             } => threads_m * threads_n,
+            Tile::Matrix {
+                lanes,
+                subgroups: [m, n],
+                ..
+            } => lanes * m * n,
             _ => 1,
         }
     }
 
-    /// Bytes of workgroup memory of one, with two vec4 more for every four terms.
+    /// Bytes of workgroup memory of one, with what keeps its rows apart.
     fn staged_bytes(&self) -> usize {
-        let Tile::Workgroup { block_k, .. } = *self else {
-            return 0;
-        };
         let [m, n4] = self.size(Pass::Forward);
-        block_k / 4 * ((m + 2) + (4 * n4 + 2)) * 16
+        match *self {
+            Tile::Workgroup { block_k, .. } => block_k / 4 * ((m + 2) + (4 * n4 + 2)) * 16,
+            Tile::Matrix {
+                side,
+                subgroups: [down, _],
+                block_k,
+                ..
+            } => {
+                // Either way round, and a row of matrices of sums on their way out.
+                let staged = |rows: usize| (rows * (block_k + 8)).max(block_k * (rows + 8)) * 2;
+                staged(m) + staged(4 * n4) + down * side * (n4 + 1) * 16
+            }
+            _ => 0,
+        }
     }
 
     /// Rows and vec4 columns of one tile of the result, for pass `pass`.
@@ -213,6 +299,12 @@ impl Tile {
                 cols,
                 ..
             } => [threads_m * rows, threads_n * cols],
+            Tile::Matrix {
+                subgroups: [down, across],
+                rows,
+                cols,
+                ..
+            } => [down * rows, across * cols / 4],
             Tile::Plain => [if pass == Pass::BackwardWeight { 4 } else { 1 }, 1],
             Tile::Whole => [usize::MAX; 2],
         }
@@ -238,6 +330,18 @@ impl fmt::Display for Tile {
                 "workgroup {m}×{}×{block_k} ({rows}×{} an invocation{})",
                 n,
                 cols * 4,
+                if *ahead { ", loads ahead" } else { "" }
+            ),
+            Tile::Matrix {
+                side,
+                rows,
+                cols,
+                block_k,
+                ahead,
+                ..
+            } => write!(
+                f,
+                "matrix {m}×{n}×{block_k} ({rows}×{cols} a subgroup in matrices of {side}×{side}{})",
                 if *ahead { ", loads ahead" } else { "" }
             ),
             Tile::Plain => f.write_str("plain"),
@@ -323,7 +427,15 @@ impl Product {
                 let sums = FEWEST_SUMS.min(most_sums(adapter));
                 product.choose_subgroup_tile(lanes(adapter).unwrap_or(8), sums)
             }
-            Family::Workgroup => product.choose_workgroup_tile(adapter),
+            Family::Workgroup | Family::Matrix => {
+                // That of its family which should be the fastest.
+                let tiles = Tile::all(family, adapter).into_iter();
+                let any = tiles.chain([WORKGROUP_TILES[0]]).next();
+                product.tile = any.expect("there is always one");
+                if let Some(tile) = product.tiles_on(adapter).first() {
+                    product.tile = *tile;
+                }
+            }
             Family::Plain | Family::Cpu => {}
         }
         Ok(product)
@@ -520,13 +632,6 @@ impl Product {
         one * tiles * idle + compilation
     }
 
-    fn choose_workgroup_tile(&mut self, adapter: &AdapterReport) {
-        self.tile = WORKGROUP_TILES[0];
-        if let Some(tile) = self.tiles_on(adapter).first() {
-            self.tile = *tile;
-        }
-    }
-
     /// Every tile of its family that it can have on `adapter`, those first that should be the fastest.
     pub fn tiles_on(&self, adapter: &AdapterReport) -> Vec<Tile> {
         let mut tiles = Tile::all(self.tile.family(), adapter);
@@ -537,10 +642,7 @@ impl Product {
                 && (slices == 1 || tile.threads() <= tile.size(self.pass)[0])
                 && slices * tile.staged_bytes() <= adapter.max_workgroup_storage_bytes as usize
         });
-        let price = |tile: &Tile| match tile {
-            Tile::Subgroup { .. } => self.with_tile(*tile).estimated_cost(),
-            _ => self.with_tile(*tile).workgroup_price(),
-        };
+        let price = |tile: &Tile| self.with_tile(*tile).price();
         tiles.sort_by(|a, b| price(a).total_cmp(&price(b)));
         tiles
     }
@@ -563,7 +665,7 @@ impl Product {
         }
     }
 
-    /// Terms that an invocation of the workgroup family sums up.
+    /// Terms that an invocation of the workgroup or the matrix family sums up.
     fn length(&self) -> usize {
         let [_, _, k] = self.dimensions();
         let terms = match self.pass {
@@ -576,40 +678,66 @@ impl Product {
         }
     }
 
-    /// What the workgroup family's tile costs on a GPU, in cycles of one of its cores: for choosing among
-    /// tiles, not for telling the time. A GPU is taken to have 100 cores, each of which does 128
-    /// multiply-adds a cycle, has 64 Ki registers and waits 700 cycles for memory. The numbers below weigh what is
-    /// not a multiply-add (a read of workgroup memory as 12 where reads are the limit, a load with its store
-    /// as 14, a block's loop and barriers as 40) and registers beside the sums; all of them are assumed.
-    fn workgroup_price(&self) -> f64 {
-        let Tile::Workgroup {
-            rows,
-            cols,
-            block_k,
-            ahead,
-            ..
-        } = self.tile
-        else {
-            return 0.0;
-        };
+    /// What a tile of the workgroup or the matrix family costs on a GPU, in cycles of one of its cores: for choosing
+    /// among tiles, not for telling the time. A GPU is taken to have 100 cores, each of which does 128 multiply-adds a
+    /// cycle (512 in matrices), reads 128 bytes of workgroup memory, has 64 Ki registers and waits 700 cycles for
+    /// memory. The numbers below weigh what is not a multiply-add (a read of workgroup memory as 12 where reads
+    /// are the limit, a load with its store as 14, or as 30 where a store takes four values one by one; a block's loop and
+    /// barriers as 40) and registers beside the sums; all of them are assumed.
+    fn price(&self) -> f64 {
         const CORES: f64 = 100.0;
         const LANES: f64 = 128.0;
+        const MATRIX_LANES: f64 = 512.0;
+        const BYTES: f64 = 128.0;
         const REGISTERS: f64 = 65_536.0;
         const LATENCY: f64 = 700.0;
         let [m, n4] = self.tile.size(self.pass);
         let threads = (self.tile.threads() * self.slices()) as f64;
+        // Vec4 that an invocation loads for each term of a block.
+        let loads = |block_k| ((m / 4 + n4) * block_k) as f64 / self.tile.threads() as f64;
+        // Sums, cycles for a block, terms of a block, and registers beside the sums.
+        let (sums, busy, block_k, beside) = match self.tile {
+            Tile::Workgroup {
+                rows,
+                cols,
+                block_k,
+                ahead,
+                ..
+            } => {
+                let (sums, loads) = ((4 * rows * cols) as f64, loads(block_k));
+                // Vec4 that it reads of workgroup memory for a term.
+                let reads = (rows / 4 + cols) as f64;
+                let work = block_k as f64 * (sums + reads).max(12.0 * reads) + 14.0 * loads + 40.0;
+                let ahead = if ahead { 4.0 * loads } else { 0.0 };
+                (sums, threads * work / LANES, block_k, 56.0 + ahead)
+            }
+            Tile::Matrix {
+                lanes,
+                rows,
+                cols,
+                block_k,
+                ahead,
+                ..
+            } => {
+                let (sums, loads) = ((rows * cols / lanes) as f64, loads(block_k));
+                let multiplies = (m * 4 * n4 * block_k) as f64 / MATRIX_LANES;
+                let reads = (threads / lanes as f64) * ((rows + cols) * block_k * 2) as f64 / BYTES;
+                let work = threads * (30.0 * loads + 40.0) / LANES;
+                let ahead = if ahead { 2.0 * loads } else { 0.0 };
+                (sums, multiplies.max(reads) + work, block_k, 64.0 + ahead)
+            }
+            Tile::Subgroup { .. } => return self.estimated_cost(),
+            _ => return 0.0,
+        };
         let (groups, blocks) = (self.workgroups() as f64, self.length().div_ceil(block_k));
-        let sums = (4 * rows * cols) as f64;
-        // Vec4 that an invocation reads of workgroup memory for a term, and loads for a block.
-        let reads = (rows / 4 + cols) as f64;
-        let loads = ((m / 4 + n4) * block_k) as f64 / self.tile.threads() as f64;
-        let work = block_k as f64 * (sums + reads).max(12.0 * reads) + 14.0 * loads + 40.0;
-        let busy = threads * work / LANES;
         // Workgroups that share a core hide each other's waits.
-        let registers = sums + 56.0 + if ahead { 4.0 * loads } else { 0.0 };
-        let most = (REGISTERS / registers / threads).max(1.0).floor();
+        let most = (REGISTERS / (sums + beside) / threads).max(1.0).floor();
         let resident = (groups / CORES).clamp(1.0, most);
-        let wait = if ahead { 0.3 * LATENCY } else { LATENCY };
+        let wait = if self.tile.loads_ahead() {
+            0.3 * LATENCY
+        } else {
+            LATENCY
+        };
         let round = (resident * busy).max(busy + wait);
         let rest = 6.0 * resident * sums * threads / LANES + 2.0 * LATENCY;
         (groups / CORES / resident).max(1.0) * (blocks as f64 * round + rest)
@@ -677,7 +805,7 @@ impl Product {
         let slices = self.slices();
         // Staged blocks of terms run past the last chunk when they do not divide it, or slices do.
         let overrun = match self.tile {
-            Tile::Workgroup { block_k, .. } => {
+            Tile::Workgroup { block_k, .. } | Tile::Matrix { block_k, .. } => {
                 let staged = slices * self.length().next_multiple_of(block_k);
                 !weight_pass && staged > chunks * 4
             }
@@ -716,6 +844,12 @@ impl Product {
             partial, redo, by_formula => redo || self.tile == Tile::Plain,
             splits, split_length, tiles_m, tiles_n,
         };
+        let channels = match self.pass {
+            Pass::BackwardInput => g.output.channels,
+            _ => g.input.channels,
+        };
+        // Whether the terms of a staged block belong to one tap.
+        let one_tap = |block_k| !weight_pass && !overrun && channels.is_multiple_of(block_k);
         let tile = match self.tile {
             // No software adapter has so many lanes. Elsewhere tiles are measured, and where a driver
             // fused in some and not in others, they would differ in their bits.
@@ -729,18 +863,24 @@ impl Product {
                 cols,
                 block_k,
                 ahead,
-            } => {
-                let channels = match self.pass {
-                    Pass::BackwardInput => g.output.channels,
-                    _ => g.input.channels,
-                };
-                context! {
-                    threads_m, threads_n, rows, cols, block_k, ahead, slices,
-                    threads => threads_m * threads_n, block_m => tile_m, block_n => tile_n4 * 4,
-                    length => self.length(), apart => self.rows_apart(),
-                    one_tap => !weight_pass && !overrun && channels.is_multiple_of(block_k),
-                }
-            }
+            } => context! {
+                threads_m, threads_n, rows, cols, block_k, ahead, slices,
+                threads => threads_m * threads_n, block_m => tile_m, block_n => tile_n4 * 4,
+                length => self.length(), apart => self.rows_apart(), one_tap => one_tap(block_k),
+            },
+            Tile::Matrix {
+                side,
+                lanes,
+                subgroups: [down, across],
+                rows,
+                cols,
+                block_k,
+                ahead,
+            } => context! {
+                side, lanes, down, across, rows => rows / side, cols => cols / side, block_k, ahead,
+                threads => self.tile.threads(), block_m => tile_m, block_n => tile_n4 * 4,
+                length => self.length(), one_tap => one_tap(block_k),
+            },
             Tile::Plain | Tile::Whole => context! {},
         };
         let render = || -> std::result::Result<String, minijinja::Error> {
@@ -850,10 +990,50 @@ const WORKGROUP_TILES: [Tile; 15] = {
     ]
 };
 
+/// The tiles of the matrix family for cooperative matrices of `side` × `side` that are held by `lanes` invocations.
+fn matrix_tiles(side: usize, lanes: usize, adapter: &AdapterReport) -> Vec<Tile> {
+    type Cut = ([usize; 2], [usize; 2], usize, bool);
+    let tile = |(subgroups, [rows, cols], block_k, ahead): Cut| Tile::Matrix {
+        side,
+        lanes,
+        subgroups,
+        rows,
+        cols,
+        block_k,
+        ahead,
+    };
+    let fits = |tile: &Tile| {
+        let ([m, n4], threads) = (tile.size(Pass::Forward), tile.threads());
+        // Each invocation keeps its place across the tile, whichever way it lies.
+        let even = [m / 4, n4]
+            .iter()
+            .all(|across| threads.is_multiple_of(*across));
+        even && threads <= 256.min(adapter.max_workgroup_invocations as usize)
+            && tile.staged_bytes() <= adapter.max_workgroup_storage_bytes as usize
+    };
+    let tiles = [
+        ([2, 2], [64, 64], 32, false),
+        ([2, 2], [64, 32], 32, false),
+        ([2, 2], [64, 32], 32, true),
+        ([2, 2], [32, 32], 32, false),
+        ([2, 2], [32, 32], 32, true),
+        ([4, 1], [32, 32], 32, true),
+        ([2, 1], [32, 32], 32, true),
+        ([1, 1], [32, 32], 32, false),
+        ([4, 1], [32, 16], 32, false),
+        ([2, 2], [16, 16], 64, false),
+    ];
+    let tiles = tiles.into_iter().filter(|(_, [rows, cols], ..)| {
+        // So many matrices that a kernel would take long to compile.
+        rows / side * (cols / side) <= 32
+    });
+    tiles.map(tile).filter(fits).collect()
+}
+
 /// Terms of the sums per turn of the loop in the subgroup family: those of one vec4.
 const TURN: usize = 4;
 
-const TEMPLATES: [(&str, &str); 4] = [
+const TEMPLATES: [(&str, &str); 5] = [
     ("conv2d.wgsl", include_str!("../../shaders/conv2d.wgsl")),
     (
         "product_subgroup.wgsl",
@@ -862,6 +1042,10 @@ const TEMPLATES: [(&str, &str); 4] = [
     (
         "product_workgroup.wgsl",
         include_str!("../../shaders/product_workgroup.wgsl"),
+    ),
+    (
+        "product_matrix.wgsl",
+        include_str!("../../shaders/product_matrix.wgsl"),
     ),
     (
         "product_plain.wgsl",

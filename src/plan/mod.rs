@@ -262,7 +262,7 @@ impl Plan {
         target: Target,
     ) -> Result<Plan> {
         let family = match target {
-            Target::Gpu(adapter) => Family::select(adapter, options.family)?,
+            Target::Gpu(adapter) => Family::select(adapter, options.family, options.precision)?,
             Target::Cpu => Family::Cpu,
         };
         let mut builder = Builder::new(model, batch, mode, options, family);
@@ -337,6 +337,7 @@ impl Plan {
             let Work::Product(p) = &spec.work else {
                 continue;
             };
+            let family = family.for_product(p.half, adapter);
             let built_in =
                 Product::new(p.geometry, p.batch, p.pass, p.relu, p.pool, family, adapter)?
                     .in_halves(p.half)

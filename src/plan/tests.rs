@@ -68,12 +68,13 @@ fn plans(model: &Model, batch: usize) -> Vec<(String, Plan)> {
                 ));
             };
             for adapter in &adapters {
-                for family in Family::ALL {
-                    add(
-                        format!("{family}"),
-                        &with(Some(family)),
-                        Target::Gpu(adapter),
-                    );
+                let families = Family::ALL.into_iter();
+                for family in families.filter(|f| f.supported(adapter)) {
+                    let mut options = with(Some(family));
+                    if family == Family::Matrix {
+                        options.precision = Precision::Mixed;
+                    }
+                    add(format!("{family}"), &options, Target::Gpu(adapter));
                 }
             }
             add("cpu".into(), &with(None), Target::Cpu);

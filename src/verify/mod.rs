@@ -91,11 +91,12 @@ pub fn left_out(adapter: &AdapterReport) -> Vec<String> {
     let families = products::left_out(adapter);
     let line = |family| {
         format!(
-            "kernel family {family}: skipped, {} has subgroups of {:?}, {} bytes of workgroup memory and {} invocations",
+            "kernel family {family}: skipped, {} has subgroups of {:?}, {} bytes of workgroup memory, {} invocations and cooperative matrices of {}",
             adapter.name,
             adapter.subgroup_size,
             adapter.max_workgroup_storage_bytes,
-            adapter.max_workgroup_invocations
+            adapter.max_workgroup_invocations,
+            adapter.matrices()
         )
     };
     families.into_iter().map(line).collect()

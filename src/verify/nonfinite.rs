@@ -156,7 +156,7 @@ fn product_case(product: Product, operand: Operand) -> Case {
     };
     let variant = format!("{}, NaN and ±∞ in {name}", product_text(&product));
     let columns = product.geometry.output.channels;
-    Case::new(product.pass.name(), variant, move |bench| {
+    let case = Case::new(product.pass.name(), variant, move |bench| {
         build(&product, bench, |of, values| {
             if of != operand {
                 return;
@@ -170,13 +170,14 @@ fn product_case(product: Product, operand: Operand) -> Case {
                 values[last - columns - 1] = f32::NEG_INFINITY;
             }
         })
-    })
+    });
+    case.for_tile(&product.tile)
 }
 
 /// [1, NaN, 2, 3] under a filter of 1, pooled: NaN, and it stood at place 1.
 fn one_nan_case(product: Product) -> Case {
     let variant = format!("{}, [1, NaN, 2, 3]", product_text(&product));
-    Case::new(product.pass.name(), variant, move |b| {
+    let case = Case::new(product.pass.name(), variant, move |b| {
         let x = b.input(&[1.0, f32::NAN, 2.0, 3.0]);
         let parameters = b.input(&[1.0f32, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]);
         let y = b.output("y", 4, Tolerance::EXACT);
@@ -188,5 +189,6 @@ fn one_nan_case(product: Product) -> Case {
             y,
             Some(index),
         )]
-    })
+    });
+    case.for_tile(&product.tile)
 }

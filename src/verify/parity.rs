@@ -4,6 +4,7 @@
 use crate::cpu::{self, Memory, Values};
 use crate::error::Result;
 use crate::gpu::{Buffer, Dispatch, Gpu};
+use crate::kernels::conv2d::{Family, Tile};
 use crate::kernels::{Dtype, KernelSpec, Metrics, STEP_ELEMENTS, Step, View, Work};
 use half::f16;
 use rand::{RngExt, SeedableRng};
@@ -268,12 +269,22 @@ impl Case {
     }
 
     /// The same case with halves for everything that its kernels can store as such; `None` where they store
-    /// nothing so.
+    /// nothing so, or have halves already.
     pub fn in_halves(mut self) -> Option<Case> {
-        self.half = true;
+        if std::mem::replace(&mut self.half, true) {
+            return None;
+        }
         self.variant += ", in halves";
         let kernels = self.kernels();
         kernels.iter().any(KernelSpec::is_half).then_some(self)
+    }
+
+    /// The same case for a product of such a tile: in halves where its family takes nothing else.
+    pub(super) fn for_tile(self, tile: &Tile) -> Case {
+        match tile.family() {
+            Family::Matrix => self.in_halves().expect("products can be in halves"),
+            _ => self,
+        }
     }
 
     /// Its kernels, as they are on any device.

@@ -247,9 +247,10 @@ pub fn cases(adapter: &AdapterReport) -> Vec<Case> {
 
 /// The case of one product.
 pub(crate) fn product_case(product: Product) -> Case {
-    Case::new(product.pass.name(), product_text(&product), move |bench| {
+    let case = Case::new(product.pass.name(), product_text(&product), move |bench| {
         build(&product, bench, |_, _| ())
-    })
+    });
+    case.for_tile(&product.tile)
 }
 
 /// Tile and geometry, for people.

@@ -240,6 +240,7 @@ fn ways<'a>(model: &Model, adapter: Option<&'a AdapterReport>) -> Result<Vec<Way
             ..options.clone()
         };
         let can_mix = adapter.is_none_or(|adapter| adapter.shader_f16);
+        let can_float = family != Some(Family::Matrix);
         let mut seen: Vec<Plan> = Vec::new();
         for (options, name) in [
             (options, "fused"),
@@ -247,7 +248,11 @@ fn ways<'a>(model: &Model, adapter: Option<&'a AdapterReport>) -> Result<Vec<Way
             (explicit, "explicit convolution"),
             (mixed, "mixed precision"),
         ] {
-            if options.precision == Precision::Mixed && !can_mix {
+            let can = match options.precision {
+                Precision::F32 => can_float,
+                Precision::Mixed => can_mix,
+            };
+            if !can {
                 continue;
             }
             let way = Way {
