@@ -107,16 +107,16 @@ fn load_rows(r0: Row, r1: Row, r2: Row, r3: Row, t: Chunk) -> mat4x4<f32> {
 {% if weight_pass and pieces_a > 1 and step_a <= ow -%}
 // The row so many positions on, where those are no more than a line of the image has.
 fn row_after(r: Row, positions: u32) -> Row {
-    var base = r.base + positions * SW * (C {{ per }});
+    var base = r.base + positions * SW * (IC {{ per }});
     var y = r.y + PH;
     var x = r.x + PW + positions * SW;
     if (x >= OW * SW) {
-        base = base + SH * W * (C {{ per }}) - OW * SW * (C {{ per }});
+        base = base + SH * W * (IC {{ per }}) - OW * SW * (IC {{ per }});
         y += SH;
         x -= OW * SW;
     }
     if (y >= OH * SH) {
-        base = base + H * W * (C {{ per }}) - OH * SH * W * (C {{ per }});
+        base = base + H * W * (IC {{ per }}) - OH * SH * W * (IC {{ per }});
         y = 0u;
     }
     return Row(base, y - PH, x - PW);

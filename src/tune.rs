@@ -220,7 +220,10 @@ fn none_agrees(product: &Product, tiles: usize, adapter: &AdapterReport) -> Erro
     let family = product.tile.family();
     let others = Family::ALL.into_iter();
     let others: Vec<_> = others
-        .filter(|other| *other != family && other.supported(adapter))
+        .filter(|other| {
+            let computes = *other != Family::Matrix || product.half;
+            *other != family && computes && other.supported(adapter)
+        })
         .map(|other| format!("--kernels {other}"))
         .collect();
     let other = match others.is_empty() {
