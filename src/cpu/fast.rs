@@ -861,6 +861,7 @@ mod tests {
             Conv2d::dense(80, 11).without_bias(),
             Conv2d::new(Shape::new(9, 8, 16), 37, [3, 3], [1, 1], [1, 1]).unwrap(),
             Conv2d::new(Shape::new(3, 4, 33), 16, [3, 5], [1, 1], [1, 3]).unwrap(),
+            Conv2d::new(Shape::new(4, 5, 40), 70, [3, 2], [1, 1], [1, 0]).unwrap(),
         ] {
             let x = noise_f32(1, count * g.input.elements());
             let parameters = noise_f32(2, g.parameter_elements());
@@ -915,6 +916,7 @@ mod tests {
             dilated([[0, 1], [0, 1]], [2, 2], [1, 1]),
             dilated([[3, 0], [1, 4]], [2, 1], [2, 3]).without_bias(),
             Conv2d::new(Shape::new(5, 4, 16), 7, [3, 3], [1, 1], [1, 1]).unwrap(),
+            Conv2d::new(Shape::new(4, 3, 40), 70, [2, 3], [1, 1], [0, 1]).unwrap(),
         ] {
             let x = noise_f32(1, count * g.input.elements());
             let parameters = noise_f32(2, g.parameter_elements());
