@@ -558,10 +558,7 @@ fn entry_points_have_constructors_twins_and_cases() {
                 let text = k.source().unwrap().replace("enable f16;\n", "");
                 text.replace("alias real = f16;", "alias real = f32;")
             };
-            if !KERNELS
-                .iter()
-                .any(|k| k.entry == name && text(k) == source)
-            {
+            if !KERNELS.iter().any(|k| k.entry == name && text(k) == source) {
                 complaints.push(format!("{name}: no case"));
             }
             if !constructors.contains(&format!("\"{name}\"")) {
