@@ -22,6 +22,8 @@ use wgrad::kernels::conv2d::Product;
 use wgrad::kernels::{AdapterReport, KernelSpec, Work};
 use wgrad::plan::{Mode, Options, Plan, Target};
 
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
 const CHIPS: [&str; 3] = ["vega10", "navi21", "gfx1100"];
 
 /// The flags that a value follows.
@@ -62,7 +64,7 @@ struct Named {
 
 impl Named {
     fn name(&self) -> String {
-        format!("{} {}", self.spec.layer, self.spec.entry)
+        name(&self.spec)
     }
 
     fn product(&self) -> Option<&Product> {
@@ -73,17 +75,21 @@ impl Named {
     }
 }
 
+fn name(spec: &KernelSpec) -> String {
+    format!("{} {}", spec.layer, spec.entry)
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments(std::env::args().skip(1).collect());
-    let kernels: Vec<(&str, Vec<Named>)> = arguments
-        .models()
-        .into_iter()
-        .map(|model| (model, kernels(model, &arguments)))
+    let models = arguments.models().into_iter();
+    let kernels: Result<Vec<_>> = models
+        .map(|model| Ok((model, kernels(model, &arguments)?)))
         .collect();
-    if kernels.is_empty() {
-        eprintln!("isa: expected the name of a model, found none");
-        return ExitCode::from(2);
-    }
+    let kernels = match kernels {
+        Ok(kernels) if !kernels.is_empty() => kernels,
+        Ok(_) => return misuse("expected the name of a model, found none"),
+        Err(e) => return misuse(&e.to_string()),
+    };
     if let Some(dir) = arguments.values("--dump").first() {
         dump(dir, &kernels);
     }
@@ -144,20 +150,24 @@ fn main() -> ExitCode {
     }
 }
 
+fn misuse(what: &str) -> ExitCode {
+    eprintln!("isa: {what}");
+    ExitCode::from(2)
+}
+
 /// The kernels of a step, in order.
-fn kernels(model: &str, arguments: &Arguments) -> Vec<Named> {
-    let definition = wgrad::model::load(model).expect("a model");
-    let model = definition
-        .resolve(definition.input, definition.classes)
-        .expect("it resolves");
-    let batch = arguments
-        .values("--batch")
-        .first()
-        .map(|n| n.parse().expect("a number"));
-    let batch = batch.unwrap_or(definition.recipe.batch_size);
+fn kernels(model: &str, arguments: &Arguments) -> Result<Vec<Named>> {
+    let definition = wgrad::model::load(model)?;
+    let model = definition.resolve(definition.input, definition.classes)?;
+    let batch = match arguments.values("--batch").first() {
+        Some(batch) => batch
+            .parse()
+            .map_err(|_| format!("expected a number after --batch, found '{batch}'"))?,
+        None => definition.recipe.batch_size,
+    };
     let family = *arguments.values("--family").first().unwrap_or(&"workgroup");
     let options = Options {
-        family: Some(family.parse().expect("a family")),
+        family: Some(family.parse()?),
         ..Options::of(&definition.recipe)
     };
     let adapter = AdapterReport {
@@ -170,9 +180,11 @@ fn kernels(model: &str, arguments: &Arguments) -> Vec<Named> {
         true => Mode::Evaluate,
         false => Mode::Train(definition.recipe.optimizer),
     };
-    let plan = Plan::new(&model, batch, mode, &options, Target::Gpu(&adapter)).expect("a plan");
+    let plan = Plan::new(&model, batch, mode, &options, Target::Gpu(&adapter))?;
+    let only = arguments.values("--only");
+    let wanted = |spec: &&KernelSpec| only.iter().all(|text| name(spec).contains(text));
     let mut kernels: Vec<Named> = Vec::new();
-    for spec in plan.specs() {
+    for spec in plan.specs().filter(wanted) {
         let tiles = match &spec.work {
             Work::Product(product) if arguments.has("--all-tiles") => product
                 .tiles_on(&adapter)
@@ -199,9 +211,7 @@ fn kernels(model: &str, arguments: &Arguments) -> Vec<Named> {
             });
         }
     }
-    let only = arguments.values("--only");
-    kernels.retain(|named| only.iter().all(|text| named.name().contains(text)));
-    kernels
+    Ok(kernels)
 }
 
 fn dump(dir: &str, kernels: &[(&str, Vec<Named>)]) {
