@@ -1,6 +1,6 @@
 //! A redesign changes no bit: hashes of the parameters after a few steps of the models that were there
-//! before steps became data: on the software adapter as they were then, on the CPU as they are since its
-//! products are its own.
+//! before steps became data: on the software adapter as they were then, on the CPU as they are since the
+//! weight gradient is summed in blocks of 256 terms.
 //!
 //! Bits belong to a device. The hashes are those of Mesa's software adapter in one version, and of any
 //! x86-64 processor with AVX2 and fused multiply-adds; elsewhere the test says so and is skipped.
