@@ -3,8 +3,9 @@
 //!
 //! FOLDER/index.jsonl has a line per pipeline: `file` (the WGSL module),
 //! `entry`, `constants` (a value for every override), `subgroups` and `matrices` (whether the module uses them),
-//! `workgroup_bytes` (of memory that it shares in a workgroup) and `output`, the name of its translations in hlsl60/ and
-//! hlsl51/ (not with subgroups; neither with matrices), msl/ and spv/.
+//! `workgroup_bytes` (of memory that it shares in a workgroup) and `output`, the name of its translations in hlsl60/ (shader
+//! model 6.0, or 6.2 with 16-bit floats), hlsl51/ (neither with subgroups nor with these), both without
+//! those with matrices, msl/ and spv/.
 //! The HLSL names its entry point in its first line.
 
 use naga::back::pipeline_constants::process_overrides;
@@ -92,6 +93,7 @@ struct Dumped {
     module: Module,
     info: ModuleInfo,
     subgroups: bool,
+    halves: bool,
     pipelines: Vec<(&'static str, Vec<(&'static str, f64)>)>,
 }
 
@@ -112,6 +114,7 @@ impl Dumped {
         Ok(Dumped {
             name,
             subgroups: uses_subgroups(&module),
+            halves: text.contains("enable f16;"),
             module,
             info,
             pipelines: Vec::new(),
@@ -152,13 +155,14 @@ fn translate(
     let (module, info) = process_overrides(&dumped.module, &dumped.info, Some(point), constants)?;
     let point = Some((ShaderStage::Compute, entry.to_string()));
 
-    // DXC gets 6.0, FXC at most 5.1, which has no subgroup operations.
-    let models = [
-        ("hlsl60", hlsl::ShaderModel::V6_0),
-        ("hlsl51", hlsl::ShaderModel::V5_1),
-    ];
-    for (part, shader_model) in models {
-        if dumped.subgroups && shader_model < hlsl::ShaderModel::V6_0 || has_matrices(&module) {
+    // DXC gets 6.0, or 6.2 for halves; FXC at most 5.1, which has neither these nor subgroup operations.
+    let dxc = match dumped.halves {
+        true => hlsl::ShaderModel::V6_2,
+        false => hlsl::ShaderModel::V6_0,
+    };
+    for (part, shader_model) in [("hlsl60", dxc), ("hlsl51", hlsl::ShaderModel::V5_1)] {
+        let is_fxc = shader_model < hlsl::ShaderModel::V6_0;
+        if is_fxc && (dumped.subgroups || dumped.halves) || has_matrices(&module) {
             continue;
         }
         let options = hlsl::Options {

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Compiles every shader module, translated to HLSL, with Microsoft's two compilers under wine: DXC (shader
-# model 6.0) and FXC (5.1; it has no subgroup operations). Their DLLs come with Dawn for Node.
+# model 6.0, 6.2 for 16-bit floats) and FXC (5.1; it has neither these nor subgroup operations). Their DLLs come with Dawn for Node.
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/lib.sh

@@ -57,7 +57,10 @@ template <class Blob> static std::string take(Blob *errors, HRESULT status) {
 // Both return the compiler's complaint, or nothing.
 static std::string compile(DxcCompiler *dxc, const std::string &text, const std::string &entry) {
     std::wstring name(entry.begin(), entry.end());
-    LPCWSTR arguments[] = {L"-E", name.c_str(), L"-T", L"cs_6_0", L"-HV", L"2018", L"-no-warnings", L"-Ges"};
+    // Where there are 16-bit floats, as wgpu compiles them.
+    bool halves = text.find("half") != std::string::npos;
+    LPCWSTR arguments[] = {L"-E", name.c_str(), L"-T", halves ? L"cs_6_2" : L"cs_6_0", L"-HV", L"2018", L"-no-warnings",
+                           L"-Ges", halves ? L"-enable-16bit-types" : L"-Ges"};
     DxcBuffer source = {text.data(), text.size(), CP_UTF8};
     DxcResult *result = nullptr;
     HRESULT status = dxc->Compile(&source, arguments, sizeof arguments / sizeof *arguments, nullptr, ResultId,

@@ -10,7 +10,7 @@ async function main(folder) {
   const limits = {};
   for (const name of ['maxComputeInvocationsPerWorkgroup', 'maxComputeWorkgroupSizeX',
     'maxComputeWorkgroupStorageSize', 'maxStorageBuffersPerShaderStage']) limits[name] = adapter.limits[name];
-  const device = await adapter.requestDevice({ requiredFeatures: ['subgroups'], requiredLimits: limits });
+  const device = await adapter.requestDevice({ requiredFeatures: ['subgroups', 'shader-f16'], requiredLimits: limits });
 
   const refusals = [];
   let modules = 0, pipelines = 0, large = 0, unknown = 0, module, last;

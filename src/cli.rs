@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use wgrad::data::{Invert, Request};
 use wgrad::kernels::conv2d::Family;
-use wgrad::model::recipe::Views;
+use wgrad::model::recipe::{Precision, Views};
 use wgrad::train::{CheckpointEvery, Weights};
 use wgrad::verify::DRAWS;
 use wgrad::{Error, Result, tune};
@@ -440,6 +440,9 @@ pub struct InspectArgs {
     /// Images per optimiser step, for the memory [default: the model's]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub batch_size: Option<usize>,
+    /// What activations are stored as: f32, or mixed (16 bits) [default: the model's, else f32]
+    #[arg(long, value_name = "f32|mixed")]
+    pub precision: Option<Precision>,
     /// im2col matrix: implicit (computed inside the product) or explicit (stored) [default: implicit]
     #[arg(long, value_name = "HOW")]
     pub conv: Option<Conv>,
@@ -723,6 +726,9 @@ pub struct BenchArgs {
     /// Images per optimiser step [default: the model's]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub batch_size: Option<usize>,
+    /// What activations are stored as: f32, or mixed (16 bits) [default: the model's, else f32]
+    #[arg(long, value_name = "f32|mixed")]
+    pub precision: Option<Precision>,
     /// Device: auto (as for train), gpu, software, cpu (whole steps only), or an adapter's number or
     /// part of its name [default: the best adapter, software included]
     #[arg(long, value_name = "auto|gpu|software|cpu|NUMBER|NAME")]

@@ -17,6 +17,7 @@ pub fn run(args: &InspectArgs) -> Result<()> {
     }
     let mut recipe = definition.recipe.clone();
     recipe.batch_size = args.batch_size.unwrap_or(recipe.batch_size);
+    recipe.precision = args.precision.unwrap_or(recipe.precision);
     let batch_size = recipe.step_batch();
     let optimizer = &recipe.optimizer;
     let options = Options {

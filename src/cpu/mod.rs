@@ -65,7 +65,9 @@ pub use group_norm::{
     group_norm_forward, group_norm_moments, group_norm_statistics,
 };
 pub use grouped::{grouped_backward_input, grouped_backward_weight, grouped_forward};
-pub use half::{advance_loss_scale, round_to_half, scale_to_half, unscale_gradients};
+pub use half::{
+    advance_loss_scale, round_to_half, scale_to_half, to_float, to_half, unscale_gradients,
+};
 pub use im2col::{col2im, im2col};
 pub use loss::{
     LossOutput, argmax, mixed_softmax_cross_entropy, predict, softmax_cross_entropy, squared_error,

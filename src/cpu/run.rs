@@ -548,8 +548,12 @@ fn run_in_floats<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
                 });
             }
         }
-        Work::ToHalf | Work::ToFloat => {
-            let y = floats("x").to_vec();
+        Work::ToHalf => {
+            let y = to_half(floats("x"));
+            memory.put(view("y"), y);
+        }
+        Work::ToFloat => {
+            let y = to_float(floats("x"));
             memory.put(view("y"), y);
         }
         Work::ScaleToHalf => {

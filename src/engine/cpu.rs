@@ -376,6 +376,9 @@ impl CpuEngine {
         let mode = Mode::Train(*optimizer);
         let plan = Plan::new(model, batch, mode, options, Target::Cpu)?;
         let held: u64 = plan.memory().iter().map(|(_, bytes)| bytes).sum();
+        // The twins hold halves as floats.
+        let halves = plan.slots.iter().filter(|slot| slot.dtype == Dtype::F16);
+        let held = held + halves.map(|slot| 2 * slot.elements as u64).sum::<u64>();
         let scratch = plan.specs().map(fast::scratch_bytes).max().unwrap_or(0);
         let kept = 1 + optimizer.state_vectors() as u64 + u64::from(options.average);
         let parameters = 4 * model.parameter_elements as u64;

@@ -171,17 +171,17 @@ fn evaluation_plan(
     if !options.large_evaluation.unwrap_or(!adapter.software) || options.explicit_conv {
         return Ok(same);
     }
-    let floats = |plan: &Plan| {
-        let slots = plan.slots.iter().filter(|s| s.dtype == Dtype::F32);
+    let sizes = |plan: &Plan, dtype| {
+        let slots = plan.slots.iter().filter(|s| s.dtype == dtype);
         let mut sizes: Vec<usize> = slots.map(|s| s.elements).collect();
         sizes.sort_by_key(|size| usize::MAX - size);
         sizes
     };
-    let room = floats(training);
     // The smallest ones hold a number a sample, whoever has to make room for them.
-    let ratios = floats(&same).into_iter().enumerate().map(|(i, wanted)| {
-        let room = room.get(i).copied().unwrap_or(0);
-        room * same.batch / wanted
+    let ratios = [Dtype::F32, Dtype::F16].into_iter().flat_map(|dtype| {
+        let (room, wanted) = (sizes(training, dtype), sizes(&same, dtype));
+        let pairs = wanted.into_iter().enumerate();
+        pairs.map(move |(i, wanted)| room.get(i).copied().unwrap_or(0) * same.batch / wanted)
     });
     let fitting = ratios.min().unwrap_or(0).min(MOST_EVALUATED / views);
     let fitting = fitting.min(most_samples(model, options)?);

@@ -7,15 +7,10 @@ use crate::kernels::half::{INTERVAL, SCALES};
 use crate::kernels::{Step, half, muon, optimizer};
 use crate::model::recipe::Optimizer;
 
-/// Every case.
+/// Every case that needs no halves.
 pub fn cases() -> Vec<Case> {
-    let mut cases = Vec::new();
-    for n in [1, 63, 1000] {
-        cases.push(to_half_case(n));
-        cases.push(to_float_case(n));
-        cases.push(scale_case(n));
-        cases.push(unscale_case(n));
-    }
+    let mut cases = vec![unscale_case(200).nonfinite()];
+    cases.extend([1, 63, 1000].map(unscale_case));
     let [smallest, largest] = SCALES;
     for (norm, scale, good) in [
         (3.0, 65_536.0, 7.0),
@@ -50,15 +45,14 @@ pub fn cases() -> Vec<Case> {
     cases
 }
 
-/// Those that are worth running on NaN and infinities, with these among what they draw.
-pub fn nonfinite_cases() -> Vec<Case> {
-    let cases = [
-        to_half_case(200),
-        to_float_case(200),
-        scale_case(200),
-        unscale_case(200),
-    ];
-    cases.into_iter().map(Case::nonfinite).collect()
+/// Those that make sense in halves alone.
+pub fn conversions() -> Vec<Case> {
+    let kinds = [to_half_case, to_float_case, scale_case];
+    let cases = kinds.into_iter().flat_map(|kind| {
+        let sizes = [1, 63, 1000].map(kind);
+        sizes.into_iter().chain([kind(200).nonfinite()])
+    });
+    cases.collect()
 }
 
 fn to_half_case(n: usize) -> Case {

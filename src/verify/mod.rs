@@ -48,7 +48,6 @@ pub fn cases(adapter: &AdapterReport) -> Vec<Case> {
     cases.extend(mixed::cases());
     cases.extend(mixed::nonfinite_cases());
     cases.extend(half::cases());
-    cases.extend(half::nonfinite_cases());
     if adapter.shader_f16 {
         cases.extend(in_halves(adapter));
     }
@@ -64,8 +63,7 @@ fn in_halves(adapter: &AdapterReport) -> Vec<Case> {
     cases.extend(nonfinite::cases(adapter));
     cases.extend(elementwise::cases());
     cases.extend(elementwise::nonfinite_cases());
-    cases.extend(half::cases());
-    cases.extend(half::nonfinite_cases());
+    cases.extend(half::conversions());
     cases.into_iter().filter_map(Case::in_halves).collect()
 }
 

@@ -958,10 +958,15 @@ impl Reference<'_> {
     fn of<'a>(data: &'a Data, rule: Optimizer, precision: Precision) -> Result<Reference<'a>> {
         let plan = simplest(data.model, BATCH, Mode::Train(rule), precision)?;
         let mut twins = data.twins(plan, &data.train, &data.order, &data.steps);
+        // Those of a batch, where a step may be a part of one.
+        let name = match twins.plan.tensor("accumulated") {
+            Some(_) => "accumulated",
+            None => "gradients",
+        };
         let mut gradients = Vec::new();
         for _ in 0..STEPS {
             twins.run(&EVERYTHING);
-            gradients.push(twins.floats("gradients").clone());
+            gradients.push(twins.floats(name).clone());
         }
         let metrics = twins.words("metrics").chunks_exact(2).take(STEPS);
         Ok(Reference {
@@ -1000,10 +1005,12 @@ fn in_one_go(reference: &Reference, way: &Way, gpu: Option<&Arc<Gpu>>) -> Result
     let last_gradients = engine.gradients()?;
 
     let margin = margin(reference.precision);
+    // What is rounded otherwise grows from step to step, and in halves it is not small.
+    let last = if margin > 1.0 { 1e-3 } else { 2e-4 };
     let mut worst = Worst::default();
     for (which, tolerance, found, expected) in [
         ("first", 2e-5, first_gradients, &reference.first_gradients),
-        ("last", 2e-4, last_gradients, &reference.last_gradients),
+        ("last", last, last_gradients, &reference.last_gradients),
     ] {
         // A gradient is a sum of products of sums: the error scales with the largest of them.
         let largest = expected.iter().fold(0.0f64, |m, v| m.max(v.abs()));
