@@ -4,7 +4,8 @@
 //! FOLDER/index.jsonl has a line per pipeline: `file` (the WGSL module),
 //! `entry`, `constants` (a value for every override), `subgroups` and `matrices` (whether the module uses them),
 //! `workgroup_bytes` (of memory that it shares in a workgroup) and `output`, the name of its translations in hlsl60/ (shader
-//! model 6.0, or 6.2 with 16-bit floats), hlsl51/ (neither with subgroups nor with these), neither with matrices, msl/ and spv/.
+//! model 6.0, or 6.2 with 16-bit floats), hlsl51/ (neither with subgroups nor with these), both without
+//! those with matrices, msl/ and spv/.
 //! The HLSL names its entry point in its first line.
 
 use naga::back::pipeline_constants::process_overrides;

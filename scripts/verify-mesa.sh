@@ -1,8 +1,10 @@
 #!/bin/sh
 # Runs `wgrad verify` on the newest Mesa: sh scripts/verify-mesa.sh [SUITE [ARGUMENTS OF WGRAD]]
 #
-# Installs a small Debian (sid unless SUITE says otherwise) into a folder of its own and runs the program
-# there with chroot, so it needs root; about 3 minutes and 1 GB. Run before a release, not in CI.
+# Its software adapter has cooperative matrices (Mesa 26), so it is where the kernel family `matrix` runs without a
+# GPU. Installs a small Debian (sid unless SUITE says otherwise) into a folder of its own and runs the program
+# there with chroot, so it needs root; about 3 minutes and 1 GB, and 5 minutes more of `verify`. Run before a release
+# and after a change of that family, not in CI.
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/lib.sh

@@ -238,17 +238,21 @@ fn {{ pass }}(
 {%- endfor %}
         workgroupBarrier();
     }
-    // Out through workgroup memory, one row of matrices after the other.
+    // Out through workgroup memory, one row of matrices after the other, in a loop: what writes them is long.
+    for (var i = 0u; i < {{ rows }}u; i++) {
+        switch i {
 {%- for i in range(rows) %}
-  {%- if i %}
-    workgroupBarrier();
-  {%- endif %}
+            {{ "default" if loop.last else "case " ~ i ~ "u" }}: {
   {%- for j in range(cols) %}
-    coopStoreT(c{{ i }}_{{ j }}, &tile_c[down * SIDE * STRIDE_C + (n + {{ j }}u * SIDE) / 4u][0], 4u * STRIDE_C);
+                coopStoreT(c{{ i }}_{{ j }}, &tile_c[down * SIDE * STRIDE_C + (n + {{ j }}u * SIDE) / 4u][0], 4u * STRIDE_C);
   {%- endfor %}
-    workgroupBarrier();
-    if (live) {
-        write_out(invocation, first_m{{ " + " ~ i ~ "u * SIDE" if i }}, first_n{% if weight_pass %}, split{% endif %});
-    }
+            }
 {%- endfor %}
+        }
+        workgroupBarrier();
+        if (live) {
+            write_out(invocation, first_m + i * SIDE, first_n{% if weight_pass %}, split{% endif %});
+        }
+        workgroupBarrier();
+    }
 }

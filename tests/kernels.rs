@@ -491,8 +491,14 @@ fn kernels_and_twins_make_what_was_worked_out_by_hand() {
         &[(0, floats(&[0.6, 0.8]))],
     );
     check(
-        vec![floats(&[1.]), floats(&[2.]), empty(1)],
-        &|v| muon::muon_momentum(0.5, v[0], v[1], v[2]),
+        vec![
+            floats(&[1.]),
+            floats(&[2.]),
+            empty(1),
+            steps(0, 1, 0.1, 1.0, 1.0),
+            words(&[1]),
+        ],
+        &|v| muon::muon_momentum(0.5, v[0], v[1], v[2], v[3], v[4]),
         &[(1, floats(&[2.])), (2, floats(&[2.]))],
     );
     check(

@@ -642,7 +642,11 @@ impl Product {
                 && (slices == 1 || tile.threads() <= tile.size(self.pass)[0])
                 && slices * tile.staged_bytes() <= adapter.max_workgroup_storage_bytes as usize
         });
-        let price = |tile: &Tile| self.with_tile(*tile).price();
+        let price = |tile: &Tile| match *tile {
+            // Where it cannot be fast it should compile fast.
+            Tile::Matrix { rows, cols, .. } if adapter.software => (rows * cols) as f64,
+            _ => self.with_tile(*tile).price(),
+        };
         tiles.sort_by(|a, b| price(a).total_cmp(&price(b)));
         tiles
     }
@@ -992,14 +996,27 @@ const WORKGROUP_TILES: [Tile; 15] = {
 
 /// The tiles of the matrix family for cooperative matrices of `side` × `side` that are held by `lanes` invocations.
 fn matrix_tiles(side: usize, lanes: usize, adapter: &AdapterReport) -> Vec<Tile> {
+    /// Subgroups down and across, sums of each, matrices of terms at a time, loads ahead.
     type Cut = ([usize; 2], [usize; 2], usize, bool);
-    let tile = |(subgroups, [rows, cols], block_k, ahead): Cut| Tile::Matrix {
+    const CUTS: [Cut; 10] = [
+        ([2, 2], [64, 64], 2, false),
+        ([2, 2], [64, 32], 2, false),
+        ([2, 2], [64, 32], 2, true),
+        ([2, 2], [32, 32], 2, false),
+        ([2, 2], [32, 32], 2, true),
+        ([4, 1], [32, 32], 2, true),
+        ([2, 1], [32, 32], 2, true),
+        ([1, 1], [32, 32], 2, false),
+        ([4, 1], [32, 16], 2, false),
+        ([2, 2], [16, 16], 4, false),
+    ];
+    let tile = |(subgroups, [rows, cols], deep, ahead): Cut| Tile::Matrix {
         side,
         lanes,
         subgroups,
         rows,
         cols,
-        block_k,
+        block_k: deep * side,
         ahead,
     };
     let fits = |tile: &Tile| {
@@ -1011,23 +1028,10 @@ fn matrix_tiles(side: usize, lanes: usize, adapter: &AdapterReport) -> Vec<Tile>
         even && threads <= 256.min(adapter.max_workgroup_invocations as usize)
             && tile.staged_bytes() <= adapter.max_workgroup_storage_bytes as usize
     };
-    let tiles = [
-        ([2, 2], [64, 64], 32, false),
-        ([2, 2], [64, 32], 32, false),
-        ([2, 2], [64, 32], 32, true),
-        ([2, 2], [32, 32], 32, false),
-        ([2, 2], [32, 32], 32, true),
-        ([4, 1], [32, 32], 32, true),
-        ([2, 1], [32, 32], 32, true),
-        ([1, 1], [32, 32], 32, false),
-        ([4, 1], [32, 16], 32, false),
-        ([2, 2], [16, 16], 64, false),
-    ];
-    let tiles = tiles.into_iter().filter(|(_, [rows, cols], ..)| {
-        // So many matrices that a kernel would take long to compile.
-        rows / side * (cols / side) <= 32
-    });
-    tiles.map(tile).filter(fits).collect()
+    // More matrices take long to compile.
+    let few = |[rows, cols]: [usize; 2]| rows / side * (cols / side) <= 16;
+    let cuts = CUTS.into_iter().filter(|(_, sums, ..)| few(*sums));
+    cuts.map(tile).filter(fits).collect()
 }
 
 /// Terms of the sums per turn of the loop in the subgroup family: those of one vec4.
