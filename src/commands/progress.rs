@@ -917,6 +917,8 @@ test        ▁▁▁▄████   50.00 %";
             lr: 0.1,
             weight_norms: Default::default(),
             gradient_norms: Default::default(),
+            loss_scale: None,
+            skipped_steps: None,
         };
         let text = epoch_line(&record, 100, [1000, 10_000], 80);
         let expected = "epoch 100/100  loss 12.3456  validation 1.2346, 50.00 % ± 1.58
