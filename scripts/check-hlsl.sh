@@ -1,7 +1,7 @@
 #!/bin/sh
 # Compiles every shader module, translated to HLSL, with Microsoft's two compilers under wine: DXC (shader
-# model 6.0, 6.2 for 16-bit floats) and FXC (5.1; it has neither these nor subgroup operations); of modules that
-# differ in numbers alone, one. Their DLLs come with Dawn for Node.
+# model 6.0, 6.2 for 16-bit floats) and FXC (5.1; it has neither these nor subgroup operations); but for modules that
+# hold nothing new. Their DLLs come with Dawn for Node.
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/lib.sh

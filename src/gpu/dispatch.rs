@@ -68,6 +68,10 @@ pub fn fold_groups(groups: usize) -> [u32; 3] {
     [groups.div_ceil(y).max(1) as u32, y as u32, 1]
 }
 
+/// Pipelines that are kept to be shared: more than a network has, so that who compiles thousands, as `verify`
+/// does, holds some at a time. What is bound keeps its own.
+const MOST_PIPELINES: usize = 512;
+
 impl Gpu {
     /// Compiles (or finds) the pipeline of `spec` and binds the buffers that `buffer` names for its
     /// arguments.
@@ -173,6 +177,9 @@ impl Gpu {
             ran: Arc::default(),
         };
         let mut pipelines = pipelines();
+        if pipelines.len() >= MOST_PIPELINES {
+            pipelines.clear();
+        }
         let pipeline = pipelines.entry(key).or_insert(pipeline).clone();
         self.set_compiling(Some(Compiling::Pipelines(pipelines.len())));
         Ok(pipeline)
