@@ -3,8 +3,8 @@
 #
 # Its software adapter has cooperative matrices (Mesa 26), so it is where the kernel family `matrix` runs without a
 # GPU. Installs a small Debian (sid unless SUITE says otherwise) into a folder of its own and runs the program
-# there with chroot, so it needs root; about 3 minutes and 1 GB, and 5 minutes more of `verify`. Run before a release
-# and after a change of that family, not in CI.
+# there with chroot, so it needs root; 1 GB and about 3 minutes, and half an hour of `verify`, since that adapter takes
+# 1 to 8 seconds to compile a kernel with matrices. Run before a release and after a change of that family, not in CI.
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
