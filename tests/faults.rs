@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 use wgrad::Error;
 use wgrad::gpu::{Choice, Fault, Gpu};
+use wgrad::model::recipe::Precision;
 use wgrad::verify;
 
 fn wgrad(folder: &Path, inject: &str, arguments: &str) -> Output {
@@ -163,12 +164,12 @@ fn a_driver_that_computes_nothing_is_noticed_before_the_training() {
 #[test]
 fn the_check_passes_where_nothing_is_wrong_and_sees_every_kind_of_kernel() {
     let gpu = Gpu::open(&Choice::Best).expect("an adapter; sh scripts/test.sh installs one");
-    verify::quick(&gpu, None).unwrap();
+    verify::quick(&gpu, None, Precision::F32).unwrap();
     // From whichever submission on nothing is written, it shows.
     let mut submissions = 0;
     loop {
         gpu.inject(Fault::Idle, submissions);
-        match verify::quick(&gpu, None) {
+        match verify::quick(&gpu, None, Precision::F32) {
             Ok(()) => break,
             Err(Error::Verify(_)) => submissions += 1,
             Err(other) => panic!("{submissions}: {other}"),
