@@ -219,11 +219,9 @@ fn fastest(
 fn none_agrees(product: &Product, tiles: usize, adapter: &AdapterReport) -> Error {
     let family = product.tile.family();
     let others = Family::ALL.into_iter();
+    let takes = |other: &Family| other.for_product(product.half, adapter) == *other;
     let others: Vec<_> = others
-        .filter(|other| {
-            let computes = *other != Family::Matrix || product.half;
-            *other != family && computes && other.supported(adapter)
-        })
+        .filter(|other| *other != family && other.supported(adapter) && takes(other))
         .map(|other| format!("--kernels {other}"))
         .collect();
     let other = match others.is_empty() {
