@@ -1018,7 +1018,7 @@ fn data_tells_what_there_is() {
 /// Recall of class 3 after training on a set that has few of it.
 fn recall_of_the_rare(home: &Home, run: &str, flags: &str) -> f64 {
     home.good(&format!(
-        "train --data skewed --device cpu --model tiny --epochs 4 --lr 0.01 --batch-size 32 --out {run} {flags}"
+        "train --data skewed --device cpu --model tiny --epochs 6 --lr 0.01 --batch-size 32 --out {run} {flags}"
     ));
     let json: Value =
         serde_json::from_str(&home.good(&format!("eval {run} --device cpu --json"))).unwrap();

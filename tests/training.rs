@@ -1537,8 +1537,8 @@ fn what_is_unknown_in_run_json_is_passed_over() {
     let mut newer = good.clone();
     newer["augmentation"] = "flips".into();
     newer["device"]["cores"] = 8.into();
-    newer["device"]["family"] = "matrix".into();
-    newer["device"]["products"] = serde_json::json!([{"tile": {"matrix": {}}}, 3]);
+    newer["device"]["family"] = "systolic".into();
+    newer["device"]["products"] = serde_json::json!([{"tile": {"systolic": {}}}, 3]);
     write(&newer);
     let config = Run::open(run.folder()).unwrap().config().clone();
     assert_eq!(config.device.family, None);
