@@ -196,8 +196,8 @@ pub struct RecipeArgs {
     /// recipe's, else never]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub patience: Option<String>,
-    /// What activations are stored as: f32, or mixed (16 bits where that is enough: half the memory, and faster
-    /// on many GPUs) [default: the recipe's, else f32]
+    /// What activations are stored as: f32, or mixed (16 bits where that is enough, in half the memory)
+    /// [default: the recipe's, else f32]
     #[arg(long, value_name = "f32|mixed")]
     pub precision: Option<String>,
 }

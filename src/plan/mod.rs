@@ -241,7 +241,7 @@ impl Plan {
             && !adapter.shader_f16
         {
             return Err(Error::Usage(format!(
-                "expected an adapter whose shaders compute with 16-bit floats for mixed precision, found {}; use --precision f32, or another --device",
+                "expected an adapter whose shaders compute with 16-bit floats for mixed precision, found {}; use another --device (cpu always can), or train with --precision f32",
                 adapter.name
             )));
         }
