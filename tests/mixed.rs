@@ -165,9 +165,7 @@ fn an_overflow_skips_the_step_and_halves_the_scale() {
         assert_eq!(engine.parameters().unwrap(), before);
         let state = engine.optimizer_state().unwrap();
         assert!(state.iter().flatten().all(|value| *value == 0.0));
-        // Of four steps the first overflows, the others train, the last lets the scale grow.
-        engine.set_loss_scale([largest, 0.0, 0.0]).unwrap();
-        train(&mut engine, &[step(0)]);
+        // Steps that do not overflow train, and the last of so many in a row lets the scale grow.
         engine
             .set_loss_scale([1024.0, INTERVAL - 3.0, 1.0])
             .unwrap();
