@@ -10,9 +10,9 @@ pub fn round_to_half<T: Float>(value: T) -> T {
     f16::from_f64(wide).to_f32().into()
 }
 
-/// `x`, rounded to halves.
+/// `x`; what is written is rounded as every half is.
 pub fn to_half<T: Float>(x: &[T]) -> Vec<T> {
-    x.iter().map(|&x| round_to_half(x)).collect()
+    x.to_vec()
 }
 
 /// `x`: every half is a float.
@@ -20,7 +20,7 @@ pub fn to_float<T: Float>(x: &[T]) -> Vec<T> {
     x.to_vec()
 }
 
-/// `x · scale`; what is written is rounded as every half is.
+/// `x · scale`, to be rounded likewise.
 pub fn scale_to_half<T: Float>(x: &[T], scale: T) -> Vec<T> {
     x.iter().map(|&x| x * scale).collect()
 }

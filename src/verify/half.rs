@@ -7,10 +7,13 @@ use crate::kernels::half::{INTERVAL, SCALES};
 use crate::kernels::{Step, half, muon, optimizer};
 use crate::model::recipe::Optimizer;
 
-/// Every case that needs no halves.
+/// Every case; in halves, which is what most of them are about, they come with all the others.
 pub fn cases() -> Vec<Case> {
-    let mut cases = vec![unscale_case(200).nonfinite()];
-    cases.extend([1, 63, 1000].map(unscale_case));
+    let mut cases = Vec::new();
+    for kind in [to_half_case, to_float_case, scale_case, unscale_case] {
+        cases.extend([1, 63, 1000].map(kind));
+        cases.push(kind(200).nonfinite());
+    }
     let [smallest, largest] = SCALES;
     for (norm, scale, good) in [
         (3.0, 65_536.0, 7.0),
@@ -43,16 +46,6 @@ pub fn cases() -> Vec<Case> {
     cases.extend(rules.map(|rule| skipped_update_case(200, rule)));
     cases.push(skipped_muon_case(200));
     cases
-}
-
-/// Those that make sense in halves alone.
-pub fn conversions() -> Vec<Case> {
-    let kinds = [to_half_case, to_float_case, scale_case];
-    let cases = kinds.into_iter().flat_map(|kind| {
-        let sizes = [1, 63, 1000].map(kind);
-        sizes.into_iter().chain([kind(200).nonfinite()])
-    });
-    cases.collect()
 }
 
 fn to_half_case(n: usize) -> Case {

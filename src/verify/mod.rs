@@ -63,7 +63,7 @@ fn in_halves(adapter: &AdapterReport) -> Vec<Case> {
     cases.extend(nonfinite::cases(adapter));
     cases.extend(elementwise::cases());
     cases.extend(elementwise::nonfinite_cases());
-    cases.extend(half::conversions());
+    cases.extend(half::cases());
     cases.into_iter().filter_map(Case::in_halves).collect()
 }
 
