@@ -137,7 +137,7 @@ fn laid_over(base: Result<Definition>, settings: &[&(String, String)]) -> Result
 }
 
 /// The keys that have flags of their own, which take numbers and plain words.
-const FLAGS: [&str; 18] = [
+const FLAGS: [&str; 19] = [
     "epochs",
     "batch_size",
     "micro_batch",
@@ -156,6 +156,7 @@ const FLAGS: [&str; 18] = [
     "sampler",
     "views",
     "patience",
+    "precision",
 ];
 
 fn as_flag((key, value): &(String, String)) -> Vec<String> {

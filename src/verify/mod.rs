@@ -34,10 +34,22 @@ use crate::gpu::AdapterReport;
 use crate::kernels::KernelSpec;
 use std::collections::HashSet;
 
-/// Every case that `adapter` can run.
+/// Every case that `adapter` can run, and where it has halves those that store activations once more in them; of
+/// the products then without every tile: what is another in halves is what loads and stores, and that is the same in
+/// all tiles.
 pub fn cases(adapter: &AdapterReport) -> Vec<Case> {
+    let mut cases = with(products::cases(adapter), adapter);
+    if adapter.shader_f16 {
+        let again = with(products::layer_cases(adapter), adapter);
+        cases.extend(again.into_iter().filter_map(Case::in_halves));
+    }
+    cases
+}
+
+/// Some products' cases and those of everything else.
+fn with(products: Vec<Case>, adapter: &AdapterReport) -> Vec<Case> {
     let mut cases = cases::cases();
-    cases.extend(products::cases(adapter));
+    cases.extend(products);
     cases.extend(grouped::cases());
     cases.extend(nonfinite::cases(adapter));
     cases.extend(elementwise::cases());
@@ -48,23 +60,7 @@ pub fn cases(adapter: &AdapterReport) -> Vec<Case> {
     cases.extend(mixed::cases());
     cases.extend(mixed::nonfinite_cases());
     cases.extend(half::cases());
-    if adapter.shader_f16 {
-        cases.extend(in_halves(adapter));
-    }
     cases
-}
-
-/// Every case that stores activations once more in halves, those of the products without every tile: what is
-/// another in halves is what loads and stores, and that is the same in all tiles.
-fn in_halves(adapter: &AdapterReport) -> Vec<Case> {
-    let mut cases = cases::cases();
-    cases.extend(products::layer_cases(adapter));
-    cases.extend(grouped::cases());
-    cases.extend(nonfinite::cases(adapter));
-    cases.extend(elementwise::cases());
-    cases.extend(elementwise::nonfinite_cases());
-    cases.extend(half::cases());
-    cases.into_iter().filter_map(Case::in_halves).collect()
 }
 
 /// The kernels of [`cases`] and of the fingerprint, those that would share a pipeline once: what
