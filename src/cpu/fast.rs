@@ -12,6 +12,7 @@
 
 mod grouped;
 mod product;
+mod winograd;
 
 use super::im2col::pixel;
 use super::{Memory, add, batch, fast_activation};
@@ -247,19 +248,29 @@ fn convolve(
     let (input, output) = (g.input.elements(), g.output.elements());
     let cut = Cut::new(g, batch(x.len(), g.input));
     let columns = Columns::new(g, cut.block);
-    y.par_chunks_mut(cut.block * output)
-        .zip(x.par_chunks(cut.block * input))
-        .with_min_len(cut.task / cut.block)
-        .enumerate()
-        .for_each(|(block, (y, x))| {
-            scratch.columns.lend(|padded| {
-                product(columns.of(x, padded), weight, bias, y);
+    let winograd = winograd::suits(g);
+    scratch.panels.lend(|panels| {
+        let transformed = winograd.then(|| winograd::transform_weight(weight, g.input.channels, panels));
+        y.par_chunks_mut(cut.block * output)
+            .zip(x.par_chunks(cut.block * input))
+            .with_min_len(cut.task / cut.block)
+            .enumerate()
+            .for_each(|(block, (y, x))| {
+                match transformed {
+                    Some(weight) => winograd::convolve(g, x, weight, bias, y, scratch),
+                    None => scratch.columns.lend(|padded| {
+                        product(columns.of(x, padded), weight, bias, y);
+                    }),
+                }
+                let element = |i| forward_element(g, x, weight, bias, i);
+                if winograd {
+                    redo(y, 0, |y| !y.is_finite(), element);
+                } else if g.padded() {
+                    redo(y, 0, f32::is_nan, element);
+                }
+                finish(block * cut.block * output, y);
             });
-            if g.padded() {
-                redo_nan(y, 0, |i| forward_element(g, x, weight, bias, i));
-            }
-            finish(block * cut.block * output, y);
-        });
+    });
 }
 
 /// [`conv2d_backward_weight`](super::conv2d_backward_weight) into `gradient`.
@@ -274,7 +285,13 @@ fn conv2d_backward_weight(
     let samples = batch(x.len(), g.input);
     let cut = Cut::new(g, samples);
     let columns = Columns::new(g, cut.block);
-    let elements = gradient.len();
+    let winograd = winograd::suits(g);
+    let sums = if winograd {
+        16 * g.input.channels * g.output.channels
+    } else {
+        g.weight_elements()
+    };
+    let elements = sums + gradient.len() - g.weight_elements();
     scratch.partials.lend(|partials| {
         partials.resize(samples.div_ceil(cut.task) * elements, 0.0);
         partials
@@ -282,8 +299,17 @@ fn conv2d_backward_weight(
             .zip(x.par_chunks(cut.task * input))
             .zip(dy.par_chunks(cut.task * output))
             .for_each(|((partial, x), dy)| {
-                let (weight, bias) = partial.split_at_mut(g.weight_elements());
+                let (weight, bias) = partial.split_at_mut(sums);
                 bias.fill(0.0);
+                if winograd {
+                    winograd::sum_gradients(g, x, dy, weight, scratch);
+                    if g.bias {
+                        for dy in dy.chunks_exact(g.output.channels) {
+                            add(bias, dy);
+                        }
+                    }
+                    return;
+                }
                 let blocks = x
                     .chunks(cut.block * input)
                     .zip(dy.chunks(cut.block * output));
@@ -302,6 +328,32 @@ fn conv2d_backward_weight(
                     }
                 }
             });
+        if winograd {
+            let (first, rest) = partials.split_at_mut(elements);
+            first
+                .par_chunks_mut(ELEMENTS_PER_SUM)
+                .enumerate()
+                .for_each(|(chunk, sum)| {
+                    for partial in rest.chunks_exact(elements) {
+                        add(sum, &partial[chunk * ELEMENTS_PER_SUM..]);
+                    }
+                });
+            let (weight, bias) = gradient.split_at_mut(g.weight_elements());
+            winograd::gradient(g, &first[..sums], weight);
+            bias.copy_from_slice(&first[sums..]);
+            gradient
+                .par_chunks_mut(ELEMENTS_PER_SUM)
+                .enumerate()
+                .for_each(|(chunk, sum)| {
+                    redo(
+                        sum,
+                        chunk * ELEMENTS_PER_SUM,
+                        |v| !v.is_finite(),
+                        |i| weight_element(g, x, dy, i),
+                    );
+                });
+            return;
+        }
         gradient
             .par_chunks_mut(ELEMENTS_PER_SUM)
             .enumerate()
@@ -311,7 +363,7 @@ fn conv2d_backward_weight(
                     add(sum, &partial[chunk * ELEMENTS_PER_SUM..]);
                 }
                 if g.padded() {
-                    redo_nan(sum, chunk * ELEMENTS_PER_SUM, |i| {
+                    redo(sum, chunk * ELEMENTS_PER_SUM, f32::is_nan, |i| {
                         weight_element(g, x, dy, i)
                     });
                 }
@@ -398,16 +450,22 @@ impl<'a> Columns<'a> {
     }
 }
 
-/// Values that [`redo_nan`] looks at in one go.
+/// Values that [`redo`] looks at in one go.
 const FEW: usize = 64;
 
-/// Computes the NaNs of `values` anew; `element` is given their place, the first value's being `first`.
-fn redo_nan(values: &mut [f32], first: usize, element: impl Fn(usize) -> f32) {
+/// Computes those of `values` anew that are in `doubt`; `element` is given their place, the first value's
+/// being `first`.
+fn redo(
+    values: &mut [f32],
+    first: usize,
+    doubt: impl Fn(f32) -> bool,
+    element: impl Fn(usize) -> f32,
+) {
     // Looking at a few at a time takes no branch for each, and so vector instructions.
     for (chunk, values) in values.chunks_mut(FEW).enumerate() {
-        if values.iter().fold(false, |nan, value| nan | value.is_nan()) {
+        if values.iter().fold(false, |any, value| any | doubt(*value)) {
             for (i, value) in values.iter_mut().enumerate() {
-                if value.is_nan() {
+                if doubt(*value) {
                     *value = element(first + chunk * FEW + i);
                 }
             }

@@ -24,6 +24,9 @@ pub(super) struct Gathered<'a> {
 #[derive(Clone, Copy)]
 pub(super) struct Panels<'a> {
     values: &'a [f32],
+    /// Rows that are stored, and which of them are meant.
+    height: usize,
+    first: usize,
     depth: usize,
     columns: usize,
     /// Columns of a panel: two vectors; the last one may have one.
@@ -51,6 +54,8 @@ impl<'a> Panels<'a> {
         }
         Panels {
             values,
+            height: depth,
+            first: 0,
             depth,
             columns,
             width,
@@ -83,23 +88,56 @@ impl<'a> Panels<'a> {
         });
         Panels {
             values,
+            height: depth,
+            first: 0,
             depth,
             columns,
             width,
         }
     }
 
+    /// Panels of another `depth` in `values`, each of which `make` fills from one of these.
+    pub fn map(
+        self,
+        depth: usize,
+        values: &mut Vec<f32>,
+        make: impl Fn(&[f32], &mut [f32]) + Sync,
+    ) -> Panels<'_> {
+        values.resize(self.values.len() / self.height * depth, 0.0);
+        values
+            .par_chunks_mut(depth * self.width)
+            .zip(self.values.par_chunks(self.height * self.width))
+            .for_each(|(to, from)| make(from, to));
+        Panels {
+            values,
+            height: depth,
+            first: 0,
+            depth,
+            ..self
+        }
+    }
+
+    /// So many of the rows, from the `first` on.
+    pub fn part(self, first: usize, depth: usize) -> Self {
+        Panels {
+            first,
+            depth,
+            ..self
+        }
+    }
+
     /// Element (k, j).
     pub fn at(self, k: usize, j: usize) -> f32 {
-        let (first, most) = (j / self.width * self.width, self.values.len() / self.depth);
-        let width = self.width.min(most - first);
-        self.values[first * self.depth + k * width + j - first]
+        let first = j / self.width * self.width;
+        let width = self.width.min(self.values.len() / self.height - first);
+        self.values[first * self.height + (self.first + k) * width + j - first]
     }
 
     /// The rows of the panel that begins with column j and is V vectors wide.
     #[inline(always)]
     fn rows<S: Simd, const V: usize>(self, j: usize) -> &'a [[S::f32s; V]] {
-        let panel = &self.values[j * self.depth..][..V * S::F32_LANES * self.depth];
+        let width = V * S::F32_LANES;
+        let panel = &self.values[j * self.height + self.first * width..][..self.depth * width];
         S::as_simd_f32s(panel).0.as_chunks().0
     }
 }
