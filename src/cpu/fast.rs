@@ -155,6 +155,9 @@ fn run_product(spec: &KernelSpec, product: &Product, memory: &mut Memory<f32>, s
 /// Bytes that a kernel's faster function takes for itself at most.
 pub fn scratch_bytes(spec: &KernelSpec) -> u64 {
     match &spec.work {
+        Work::Product(p) if by_winograd(&p.geometry, p.pass) => {
+            winograd::scratch_bytes(&p.geometry, p.pass, p.batch)
+        }
         Work::Product(p) if p.pass == Pass::BackwardWeight => {
             let tasks = p.batch.div_ceil(Cut::new(&p.geometry, p.batch).task.max(1));
             4 * (tasks * p.result_elements()) as u64
@@ -170,6 +173,14 @@ pub fn scratch_bytes(spec: &KernelSpec) -> u64 {
             chunks: 1,
         } => grouped::weight_bytes(geometry, spec.view("dy").len),
         _ => 0,
+    }
+}
+
+/// Whether a pass of a layer is [`winograd`]'s.
+fn by_winograd(g: &Conv2d, pass: Pass) -> bool {
+    match pass {
+        Pass::Forward | Pass::BackwardWeight => winograd::suits(g),
+        Pass::BackwardInput => turned(g).is_some_and(|turned| winograd::suits(&turned)),
     }
 }
 
@@ -250,7 +261,7 @@ fn convolve(
     let columns = Columns::new(g, cut.block);
     let winograd = winograd::suits(g);
     scratch.panels.lend(|panels| {
-        let transformed = winograd.then(|| winograd::transform_weight(weight, g.input.channels, panels));
+        let transformed = winograd.then(|| winograd::transform_weight(weight, panels));
         y.par_chunks_mut(cut.block * output)
             .zip(x.par_chunks(cut.block * input))
             .with_min_len(cut.task / cut.block)
@@ -281,17 +292,24 @@ fn conv2d_backward_weight(
     gradient: &mut [f32],
     scratch: &Scratch,
 ) {
+    if winograd::suits(g) {
+        winograd::backward_weight(g, x, dy, gradient, scratch);
+        let chunks = gradient.par_chunks_mut(ELEMENTS_PER_SUM).enumerate();
+        return chunks.for_each(|(chunk, values)| {
+            let element = |i| weight_element(g, x, dy, i);
+            redo(
+                values,
+                chunk * ELEMENTS_PER_SUM,
+                |v| !v.is_finite(),
+                element,
+            );
+        });
+    }
     let (input, output) = (g.input.elements(), g.output.elements());
     let samples = batch(x.len(), g.input);
     let cut = Cut::new(g, samples);
     let columns = Columns::new(g, cut.block);
-    let winograd = winograd::suits(g);
-    let sums = if winograd {
-        16 * g.input.channels * g.output.channels
-    } else {
-        g.weight_elements()
-    };
-    let elements = sums + gradient.len() - g.weight_elements();
+    let elements = gradient.len();
     scratch.partials.lend(|partials| {
         partials.resize(samples.div_ceil(cut.task) * elements, 0.0);
         partials
@@ -299,17 +317,8 @@ fn conv2d_backward_weight(
             .zip(x.par_chunks(cut.task * input))
             .zip(dy.par_chunks(cut.task * output))
             .for_each(|((partial, x), dy)| {
-                let (weight, bias) = partial.split_at_mut(sums);
+                let (weight, bias) = partial.split_at_mut(g.weight_elements());
                 bias.fill(0.0);
-                if winograd {
-                    winograd::sum_gradients(g, x, dy, weight, scratch);
-                    if g.bias {
-                        for dy in dy.chunks_exact(g.output.channels) {
-                            add(bias, dy);
-                        }
-                    }
-                    return;
-                }
                 let blocks = x
                     .chunks(cut.block * input)
                     .zip(dy.chunks(cut.block * output));
@@ -328,32 +337,6 @@ fn conv2d_backward_weight(
                     }
                 }
             });
-        if winograd {
-            let (first, rest) = partials.split_at_mut(elements);
-            first
-                .par_chunks_mut(ELEMENTS_PER_SUM)
-                .enumerate()
-                .for_each(|(chunk, sum)| {
-                    for partial in rest.chunks_exact(elements) {
-                        add(sum, &partial[chunk * ELEMENTS_PER_SUM..]);
-                    }
-                });
-            let (weight, bias) = gradient.split_at_mut(g.weight_elements());
-            winograd::gradient(g, &first[..sums], weight);
-            bias.copy_from_slice(&first[sums..]);
-            gradient
-                .par_chunks_mut(ELEMENTS_PER_SUM)
-                .enumerate()
-                .for_each(|(chunk, sum)| {
-                    redo(
-                        sum,
-                        chunk * ELEMENTS_PER_SUM,
-                        |v| !v.is_finite(),
-                        |i| weight_element(g, x, dy, i),
-                    );
-                });
-            return;
-        }
         gradient
             .par_chunks_mut(ELEMENTS_PER_SUM)
             .enumerate()
@@ -566,7 +549,7 @@ fn conv2d_backward_input(
 
 /// The convolution of dy that gives dx, with the weight `[KH][KW][OC][C]` and the taps in the opposite
 /// order, where there is one that takes hardly more multiplications than the transposed product does,
-/// filling whole vectors with channels.
+/// filling whole vectors with channels, or far fewer.
 fn turned(g: &Conv2d) -> Option<Conv2d> {
     let c = g.input.channels;
     let many = 4 * g.input.positions() * c.next_multiple_of(16) > 5 * g.positions() * c;
@@ -574,16 +557,17 @@ fn turned(g: &Conv2d) -> Option<Conv2d> {
         let reach = (g.kernel[axis] - 1) * g.dilation[axis];
         reach.checked_sub(g.padding[axis])
     });
-    let ([Some(top), Some(left)], false) = (before, many || g.stride != [1, 1]) else {
+    let ([Some(top), Some(left)], [1, 1]) = (before, g.stride) else {
         return None;
     };
-    Some(Conv2d {
+    let turned = Conv2d {
         input: g.output,
         output: g.input,
         padding: [top, left],
         bias: false,
         ..*g
-    })
+    };
+    (!many || winograd::suits(&turned)).then_some(turned)
 }
 
 /// [`col2im`](super::col2im) into dx.

@@ -41,16 +41,37 @@ impl<'a> Panels<'a> {
 
     /// The same for vectors of so many numbers.
     fn pack_for(lanes: usize, matrix: &[f32], columns: usize, values: &'a mut Vec<f32>) -> Self {
-        let (depth, width) = (matrix.len() / columns, 2 * lanes);
+        let (depth, all) = (matrix.len() / columns, columns);
+        Panels::fill_for(lanes, [depth, columns], values, |columns, values| {
+            let width = values.len() / depth;
+            let rows = values.chunks_exact_mut(width);
+            for (values, row) in rows.zip(matrix.chunks_exact(all)) {
+                values[..columns.len()].copy_from_slice(&row[columns.clone()]);
+                values[columns.len()..].fill(0.0);
+            }
+        })
+    }
+
+    /// A matrix `[depth, columns]` in `values`, of which `fill` is given each panel with its columns.
+    pub fn fill(
+        [depth, columns]: [usize; 2],
+        values: &'a mut Vec<f32>,
+        fill: impl FnMut(Range<usize>, &mut [f32]),
+    ) -> Self {
+        Panels::fill_for(lanes(), [depth, columns], values, fill)
+    }
+
+    fn fill_for(
+        lanes: usize,
+        [depth, columns]: [usize; 2],
+        values: &'a mut Vec<f32>,
+        mut fill: impl FnMut(Range<usize>, &mut [f32]),
+    ) -> Self {
+        let width = 2 * lanes;
         values.resize(depth * columns.next_multiple_of(lanes), 0.0);
         for (panel, values) in values.chunks_mut(depth * width).enumerate() {
-            let (first, width) = (panel * width, values.len() / depth);
-            let some = width.min(columns - first);
-            let rows = values.chunks_exact_mut(width);
-            for (values, row) in rows.zip(matrix.chunks_exact(columns)) {
-                values[..some].copy_from_slice(&row[first..][..some]);
-                values[some..].fill(0.0);
-            }
+            let first = panel * width;
+            fill(first..columns.min(first + width), values);
         }
         Panels {
             values,
@@ -96,22 +117,22 @@ impl<'a> Panels<'a> {
         }
     }
 
-    /// Panels of another `depth` in `values`, each of which `make` fills from one of these.
+    /// Panels with `to` rows in place of every `from`, in `values`, each of which `make` fills from one of these.
     pub fn map(
         self,
-        depth: usize,
+        [from, to]: [usize; 2],
         values: &mut Vec<f32>,
         make: impl Fn(&[f32], &mut [f32]) + Sync,
     ) -> Panels<'_> {
-        values.resize(self.values.len() / self.height * depth, 0.0);
+        let depth = self.depth / from * to;
+        values.resize(self.values.len() / from * to, 0.0);
         values
             .par_chunks_mut(depth * self.width)
-            .zip(self.values.par_chunks(self.height * self.width))
+            .zip(self.values.par_chunks(self.depth * self.width))
             .for_each(|(to, from)| make(from, to));
         Panels {
             values,
             height: depth,
-            first: 0,
             depth,
             ..self
         }
