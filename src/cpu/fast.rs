@@ -886,6 +886,25 @@ mod tests {
         Conv2d::dilated(input, 4, [3, 3], stride, padding, dilation).unwrap()
     }
 
+    /// Some that Winograd's convolution suits in every pass: odd sizes, rest of a vector, padding of all kinds.
+    fn by_tiles() -> Vec<Conv2d> {
+        let conv = |[h, w]: [usize; 2], c, oc, padding| {
+            let input = Shape::new(h, w, c);
+            Conv2d::dilated(input, oc, [3, 3], [1, 1], padding, [1, 1]).unwrap()
+        };
+        let all = vec![
+            conv([6, 8], 40, 32, [[1, 1], [1, 1]]),
+            conv([7, 9], 72, 48, [[1, 1], [1, 1]]).without_bias(),
+            conv([8, 14], 24, 64, [[0, 0], [0, 0]]),
+            conv([9, 11], 48, 72, [[0, 2], [2, 1]]),
+            conv([6, 6], 33, 47, [[2, 2], [2, 2]]).without_bias(),
+        ];
+        for pass in [Pass::Forward, Pass::BackwardWeight, Pass::BackwardInput] {
+            assert!(all.iter().all(|g| by_winograd(g, pass)));
+        }
+        all
+    }
+
     #[test]
     fn convolutions_of_any_geometry_agree_with_the_oracle_in_f64() {
         let (scratch, count) = (Scratch::default(), 70);
@@ -904,7 +923,10 @@ mod tests {
             Conv2d::new(Shape::new(9, 8, 16), 37, [3, 3], [1, 1], [1, 1]).unwrap(),
             Conv2d::new(Shape::new(3, 4, 33), 16, [3, 5], [1, 1], [1, 3]).unwrap(),
             Conv2d::new(Shape::new(4, 5, 40), 70, [3, 2], [1, 1], [1, 0]).unwrap(),
-        ] {
+        ]
+        .into_iter()
+        .chain(by_tiles())
+        {
             let x = noise_f32(1, count * g.input.elements());
             let parameters = noise_f32(2, g.parameter_elements());
             let dy = noise_f32(3, count * g.output.elements());
@@ -959,7 +981,10 @@ mod tests {
             dilated([[3, 0], [1, 4]], [2, 1], [2, 3]).without_bias(),
             Conv2d::new(Shape::new(5, 4, 16), 7, [3, 3], [1, 1], [1, 1]).unwrap(),
             Conv2d::new(Shape::new(4, 3, 40), 70, [2, 3], [1, 1], [0, 1]).unwrap(),
-        ] {
+        ]
+        .into_iter()
+        .chain(by_tiles())
+        {
             let x = noise_f32(1, count * g.input.elements());
             let parameters = noise_f32(2, g.parameter_elements());
             let dy = noise_f32(3, count * g.output.elements());
@@ -1004,6 +1029,39 @@ mod tests {
     }
 
     #[test]
+    fn sums_are_finite_where_only_the_transforms_overflow() {
+        let scratch = Scratch::default();
+        // Neighbours of opposite sign: no sum of them is too large, but differences across two pixels are.
+        let huge = |shape: Shape| {
+            let signs = (0..2 * shape.elements()).map(|i| i / shape.channels % 4 < 2);
+            let values: Vec<f32> = signs.map(|s| if s { 3e38 } else { -3e38 }).collect();
+            values
+        };
+        for g in by_tiles() {
+            let small = |seed, len| -> Vec<f32> {
+                let values = noise_f32(seed, len).into_iter();
+                values.map(|v| 1e-6 * v).collect()
+            };
+            let parameters = small(2, g.parameter_elements());
+            let (x, dy) = (huge(g.input), small(3, 2 * g.output.elements()));
+            let mut y = vec![0.0; dy.len()];
+            conv2d_forward(&g, false, &x, &parameters, &mut y, &scratch);
+            let expected = cpu::conv2d_forward(&g, false, &wide(&x), &wide(&parameters));
+            assert_close(&y, &expected);
+            let mut gradient = vec![0.0; parameters.len()];
+            conv2d_backward_weight(&g, &x, &dy, &mut gradient, &scratch);
+            assert_close(
+                &gradient,
+                &cpu::conv2d_backward_weight(&g, &wide(&x), &wide(&dy)),
+            );
+            let (dy, mut dx) = (huge(g.output), vec![0.0; x.len()]);
+            conv2d_backward_input(&g, &dy, &parameters, None, &mut dx, &scratch);
+            let expected = cpu::conv2d_backward_input(&g, &wide(&dy), &wide(&parameters));
+            assert_close(&dx, &expected);
+        }
+    }
+
+    #[test]
     fn pooling_and_the_mask_give_the_bits_of_the_oracle() {
         for (kernel, stride) in [([2, 2], [2, 2]), ([3, 2], [3, 4]), ([1, 3], [2, 3])] {
             let p = Pool2d::new(Shape::new(9, 7, 21), kernel, stride).unwrap();
@@ -1042,14 +1100,75 @@ mod tests {
         floats.flatten().map(|v| v.to_bits()).collect()
     }
 
+    /// Runs on so many threads.
+    fn on<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> T {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+        pool.build().unwrap().install(work)
+    }
+
     #[test]
     fn the_bits_do_not_depend_on_the_number_of_threads() {
         for (model, rule) in models().iter().zip(RULES) {
+            let with_threads = |threads| on(threads, || bits(model, rule));
+            assert_eq!(with_threads(1), with_threads(3));
+        }
+        // Samples enough for several tasks of Winograd's.
+        for g in by_tiles() {
+            let x = noise_f32(1, 90 * g.input.elements());
+            let parameters = noise_f32(2, g.parameter_elements());
+            let dy = noise_f32(3, 90 * g.output.elements());
             let with_threads = |threads| {
-                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
-                pool.build().unwrap().install(|| bits(model, rule))
+                on(threads, || {
+                    let scratch = Scratch::default();
+                    let (mut y, mut dx) = (dy.clone(), x.clone());
+                    let mut gradient = parameters.clone();
+                    conv2d_forward(&g, true, &x, &parameters, &mut y, &scratch);
+                    conv2d_backward_weight(&g, &x, &dy, &mut gradient, &scratch);
+                    conv2d_backward_input(&g, &dy, &parameters, Some(&x), &mut dx, &scratch);
+                    let all = [y, gradient, dx].concat();
+                    all.iter().map(|v| v.to_bits()).collect::<Vec<_>>()
+                })
             };
             assert_eq!(with_threads(1), with_threads(3));
+        }
+    }
+
+    #[test]
+    fn winograd_takes_no_more_memory_than_is_said() {
+        for g in by_tiles() {
+            let x = noise_f32(1, 90 * g.input.elements());
+            let parameters = noise_f32(2, g.parameter_elements());
+            let dy = noise_f32(3, 90 * g.output.elements());
+            for pass in [Pass::Forward, Pass::BackwardWeight, Pass::BackwardInput] {
+                on(1, || {
+                    let (scratch, mut y, mut dx) = (Scratch::default(), dy.clone(), x.clone());
+                    let mut gradient = parameters.clone();
+                    match pass {
+                        Pass::Forward => {
+                            conv2d_forward(&g, true, &x, &parameters, &mut y, &scratch)
+                        }
+                        Pass::BackwardWeight => {
+                            conv2d_backward_weight(&g, &x, &dy, &mut gradient, &scratch)
+                        }
+                        Pass::BackwardInput => {
+                            conv2d_backward_input(&g, &dy, &parameters, None, &mut dx, &scratch)
+                        }
+                    }
+                    let buffers = [&scratch.columns, &scratch.panels, &scratch.partials];
+                    let floats: usize = buffers
+                        .iter()
+                        .flat_map(|buffers| {
+                            let buffers = buffers.0.lock().unwrap();
+                            buffers.iter().map(Vec::len).collect::<Vec<_>>()
+                        })
+                        .sum();
+                    let (taken, said) = (4 * floats as u64, winograd::scratch_bytes(&g, pass, 90));
+                    assert!(
+                        taken <= said && said <= 2 * taken,
+                        "{g:?}: {taken} of {said}"
+                    );
+                });
+            }
         }
     }
 }

@@ -13,23 +13,25 @@
 //!      0  1  0 −1        0  0  1
 //! ```
 //!
-//! Summed over channels each of the 16 places of ⊙ is a product of matrices, `[tiles, C]·[C, OC]`. The weight's
+//! Summed over channels, each of the 16 places of ⊙ is a product of matrices, `[tiles, C]·[C, OC]`. The weight's
 //! gradient is that of this formula, `Gᵀ·[Σ (Bᵀ·d·B) ⊙ (A·dy·Aᵀ)]·G` with products `[C, tiles]·[tiles, OC]`;
 //! the input's is a convolution of dy.
 //!
-//! Tiles are transformed a block at a time into `[16][tiles][channels]`, which a core's cache holds, in vectors
-//! of channels. What a tile sees beyond the image is 0, and what it has too many is not written. An
-//! infinity, or a sum that overflows, spoils a whole tile: the caller sums anew what is not finite.
+//! Tiles are transformed a block at a time into 16 matrices `[tiles, channels]`, which a core's cache holds. What
+//! a tile sees beyond the image is 0, and what it has too many is not written. An infinity, or a sum that
+//! overflows, spoils a whole tile: the caller sums anew what is not finite.
+
+mod transform;
 
 use super::product::{Gathered, Panels, product, product_transposed};
 use super::{ELEMENTS_PER_SUM, Scratch, TASKS};
 use crate::cpu::{add, batch};
 use crate::kernels::conv2d::Pass;
-use crate::model::{Conv2d, Shape};
-use pulp::{Arch, Simd, WithSimd};
+use crate::model::Conv2d;
 use rayon::prelude::*;
 use std::array::from_fn;
 use std::ops::Range;
+use transform::{Gradients, Outputs, Pixels, Stacked, Taps, Weight, outputs, pixels, transform};
 
 /// Tiles of a block.
 const TILES: usize = 64;
@@ -67,24 +69,28 @@ fn tiles(g: &Conv2d) -> usize {
 
 /// Bytes that a pass takes for itself at most.
 pub(super) fn scratch_bytes(g: &Conv2d, pass: Pass, samples: usize) -> u64 {
-    let (c, oc) = (g.input.channels, g.output.channels);
+    let [c, oc] = [g.input, g.output].map(|shape| shape.channels.next_multiple_of(LINE));
     let (kept, tasks, tiles) = match pass {
+        // The weight in panels, and its transform.
+        Pass::Forward | Pass::BackwardInput => ((9 + 16) * c * oc, samples, TILES),
         Pass::BackwardWeight => {
             let tasks = samples.div_ceil(samples_of_a_task(g, samples));
             (tasks * sums(g), tasks, TERMS)
         }
-        Pass::Forward | Pass::BackwardInput => (16 * c * oc, samples, TILES),
     };
-    let blocks = rayon::current_num_threads().min(tasks);
-    4 * (kept + blocks * 16 * tiles * (c + oc)) as u64
+    let blocks = rayon::current_num_threads().min(tasks) * 16 * (tiles + 1) * (c + oc);
+    4 * (kept + blocks + 2 * LINE) as u64
 }
 
 /// The 16 matrices `G·g·Gᵀ` of a weight, both in panels.
 pub(super) fn transform_weight<'a>(weight: Panels, values: &'a mut Vec<f32>) -> Panels<'a> {
     weight.map([9, 16], values, |from, to| {
         let len = from.len() / 9;
-        let (from, to) = ((from, flat(len)), (to, flat(len)));
-        transform(Weight, 0..1, len, from, to);
+        let (from, to) = (
+            (from, Stacked::new(len, 0, 0)),
+            (to, Stacked::new(len, 0, 0)),
+        );
+        transform::<Weight, 3, 4>(0..1, len, from, to);
     })
 }
 
@@ -108,12 +114,8 @@ pub(super) fn convolve(
                 product(*v, weight.part(k * c, c), bias, m);
             }
             let first = block.start;
-            let from = Stacked {
-                pitch,
-                first,
-                step: oc,
-            };
-            transform(Outputs, block, oc, (m, from), (y, outputs(g)));
+            let from = Stacked::new(pitch, first, oc);
+            transform::<Outputs, 4, 2>(block, oc, (m, from), (y, outputs(g)));
         });
     });
 }
@@ -163,15 +165,8 @@ fn sum_tiles(g: &Conv2d, x: &[f32], dy: &[f32], sums: &mut [f32], scratch: &Scra
                 let pitch = panel.len() / 16;
                 let width = pitch / height;
                 let from = (&dy[columns.start..], outputs(g));
-                let to = (
-                    &mut *panel,
-                    Stacked {
-                        pitch,
-                        first,
-                        step: width,
-                    },
-                );
-                transform(Gradients, block.clone(), columns.len(), from, to);
+                let to = (&mut *panel, Stacked::new(pitch, first, width));
+                transform::<Gradients, 2, 4>(block.clone(), columns.len(), from, to);
                 // In the middle lies what the four of a tile add up to.
                 let rows = panel[MIDDLE * pitch..][..some * width].chunks_exact(width);
                 rows.for_each(|row| add(&mut bias[columns.clone()], row));
@@ -211,8 +206,11 @@ fn join(g: &Conv2d, partials: &[f32], gradient: &mut [f32], scratch: &Scratch) {
             for (k, sums) in sums.chunks_exact_mut(len).enumerate() {
                 partials().for_each(|partial| add(sums, &partial[k * matrix + first..]));
             }
-            let (from, to) = ((&*sums, flat(len)), (&mut *weight, flat(len)));
-            transform(Taps, 0..1, len, from, to);
+            let (from, to) = (
+                (&*sums, Stacked::new(len, 0, 0)),
+                (&mut *weight, Stacked::new(len, 0, 0)),
+            );
+            transform::<Taps, 4, 3>(0..1, len, from, to);
             for (tap, weight) in taps.into_iter().zip(weight.chunks_exact(len)) {
                 tap.copy_from_slice(weight);
             }
@@ -236,15 +234,8 @@ fn for_each_block(
         for first in (0..all).step_by(size) {
             let block = first..all.min(first + size);
             let from = (x, pixels(g));
-            let to = (
-                &mut *v,
-                Stacked {
-                    pitch,
-                    first,
-                    step: c,
-                },
-            );
-            transform(Pixels, block.clone(), c, from, to);
+            let to = (&mut *v, Stacked::new(pitch, first, c));
+            transform::<Pixels, 4, 4>(block.clone(), c, from, to);
             let matrices = from_fn(|k| Gathered {
                 values: &v[k * pitch..],
                 rows: &rows[..block.len()],
@@ -261,242 +252,4 @@ fn aligned(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
     buffer.resize(len + LINE, 0.0);
     let first = buffer.as_ptr().align_offset(size_of::<[f32; LINE]>());
     &mut buffer[first.min(LINE)..][..len]
-}
-
-/// Where the A×A rows of channels begin that belong to a tile; those outside the image do not.
-trait Places {
-    fn of<const A: usize>(&self, tile: usize) -> [[Option<usize>; A]; A];
-}
-
-/// Rows of matrices that begin a `pitch` apart, of which the `first` tile has the first ones.
-struct Stacked {
-    pitch: usize,
-    first: usize,
-    step: usize,
-}
-
-impl Places for Stacked {
-    #[inline(always)]
-    fn of<const A: usize>(&self, tile: usize) -> [[Option<usize>; A]; A] {
-        let mut places = [[None; A]; A];
-        for i in 0..A {
-            for j in 0..A {
-                places[i][j] = Some((i * A + j) * self.pitch + (tile - self.first) * self.step);
-            }
-        }
-        places
-    }
-}
-
-/// Pixels of images, from so many rows and columns before the outputs of a tile.
-struct Image {
-    shape: Shape,
-    before: [usize; 2],
-    tiles: [usize; 2],
-}
-
-impl Places for Image {
-    #[inline(always)]
-    fn of<const A: usize>(&self, tile: usize) -> [[Option<usize>; A]; A] {
-        let (shape, [_, across]) = (self.shape, self.tiles);
-        let all = self.tiles[0] * across;
-        let (n, tile) = (tile / all, tile % all);
-        let top = (2 * (tile / across)).wrapping_sub(self.before[0]);
-        let left = (2 * (tile % across)).wrapping_sub(self.before[1]);
-        let mut places = [[None; A]; A];
-        for i in 0..A {
-            for j in 0..A {
-                let (h, w) = (top.wrapping_add(i), left.wrapping_add(j));
-                if h < shape.height && w < shape.width {
-                    let pixel = (n * shape.height + h) * shape.width + w;
-                    places[i][j] = Some(pixel * shape.channels);
-                }
-            }
-        }
-        places
-    }
-}
-
-fn pixels(g: &Conv2d) -> Image {
-    Image {
-        shape: g.input,
-        before: g.padding,
-        tiles: [g.output.height, g.output.width].map(|n| n.div_ceil(2)),
-    }
-}
-
-fn outputs(g: &Conv2d) -> Image {
-    Image {
-        shape: g.output,
-        before: [0, 0],
-        ..pixels(g)
-    }
-}
-
-fn flat(pitch: usize) -> Stacked {
-    Stacked {
-        pitch,
-        first: 0,
-        step: 0,
-    }
-}
-
-/// A matrix that A numbers are multiplied with.
-trait Matrix<const A: usize, const B: usize> {
-    fn times<S: Simd>(simd: S, x: [S::f32s; A]) -> [S::f32s; B];
-}
-
-/// `Bᵀ`, `G`, `Aᵀ`, `A` and `Gᵀ`.
-struct Pixels;
-struct Weight;
-struct Outputs;
-struct Gradients;
-struct Taps;
-
-impl Matrix<4, 4> for Pixels {
-    #[inline(always)]
-    fn times<S: Simd>(simd: S, [d0, d1, d2, d3]: [S::f32s; 4]) -> [S::f32s; 4] {
-        let (outer, sum) = (simd.sub_f32s(d0, d2), simd.add_f32s(d1, d2));
-        [outer, sum, simd.sub_f32s(d2, d1), simd.sub_f32s(d1, d3)]
-    }
-}
-
-impl Matrix<3, 4> for Weight {
-    #[inline(always)]
-    fn times<S: Simd>(simd: S, [g0, g1, g2]: [S::f32s; 3]) -> [S::f32s; 4] {
-        let (half, outer) = (simd.splat_f32s(0.5), simd.add_f32s(g0, g2));
-        let [sum, difference] = [simd.add_f32s(outer, g1), simd.sub_f32s(outer, g1)];
-        [
-            g0,
-            simd.mul_f32s(half, sum),
-            simd.mul_f32s(half, difference),
-            g2,
-        ]
-    }
-}
-
-impl Matrix<4, 2> for Outputs {
-    #[inline(always)]
-    fn times<S: Simd>(simd: S, [m0, m1, m2, m3]: [S::f32s; 4]) -> [S::f32s; 2] {
-        let (sum, difference) = (simd.add_f32s(m1, m2), simd.sub_f32s(m1, m2));
-        [simd.add_f32s(m0, sum), simd.sub_f32s(difference, m3)]
-    }
-}
-
-impl Matrix<2, 4> for Gradients {
-    #[inline(always)]
-    fn times<S: Simd>(simd: S, [dy0, dy1]: [S::f32s; 2]) -> [S::f32s; 4] {
-        let (sum, difference) = (simd.add_f32s(dy0, dy1), simd.sub_f32s(dy0, dy1));
-        [dy0, sum, difference, simd.neg_f32s(dy1)]
-    }
-}
-
-impl Matrix<4, 3> for Taps {
-    #[inline(always)]
-    fn times<S: Simd>(simd: S, [u0, u1, u2, u3]: [S::f32s; 4]) -> [S::f32s; 3] {
-        let half = simd.splat_f32s(0.5);
-        let sum = simd.mul_f32s(half, simd.add_f32s(u1, u2));
-        let difference = simd.mul_f32s(half, simd.sub_f32s(u1, u2));
-        [simd.add_f32s(u0, sum), difference, simd.add_f32s(sum, u3)]
-    }
-}
-
-/// `X·d·Xᵀ` for each of the tiles and so many channels, from where its rows are in one tensor to where
-/// they are in the other.
-fn transform<X: Matrix<A, B>, const A: usize, const B: usize>(
-    matrix: X,
-    tiles: Range<usize>,
-    channels: usize,
-    (source, from): (&[f32], impl Places),
-    (target, to): (&mut [f32], impl Places),
-) {
-    Arch::new().dispatch(Transform {
-        matrix,
-        tiles,
-        zeros: vec![0.0; channels],
-        source,
-        from,
-        target,
-        to,
-    });
-}
-
-struct Transform<'a, const A: usize, const B: usize, X, F, T> {
-    #[expect(dead_code)]
-    matrix: X,
-    tiles: Range<usize>,
-    /// A row outside the image.
-    zeros: Vec<f32>,
-    source: &'a [f32],
-    from: F,
-    target: &'a mut [f32],
-    to: T,
-}
-
-impl<const A: usize, const B: usize, X, F, T> WithSimd for Transform<'_, A, B, X, F, T>
-where
-    X: Matrix<A, B>,
-    F: Places,
-    T: Places,
-{
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let (channels, zero) = (self.zeros.len(), simd.splat_f32s(0.0));
-        for tile in self.tiles {
-            let (from, to) = (self.from.of::<A>(tile), self.to.of::<B>(tile));
-            let mut rows = [[&*self.zeros; A]; A];
-            for i in 0..A {
-                for j in 0..A {
-                    if let Some(first) = from[i][j] {
-                        rows[i][j] = &self.source[first..][..channels];
-                    }
-                }
-            }
-            for first in (0..channels).step_by(S::F32_LANES) {
-                let some = S::F32_LANES.min(channels - first);
-                // Each with its axes exchanged, so that a column is at hand.
-                let (mut d, mut xd, mut y) = ([[zero; A]; A], [[zero; A]; B], [[zero; B]; B]);
-                for i in 0..A {
-                    for j in 0..A {
-                        d[j][i] = load(simd, &rows[i][j][first..][..some]);
-                    }
-                }
-                for j in 0..A {
-                    let column = X::times(simd, d[j]);
-                    for i in 0..B {
-                        xd[i][j] = column[i];
-                    }
-                }
-                for i in 0..B {
-                    y[i] = X::times(simd, xd[i]);
-                }
-                for i in 0..B {
-                    for j in 0..B {
-                        if let Some(at) = to[i][j] {
-                            store(simd, &mut self.target[at + first..][..some], y[i][j]);
-                        }
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// A vector, or what is left of a row.
-#[inline(always)]
-fn load<S: Simd>(simd: S, part: &[f32]) -> S::f32s {
-    match S::as_simd_f32s(part) {
-        ([whole], _) => *whole,
-        (_, part) => simd.partial_load_f32s(part),
-    }
-}
-
-#[inline(always)]
-fn store<S: Simd>(simd: S, part: &mut [f32], value: S::f32s) {
-    match S::as_mut_simd_f32s(part) {
-        ([whole], _) => *whole = value,
-        (_, part) => simd.partial_store_f32s(part, value),
-    }
 }
