@@ -4,6 +4,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use std::net::IpAddr;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::str::FromStr;
 use wgrad::data::{Invert, Request};
@@ -706,6 +707,9 @@ pub struct VerifyArgs {
     /// and the fixed cases]
     #[arg(long, value_name = "N", conflicts_with = "random")]
     pub only: Option<usize>,
+    /// Run each kernel's first case and every Nth after it, for drivers that take long to compile
+    #[arg(long, value_name = "N", default_value = "1", conflicts_with = "only")]
+    pub every: NonZeroUsize,
     /// Also write the WGSL of every matrix product as rendered for the adapter, one file per kernel,
     /// into this folder [default: not written]
     #[arg(long, value_name = "DIR")]

@@ -481,7 +481,11 @@ impl Product {
             return 1;
         }
         let [m, n, k] = self.dimensions();
-        let fewest = if m * n < WANTED_SUMS { FEWEST_SPLITS } else { 1 };
+        let fewest = if m * n < WANTED_SUMS {
+            FEWEST_SPLITS
+        } else {
+            1
+        };
         (WANTED_SUMS / (m * n))
             .max(fewest)
             .min(k / SHORTEST_SUM)
