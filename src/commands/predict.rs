@@ -99,13 +99,13 @@ pub fn run(args: &PredictArgs) -> Result<()> {
             "expected pictures (JPEG, PNG, WebP, BMP, TIFF or GIF) in the folder, found no file; give another one",
         ));
     }
-    let device = Device::open(&args.device)?;
+    let device = Device::open(args.device.requested())?;
     // As many as a training step takes fit, the backward pass aside.
     let batch = config.recipe.step_batch().min(sources.len()).max(1);
     let mut predictor = {
         let _pulse = device.gpu().map(Pulse::compiling);
         let gpu = device.gpu().cloned();
-        Predictor::new(&run, args.weights, gpu, args.views, batch)?
+        Predictor::new(&run, args.weights.which, gpu, args.views, batch)?
     };
     let mut how = *predictor.reading();
     how.invert = args.invert;
@@ -273,7 +273,7 @@ impl<'a> Output<'a> {
     }
 
     fn begin(&mut self, run: &Run, device: &Device, predictor: &Predictor) -> Result<()> {
-        let weights = self.args.weights.to_string();
+        let weights = self.args.weights.which.to_string();
         if self.args.json {
             self.report = json!({
                 "run": run.folder().display().to_string(),
