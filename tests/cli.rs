@@ -449,6 +449,7 @@ fn several_seeds_have_a_mean_and_a_deviation() {
     bench.bad(&wild, 1, &["diverged"]);
     let begun = [1, 2].map(|seed| bench.path(&format!("wild/seed-{seed}/run.json")).exists());
     assert_eq!(begun, [true; 2]);
+    bench.bad("eval wild", 1, &["several seeds", "wild/seed-1"]);
     let page = fs::read_to_string(bench.path("wild/seed-2/report.html")).unwrap();
     assert!(page.contains("ended early: training diverged"), "{page}");
     assert!(record("wild")["mean"].is_null());
