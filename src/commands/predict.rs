@@ -100,8 +100,10 @@ pub fn run(args: &PredictArgs) -> Result<()> {
         ));
     }
     let device = Device::open(args.device.requested())?;
-    // As many as a training step takes fit, the backward pass aside.
-    let batch = config.recipe.step_batch().min(sources.len()).max(1);
+    // As many as a training step takes fit, the backward pass aside. More than are decoded at a time would be
+    // waited for.
+    let batch = config.recipe.step_batch().min(PICTURES);
+    let batch = batch.min(sources.len()).max(1);
     let mut predictor = {
         let _pulse = device.gpu().map(Pulse::compiling);
         let gpu = device.gpu().cloned();
