@@ -375,7 +375,10 @@ fn what_cannot_be_read_is_listed_at_the_end() {
     fs::write(bench.path("pictures/notes.txt"), "no picture").unwrap();
     fs::write(bench.path("pictures/.hidden.png"), "no picture").unwrap();
     let out = bench.good(&["predict", "run", "pictures", "--device", "cpu"]);
-    assert!(out.contains("skipped   1 files"), "{out}");
+    assert!(
+        out.contains("skipped   1 file that is no picture\n"),
+        "{out}"
+    );
     fs::write(bench.path("pictures/x.png"), "no picture").unwrap();
     let (_, err) = bench.bad(&["predict", "run", "pictures", "--device", "cpu"], 1);
     assert!(

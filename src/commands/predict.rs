@@ -27,7 +27,7 @@ const LARGEST: u64 = 1 << 30;
 /// How many files that cannot be read a line lists.
 const LISTED: usize = 100;
 
-/// Names of files are padded to this width at most.
+/// Names of files and classes are padded to this width at most.
 const NAME: usize = 48;
 
 /// Where a picture comes from.
@@ -267,7 +267,7 @@ impl<'a> Output<'a> {
             top: args.top.min(config.model.classes),
             widths: [
                 file.clamp(7, NAME),
-                widest(&mut names.iter().map(|name| display_width(name))).max(5),
+                widest(&mut names.iter().map(|name| display_width(name))).clamp(5, NAME),
             ],
             report: json!({}),
             answers: Vec::new(),
@@ -404,10 +404,13 @@ impl<'a> Output<'a> {
             ))?;
         }
         if *others > 0 {
-            say_wrapped(&format!(
-                "skipped   {} files that are no pictures",
-                HumanCount(*others as u64)
-            ))?;
+            say_wrapped(&match others {
+                1 => "skipped   1 file that is no picture".into(),
+                n => format!(
+                    "skipped   {} files that are no pictures",
+                    HumanCount(*n as u64)
+                ),
+            })?;
         }
         if *pictures > 1 {
             let seconds = time.as_secs_f64();
