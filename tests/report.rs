@@ -307,6 +307,7 @@ fn names_are_text() {
     beside(&bench.path("run"));
     bench.run("compare run run");
     let page = fs::read_to_string(bench.path("compare.html")).unwrap();
+    assert!(!page.contains("differ by their seeds alone"));
     expect_whole(&page);
 }
 
