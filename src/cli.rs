@@ -4,6 +4,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use std::net::IpAddr;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::str::FromStr;
 use wgrad::data::{Invert, Request};
@@ -106,6 +107,37 @@ impl DataArgs {
             cache: tune::cache_folder().filter(|_| !self.no_cache),
         }
     }
+}
+
+/// What computes.
+#[derive(Clone, Debug, Default, Args)]
+pub struct DeviceArgs {
+    /// Device: auto (best hardware adapter, else CPU), gpu (hardware only), software (the shaders on
+    /// a software adapter), cpu, or an adapter's number or part of its name, see `wgrad devices`;
+    /// the environment variable WGPU_BACKEND (vulkan, metal, dx12) limits the adapters to those of
+    /// a backend [default: auto]
+    #[arg(long = "device", value_name = "auto|gpu|software|cpu|NUMBER|NAME")]
+    pub name: Option<String>,
+}
+
+impl DeviceArgs {
+    /// What is asked for, or the default.
+    pub fn requested(&self) -> &str {
+        self.name.as_deref().unwrap_or("auto")
+    }
+}
+
+/// Which of the weights that a training left.
+#[derive(Debug, Args)]
+pub struct WeightsArgs {
+    /// Which of the weights: last, best (by the validation split) or average [default: last]
+    #[arg(
+        long = "weights",
+        value_name = "last|best|average",
+        default_value = "last",
+        hide_default_value = true
+    )]
+    pub which: Weights,
 }
 
 /// How it is trained. Values are text here: they are read where those of files are.
@@ -264,12 +296,8 @@ pub struct TrainArgs {
     pub model: Option<String>,
     #[command(flatten)]
     pub data: DataArgs,
-    /// Device: auto (best hardware adapter, else CPU), gpu (hardware only), software (the shaders on
-    /// a software adapter), cpu, or an adapter's number or part of its name, see `wgrad devices`;
-    /// the environment variable WGPU_BACKEND (vulkan, metal, dx12) limits the adapters to those of
-    /// a backend [default: auto]
-    #[arg(long, value_name = "auto|gpu|software|cpu|NUMBER|NAME")]
-    pub device: Option<String>,
+    #[command(flatten)]
+    pub device: DeviceArgs,
     #[command(flatten)]
     pub recipe: RecipeArgs,
     /// Stop after N of the planned epochs, counted from the start of the training; a resume goes on
@@ -345,10 +373,8 @@ pub struct LrFindArgs {
     pub data: DataArgs,
     #[command(flatten)]
     pub recipe: RecipeArgs,
-    /// Device: auto (best hardware adapter, else CPU), gpu, software, cpu, or an adapter's number or
-    /// part of its name [default: auto]
-    #[arg(long, value_name = "auto|gpu|software|cpu|NUMBER|NAME")]
-    pub device: Option<String>,
+    #[command(flatten)]
+    pub device: DeviceArgs,
     /// Seed of the first parameters and of the order of the images, a whole number [default: 1]
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
@@ -462,14 +488,8 @@ pub struct EvalArgs {
     /// Run folders of earlier trainings; of several also the mean of what they give is measured
     #[arg(value_name = "RUN", required = true)]
     pub runs: Vec<PathBuf>,
-    /// Which of the weights: last, best (by the validation split) or average [default: last]
-    #[arg(
-        long,
-        value_name = "last|best|average",
-        default_value = "last",
-        hide_default_value = true
-    )]
-    pub weights: Weights,
+    #[command(flatten)]
+    pub weights: WeightsArgs,
     /// Views of each image that are evaluated, and their mean taken: one, mirror (as it is and mirrored) or
     /// six (both also moved by a pixel either way) [default: the run's]
     #[arg(long, value_name = "one|mirror|six")]
@@ -481,15 +501,8 @@ pub struct EvalArgs {
     /// Neither read decoded pictures from the user's cache folder nor leave them there [default: do]
     #[arg(long)]
     pub no_cache: bool,
-    /// Device: auto (best hardware adapter, else CPU), gpu, software, cpu, or an adapter's number or
-    /// part of its name [default: auto]
-    #[arg(
-        long,
-        value_name = "auto|gpu|software|cpu|NUMBER|NAME",
-        default_value = "auto",
-        hide_default_value = true
-    )]
-    pub device: String,
+    #[command(flatten)]
+    pub device: DeviceArgs,
     /// Write the network's outputs (of one run) as this NumPy file, in place of one that is there:
     /// float32, images × classes, in the order of the test images [default: not written]
     #[arg(long, value_name = "FILE.npy")]
@@ -510,15 +523,8 @@ pub struct ReportArgs {
     /// Neither read decoded pictures from the user's cache folder nor leave them there [default: do]
     #[arg(long)]
     pub no_cache: bool,
-    /// Device: auto (best hardware adapter, else CPU), gpu, software, cpu, or an adapter's number or
-    /// part of its name [default: auto]
-    #[arg(
-        long,
-        value_name = "auto|gpu|software|cpu|NUMBER|NAME",
-        default_value = "auto",
-        hide_default_value = true
-    )]
-    pub device: String,
+    #[command(flatten)]
+    pub device: DeviceArgs,
     /// Folder for report.html and the folder report with its plots, in place of those that are there
     /// [default: the run folder]
     #[arg(long, value_name = "DIR")]
@@ -571,27 +577,14 @@ pub struct PredictArgs {
     /// [default: centre, where the run's images are light ink on a dark ground]
     #[arg(long)]
     pub no_centre: bool,
-    /// Which of the weights: last, best (by the validation split) or average [default: last]
-    #[arg(
-        long,
-        value_name = "last|best|average",
-        default_value = "last",
-        hide_default_value = true
-    )]
-    pub weights: Weights,
+    #[command(flatten)]
+    pub weights: WeightsArgs,
     /// Views of each image that are evaluated, and their mean taken: one, mirror or six [default: the
     /// run's]
     #[arg(long, value_name = "one|mirror|six")]
     pub views: Option<Views>,
-    /// Device: auto (best hardware adapter, else CPU), gpu, software, cpu, or an adapter's number or
-    /// part of its name [default: auto]
-    #[arg(
-        long,
-        value_name = "auto|gpu|software|cpu|NUMBER|NAME",
-        default_value = "auto",
-        hide_default_value = true
-    )]
-    pub device: String,
+    #[command(flatten)]
+    pub device: DeviceArgs,
     /// Print one JSON object instead of a table [default: off]
     #[arg(long, conflicts_with = "csv")]
     pub json: bool,
@@ -612,14 +605,8 @@ pub struct ServeArgs {
     /// there are no passwords
     #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
     pub address: IpAddr,
-    /// Which of the weights: last, best (by the validation split) or average [default: last]
-    #[arg(
-        long,
-        value_name = "last|best|average",
-        default_value = "last",
-        hide_default_value = true
-    )]
-    pub weights: Weights,
+    #[command(flatten)]
+    pub weights: WeightsArgs,
     /// Device: cpu, gpu, software, auto, or an adapter's number or part of its name
     #[arg(
         long,
@@ -634,14 +621,8 @@ pub struct ExportArgs {
     /// Run folder of a training
     #[arg(value_name = "RUN")]
     pub run: PathBuf,
-    /// Which of the weights: last, best (by the validation split) or average [default: last]
-    #[arg(
-        long,
-        value_name = "last|best|average",
-        default_value = "last",
-        hide_default_value = true
-    )]
-    pub weights: Weights,
+    #[command(flatten)]
+    pub weights: WeightsArgs,
     /// Write the network as this ONNX file (opset 17), in place of one that is there: from images
     /// N×C×H×W to logits, for any N, with class names and normalisation as metadata
     #[arg(
@@ -706,6 +687,9 @@ pub struct VerifyArgs {
     /// and the fixed cases]
     #[arg(long, value_name = "N", conflicts_with = "random")]
     pub only: Option<usize>,
+    /// Run each kernel's first case and every Nth after it, for drivers that take long to compile
+    #[arg(long, value_name = "N", default_value = "1", conflicts_with = "only")]
+    pub every: NonZeroUsize,
     /// Also write the WGSL of every matrix product as rendered for the adapter, one file per kernel,
     /// into this folder [default: not written]
     #[arg(long, value_name = "DIR")]

@@ -449,6 +449,9 @@ fn several_seeds_have_a_mean_and_a_deviation() {
     bench.bad(&wild, 1, &["diverged"]);
     let begun = [1, 2].map(|seed| bench.path(&format!("wild/seed-{seed}/run.json")).exists());
     assert_eq!(begun, [true; 2]);
+    bench.bad("eval wild", 1, &["several seeds", "wild/seed-1"]);
+    let page = fs::read_to_string(bench.path("wild/seed-2/report.html")).unwrap();
+    assert!(page.contains("ended early: training diverged"), "{page}");
     assert!(record("wild")["mean"].is_null());
     bench.bad("train --resume wild", 1, &["diverged"]);
     // A run that cannot begin leaves nothing.
@@ -1478,6 +1481,9 @@ fn signals_write_a_checkpoint_and_the_next_start_goes_on() {
                     format!("; the checkpoint is written\nresume   wgrad train --resume {run}\n");
                 assert!(out.ends_with(&resume), "{out}");
                 assert!(out.contains("interrupted in epoch 1 after step "), "{out}");
+                // As far as it came.
+                let page = fs::read_to_string(bench.path(&run).join("report.html")).unwrap();
+                assert!(page.contains("ended early: it was interrupted"), "{page}");
             }
             arguments = format!("train --resume {run} --checkpoint-every 50");
         }

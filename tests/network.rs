@@ -59,6 +59,59 @@ fn a_network_takes_the_memory_that_was_predicted() {
     }
 }
 
+/// Of three images where a training step takes eight, as of a small folder of pictures, or of the last ones
+/// that are predicted.
+#[test]
+fn a_split_of_fewer_images_than_a_batch_is_evaluated() {
+    let gpu = gpu();
+    let definition = model::load("lenet5").unwrap();
+    let model = definition
+        .resolve(definition.input, definition.classes)
+        .unwrap();
+    const LEN: usize = 3;
+    let images: Vec<u8> = (0..LEN * model.input.elements())
+        .map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8)
+        .collect();
+    let evaluate = |gpu: Option<&Arc<Gpu>>, slab_bytes| {
+        let options = Options {
+            slab_bytes,
+            keep_logits: true,
+            ..Options::default()
+        };
+        let mut engine = Engine::new(gpu.cloned(), &model, 8, &SGD, &options).unwrap();
+        engine
+            .set_parameters(&model::initial_parameters(&model, 5))
+            .unwrap();
+        for split in [Split::Validation, Split::Test] {
+            engine
+                .upload_dataset(split, images.clone(), &[4, 0, 9], &[1.0 / 128.0, -1.0])
+                .unwrap();
+        }
+        let found = engine
+            .evaluate(Split::Test, &mut |_| ControlFlow::Continue(()))
+            .unwrap();
+        assert_eq!(engine.take_images(Split::Test).unwrap(), images);
+        found
+    };
+    let expected = evaluate(None, None);
+    assert_eq!(expected.predictions.len(), LEN);
+    for slab_bytes in [None, Some(1)] {
+        let found = evaluate(Some(&gpu), slab_bytes);
+        assert_eq!(found.predictions, expected.predictions);
+        let pairs = found
+            .logits
+            .iter()
+            .zip(&expected.logits)
+            .flat_map(|(a, b)| a.iter().zip(b));
+        let pairs: Vec<_> = pairs.collect();
+        assert_eq!(pairs.len(), LEN * model.classes);
+        assert!(
+            pairs.iter().all(|(a, b)| (*a - *b).abs() < 1e-4),
+            "{pairs:?}"
+        );
+    }
+}
+
 #[test]
 fn a_larger_evaluation_batch_changes_nothing_but_the_order_of_a_sum() {
     let gpu = gpu();

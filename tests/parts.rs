@@ -218,6 +218,32 @@ fn a_split_that_finds_no_memory_streams() {
     assert!(error.contains("the device was lost"), "{error}");
 }
 
+/// Images come behind the computation: when the host first waits for a step on a slab, those of the two after it are
+/// on their way.
+#[test]
+fn slabs_are_sent_before_a_step_is_waited_for() {
+    let (gpu, model) = (gpu(), model(FULL));
+    let options = Options {
+        slab_bytes: Some(1),
+        ..Options::default()
+    };
+    let mut engine = engine(Some(gpu.clone()), &model, BATCH, &options);
+    upload(&mut engine, Split::Train);
+    let epoch = |engine: &mut Engine| {
+        let go_on = &mut |_: &[Metrics]| Ok(ControlFlow::Continue(()));
+        let order = epoch_order(TRAIN, 3, 1);
+        engine.train_epoch(&order, &table(BATCH, BATCH, 1), go_on)
+    };
+    // The first step goes kernel by kernel, as they are compiled.
+    epoch(&mut engine).unwrap();
+    gpu.take_transfers();
+    gpu.inject(Fault::Hang, 0);
+    let error = epoch(&mut engine).unwrap_err().to_string();
+    assert!(error.contains("hangs"), "{error}");
+    let [_, sent] = images_sent(&gpu);
+    assert_eq!(sent as usize, 3 * BATCH * BYTES);
+}
+
 /// The largest difference of two vectors, relative to the largest element.
 fn difference(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());

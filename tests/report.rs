@@ -290,7 +290,15 @@ fn names_are_text() {
     let page = bench.page("run");
     assert!(!page.contains("<script") && !page.contains("<img src=x"));
     assert!(!page.contains(['\u{0}', '\u{1b}', '\u{202e}']));
-    assert!(page.contains("猫") && page.contains("{{ 7 * 7 }}"));
+    assert!(page.contains("{{ 7 * 7 }}"));
+    // A name that is written from right to left turns nothing but itself.
+    assert_eq!(page.matches("猫").count(), {
+        let [isolated, titles, json] = ["<bdi>猫</bdi>", "title=\"猫\"", "&quot;猫&quot;"];
+        [isolated, titles, json]
+            .map(|of| page.matches(of).count())
+            .iter()
+            .sum::<usize>()
+    });
     let header = &cells(&page, "scores")[0][0];
     assert!(
         header.starts_with("</td><script>alert(1)</script>\"'&"),
@@ -299,6 +307,7 @@ fn names_are_text() {
     beside(&bench.path("run"));
     bench.run("compare run run");
     let page = fs::read_to_string(bench.path("compare.html")).unwrap();
+    assert!(!page.contains("differ by their seeds alone"));
     expect_whole(&page);
 }
 
@@ -381,6 +390,23 @@ fn odd_runs_have_reports() {
         fs::write(&path, line).unwrap();
         bench.run("report squared --device cpu");
         bench.page("squared");
+    }
+    // What mixed precision had to skip.
+    let line = |skipped: u64| {
+        format!(r#"{{"epoch": 1, "step": 5, "loss_scale": 32768.0, "skipped_steps": {skipped}}}"#)
+    };
+    for (skipped, expected) in [
+        (0, "mixed precision; no step skipped"),
+        (2, "mixed precision; 2 of 5 steps skipped"),
+    ] {
+        fs::write(&path, line(skipped)).unwrap();
+        bench.run("report squared --device cpu");
+        let said = words(&bench.page("squared"));
+        assert!(
+            said.contains("Loss scale") && said.contains("32,768"),
+            "{said}"
+        );
+        assert!(said.contains(expected), "{said}");
     }
     // Where the time goes, in a run that was profiled; a damaged file is none.
     let profile = r#"{"traceEvents": [

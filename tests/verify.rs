@@ -83,6 +83,8 @@ fn what_cannot_be_run_alone_is_refused() {
             "expected an adapter for --only",
         ),
         (&["--random", "-1"], "invalid"),
+        (&["--every", "0"], "invalid"),
+        (&["--every", "2", "--only", "3"], "cannot be used with"),
     ] {
         let output = verify(arguments);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");

@@ -53,13 +53,13 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         notes.extend(doubt(run, args.data.as_deref(), &test));
     }
 
-    let device = Device::open(&args.device)?;
+    let device = Device::open(args.device.requested())?;
     let several = runs.len() > 1;
     let mut members = Vec::with_capacity(runs.len());
     let mut description = String::new();
     let mut images = std::mem::take(&mut test.images);
     for (i, run) in runs.iter().enumerate() {
-        let which = args.weights;
+        let which = args.weights.which;
         let options = Options {
             views: args.views.unwrap_or(run.config().recipe.views),
             keep_logits: several || args.logits.is_some(),
@@ -105,7 +105,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
             let accuracy = accuracy(&member.predictions);
             json!({
                 "run": run.folder().display().to_string(),
-                "weights": args.weights.to_string(),
+                "weights": args.weights.which.to_string(),
                 "epoch": member.epoch,
                 "views": member.views,
                 "loss": member.loss,
@@ -168,8 +168,8 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         say(&table(&["run", "epoch", "loss", "accuracy"], rows, 1))?;
     } else {
         let Member { epoch, loss, .. } = members[0];
-        if let (true, Some(epoch)) = (args.weights != Weights::Last, epoch) {
-            say(&format!("weights   {}, epoch {epoch}", args.weights))?;
+        if let (true, Some(epoch)) = (args.weights.which != Weights::Last, epoch) {
+            say(&format!("weights   {}, epoch {epoch}", args.weights.which))?;
         }
         if members[0].views != Views::One {
             say(&format!("views     {}", members[0].views))?;

@@ -28,18 +28,18 @@ pub fn run(args: &ExportArgs) -> Result<()> {
     }
     let run = Run::open(&args.run)?;
     let (config, model) = (run.config(), run.model());
-    let (epoch, [parameters, running]) = run.weights_of(args.weights)?;
+    let (epoch, [parameters, running]) = run.weights_of(args.weights.which)?;
     let of_epoch = epoch.map_or(String::new(), |epoch| format!(", epoch {epoch}"));
     say_wrapped(&format!(
         "weights     {}{of_epoch} of {}",
-        args.weights,
+        args.weights.which,
         args.run.display()
     ))?;
     let normalization = config.scale_and_shift();
     let class_names = &config.model.class_names;
 
     if let Some(path) = &args.onnx {
-        let mut metadata = vec![("weights".to_string(), args.weights.to_string())];
+        let mut metadata = vec![("weights".to_string(), args.weights.which.to_string())];
         metadata.extend(epoch.map(|epoch| ("epoch".to_string(), epoch.to_string())));
         metadata.extend(config.id.clone().map(|id| ("run".to_string(), id)));
         let options = OnnxOptions {

@@ -131,7 +131,7 @@ fn repeated(args: &LrFindArgs) -> String {
     add("model", args.model.clone());
     add("recipe", recipe.recipe.clone());
     add("data", data.source.clone());
-    add("device", args.device.clone());
+    add("device", args.device.name.clone());
     add(
         "image-size",
         data.image_size.map(|[h, w]| format!("{h}x{w}")),

@@ -27,7 +27,7 @@ const LARGEST: u64 = 1 << 30;
 /// How many files that cannot be read a line lists.
 const LISTED: usize = 100;
 
-/// Names of files are padded to this width at most.
+/// Names of files and classes are padded to this width at most.
 const NAME: usize = 48;
 
 /// Where a picture comes from.
@@ -99,13 +99,15 @@ pub fn run(args: &PredictArgs) -> Result<()> {
             "expected pictures (JPEG, PNG, WebP, BMP, TIFF or GIF) in the folder, found no file; give another one",
         ));
     }
-    let device = Device::open(&args.device)?;
-    // As many as a training step takes fit, the backward pass aside.
-    let batch = config.recipe.step_batch().min(sources.len()).max(1);
+    let device = Device::open(args.device.requested())?;
+    // As many as a training step takes fit, the backward pass aside. More than are decoded at a time would be
+    // waited for.
+    let batch = config.recipe.step_batch().min(PICTURES);
+    let batch = batch.min(sources.len()).max(1);
     let mut predictor = {
         let _pulse = device.gpu().map(Pulse::compiling);
         let gpu = device.gpu().cloned();
-        Predictor::new(&run, args.weights, gpu, args.views, batch)?
+        Predictor::new(&run, args.weights.which, gpu, args.views, batch)?
     };
     let mut how = *predictor.reading();
     how.invert = args.invert;
@@ -265,7 +267,7 @@ impl<'a> Output<'a> {
             top: args.top.min(config.model.classes),
             widths: [
                 file.clamp(7, NAME),
-                widest(&mut names.iter().map(|name| display_width(name))).max(5),
+                widest(&mut names.iter().map(|name| display_width(name))).clamp(5, NAME),
             ],
             report: json!({}),
             answers: Vec::new(),
@@ -273,7 +275,7 @@ impl<'a> Output<'a> {
     }
 
     fn begin(&mut self, run: &Run, device: &Device, predictor: &Predictor) -> Result<()> {
-        let weights = self.args.weights.to_string();
+        let weights = self.args.weights.which.to_string();
         if self.args.json {
             self.report = json!({
                 "run": run.folder().display().to_string(),
@@ -402,10 +404,13 @@ impl<'a> Output<'a> {
             ))?;
         }
         if *others > 0 {
-            say_wrapped(&format!(
-                "skipped   {} files that are no pictures",
-                HumanCount(*others as u64)
-            ))?;
+            say_wrapped(&match others {
+                1 => "skipped   1 file that is no picture".into(),
+                n => format!(
+                    "skipped   {} files that are no pictures",
+                    HumanCount(*n as u64)
+                ),
+            })?;
         }
         if *pictures > 1 {
             let seconds = time.as_secs_f64();

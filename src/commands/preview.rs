@@ -2,7 +2,7 @@
 
 use super::train::{Planned, plan};
 use super::{note, say, say_wrapped};
-use crate::cli::{PreviewArgs, TrainArgs};
+use crate::cli::{DeviceArgs, PreviewArgs, TrainArgs};
 use wgrad::model::Shape;
 use wgrad::model::recipe::Recipe;
 use wgrad::report::preview::{Excerpt, preview};
@@ -27,7 +27,9 @@ pub fn run(args: &PreviewArgs) -> Result<()> {
         data: args.data.clone(),
         recipe: args.recipe.clone(),
         // Nothing is trained, so that any device will do.
-        device: Some(args.device.clone()),
+        device: DeviceArgs {
+            name: Some(args.device.clone()),
+        },
         seed: Some(args.seed),
         ..TrainArgs::default()
     };

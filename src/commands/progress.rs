@@ -137,6 +137,8 @@ pub(super) struct Progress {
     validation_images: usize,
     test_images: usize,
     trace_transfers: bool,
+    /// Steps that were skipped up to the last epoch.
+    skipped: u64,
     shown: Arc<Mutex<Shown>>,
     start: Instant,
     pulse: Option<Pulse>,
@@ -208,6 +210,7 @@ impl Progress {
             validation_images,
             test_images,
             trace_transfers,
+            skipped: earlier.last().and_then(|r| r.skipped_steps).unwrap_or(0),
             shown,
             start,
             pulse: Some(pulse),
@@ -304,7 +307,11 @@ impl Observer for Progress {
             view.pace.finished(now);
             view.remember(record);
         });
-        let line = epoch_line(record, lock(&self.shown).view.total, images, width());
+        let all = record.skipped_steps.unwrap_or(0);
+        let skipped = all.saturating_sub(self.skipped);
+        self.skipped = all;
+        let total = lock(&self.shown).view.total;
+        let line = epoch_line(record, total, images, skipped, width());
         self.print(|| tell(&line))?;
         self.trace(&format!("in epoch {}", record.epoch), engine)
     }
@@ -659,9 +666,11 @@ impl Curve {
         let known = || means.iter().flatten().copied();
         let low = known().fold(f64::INFINITY, f64::min);
         let range = known().fold(f64::NEG_INFINITY, f64::max) - low;
+        // Means of one value differ by rounding, which is nothing to see.
+        let flat = range <= 1e-9 * low.abs().max(1e-9);
         let block = |mean: &Option<f64>| match mean {
             None => ' ',
-            Some(_) if range <= 0.0 => '▁',
+            Some(_) if flat => '▁',
             Some(mean) => {
                 let height = ((mean - low) / range * 7.0).round() as usize;
                 ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'][height]
@@ -674,11 +683,13 @@ impl Curve {
     }
 }
 
-/// What an epoch gave, in lines of so many columns at most. The splits have as many `images`.
+/// What an epoch gave, in lines of so many columns at most. The splits have as many `images`; as many steps as
+/// were `skipped` in it, because gradients overflowed in mixed precision.
 fn epoch_line(
     record: &EpochRecord,
     total: usize,
     [validation, test]: [usize; 2],
+    skipped: u64,
     columns: usize,
 ) -> String {
     let measured = |split: &str, loss: f64, accuracy: f64, images: usize| {
@@ -698,6 +709,11 @@ fn epoch_line(
     });
     let figures = [
         Some(format!("loss {:.4}", record.train_loss)),
+        match skipped {
+            0 => None,
+            1 => Some("1 step skipped".into()),
+            n => Some(format!("{} steps skipped", HumanCount(n))),
+        },
         on_validation,
         Some(on_test),
         average,
@@ -855,6 +871,21 @@ test        ▁▁▁▄████   50.00 %";
         assert_eq!(new.lines(79, true, None, 0.0), ["epoch 1/4: first images"]);
     }
 
+    /// Cells hold sums, whose means are not all of the same bits.
+    #[test]
+    fn a_curve_of_one_value_is_flat() {
+        for value in [0.9212, 0.1, 1.0 / 3.0, 0.0, -0.7] {
+            let mut curve = Curve::default();
+            curve.add(0.0, 1.0 / 3.0, value);
+            for until in [0.34, 0.5, 0.77] {
+                let drawn = curve.draw(until, 40, false, false);
+                let shown = drawn.trim_end();
+                assert!(shown.chars().count() > 15, "{drawn}");
+                assert!(shown.chars().all(|c| c == '▁'), "{value}: {drawn}");
+            }
+        }
+    }
+
     /// Half an epoch (5 s) and another (10 s), and the ends of two (5 s each) are left: 25 s.
     #[test]
     fn compiling_and_waiting_are_no_part_of_the_rest() {
@@ -920,12 +951,12 @@ test        ▁▁▁▄████   50.00 %";
             loss_scale: None,
             skipped_steps: None,
         };
-        let text = epoch_line(&record, 100, [1000, 10_000], 80);
+        let text = epoch_line(&record, 100, [1000, 10_000], 0, 80);
         let expected = "epoch 100/100  loss 12.3456  validation 1.2346, 50.00 % ± 1.58
                test 1.2346, 100.00 % ± 0.00  average 50.00 %, 100.00 %  1234.5 s
                123,456 images/s";
         assert_eq!(text, expected);
-        let narrow = epoch_line(&record, 100, [1000, 10_000], 40);
+        let narrow = epoch_line(&record, 100, [1000, 10_000], 0, 40);
         let expected = "epoch 100/100  loss 12.3456
   validation 1.2346, 50.00 % ± 1.58
   test 1.2346, 100.00 % ± 0.00
@@ -944,8 +975,13 @@ test        ▁▁▁▄████   50.00 %";
             ..record
         };
         assert_eq!(
-            epoch_line(&plain, 12, [0, 10_000], 80),
+            epoch_line(&plain, 12, [0, 10_000], 0, 80),
             "epoch 3/12  loss 0.1234  test 1.2346, 98.51 % ± 0.12  12.3 s  9,876 images/s"
         );
+        assert_eq!(
+            epoch_line(&plain, 12, [0, 10_000], 1, 100),
+            "epoch 3/12  loss 0.1234  1 step skipped  test 1.2346, 98.51 % ± 0.12  12.3 s  9,876 images/s"
+        );
+        assert!(epoch_line(&plain, 12, [0, 10_000], 1234, 100).contains("1,234 steps skipped"));
     }
 }

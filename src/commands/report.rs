@@ -3,7 +3,7 @@
 
 use super::device::Device;
 use super::eval::evaluate;
-use super::{load_test_data, note, say, say_wrapped};
+use super::{load_test_data, note, say, say_wrapped, tell};
 use crate::cli::ReportArgs;
 use std::path::{Path, PathBuf};
 use wgrad::data::Dataset;
@@ -31,7 +31,7 @@ pub fn run(args: &ReportArgs) -> Result<()> {
         let tested = match test_images(run, args)? {
             Ok((test, doubt)) => {
                 if device.is_none() {
-                    let opened = Device::open(&args.device)?;
+                    let opened = Device::open(args.device.requested())?;
                     opened.notice().map_or(Ok(()), note)?;
                     device = Some(opened);
                 }
@@ -77,6 +77,20 @@ pub(super) fn after_training(
             "report   not written: {e}; to try again: wgrad report {}",
             folder.display()
         )),
+    }
+}
+
+/// The page of a training that ended early, without what its test images would show: whoever ends one does not
+/// want to wait for them.
+pub(super) fn ended_early(run: &Run, how: &str) -> Result<()> {
+    let folder = run.folder();
+    let why = format!(
+        "The training ended early: {how}. What the test images show is left out; where there are weights, wgrad report {} has that too.",
+        folder.display()
+    );
+    match page::write(run, Err(&why), folder) {
+        Ok(()) => tell(&format!("report   {}", folder.join(PAGE).display())),
+        Err(e) => say_wrapped(&format!("report   not written: {e}")),
     }
 }
 

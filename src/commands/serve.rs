@@ -77,7 +77,7 @@ pub fn run(args: &ServeArgs) -> Result<()> {
         .map_err(|e| Error::io("serve", Path::new("a port"), e))?;
     let site = Site {
         folder: args.run.clone(),
-        which: args.weights,
+        which: args.weights.which,
         gpu: device.gpu().cloned(),
         served,
         ready: Mutex::new(None),

@@ -120,10 +120,20 @@ pub(super) fn carry_out(
     };
     signals.release();
     progress.finish();
-    let outcome = trained.map_err(|e| e.in_run(run.folder()))?;
+    let outcome = match trained {
+        Ok(outcome) => outcome,
+        Err(e) => {
+            // The curves show how it came to that.
+            if matches!(e, Error::Diverged { .. }) {
+                report::ended_early(&run, &e.to_string())?;
+            }
+            return Err(e.in_run(run.folder()));
+        }
+    };
 
     match outcome {
         Outcome::Interrupted { epoch, step, steps } => {
+            report::ended_early(&run, "it was interrupted")?;
             say_wrapped(&format!(
                 "interrupted in epoch {epoch} after step {step} of {steps}; the checkpoint is written"
             ))?;
@@ -303,7 +313,7 @@ pub(super) fn plan(args: &TrainArgs) -> Result<Planned> {
         }
     }
 
-    let requested = args.device.as_deref().unwrap_or("auto");
+    let requested = args.device.requested();
     let options = Options {
         family: args.kernels,
         explicit_conv: args.conv == Some(Conv::Explicit),
@@ -500,7 +510,8 @@ pub(super) fn resume(folder: &Path, args: &TrainArgs) -> Result<Prepared> {
         &weights_in_words(&given),
     )?;
 
-    let requested = args.device.as_deref().unwrap_or(&config.device.requested);
+    let recorded = &config.device.requested;
+    let requested = args.device.name.as_deref().unwrap_or(recorded);
     let options = Options {
         family: args.kernels.or(config.device.family),
         explicit_conv: args

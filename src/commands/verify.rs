@@ -62,7 +62,16 @@ pub fn run(args: &VerifyArgs) -> Result<()> {
                 cases.into_iter().map(move |case| (Some(index), case))
             });
             let fixed = fixed.into_iter().map(|case| (None, case));
-            let cases: Vec<_> = fixed.chain(drawn).collect();
+            let mut cases: Vec<_> = fixed.chain(drawn).collect();
+            let all = cases.len();
+            verify::thin_out(&mut cases, args.every, |(_, case)| &case.kernel);
+            if cases.len() < all {
+                let skipped = all - cases.len();
+                left_out.push(format!(
+                    "{skipped} of {all} cases: skipped, as --every {} says",
+                    args.every
+                ));
+            }
             let bar = progress::bar(cases.len() as u64, "checking", "{pos}/{len} {msg}");
             let pulse = Pulse::start(&bar, || None);
             for (draw, case) in cases {

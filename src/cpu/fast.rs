@@ -14,6 +14,7 @@ mod grouped;
 mod product;
 mod winograd;
 
+use super::half::round_to_halves;
 use super::im2col::pixel;
 use super::{Memory, add, batch, fast_activation};
 use crate::kernels::conv2d::{Pass, Product};
@@ -42,7 +43,11 @@ const ELEMENTS_PER_SUM: usize = 8192;
 /// twin.
 pub fn run(spec: &KernelSpec, memory: &mut Memory<f32>, scratch: &Scratch) {
     run_in_floats(spec, memory, scratch);
-    memory.round_halves(spec);
+    memory.round_halves(spec, |values| {
+        values
+            .par_chunks_mut(ELEMENTS_PER_SUM)
+            .for_each(round_to_halves);
+    });
 }
 
 fn run_in_floats(spec: &KernelSpec, memory: &mut Memory<f32>, scratch: &Scratch) {

@@ -122,13 +122,11 @@ impl<T: Float> Memory<T> {
         });
     }
 
-    /// Rounds what a kernel wrote to tensors of halves, as it does itself.
-    pub fn round_halves(&mut self, spec: &KernelSpec) {
+    /// Has what a kernel wrote to tensors of halves rounded, as it does itself.
+    pub fn round_halves(&mut self, spec: &KernelSpec, round: impl Fn(&mut [T])) {
         let written = spec.arguments.iter().filter(|a| a.access != Access::Read);
         for argument in written.filter(|a| a.view.dtype == Dtype::F16) {
-            self.change_floats(argument.view, |_, values| {
-                values.par_iter_mut().for_each(|v| *v = round_to_half(*v));
-            });
+            self.change_floats(argument.view, |_, values| round(values));
         }
     }
 
@@ -201,7 +199,9 @@ impl<T: Float> Memory<T> {
 /// Carries out one kernel by its twin.
 pub fn run<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
     run_in_floats(spec, memory);
-    memory.round_halves(spec);
+    memory.round_halves(spec, |values| {
+        values.par_iter_mut().for_each(|v| *v = round_to_half(*v));
+    });
 }
 
 fn run_in_floats<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {

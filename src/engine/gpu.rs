@@ -456,7 +456,7 @@ impl GpuEngine {
                 let elements = self.model.input.elements();
                 let bytes = self.options.slab_bytes.unwrap_or(SLAB).min(limit);
                 let batch = self.planned(split).plan.batch;
-                let room = (bytes as usize / elements).max(batch).min(labels.len());
+                let room = (bytes as usize / elements).min(labels.len()).max(batch);
                 let placed = self.place(split, &images, labels, normalization, Some(room));
                 let mut resident = placed.map_err(|e| match e {
                     Error::OutOfMemory {
@@ -521,16 +521,21 @@ impl GpuEngine {
         let (len, gpu, planned) = (labels.len(), &self.gpu, self.planned(split));
         let (elements, batch) = (self.model.input.elements(), planned.plan.batch);
         let rows = most_rows(len, batch, self.options.micro);
+        // A kernel is bound to a batch at least, of which a smaller split fills a part.
+        let least = (batch * elements).div_ceil(4);
         let at_hand = match slab {
-            None => vec![gpu.upload("dataset images", images)?],
+            None => vec![gpu.upload_with_room("dataset images", images, least)?],
             Some(room) => (0..2)
                 .map(|_| gpu.buffer("dataset slab", (room * elements).div_ceil(4)))
                 .collect::<Result<_>>()?,
         };
         let mut tensors = HashMap::from([
-            ("labels", gpu.upload("dataset labels", labels)?),
+            (
+                "labels",
+                gpu.upload_with_room("dataset labels", labels, batch)?,
+            ),
             ("normalization", gpu.upload("normalisation", normalization)?),
-            ("order", gpu.buffer("order", len)?),
+            ("order", gpu.buffer("order", len.max(batch))?),
             ("steps", gpu.buffer("step table", rows * STEP_ELEMENTS)?),
             ("counter", gpu.buffer("step counter", 1)?),
             ("metrics", gpu.buffer("metrics", rows * 2)?),

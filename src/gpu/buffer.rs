@@ -118,8 +118,18 @@ impl Gpu {
     /// A storage buffer holding `data`, which arrives piece by piece: what is under way never holds all of
     /// a large one once more.
     pub fn upload<T: bytemuck::NoUninit>(&self, label: &'static str, data: &[T]) -> Result<Buffer> {
+        self.upload_with_room(label, data, 0)
+    }
+
+    /// As [`Gpu::upload`], with zeros behind `data` where that is of fewer than `least` 4-byte elements.
+    pub fn upload_with_room<T: bytemuck::NoUninit>(
+        &self,
+        label: &'static str,
+        data: &[T],
+        least: usize,
+    ) -> Result<Buffer> {
         let bytes: &[u8] = bytemuck::cast_slice(data);
-        let buffer = self.buffer(label, bytes.len().div_ceil(4))?;
+        let buffer = self.buffer(label, bytes.len().div_ceil(4).max(least))?;
         for (i, piece) in bytes.chunks(PIECE).enumerate() {
             let place = buffer.slice(i * PIECE / 4, piece.len().div_ceil(4));
             self.write(label, &place, piece)?;

@@ -80,7 +80,7 @@ pub fn compare(runs: &[Run]) -> Comparison {
     if outcomes.iter().any(|run| run.epochs < run.planned_epochs) {
         notes.push("Not all runs have finished the epochs that they planned.".into());
     }
-    let seeds_alone = differences.iter().all(|d| d.key == "seed") && runs.len() > 1;
+    let seeds_alone = matches!(&differences[..], [only] if only.key == "seed");
     let equal = outcomes
         .windows(2)
         .all(|pair| pair[0].epochs == pair[1].epochs);

@@ -134,7 +134,10 @@ impl Page {
         let planned = config.recipe.epochs;
         let progress = match metrics.last() {
             None => format!("no epoch of {planned} is finished"),
-            Some(last) if last.epoch >= planned => format!("{planned} epochs, all finished"),
+            Some(last) if last.epoch >= planned => match planned {
+                1 => "1 epoch, finished".into(),
+                _ => format!("{planned} epochs, all finished"),
+            },
             Some(last) if run.out_of_patience() => format!(
                 "ended after epoch {} of {planned}, since none was better by validation for {} epochs",
                 last.epoch,
@@ -363,7 +366,7 @@ impl Page {
             };
             let [t, p] = results.pairs[i].map(|class| names[class].clone());
             let sure = share(results.confidence[i]);
-            let caption = format!("{t} → {p} {sure}");
+            let caption = format!("is {t}\nsaid {p}\n{sure}");
             shown.push(json!({
                 "src": data_uri(&png(&picture)?),
                 "width": picture.width(),
@@ -378,7 +381,7 @@ impl Page {
         }
         self.sheet(
             "mistakes.png",
-            "worst mistakes: true → said, how sure",
+            "worst mistakes: what it is, what was said, how sure",
             6,
             &tiles,
         )?;
@@ -608,16 +611,19 @@ impl Page {
             let class = plain(&class_name(config, results.pairs[i][0]), 60);
             let classes = config.model.classes;
             let shares = tested.shares.get(i * classes..(i + 1) * classes);
-            let file = tested
-                .files
-                .get(i)
-                .map(|file| format!(", {}", plain(file, 120)));
-            let title = format!("Test image {i}: {class}{}", file.unwrap_or_default());
+            let file = tested.files.get(i).map(|file| plain(file, 120));
+            let named: Vec<&str> = [Some(&class), file.as_ref()]
+                .into_iter()
+                .flatten()
+                .map(String::as_str)
+                .collect();
+            let title = format!("Test image {i}: {}", named.join(", "));
             let sheet = format!("activations-{}.png", number + 1);
             self.sheet(&sheet, &title, 6, &tiles)?;
             pictures.push(json!({
-                "title": title,
-                "said": format!("The network says: {}.", most_likely(config, shares.unwrap_or(&[]))),
+                "number": i,
+                "named": named,
+                "said": most_likely(config, shares.unwrap_or(&[])),
                 "maps": shown,
             }));
         }
@@ -694,15 +700,15 @@ impl Page {
     }
 }
 
-/// The three classes with the largest probabilities.
-fn most_likely(config: &Config, shares: &[f64]) -> String {
+/// The three classes with the largest probabilities, and these.
+fn most_likely(config: &Config, shares: &[f64]) -> Vec<[String; 2]> {
     let mut order: Vec<usize> = (0..shares.len()).collect();
     order.sort_by(|a, b| shares[*b].total_cmp(&shares[*a]));
     let first = order.iter().take(3).map(|class| {
         let name = plain(&class_name(config, *class), 40);
-        format!("{name} ({})", share(shares[*class]))
+        [name, share(shares[*class])]
     });
-    first.collect::<Vec<_>>().join(", ")
+    first.collect()
 }
 
 /// At most `most` of so many things, the first and the last among them.
@@ -889,6 +895,21 @@ fn figures(run: &Run) -> Vec<Value> {
             number(last.test_loss),
             loss_in_words(run.model().loss).into(),
         );
+        if let Some(scale) = last.loss_scale {
+            let skipped = match last.skipped_steps.unwrap_or(0) {
+                0 => "no step skipped".into(),
+                n => format!(
+                    "{} of {} steps skipped, whose gradients overflowed",
+                    thousands(n as usize),
+                    thousands(last.step as usize)
+                ),
+            };
+            let value = match scale >= 1.0 {
+                true => thousands(scale as usize),
+                false => number(scale),
+            };
+            add("Loss scale", value, format!("mixed precision; {skipped}"));
+        }
     }
     add(
         "Parameters",
@@ -903,7 +924,10 @@ fn figures(run: &Run) -> Vec<Value> {
         add(
             "Time",
             duration(seconds),
-            format!("training and evaluation, {} epochs", metrics.len()),
+            match metrics.len() {
+                1 => "training and evaluation, 1 epoch".into(),
+                n => format!("training and evaluation, {n} epochs"),
+            },
         );
         let mut rates: Vec<f64> = metrics.iter().map(|r| r.images_per_second).collect();
         rates.retain(|rate| rate.is_finite());

@@ -19,7 +19,7 @@ pub struct Tile<'a> {
     pub pixels: &'a [u8],
     /// Of the picture.
     pub shape: Shape,
-    /// One line under the picture; what is too long for it ends in an ellipsis.
+    /// A line under the picture, or up to three; one that is too long ends in an ellipsis.
     pub caption: String,
 }
 
@@ -27,6 +27,8 @@ pub struct Tile<'a> {
 const SIDE: usize = 128;
 /// No caption gets less room than this, however narrow the pictures.
 const NARROWEST: u32 = 84;
+/// Of a caption at most.
+const LINES: usize = 3;
 const MARGIN: u32 = 16;
 const GAP: u32 = 12;
 const TITLE: MonoFont = MONO_9X18_BOLD;
@@ -59,9 +61,11 @@ pub fn contact_sheet(title: &str, columns: usize, tiles: &[Tile]) -> Result<Vec<
     let width = sizes.iter().map(|size| size.0).max().unwrap_or(0);
     let height = sizes.iter().map(|size| size.1).max().unwrap_or(0);
     // A frame of one pixel goes around each picture.
+    let lines = tiles.iter().map(|tile| tile.caption.lines().count());
+    let lines = lines.max().unwrap_or(0).clamp(1, LINES) as u32;
     let cell = [
         (width + 2).max(NARROWEST),
-        height + 2 + 4 + CAPTION.character_size.height,
+        height + 2 + 4 + lines * CAPTION.character_size.height,
     ];
     let rows = tiles.len().div_ceil(columns);
     let top = MARGIN + TITLE.character_size.height + GAP;
@@ -87,8 +91,10 @@ pub fn contact_sheet(title: &str, columns: usize, tiles: &[Tile]) -> Result<Vec<
         replace(&mut canvas.0, &frame, x.into(), y.into());
         let picture = picture(tile, *size)?;
         replace(&mut canvas.0, &picture, (x + 1).into(), (y + 1).into());
-        let below = [x, y + height + 2 + 4];
-        canvas.write(&CAPTION, FAINT, &tile.caption, below, cell[0]);
+        for (i, line) in (0..lines).zip(tile.caption.lines()) {
+            let below = y + height + 2 + 4 + i * CAPTION.character_size.height;
+            canvas.write(&CAPTION, FAINT, line, [x, below], cell[0]);
+        }
     }
 
     let mut png = Cursor::new(Vec::new());
@@ -272,6 +278,38 @@ mod tests {
             ink(&cut, right, right + cell),
             ink(&empty, right, right + cell)
         );
+    }
+
+    /// As tall as its longest caption needs, and no taller than three lines.
+    #[test]
+    fn a_caption_may_have_lines() {
+        let black = [0; 28 * 28];
+        let height = |captions: &[&str]| {
+            let tiles: Vec<Tile> = captions
+                .iter()
+                .map(|caption| tile(&black, Shape::new(28, 28, 1), *caption))
+                .collect();
+            decoded("", 2, &tiles)
+        };
+        let one = height(&["a", ""]);
+        assert_eq!(height(&["", ""]).height(), one.height());
+        for (captions, lines) in [
+            (["a\nb\nc", "d"], 3),
+            (["a\n\n\n\nb", "d"], 3),
+            (["a\nb", ""], 2),
+        ] {
+            assert_eq!(height(&captions).height(), one.height() + (lines - 1) * 14);
+        }
+        // The second line is written where it belongs.
+        let below = MARGIN + 18 + GAP + 28 * 4 + 2 + 4 + 14;
+        let ink = |sheet: &RgbImage| {
+            let pixels =
+                (below..below + 14).flat_map(|y| (MARGIN..MARGIN + 14).map(move |x| (x, y)));
+            pixels
+                .filter(|(x, y)| *sheet.get_pixel(*x, *y) != PAPER)
+                .count()
+        };
+        assert!(ink(&height(&["a\nb", ""])) > 5);
     }
 
     #[test]

@@ -28,6 +28,7 @@
 
 use super::checkpoint::{Checkpoint, Loaded, Partial, object, parameter_hash};
 use super::init::{Start, start_again};
+use super::seeds::SeedsRecord;
 use crate::data::{Dataset, Normalization, Request, Splits, balanced_weights};
 use crate::error::{Error, Result};
 use crate::export::{Contents, Fitting, read_safetensors, write_safetensors};
@@ -618,9 +619,17 @@ impl Run {
     pub fn open(folder: &Path) -> Result<Run> {
         let path = folder.join(CONFIG);
         let text = read(&path)?.ok_or_else(|| {
+            let seeds = SeedsRecord::read(folder).ok().flatten();
+            let first = seeds.and_then(|record| record.seeds.first().copied());
             Error::checkpoint(
                 folder,
-                "expected a run folder with a run.json, found none; give the folder that `wgrad train` named",
+                match first {
+                    Some(seed) => format!(
+                        "expected one run, found those of several seeds; name one of them, such as {}",
+                        SeedsRecord::folder(folder, seed).display()
+                    ),
+                    None => "expected a run folder with a run.json, found none; give the folder that `wgrad train` named".into(),
+                },
             )
         })?;
         let config = parse(&text, &path)?;

@@ -32,7 +32,8 @@ pub use steps::{step_of, steps};
 use crate::error::Result;
 use crate::gpu::AdapterReport;
 use crate::kernels::KernelSpec;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::num::NonZeroUsize;
 
 /// Every case that `adapter` can run, and where it has halves those that store activations once more in them; of
 /// the products then without every tile: what is another in halves is what loads and stores, and that is the same in
@@ -61,6 +62,16 @@ fn with(products: Vec<Case>, adapter: &AdapterReport) -> Vec<Case> {
     cases.extend(mixed::nonfinite_cases());
     cases.extend(half::cases());
     cases
+}
+
+/// Leaves each kernel's first case and every nth after it, for drivers that take long to compile.
+pub fn thin_out<T>(cases: &mut Vec<T>, n: NonZeroUsize, kernel: impl Fn(&T) -> &str) {
+    let mut before: HashMap<String, usize> = HashMap::new();
+    cases.retain(|case| {
+        let before = before.entry(kernel(case).into()).or_default();
+        *before += 1;
+        (*before - 1).is_multiple_of(n.get())
+    });
 }
 
 /// The kernels of [`cases`] and of the fingerprint, those that would share a pipeline once: what
@@ -96,4 +107,18 @@ pub fn left_out(adapter: &AdapterReport) -> Vec<String> {
         )
     };
     families.into_iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kernel_keeps_its_first_case() {
+        let mut cases = vec!["a1", "a2", "b1", "a3", "b2", "c1", "a4"];
+        thin_out(&mut cases, NonZeroUsize::new(3).unwrap(), |case| &case[..1]);
+        assert_eq!(cases, ["a1", "b1", "c1", "a4"]);
+        thin_out(&mut cases, NonZeroUsize::MIN, |case| &case[..1]);
+        assert_eq!(cases.len(), 4);
+    }
 }

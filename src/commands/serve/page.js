@@ -98,7 +98,8 @@ function show({ shares, inverted, centred, seen, layers, epoch, milliseconds }) 
     rows[i].querySelector('.bar').style.width = `${100 * share}%`;
     rows[i].querySelector('.share').textContent = percent(shares[k]);
   });
-  $('said').textContent = `${names[order[0]]}, ${percent(shares[order[0]])}`;
+  // A name that is written from right to left turns nothing but itself.
+  $('said').replaceChildren(element('bdi', { textContent: names[order[0]] }), `, ${percent(shares[order[0]])}`);
   const changes = [inverted && 'inverted', centred && 'cut out and centred'].filter(Boolean).join(', ');
   const weights = epoch === null ? '' : `weights of epoch ${epoch}, `;
   $('how').textContent = `${changes ? changes + '; ' : ''}${weights}${milliseconds.toFixed(0)} ms`;
