@@ -41,13 +41,13 @@ impl<'a> Panels<'a> {
 
     /// The same for vectors of so many numbers.
     fn pack_for(lanes: usize, matrix: &[f32], columns: usize, values: &'a mut Vec<f32>) -> Self {
-        let (depth, all) = (matrix.len() / columns, columns);
-        Panels::fill_for(lanes, [depth, columns], values, |columns, values| {
+        let depth = matrix.len() / columns;
+        Panels::fill_for(lanes, [depth, columns], values, |part, values| {
             let width = values.len() / depth;
             let rows = values.chunks_exact_mut(width);
-            for (values, row) in rows.zip(matrix.chunks_exact(all)) {
-                values[..columns.len()].copy_from_slice(&row[columns.clone()]);
-                values[columns.len()..].fill(0.0);
+            for (values, row) in rows.zip(matrix.chunks_exact(columns)) {
+                values[..part.len()].copy_from_slice(&row[part.clone()]);
+                values[part.len()..].fill(0.0);
             }
         })
     }
@@ -400,6 +400,21 @@ mod tests {
             Some(simd) => Simd::vectorize(simd, work),
             None => Arch::new().dispatch(work),
         }
+        // Some rows of panels that have more.
+        let (above, mut part) = (&b[..4 * columns], vec![0.0; 53 * columns]);
+        let (stacked, mut taller) = ([above, &b, above].concat(), Vec::new());
+        let panels = Panels::pack_for(lanes, &stacked, columns, &mut taller).part(4, 57);
+        let work = Product {
+            a,
+            b: panels,
+            bias,
+            c: &mut part,
+        };
+        match simd {
+            Some(simd) => Simd::vectorize(simd, work),
+            None => Arch::new().dispatch(work),
+        }
+        assert_eq!(part, c);
         let (mut packed, mut gradient) = (Vec::new(), vec![1.0; 57 * columns]);
         let b = Panels::pack_for(lanes, &c, columns, &mut packed);
         let work = ProductTransposed {
