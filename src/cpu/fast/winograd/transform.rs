@@ -28,9 +28,9 @@ impl Places for Stacked {
     #[inline(always)]
     fn of<const A: usize>(&self, tile: usize) -> [[Option<usize>; A]; A] {
         let mut places = [[None; A]; A];
-        for i in 0..A {
-            for j in 0..A {
-                places[i][j] = Some((i * A + j) * self.pitch + (tile - self.first) * self.step);
+        for (i, places) in places.iter_mut().enumerate() {
+            for (j, place) in places.iter_mut().enumerate() {
+                *place = Some((i * A + j) * self.pitch + (tile - self.first) * self.step);
             }
         }
         places
@@ -53,12 +53,12 @@ impl Places for Image {
         let top = (2 * (tile / across)).wrapping_sub(self.before[0]);
         let left = (2 * (tile % across)).wrapping_sub(self.before[1]);
         let mut places = [[None; A]; A];
-        for i in 0..A {
-            for j in 0..A {
+        for (i, places) in places.iter_mut().enumerate() {
+            for (j, place) in places.iter_mut().enumerate() {
                 let (h, w) = (top.wrapping_add(i), left.wrapping_add(j));
                 if h < shape.height && w < shape.width {
                     let pixel = (n * shape.height + h) * shape.width + w;
-                    places[i][j] = Some(pixel * shape.channels);
+                    *place = Some(pixel * shape.channels);
                 }
             }
         }
