@@ -1,5 +1,6 @@
 //! What is known of an adapter, without the adapter: what plans are made for.
 
+use super::Prices;
 use serde::Serialize;
 
 /// What is worth knowing about an adapter, as `wgrad devices` and `run.json` show it.
@@ -26,6 +27,9 @@ pub struct AdapterReport {
     /// Side of the square matrices of 16-bit floats that a subgroup multiplies and adds up as floats, 8 or
     /// 16; `None` without such, or with shapes that WGSL cannot say.
     pub cooperative_matrix: Option<u32>,
+    /// What operations cost there, for choosing among tiles: assumed unless [`crate::tune::priced`] says otherwise.
+    #[serde(skip)]
+    pub prices: Prices,
 }
 
 impl AdapterReport {
@@ -53,6 +57,7 @@ impl AdapterReport {
             timestamp_query: true,
             shader_f16: true,
             cooperative_matrix: (!software).then_some(16),
+            prices: Prices::assumed(software),
         }
     }
 

@@ -1,7 +1,7 @@
 //! `shaders/conv2d.wgsl`: convolution and dense layers as implicit matrix products, in three
 //! passes and four families, and the choice of a tile.
 
-use super::{AdapterReport, Argument, Dtype, KernelSpec, View, Work, read, write};
+use super::{AdapterReport, Argument, Dtype, KernelSpec, Prices, View, Work, read, write};
 use crate::error::{Error, Result};
 use crate::model::recipe::Precision;
 use crate::model::{Conv2d, Pool2d};
@@ -425,7 +425,7 @@ impl Product {
         match family {
             Family::Subgroup => {
                 let sums = FEWEST_SUMS.min(most_sums(adapter));
-                product.choose_subgroup_tile(lanes(adapter).unwrap_or(8), sums)
+                product.choose_subgroup_tile(lanes(adapter).unwrap_or(8), sums, &adapter.prices)
             }
             Family::Workgroup | Family::Matrix => {
                 // That of its family which should be the fastest.
@@ -458,7 +458,7 @@ impl Product {
     pub fn in_model_of(mut self, products: usize, adapter: &AdapterReport) -> Product {
         if let Tile::Subgroup { lanes, .. } = self.tile {
             let sums = (SUMS_OF_A_MODEL / products.max(1)).max(FEWEST_SUMS);
-            self.choose_subgroup_tile(lanes, sums.min(most_sums(adapter)));
+            self.choose_subgroup_tile(lanes, sums.min(most_sums(adapter)), &adapter.prices);
         }
         self
     }
@@ -576,11 +576,11 @@ impl Product {
     /// Lowest estimated cost on the software adapter, whose operations have known prices: loads are
     /// dear (a vec4 load costs as much as 75 multiply-adds), so tiles as large as the registers
     /// allow, shaped to the number of columns. See docs/performance.md.
-    fn choose_subgroup_tile(&mut self, lanes: usize, most_sums: usize) {
+    fn choose_subgroup_tile(&mut self, lanes: usize, most_sums: usize, prices: &Prices) {
         let mut best = (f64::INFINITY, Tile::Plain);
         for tile in Self::subgroup_tiles(lanes, most_sums) {
             self.tile = tile;
-            let cost = self.estimated_cost();
+            let cost = self.estimated_cost(prices);
             if cost < best.0 {
                 best = (cost, tile);
             }
@@ -598,15 +598,15 @@ impl Product {
         })
     }
 
-    /// Nanoseconds of one core for all tiles together, from the prices measured on the software
-    /// adapter, and the step's share of the compilation.
-    fn estimated_cost(&self) -> f64 {
+    /// Nanoseconds of one core of a software adapter for all tiles together, by its prices, and the step's share
+    /// of the compilation. What is no load has the same price wherever it was measured.
+    fn estimated_cost(&self, prices: &Prices) -> f64 {
         let Tile::Subgroup { lanes, rows, cols } = self.tile else {
             return f64::INFINITY;
         };
-        const MULTIPLY_ADD: f64 = 0.22;
         const BROADCAST: f64 = 0.5;
-        let load = |vector: bool| if vector { 17.0 } else { 40.0 };
+        let multiply_add = prices.multiply_add_ns;
+        let load = |vector: bool| multiply_add * if vector { prices.load } else { prices.loads };
         let store = |vector: bool| if vector { 19.0 } else { 38.0 };
         let align = self.alignment();
         let (rows_f, cols_f) = (rows as f64, cols as f64);
@@ -617,7 +617,7 @@ impl Product {
         let turn = 10.0
             + rows_f * (load(align.a) + 4.0)
             + shares * load(align.b)
-            + cols_f * 16.0 * (BROADCAST + rows_f * MULTIPLY_ADD);
+            + cols_f * 16.0 * (BROADCAST + rows_f * multiply_add);
         let sums = k.div_ceil(TURN) as f64 * turn;
         let one = sums + rows_f * (10.0 + cols_f * store(align.o));
         // Fewer tiles than a handful leave cores idle (a weight gradient is split instead).
@@ -645,7 +645,7 @@ impl Product {
         let price = |tile: &Tile| match *tile {
             // Where it cannot be fast it should compile fast.
             Tile::Matrix { rows, cols, .. } if adapter.software => (rows * cols) as f64,
-            _ => self.with_tile(*tile).price(),
+            _ => self.with_tile(*tile).price(&adapter.prices),
         };
         tiles.sort_by(|a, b| price(a).total_cmp(&price(b)));
         tiles
@@ -685,10 +685,10 @@ impl Product {
     /// What a tile of the workgroup or the matrix family costs on a GPU, in cycles of one of its cores: for choosing
     /// among tiles, not for telling the time. A GPU is taken to have 100 cores, each of which does 128 multiply-adds a
     /// cycle (512 in matrices), reads 128 bytes of workgroup memory, has 64 Ki registers and waits 700 cycles for
-    /// memory. The numbers below weigh what is not a multiply-add (a read of workgroup memory as 12 where reads
-    /// are the limit, a load with its store as 14, or as 30 where a store takes four values one by one; a block's loop and
-    /// barriers as 40) and registers beside the sums; all of them are assumed.
-    fn price(&self) -> f64 {
+    /// memory. What is not a multiply-add is weighed by `prices`: a read of workgroup memory where reads are the limit (as
+    /// three quarters, because neighbours share what they read), a load with its store, and where a store takes
+    /// four values one by one, a read for it. A block's loop and barriers as 40, and registers beside the sums, are assumed.
+    fn price(&self, prices: &Prices) -> f64 {
         const CORES: f64 = 100.0;
         const LANES: f64 = 128.0;
         const MATRIX_LANES: f64 = 512.0;
@@ -711,7 +711,9 @@ impl Product {
                 let (sums, loads) = ((4 * rows * cols) as f64, loads(block_k));
                 // Vec4 that it reads of workgroup memory for a term.
                 let reads = (rows / 4 + cols) as f64;
-                let work = block_k as f64 * (sums + reads).max(12.0 * reads) + 14.0 * loads + 40.0;
+                let work = block_k as f64 * (sums + reads).max(0.75 * prices.read * reads)
+                    + prices.load * loads
+                    + 40.0;
                 let ahead = if ahead { 4.0 * loads } else { 0.0 };
                 (sums, threads * work / LANES, block_k, 56.0 + ahead)
             }
@@ -726,11 +728,11 @@ impl Product {
                 let (sums, loads) = ((rows * cols / lanes) as f64, loads(block_k));
                 let multiplies = (m * 4 * n4 * block_k) as f64 / MATRIX_LANES;
                 let reads = (threads / lanes as f64) * ((rows + cols) * block_k * 2) as f64 / BYTES;
-                let work = threads * (30.0 * loads + 40.0) / LANES;
+                let work = threads * ((prices.load + prices.read) * loads + 40.0) / LANES;
                 let ahead = if ahead { 2.0 * loads } else { 0.0 };
                 (sums, multiplies.max(reads) + work, block_k, 64.0 + ahead)
             }
-            Tile::Subgroup { .. } => return self.estimated_cost(),
+            Tile::Subgroup { .. } => return self.estimated_cost(prices),
             _ => return 0.0,
         };
         let (groups, blocks) = (self.workgroups() as f64, self.length().div_ceil(block_k));
