@@ -1,18 +1,19 @@
 // What operations cost on an adapter, to choose among tiles by: four loops, each of which does one thing. The host
 // runs one at a time, and one without any, and takes the time (src/tune.rs).
 //
-//   probe_prices:  16 numbers an invocation, as four vec4 a, b, c, d; so many rounds of
-//                    rounds[0]   x = x · scale + shift, 8 times over, for a, b and c
+//   probe_prices:  32 numbers an invocation, as eight vec4 a to h; so many rounds of
+//                    rounds[0]   x = x · scale + shift, 4 times over, for all 32
 //                    rounds[1]   a += source[·], b += source[·]           two vec4
 //                    rounds[2]   c += numbers[·]                          four numbers, one by one
 //                    rounds[3]   d += kept[·], a += kept[·]               two vec4 of workgroup memory
-//                  y[i] = the sum of the 16
+//                  y[i] = the sum of the 32
 //
 // How many rounds stands in a buffer, so that one pipeline does for all and is compiled once. Places depend on the
 // round, and numbers come from a buffer, so that nothing can be moved out of a loop or folded. What is loaded lies in
 // any cache, as most of what a tile loads does. An invocation reads what it wrote itself: no barrier is needed.
-// Twelve chains of multiply-adds fill the pipelines and stay in 16 registers. Number n of the 16 of invocation i
-// starts at i mod 64 + n/4; what it keeps are its first four, plus 0, 1, 2, 3.
+// There are as many chains of multiply-adds as hide their latency even where they do not fit into registers, as those of
+// a tile do not. Number n of the 32 of invocation i starts at i mod 64 + n/4; what it keeps are its first four, plus
+// 0, 1, 2, 3.
 //
 // Layout: rounds [4]; factors [2] = scale, shift; source [256] of four elements each; numbers [1024], the same one
 // by one; y [INVOCATIONS]. One invocation computes one y. Writes y.
@@ -48,18 +49,22 @@ fn probe_prices(
     var b = a + 1.0;
     var c = a + 2.0;
     var d = a + 3.0;
+    var e = a + 4.0;
+    var f = a + 5.0;
+    var g = a + 6.0;
+    var h = a + 7.0;
     for (var k = 0u; k < KEPT; k++) {
         kept[k * WORKGROUP_SIZE + local] = a + f32(k);
     }
     for (var r = 0u; r < rounds[0]; r++) {
-        a = a * scale + shift; b = b * scale + shift; c = c * scale + shift;
-        a = a * scale + shift; b = b * scale + shift; c = c * scale + shift;
-        a = a * scale + shift; b = b * scale + shift; c = c * scale + shift;
-        a = a * scale + shift; b = b * scale + shift; c = c * scale + shift;
-        a = a * scale + shift; b = b * scale + shift; c = c * scale + shift;
-        a = a * scale + shift; b = b * scale + shift; c = c * scale + shift;
-        a = a * scale + shift; b = b * scale + shift; c = c * scale + shift;
-        a = a * scale + shift; b = b * scale + shift; c = c * scale + shift;
+        a = a * scale + shift; b = b * scale + shift; c = c * scale + shift; d = d * scale + shift;
+        e = e * scale + shift; f = f * scale + shift; g = g * scale + shift; h = h * scale + shift;
+        a = a * scale + shift; b = b * scale + shift; c = c * scale + shift; d = d * scale + shift;
+        e = e * scale + shift; f = f * scale + shift; g = g * scale + shift; h = h * scale + shift;
+        a = a * scale + shift; b = b * scale + shift; c = c * scale + shift; d = d * scale + shift;
+        e = e * scale + shift; f = f * scale + shift; g = g * scale + shift; h = h * scale + shift;
+        a = a * scale + shift; b = b * scale + shift; c = c * scale + shift; d = d * scale + shift;
+        e = e * scale + shift; f = f * scale + shift; g = g * scale + shift; h = h * scale + shift;
     }
     for (var r = 0u; r < rounds[1]; r++) {
         let at = r * WORKGROUP_SIZE + local;
@@ -74,6 +79,6 @@ fn probe_prices(
         d += kept[r % KEPT * WORKGROUP_SIZE + local];
         a += kept[(r + 1u) % KEPT * WORKGROUP_SIZE + local];
     }
-    let sum = (a + b) + (c + d);
+    let sum = ((a + b) + (c + d)) + ((e + f) + (g + h));
     y[i] = (sum.x + sum.y) + (sum.z + sum.w);
 }

@@ -621,6 +621,38 @@ mod tests {
         assert_eq!(line.lines().count(), 1);
     }
 
+    /// On the software adapter: loads of 64-bit words give the bits that those of 32 give.
+    #[test]
+    fn wide_loads_change_no_bit() {
+        let gpu = Gpu::open(&crate::gpu::Choice::Best).expect("an adapter");
+        let mut compared = 0;
+        for pass in Pass::ALL {
+            let geometry = Conv2d::new(Shape::new(7, 6, 8), 12, [3, 3], [1, 1], [1, 1]).unwrap();
+            let family = Family::Subgroup;
+            let product = Product::new(geometry, 9, pass, false, None, family, gpu.report());
+            let product = product.unwrap();
+            let Some(narrow) = product.tile.narrow() else {
+                println!("skipped: {} has no 64-bit integers", gpu.report().name);
+                continue;
+            };
+            let narrow = product.with_tile(narrow);
+            let [text, narrow_text] = [&product, &narrow].map(|p| p.source().unwrap());
+            assert!(text.contains("u64") && !narrow_text.contains("u64"));
+            let operands = Operands::new(&gpu, &product).unwrap();
+            let [found, expected] = [&product, &narrow].map(|p| {
+                let found = operands.run(&gpu, p).unwrap();
+                found
+                    .values
+                    .into_iter()
+                    .map(f64::to_bits)
+                    .collect::<Vec<_>>()
+            });
+            assert!(found == expected, "{product}");
+            compared += 1;
+        }
+        assert!(compared == 0 || compared == Pass::ALL.len());
+    }
+
     /// On the software adapter: the reference of a pooled product is the plain kernel and the pooling
     /// after it, and a kernel that pools otherwise does not agree with it.
     #[test]

@@ -113,6 +113,7 @@ fn rows(report: &AdapterReport) -> Vec<Vec<String>> {
         ),
         ("timestamp queries", yes(report.timestamp_query)),
         ("16-bit floats", yes(report.shader_f16)),
+        ("64-bit integers", yes(report.shader_int64)),
         ("cooperative matrices", report.matrices()),
         ("prices", prices(report).to_string()),
     ]

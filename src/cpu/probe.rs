@@ -3,7 +3,7 @@
 use super::Float;
 use crate::kernels::WORKGROUP_SIZE;
 
-/// The sums `y[invocations]` of the 16 numbers of an invocation after so many rounds of each loop; `source` has four
+/// The sums `y[invocations]` of the 32 numbers of an invocation after so many rounds of each loop; `source` has four
 /// elements in each of its places.
 pub fn probe_prices<T: Float>(
     invocations: usize,
@@ -15,11 +15,9 @@ pub fn probe_prices<T: Float>(
     let one = |i: usize| {
         let local = i % WORKGROUP_SIZE;
         let first = |n: usize| -> T { (local as f32 + n as f32 / 4.0).into() };
-        let mut numbers: [T; 16] = std::array::from_fn(first);
-        for _ in 0..8 * rounds[0] {
-            for x in &mut numbers[..12] {
-                *x = *x * scale + shift;
-            }
+        let mut numbers: [T; 32] = std::array::from_fn(first);
+        for _ in 0..4 * rounds[0] {
+            numbers = numbers.map(|x| x * scale + shift);
         }
         let place = |r: u32| r as usize * WORKGROUP_SIZE + local;
         let mut add = |which: usize, at: usize| {

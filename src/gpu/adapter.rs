@@ -63,6 +63,7 @@ fn report_of(adapter: &wgpu::Adapter) -> AdapterReport {
         storage_offset_alignment: limits.min_storage_buffer_offset_alignment,
         timestamp_query: features.contains(wgpu::Features::TIMESTAMP_QUERY),
         shader_f16: features.contains(wgpu::Features::SHADER_F16),
+        shader_int64: features.contains(wgpu::Features::SHADER_INT64),
         cooperative_matrix: cooperative_matrix(&adapter.cooperative_matrix_properties()),
         prices: Prices::assumed(software),
     }

@@ -24,6 +24,7 @@ pub struct AdapterReport {
     pub storage_offset_alignment: u32,
     pub timestamp_query: bool,
     pub shader_f16: bool,
+    pub shader_int64: bool,
     /// Side of the square matrices of 16-bit floats that a subgroup multiplies and adds up as floats, 8 or
     /// 16; `None` without such, or with shapes that WGSL cannot say.
     pub cooperative_matrix: Option<u32>,
@@ -56,6 +57,7 @@ impl AdapterReport {
             storage_offset_alignment: 256,
             timestamp_query: true,
             shader_f16: true,
+            shader_int64: false,
             cooperative_matrix: (!software).then_some(16),
             prices: Prices::assumed(software),
         }

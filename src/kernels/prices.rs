@@ -97,7 +97,7 @@ mod tests {
 
     #[test]
     fn prices_are_in_multiply_adds_and_what_is_no_price_is_noticed() {
-        let seconds = [96e-9, 2.0 * 20e-9, 50e-9, 2.0 * 30e-9];
+        let seconds = [128e-9, 2.0 * 20e-9, 50e-9, 2.0 * 30e-9];
         let prices = Prices::of(seconds, true);
         let expected = [1.0, 20.0, 50.0, 30.0];
         let found = [

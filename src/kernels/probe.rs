@@ -6,7 +6,7 @@ const SOURCE: &str = include_str!("../../shaders/probe.wgsl");
 
 /// What the shader does in a loop: multiply-adds, loads of four numbers, of four one by one, and reads of
 /// workgroup memory; how many of them an invocation does in a round.
-pub const PER_ROUND: [usize; 4] = [96, 2, 1, 2];
+pub const PER_ROUND: [usize; 4] = [128, 2, 1, 2];
 
 /// Elements of what is loaded.
 pub const PROBE_ELEMENTS: usize = 1024;

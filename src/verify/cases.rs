@@ -666,8 +666,8 @@ pub(crate) fn probe_case(invocations: usize, rounds: [u32; 4]) -> Case {
         let (factors, source) = (b.input(&PEAK_FACTORS), b.input(&source));
         let rounds_view = b.input(&rounds);
         let [multiply_adds, others @ ..] = rounds;
-        // As for the peak; of the others each round adds up to eight numbers of up to 66.
-        let terms = 16 * 8 * multiply_adds + 8 * 66 * others.iter().sum::<u32>();
+        // As for the peak; of the others rounds add up to eight numbers of up to 70 each.
+        let terms = 32 * 4 * multiply_adds + 32 * 70 * others.iter().sum::<u32>();
         let y = b.output("y", invocations, Tolerance::sum(terms as usize));
         vec![probe::probe_prices(
             invocations,
