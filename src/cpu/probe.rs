@@ -22,7 +22,7 @@ pub fn probe_prices<T: Float>(
         let place = |r: u32| r as usize * WORKGROUP_SIZE + local;
         let mut add = |which: usize, at: usize| {
             for e in 0..4 {
-                numbers[4 * which + e] = numbers[4 * which + e] + source[at % places * 4 + e];
+                numbers[4 * which + e] += source[at % places * 4 + e];
             }
         };
         for r in 0..rounds[1] {
@@ -36,7 +36,7 @@ pub fn probe_prices<T: Float>(
             for (which, kept) in [(3, r % 4), (0, (r + 1) % 4)] {
                 for e in 0..4 {
                     let kept: T = (kept as f32).into();
-                    numbers[4 * which + e] = numbers[4 * which + e] + first(e) + kept;
+                    numbers[4 * which + e] += first(e) + kept;
                 }
             }
         }
