@@ -68,8 +68,9 @@ alias real = {{ "f16" if half else "f32" }};
 alias loaded = {{ "real" if family == "matrix" else "f32" }};
 {% set scalar = "real" -%}
 {% set vector = "vec4<real>" -%}
-@group(0) @binding(0) var<storage, read> a_source: array<{{ vector if a4 else scalar }}>;  // {{ "dy" if input_pass else "x" }}
-@group(0) @binding(1) var<storage, read> b_source: array<{{ vector if b4 else scalar }}>;  // {{ "dy" if weight_pass else ("W and b" if bias else "W") }}
+{% set four = "vec2<u64>" if words64 else vector -%}
+@group(0) @binding(0) var<storage, read> a_source: array<{{ four if a4 else scalar }}>;  // {{ "dy" if input_pass else "x" }}
+@group(0) @binding(1) var<storage, read> b_source: array<{{ four if b4 else scalar }}>;  // {{ "dy" if weight_pass else ("W and b" if bias else "W") }}
 @group(0) @binding(2) var<storage, read_write> result: array<{{ ("vec4<f32>" if o4 else "f32") if weight_pass else (vector if o4 else scalar) }}>;  // {{ "the gradient by x" if input_pass else (("partial dW and db" if bias else "partial dW") if weight_pass else "y") }}
 {% if input_pass and relu -%}
 @group(0) @binding(3) var<storage, read> activation: array<{{ vector if o4 else scalar }}>;  // x, whose layer ended in ReLU
@@ -81,6 +82,14 @@ alias loaded = {{ "real" if family == "matrix" else "f32" }};
 {% set wide = "u32" if a4 else "vec4<u32>" -%}
 {% set per = "/ 4u" if a4 else "" -%}
 {% set a_channels = "OC" if input_pass else "IC" -%}
+{% set numbers = "floats" if words64 else "vec4<loaded>" -%}
+{% if words64 and (a4 or b4) -%}
+// Two words of 64 bits as four floats.
+fn floats(words: vec2<u64>) -> vec4<f32> {
+    return bitcast<vec4<f32>>(vec4<u32>(u32(words.x), u32(words.x >> 32u), u32(words.y), u32(words.y >> 32u)));
+}
+
+{% endif -%}
 struct Row { base: u32, y: u32, x: u32 }
 struct Chunk { offset: {{ wide }}, y: {{ wide }}, x: {{ wide }}{% if guard_chunk %}, live: {{ "bool" if a4 else "vec4<bool>" }}{% endif %} }
 
@@ -186,7 +195,7 @@ fn load_a(r: Row, t: Chunk, live: {{ flag }}) -> vec4<loaded> {
     let safe = at;
 {%- endif %}
 {%- if a4 %}
-    let v = vec4<loaded>(a_source[safe]);
+    let v = {{ numbers }}(a_source[safe]);
 {%- else %}
     let v = vec4<loaded>(vec4<real>(a_source[safe.x], a_source[safe.y], a_source[safe.z], a_source[safe.w]));
 {%- endif %}
@@ -209,7 +218,7 @@ fn bias_row(q: u32) -> vec4<loaded> {
 fn load_b(k: u32, column4: u32) -> vec4<loaded> {
     let q = min(column4, COLUMNS4 - 1u);
   {%- if b4 %}
-    return vec4<loaded>(b_source[k * COLUMNS4 + q]);
+    return {{ numbers }}(b_source[k * COLUMNS4 + q]);
   {%- else %}
     let first = k * COLUMNS;
     let at = vec4<u32>(first) + min(vec4<u32>(q * 4u) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(COLUMNS - 1u));
@@ -224,7 +233,7 @@ fn load_b_terms(q: u32, column: u32) -> vec4<loaded> {
     let c = min(column, IC - 1u);
     {%- if b4 %}
     let k = min(q, CHUNKS - 1u) * 4u;
-    let v = vec4<loaded>(b_source[(k / OC) * IC * (OC / 4u) + (k % OC) / 4u + c * (OC / 4u)]);
+    let v = {{ numbers }}(b_source[(k / OC) * IC * (OC / 4u) + (k % OC) / 4u + c * (OC / 4u)]);
     {%- else %}
     let terms = vec4<u32>(q * 4u, q * 4u + 1u, q * 4u + 2u, q * 4u + 3u);
     let k = min(terms, vec4<u32>(K - 1u));

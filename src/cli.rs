@@ -335,8 +335,8 @@ pub struct TrainArgs {
     /// suits the adapter]
     #[arg(long, value_name = "FAMILY")]
     pub kernels: Option<Family>,
-    /// Take the built-in tiles instead of measuring on the first use of a GPU (2 seconds at most; a
-    /// software adapter is never measured, a resumed run keeps its tiles) [default: measure]
+    /// Take the built-in tiles instead of measuring on the first use of a GPU (2 seconds at most; of a
+    /// software adapter only what operations cost; a resumed run keeps its tiles) [default: measure]
     #[arg(long)]
     pub no_tune: bool,
     /// Do not hold a few kernels against the CPU first, which takes a fraction of a second and tells
@@ -727,7 +727,7 @@ pub struct BenchArgs {
     /// suits the adapter]
     #[arg(long, value_name = "FAMILY")]
     pub kernels: Option<Family>,
-    /// Take the built-in tiles instead of measuring on the first use of a GPU [default: measure]
+    /// Take the built-in tiles instead of measuring on the first use of an adapter [default: measure]
     #[arg(long)]
     pub no_tune: bool,
     /// Do not hold a few kernels against the CPU first, which takes a fraction of a second and tells

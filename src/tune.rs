@@ -1,13 +1,15 @@
-//! Tiles chosen by measurement, on the real shapes, and kept in the user's cache folder.
+//! Prices and tiles by measurement, kept in the user's cache folder.
 //!
-//! For real GPUs only: on a software adapter the built-in choice follows from known prices. A tile
+//! [`priced`] measures what operations cost on a device, once, in milliseconds: by these prices the built-in choice of
+//! a tile goes. On real GPUs [`choose`] then measures the tiles that are best by price, on the real shapes. A tile
 //! decides the time and nothing else: the order of every sum follows from the product's shape, see
 //! [`Product::splits`].
 
 use crate::error::{Error, Result};
 use crate::gpu::{AdapterReport, Buffer, Dispatch, Gpu};
 use crate::kernels::conv2d::{self, Family, Pass, Product, Tile};
-use crate::kernels::{Dtype, KernelSpec, View, pool};
+use crate::kernels::probe::{PER_ROUND, PROBE_ELEMENTS, probe_prices};
+use crate::kernels::{Dtype, KernelSpec, Prices, View, WORKGROUP_SIZE, pool};
 use half::f16;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -31,11 +33,13 @@ pub struct Tuned {
     pub notes: Vec<String>,
 }
 
-/// A cache file: choices for one adapter with one driver by one version of wgrad; each is for its
+/// A cache file: prices and choices for one adapter with one driver by one version of wgrad; each choice is for its
 /// family of tiles.
 #[derive(Serialize, Deserialize)]
 struct Cache {
     key: Key,
+    #[serde(default)]
+    prices: Option<Prices>,
     choices: Vec<Product>,
 }
 
@@ -45,6 +49,16 @@ struct Key {
     backend: String,
     driver: String,
     version: String,
+}
+
+impl Cache {
+    fn new(key: Key) -> Cache {
+        Cache {
+            key,
+            prices: None,
+            choices: Vec::new(),
+        }
+    }
 }
 
 impl Key {
@@ -70,38 +84,157 @@ pub fn cache_folder() -> Option<PathBuf> {
     directories::ProjectDirs::from("", "", "wgrad").map(|dirs| dirs.cache_dir().to_path_buf())
 }
 
+/// An adapter with its prices, see [`priced`].
+#[derive(Debug)]
+pub struct Priced {
+    /// What plans are made for.
+    pub adapter: AdapterReport,
+    /// Whether the prices were measured now.
+    pub measured: bool,
+    /// Why the cache was not read or not written, or the prices are the assumed ones all the same, a line each.
+    pub notes: Vec<String>,
+}
+
+/// The adapter of `gpu` with its prices: from the cache in `folder` where they are there, else measured. Without a
+/// folder, where every run would measure them anew, and without timestamps they stay the assumed ones.
+///
+/// # Errors
+/// What the device reports. An unusable cache is no error but a note, nor are prices that cannot be right, which are
+/// not kept.
+pub fn priced(gpu: &Gpu, folder: Option<&Path>) -> Result<Priced> {
+    let mut priced = Priced {
+        adapter: gpu.report().clone(),
+        measured: false,
+        notes: Vec::new(),
+    };
+    let (Some(folder), true) = (folder, gpu.report().timestamp_query) else {
+        return Ok(priced);
+    };
+    let assumed = priced.adapter.prices;
+    let key = Key::of(gpu.report());
+    let file = key.file(folder);
+    let (mut cache, note) = read(&file, key);
+    priced.notes.extend(note);
+    match cache.prices {
+        Some(prices) if prices.plausible(&assumed) => priced.adapter.prices = prices,
+        _ => {
+            let prices = measured_prices(gpu)?;
+            if !prices.plausible(&assumed) {
+                priced.notes.push(format!(
+                    "{}: measured prices of operations that cannot be right ({prices:?}); tiles are chosen by the assumed ones",
+                    gpu.report().name
+                ));
+                return Ok(priced);
+            }
+            (priced.adapter.prices, priced.measured) = (prices, true);
+            cache.prices = Some(prices);
+            if let Err(e) = write(&file, &cache) {
+                priced
+                    .notes
+                    .push(format!("the prices of operations are not kept: {e}"));
+            }
+        }
+    }
+    Ok(priced)
+}
+
+/// The prices of `adapter` that the cache in `folder` has, without touching the device.
+pub fn known_prices(adapter: &AdapterReport, folder: Option<&Path>) -> Option<Prices> {
+    let key = Key::of(adapter);
+    let file = key.file(folder?);
+    let prices = read(&file, key).0.prices;
+    prices.filter(|prices| prices.plausible(&adapter.prices))
+}
+
+/// How often each loop of `probe_prices` is timed; the fastest counts.
+const TURNS: usize = 8;
+
+/// Workgroups and rounds of each loop of `probe_prices`: on a software adapter less than a millisecond's work of one
+/// core, so that some turns are not interrupted; on a GPU enough for all its cores.
+fn probe_size(software: bool) -> (usize, [u32; 4]) {
+    match software {
+        true => (1, [1024, 256, 256, 256]),
+        false => (1024, [128; 4]),
+    }
+}
+
+/// Times every loop of `probe_prices` against none, by the clock of the device.
+fn measured_prices(gpu: &Gpu) -> Result<Prices> {
+    let adapter = gpu.report();
+    let (groups, rounds) = probe_size(adapter.software);
+    let invocations = groups * WORKGROUP_SIZE;
+    // Nothing overflows, and nothing becomes denormal: a slow decay towards 1.
+    let factors = gpu.upload("prices", &[1.0f32 - 1.0 / 1024.0, 1.0 / 1024.0])?;
+    let source = gpu.upload("prices", &vec![1.0f32; PROBE_ELEMENTS])?;
+    let y = gpu.buffer("prices", invocations)?;
+    let view = |tensor, dtype, len| View::whole(tensor, dtype, len);
+    let spec = probe_prices(
+        invocations,
+        view(0, Dtype::U32, PER_ROUND.len()),
+        view(1, Dtype::F32, 2),
+        view(2, Dtype::F32, PROBE_ELEMENTS),
+        view(3, Dtype::F32, invocations),
+    );
+    // The last one goes through none of the loops.
+    let dispatch = |only: usize| {
+        let rounds = [0, 1, 2, 3].map(|i| if i == only { rounds[i] } else { 0 });
+        let rounds = gpu.upload("prices", &rounds)?;
+        gpu.dispatch_on(&spec, &[&rounds, &factors, &source, &y])
+    };
+    let dispatches = (0..=4).map(dispatch).collect::<Result<Vec<_>>>()?;
+    // In turns, so that a clock that speeds up changes all of them.
+    let turns: Vec<_> = (0..TURNS).flat_map(|_| &dispatches).collect();
+    let spans = gpu.profile(&turns)?;
+    let fastest = |which: usize| {
+        let turns = spans.iter().skip(which).step_by(dispatches.len());
+        turns.map(|s| s.end - s.begin).fold(f64::INFINITY, f64::min)
+    };
+    let lanes = match adapter.subgroup_size {
+        Some([lanes, _]) if adapter.software => lanes.max(1) as usize,
+        _ => invocations,
+    };
+    let subgroups = (invocations / lanes) as f64;
+    let seconds = [0, 1, 2, 3].map(|i| {
+        let loops = fastest(i) - fastest(4);
+        loops / (f64::from(rounds[i]) * subgroups)
+    });
+    Ok(Prices::of(seconds, adapter.software))
+}
+
 /// The fastest tile for each of `products`, of the same family: from the cache in `folder` where it is
-/// there, else measured, until `budget` is used up; what is left keeps its own. `progress` hears how
-/// many products are done. A tile whose result differs from the plain family's is never chosen.
+/// there, else measured, those that are best by the prices of `adapter`, until `budget` is used up; what is left keeps
+/// its own. `progress` hears how many products are done. A tile whose result differs from the plain family's is never
+/// chosen. `adapter` is that of `gpu`, see [`priced`].
 ///
 /// # Errors
 /// [`Error::Verify`] for a product that none of its family's tiles computes as the plain family does,
 /// or what the device reports. An unusable cache is no error but a note.
 pub fn choose(
     gpu: &Gpu,
+    adapter: &AdapterReport,
     products: &[Product],
     folder: Option<&Path>,
     budget: Duration,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Tuned> {
-    let key = Key::of(gpu.report());
+    let key = Key::of(adapter);
     let file = folder.map(|folder| key.file(folder));
-    let (mut known, note) = match &file {
-        Some(file) => read(file, &key),
-        None => (Vec::new(), None),
+    let (mut cache, note) = match &file {
+        Some(file) => read(file, key),
+        None => (Cache::new(key), None),
     };
     let mut notes = Vec::from_iter(note);
     let start = Instant::now();
     let (mut choices, mut measured) = (Vec::with_capacity(products.len()), 0);
     for (i, product) in products.iter().enumerate() {
-        let tile = match known.iter().find(|k| product.takes(k, gpu.report())) {
+        let tile = match cache.choices.iter().find(|k| product.takes(k, adapter)) {
             Some(choice) => choice.tile,
             None if start.elapsed() >= budget => product.tile,
             None => {
                 let left = budget.saturating_sub(start.elapsed());
                 let share = left / (products.len() - i) as u32;
-                let tile = measure(gpu, product, share, &mut notes)?;
-                known.push(product.with_tile(tile));
+                let tile = measure(gpu, adapter, product, share, &mut notes)?;
+                cache.choices.push(product.with_tile(tile));
                 measured += 1;
                 tile
             }
@@ -109,14 +242,10 @@ pub fn choose(
         choices.push(product.with_tile(tile));
         progress(i + 1);
     }
-    if let (Some(file), true) = (&file, measured > 0) {
-        let cache = Cache {
-            key,
-            choices: known,
-        };
-        if let Err(e) = write(file, &cache) {
-            notes.push(format!("the choice of tiles is not kept: {e}"));
-        }
+    if let (Some(file), true) = (&file, measured > 0)
+        && let Err(e) = write(file, &cache)
+    {
+        notes.push(format!("the choice of tiles is not kept: {e}"));
     }
     Ok(Tuned {
         choices,
@@ -125,26 +254,23 @@ pub fn choose(
     })
 }
 
-fn read(file: &Path, key: &Key) -> (Vec<Product>, Option<String>) {
+/// What is kept in `file` under `key`; nothing where it cannot be used, and why.
+fn read(file: &Path, key: Key) -> (Cache, Option<String>) {
+    let ignored = |what: String| Some(format!("{}: ignored: {what}", file.display()));
     let text = match std::fs::read(file) {
         Ok(text) => text,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return (Vec::new(), None),
-        Err(e) => {
-            return (
-                Vec::new(),
-                Some(format!("{}: ignored: {e}", file.display())),
-            );
-        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return (Cache::new(key), None),
+        Err(e) => return (Cache::new(key), ignored(e.to_string())),
     };
     match serde_json::from_slice::<Cache>(&text) {
-        Ok(cache) if cache.key == *key => (cache.choices, None),
+        Ok(cache) if cache.key == key => (cache, None),
         Ok(_) => {
-            let what = "ignored: it is for another adapter, driver or version";
-            (Vec::new(), Some(format!("{}: {what}", file.display())))
+            let what = "it is for another adapter, driver or version";
+            (Cache::new(key), ignored(what.into()))
         }
         Err(e) => {
-            let what = "ignored: expected a cache of tiles, found";
-            (Vec::new(), Some(format!("{}: {what}: {e}", file.display())))
+            let what = format!("expected a cache of tiles, found: {e}");
+            (Cache::new(key), ignored(what))
         }
     }
 }
@@ -160,6 +286,7 @@ fn write(file: &Path, cache: &Cache) -> Result<()> {
 /// The fastest tile of the product's family.
 fn measure(
     gpu: &Gpu,
+    adapter: &AdapterReport,
     product: &Product,
     budget: Duration,
     notes: &mut Vec<String>,
@@ -169,7 +296,7 @@ fn measure(
     let reference = operands.reference(gpu, product)?;
     // The built-in choice comes first: whatever the time allows, it has been measured. The others come
     // in the order of their prices; what those say is slow is not even compiled.
-    let others = product.tiles_on(gpu.report());
+    let others = product.tiles_on(adapter);
     let others = others.into_iter().filter(|tile| *tile != product.tile);
     let tiles = std::iter::once(product.tile).chain(others.take(CANDIDATES - 1));
     let candidates: Vec<_> = tiles.map(|tile| product.with_tile(tile)).collect();
@@ -183,7 +310,7 @@ fn measure(
         |candidate| operands.time(gpu, candidate),
         || start.elapsed() >= budget,
     )?;
-    let fastest = fastest.ok_or_else(|| none_agrees(product, wrong.len(), gpu.report()))?;
+    let fastest = fastest.ok_or_else(|| none_agrees(product, wrong.len(), adapter))?;
     notes.extend(wrong.iter().map(|candidate| {
         format!("{candidate}: differs from the plain kernel on this adapter and is not used; please report it with the output of `wgrad verify`")
     }));
@@ -492,6 +619,38 @@ mod tests {
             assert!(line.contains(part), "{line}");
         }
         assert_eq!(line.lines().count(), 1);
+    }
+
+    /// On the software adapter: loads of 64-bit words give the bits that those of 32 give.
+    #[test]
+    fn wide_loads_change_no_bit() {
+        let gpu = Gpu::open(&crate::gpu::Choice::Best).expect("an adapter");
+        let mut compared = 0;
+        for pass in Pass::ALL {
+            let geometry = Conv2d::new(Shape::new(7, 6, 8), 12, [3, 3], [1, 1], [1, 1]).unwrap();
+            let family = Family::Subgroup;
+            let product = Product::new(geometry, 9, pass, false, None, family, gpu.report());
+            let product = product.unwrap();
+            let Some(narrow) = product.tile.narrow() else {
+                println!("skipped: {} has no 64-bit integers", gpu.report().name);
+                continue;
+            };
+            let narrow = product.with_tile(narrow);
+            let [text, narrow_text] = [&product, &narrow].map(|p| p.source().unwrap());
+            assert!(text.contains("u64") && !narrow_text.contains("u64"));
+            let operands = Operands::new(&gpu, &product).unwrap();
+            let [found, expected] = [&product, &narrow].map(|p| {
+                let found = operands.run(&gpu, p).unwrap();
+                found
+                    .values
+                    .into_iter()
+                    .map(f64::to_bits)
+                    .collect::<Vec<_>>()
+            });
+            assert!(found == expected, "{product}");
+            compared += 1;
+        }
+        assert!(compared == 0 || compared == Pass::ALL.len());
     }
 
     /// On the software adapter: the reference of a pooled product is the plain kernel and the pooling

@@ -88,6 +88,9 @@ fn the_report_has_its_documented_shape_and_compares_with_itself() {
     for key in ["gflops", "gb_per_second"] {
         assert!(number(&report["peak"][key]) > 0.0, "{}", report["peak"]);
     }
+    for key in ["multiply_add_ns", "load", "loads", "read"] {
+        assert!(number(&report["prices"][key]) > 0.0, "{}", report["prices"]);
+    }
     let kernels = report["kernels"].as_array().unwrap();
     for kernel in kernels {
         assert_summary(&kernel["seconds"]);
@@ -131,7 +134,13 @@ fn the_report_has_its_documented_shape_and_compares_with_itself() {
     );
 
     let table = good(&folder, &["--compare", "old.json"]);
-    for text in ["% of peak", "× earlier", "images/s", "max_pool2d1"] {
+    for text in [
+        "% of peak",
+        "× earlier",
+        "images/s",
+        "max_pool2d1",
+        "prices  load",
+    ] {
         assert!(table.contains(text), "{text} in {table}");
     }
 

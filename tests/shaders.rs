@@ -29,6 +29,7 @@ static KERNELS: LazyLock<Vec<KernelSpec>> = LazyLock::new(|| {
         let adapter = AdapterReport {
             subgroup_size: Some([lanes; 2]),
             cooperative_matrix: side,
+            shader_int64: lanes == 8,
             ..AdapterReport::imagined(software)
         };
         wgrad::verify::kernels(&adapter).expect("the templates render")
@@ -82,7 +83,10 @@ fn parse(source: &str) -> Result<(Module, ModuleInfo), String> {
     let module = naga::front::wgsl::parse_str(source).map_err(|e| e.emit_to_string(source))?;
     let info = Validator::new(
         ValidationFlags::all(),
-        Capabilities::SUBGROUP | Capabilities::SHADER_FLOAT16 | Capabilities::COOPERATIVE_MATRIX,
+        Capabilities::SUBGROUP
+            | Capabilities::SHADER_FLOAT16
+            | Capabilities::SHADER_INT64
+            | Capabilities::COOPERATIVE_MATRIX,
     )
     .validate(&module)
     .map_err(|e| e.emit_to_string(source))?;
@@ -209,7 +213,8 @@ fn check_kernel(kernel: &KernelSpec, module: &Module, info: &ModuleInfo) -> Vec<
         };
         let element = element.scalar().map(|scalar| (scalar.kind, scalar.width));
         let wanted = match argument.view.dtype {
-            Dtype::F32 => [Some((ScalarKind::Float, 4)); 2],
+            // Two at a time in the subgroup family.
+            Dtype::F32 => [Some((ScalarKind::Float, 4)), Some((ScalarKind::Uint, 8))],
             Dtype::F16 => [Some((ScalarKind::Float, 2)); 2],
             // A row of the step table is a struct.
             Dtype::U32 | Dtype::U8 => [Some((ScalarKind::Uint, 4)), None],

@@ -1,11 +1,11 @@
-//! Tiles chosen by measurement: on the software adapter, with the family of real GPUs.
+//! Prices and tiles by measurement: on the software adapter, tiles also with the family of real GPUs.
 
 use std::sync::Arc;
 use std::time::Duration;
 use wgrad::engine::{Engine, Split};
-use wgrad::gpu::{Choice, Gpu, NO_ADAPTER_HINT};
-use wgrad::kernels::Step;
+use wgrad::gpu::{AdapterReport, Choice, Gpu, NO_ADAPTER_HINT};
 use wgrad::kernels::conv2d::{Family, Pass, Product, Tile};
+use wgrad::kernels::{Prices, Step};
 use wgrad::model::Model;
 use wgrad::plan::{Mode, Options, Plan, Target};
 use wgrad::{model, tune};
@@ -36,10 +36,14 @@ fn products_of(gpu: &Gpu, family: Family) -> Vec<Product> {
     planned(gpu, &options(family, &[]))
 }
 
-/// The products of a step of `lenet5`.
 fn planned(gpu: &Gpu, options: &Options) -> Vec<Product> {
+    planned_on(gpu.report(), options)
+}
+
+/// The products of a step of `lenet5`.
+fn planned_on(adapter: &AdapterReport, options: &Options) -> Vec<Product> {
     let mode = Mode::Train(model::load("lenet5").unwrap().recipe.optimizer);
-    let plan = Plan::new(&lenet5(), BATCH, mode, options, Target::Gpu(gpu.report())).unwrap();
+    let plan = Plan::new(&lenet5(), BATCH, mode, options, Target::Gpu(adapter)).unwrap();
     plan.products()
         .into_iter()
         .map(|(_, product)| product)
@@ -57,9 +61,14 @@ fn choices_fit_are_kept_and_are_used_again() {
     let (gpu, folder) = (gpu(), tempfile::tempdir().unwrap());
     let products = products(&gpu);
     let mut done = 0;
-    let first = tune::choose(&gpu, &products, Some(folder.path()), LONG, &mut |n| {
-        done = n
-    })
+    let first = tune::choose(
+        &gpu,
+        gpu.report(),
+        &products,
+        Some(folder.path()),
+        LONG,
+        &mut |n| done = n,
+    )
     .unwrap();
     assert_eq!(done, products.len());
     assert_eq!(first.measured, products.len());
@@ -68,7 +77,15 @@ fn choices_fit_are_kept_and_are_used_again() {
         assert!(choice.same_work(wanted), "{choice} for {wanted}");
         assert_eq!(choice.tile.family(), Family::Workgroup);
     }
-    let again = tune::choose(&gpu, &products, Some(folder.path()), LONG, &mut |_| {}).unwrap();
+    let again = tune::choose(
+        &gpu,
+        gpu.report(),
+        &products,
+        Some(folder.path()),
+        LONG,
+        &mut |_| {},
+    )
+    .unwrap();
     assert_eq!(again.measured, 0);
     assert_eq!(again.choices, first.choices);
 }
@@ -78,7 +95,15 @@ fn without_time_the_built_in_choice_stays() {
     let (gpu, folder) = (gpu(), tempfile::tempdir().unwrap());
     let products = products(&gpu);
     let none = Duration::ZERO;
-    let tuned = tune::choose(&gpu, &products, Some(folder.path()), none, &mut |_| {}).unwrap();
+    let tuned = tune::choose(
+        &gpu,
+        gpu.report(),
+        &products,
+        Some(folder.path()),
+        none,
+        &mut |_| {},
+    )
+    .unwrap();
     assert_eq!(tuned.choices, products);
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 }
@@ -87,7 +112,17 @@ fn without_time_the_built_in_choice_stays() {
 fn a_corrupt_cache_is_ignored_with_one_line_and_replaced() {
     let (gpu, folder) = (gpu(), tempfile::tempdir().unwrap());
     let products = &products(&gpu)[..1];
-    let choose = || tune::choose(&gpu, products, Some(folder.path()), LONG, &mut |_| {}).unwrap();
+    let choose = || {
+        tune::choose(
+            &gpu,
+            gpu.report(),
+            products,
+            Some(folder.path()),
+            LONG,
+            &mut |_| {},
+        )
+        .unwrap()
+    };
     choose();
     let file = std::fs::read_dir(folder.path()).unwrap().next().unwrap();
     let file = file.unwrap().path();
@@ -120,7 +155,15 @@ fn each_family_has_choices_of_its_own() {
     };
     let choose = |family| {
         let products = [last(family)];
-        let tuned = tune::choose(&gpu, &products, Some(folder.path()), LONG, &mut |_| {}).unwrap();
+        let tuned = tune::choose(
+            &gpu,
+            gpu.report(),
+            &products,
+            Some(folder.path()),
+            LONG,
+            &mut |_| {},
+        )
+        .unwrap();
         assert_eq!(tuned.choices[0].tile.family(), family);
         tuned.measured
     };
@@ -174,7 +217,8 @@ fn trained(gpu: &Arc<Gpu>, family: Family, choices: &[Product]) -> Vec<u32> {
 fn what_the_budget_allowed_and_which_tiles_were_chosen_changes_no_bit() {
     let gpu = Arc::new(gpu());
     let products = products(&gpu);
-    let tuned = |budget| tune::choose(&gpu, &products, None, budget, &mut |_| {}).unwrap();
+    let tuned =
+        |budget| tune::choose(&gpu, gpu.report(), &products, None, budget, &mut |_| {}).unwrap();
     let (none, long) = (tuned(Duration::ZERO), tuned(LONG));
     assert_eq!([none.measured, long.measured], [0, products.len()]);
     let expected = trained(&gpu, Family::Workgroup, &none.choices);
@@ -188,6 +232,90 @@ fn what_the_budget_allowed_and_which_tiles_were_chosen_changes_no_bit() {
         let choices: Vec<_> = products.iter().map(with_tile).collect();
         let found = trained(&gpu, Family::Workgroup, &choices);
         assert!(found == expected, "{tile} gives other bits");
+    }
+}
+
+#[test]
+fn prices_are_measured_once_and_kept_beside_the_choices() {
+    let (gpu, folder) = (gpu(), tempfile::tempdir().unwrap());
+    let adapter = gpu.report();
+    assert!(!adapter.prices.measured);
+    // Nothing that cannot be kept is measured.
+    let priced = tune::priced(&gpu, None).unwrap();
+    assert!(!priced.measured && priced.adapter.prices == adapter.prices);
+    assert_eq!(tune::known_prices(adapter, Some(folder.path())), None);
+
+    let first = tune::priced(&gpu, Some(folder.path())).unwrap();
+    assert_eq!(first.notes, [""; 0]);
+    let prices = first.adapter.prices;
+    assert!(first.measured && prices.measured);
+    // What a load costs more than a multiply-add, no adapter is so different in.
+    assert!(prices.load > 1.0 && prices.loads > 1.0, "{prices:?}");
+    let known = tune::known_prices(adapter, Some(folder.path()));
+    assert_eq!(known, Some(prices));
+
+    // The tuner takes the adapter with its prices and leaves them where they are.
+    let products = planned_on(&first.adapter, &options(Family::Workgroup, &[]));
+    let last = &products[products.len() - 1..];
+    let folder = Some(folder.path());
+    let tuned = tune::choose(&gpu, &first.adapter, last, folder, LONG, &mut |_| {}).unwrap();
+    assert_eq!(tuned.measured, 1);
+    let again = tune::priced(&gpu, folder).unwrap();
+    assert!(!again.measured && again.adapter.prices == prices);
+    let tuned = tune::choose(&gpu, &again.adapter, last, folder, LONG, &mut |_| {}).unwrap();
+    assert_eq!(tuned.measured, 0);
+}
+
+#[test]
+fn prices_that_cannot_be_right_are_measured_again() {
+    let (gpu, folder) = (gpu(), tempfile::tempdir().unwrap());
+    let priced = || tune::priced(&gpu, Some(folder.path())).unwrap();
+    priced();
+    let file = std::fs::read_dir(folder.path()).unwrap().next().unwrap();
+    let file = file.unwrap().path();
+    let whole: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    for (bad, notes) in [
+        (0.0.into(), 0),
+        ((-7.0).into(), 0),
+        (1e9.into(), 0),
+        ("x".into(), 1),
+    ] {
+        let mut other = whole.clone();
+        other["prices"]["load"] = bad;
+        std::fs::write(&file, other.to_string()).unwrap();
+        assert_eq!(tune::known_prices(gpu.report(), Some(folder.path())), None);
+        let again = priced();
+        assert!(again.measured, "{other}");
+        assert_eq!(again.notes.len(), notes, "{:?}", again.notes);
+        assert!(!priced().measured, "the cache is whole again");
+    }
+}
+
+#[test]
+fn prices_change_tiles_and_no_bit() {
+    let gpu = Arc::new(gpu());
+    let assumed = gpu.report().prices;
+    let times = |factor: f64| Prices {
+        load: assumed.load * factor,
+        loads: assumed.loads * factor,
+        read: assumed.read * factor,
+        ..assumed
+    };
+    for family in [Family::Subgroup, Family::Workgroup] {
+        let of = |prices| {
+            let adapter = AdapterReport {
+                prices,
+                ..gpu.report().clone()
+            };
+            planned_on(&adapter, &options(family, &[]))
+        };
+        let (built_in, cheap, dear) = (of(assumed), of(times(1.0 / 30.0)), of(times(30.0)));
+        assert_eq!(built_in, products_of(&gpu, family));
+        assert_ne!(cheap, dear, "{family}: the prices decide nothing");
+        let expected = trained(&gpu, family, &built_in);
+        for products in [cheap, dear] {
+            assert!(trained(&gpu, family, &products) == expected, "{family}");
+        }
     }
 }
 

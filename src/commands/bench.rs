@@ -6,10 +6,10 @@ use super::train::measure;
 use super::{note, say, say_json, say_wrapped, table, tell, width};
 use crate::cli::BenchArgs;
 use serde_json::json;
-use wgrad::Result;
 use wgrad::model::load;
 use wgrad::plan::Options;
 use wgrad::report::bench::{self, Bound, KernelReport, Report, Settings, WINDOWS};
+use wgrad::{Result, tune};
 
 /// Columns from which on the table has room for tiles and for the fastest and slowest window.
 const WIDE: usize = 150;
@@ -44,6 +44,11 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         options.choices = choices;
         notes.extend(measured);
     }
+    let prices = device.gpu().map(|gpu| {
+        let folder = tune::cache_folder().filter(|_| !args.no_tune);
+        let known = tune::known_prices(gpu.report(), folder.as_deref());
+        known.unwrap_or(gpu.report().prices)
+    });
     if !args.json {
         for line in notes {
             note(&line)?;
@@ -59,6 +64,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         recipe: &recipe,
         options: &options,
         steps_only: args.steps_only,
+        prices,
     };
     let bar = progress::spinner();
     let pulse = Pulse::start(&bar, || None);
@@ -78,6 +84,9 @@ pub fn run(args: &BenchArgs) -> Result<()> {
             "peak    {:.1} GFLOP/s multiply-add, {:.1} GB/s copy",
             peak.gflops, peak.gb_per_second
         ))?;
+        if let Some(prices) = &report.prices {
+            say_wrapped(&format!("prices  {prices}"))?;
+        }
         // What a narrow table leaves out, --json has.
         let wide = width() >= WIDE;
         let mut header = match wide {

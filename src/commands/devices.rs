@@ -7,8 +7,9 @@ use indicatif::{BinaryBytes, HumanCount};
 use serde_json::json;
 use wgrad::engine::CpuEngine;
 use wgrad::gpu::{AdapterReport, Choice, Gpu, NO_ADAPTER_HINT, adapters};
+use wgrad::kernels::Prices;
 use wgrad::verify::Fingerprint;
-use wgrad::{Error, Result};
+use wgrad::{Error, Result, tune};
 
 pub fn run(args: &DevicesArgs) -> Result<()> {
     let adapters = adapters()?;
@@ -20,6 +21,7 @@ pub fn run(args: &DevicesArgs) -> Result<()> {
             .enumerate()
             .map(|(i, report)| {
                 let mut value = json!(report);
+                value["prices"] = json!(prices(report));
                 value["number"] = json!(i + 1);
                 value["auto"] = json!(i == 0 && notice.is_none());
                 // An adapter that does not open is listed all the same, with the reason.
@@ -60,6 +62,12 @@ pub fn run(args: &DevicesArgs) -> Result<()> {
 
 fn fingerprint(number: usize) -> Result<Fingerprint> {
     Fingerprint::of(&Gpu::open(&Choice::Number(number))?)
+}
+
+/// What operations cost there, as far as it is known.
+fn prices(report: &AdapterReport) -> Prices {
+    let folder = tune::cache_folder();
+    tune::known_prices(report, folder.as_deref()).unwrap_or(report.prices)
 }
 
 fn rows(report: &AdapterReport) -> Vec<Vec<String>> {
@@ -105,7 +113,9 @@ fn rows(report: &AdapterReport) -> Vec<Vec<String>> {
         ),
         ("timestamp queries", yes(report.timestamp_query)),
         ("16-bit floats", yes(report.shader_f16)),
+        ("64-bit integers", yes(report.shader_int64)),
         ("cooperative matrices", report.matrices()),
+        ("prices", prices(report).to_string()),
     ]
     .into_iter()
     .map(|(what, value)| vec![what.to_string(), value])

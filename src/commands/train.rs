@@ -23,7 +23,8 @@ use wgrad::train::{
     Config, Control, DataRecord, DeviceRecord, EpochRecord, InitRecord, Outcome, Run, SeedsRecord,
     expect_validation, start_from, train,
 };
-use wgrad::{Error, Result, tune};
+use wgrad::tune::{self, Priced};
+use wgrad::{Error, Result};
 
 /// The report in a run folder.
 const REPORT: &str = "report.html";
@@ -669,32 +670,40 @@ fn open(requested: &str, profile: bool) -> Result<Device> {
     Ok(device)
 }
 
-/// On a real GPU: the fastest tiles for the model's products, measured once per adapter and driver,
-/// and what there is to say about it, a line each.
+/// Tiles for the model's products by prices that were measured once per adapter and driver, on a real GPU the fastest of
+/// those that are best by them; and what there is to say about it, a line each.
 pub(super) fn measure(
     device: &Device,
     model: &Model,
     recipe: &Recipe,
     options: &Options,
 ) -> Result<(Vec<Product>, Vec<String>)> {
-    let Some(gpu) = device.gpu().filter(|gpu| !gpu.report().software) else {
+    let Some(gpu) = device.gpu() else {
         return Ok((Vec::new(), Vec::new()));
     };
+    let folder = tune::cache_folder();
+    let Priced {
+        adapter, mut notes, ..
+    } = tune::priced(gpu, folder.as_deref())?;
     let mode = Mode::Train(recipe.optimizer);
-    let target = Target::Gpu(gpu.report());
+    let target = Target::Gpu(&adapter);
     let plan = Plan::new(model, recipe.step_batch(), mode, options, target)?;
     let products: Vec<Product> = plan.products().into_iter().map(|(_, p)| p).collect();
+    if adapter.software {
+        return Ok((products, notes));
+    }
     let bar = progress::bar(products.len() as u64, "measuring kernels", "{pos}/{len}");
-    let folder = tune::cache_folder();
     let tuned = tune::choose(
         gpu,
+        &adapter,
         &products,
         folder.as_deref(),
         tune::BUDGET,
         &mut |done| bar.set_position(done as u64),
     )?;
     bar.finish_and_clear();
-    Ok((tuned.choices, tuned.notes))
+    notes.extend(tuned.notes);
+    Ok((tuned.choices, notes))
 }
 
 /// The record of a device on which nothing was compiled yet.

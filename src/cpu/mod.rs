@@ -37,6 +37,7 @@ mod optimizer;
 mod outputs;
 mod peak;
 mod pool;
+mod probe;
 pub mod random;
 mod reduce;
 mod run;
@@ -82,6 +83,7 @@ pub use pool::{
     maxpool2d_backward, maxpool2d_backward_overlapping, maxpool2d_forward, meanpool2d_backward,
     meanpool2d_forward,
 };
+pub use probe::probe_prices;
 pub use reduce::{accumulate, reduce_chunks, reduce_splits};
 pub use run::{Memory, Twins, Values, run};
 pub use views::{average_views, gather_views};

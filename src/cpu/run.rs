@@ -603,6 +603,13 @@ fn run_in_floats<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
             let values = peak_copy(floats("src"));
             memory.put(view("dst"), values);
         }
+        Work::ProbePrices => {
+            let (rounds, factors) = (memory.words(view("rounds")), floats("factors"));
+            let rounds = [0, 1, 2, 3].map(|i| rounds[i]);
+            let y = view("y");
+            let values = probe_prices(y.len, rounds, [factors[0], factors[1]], floats("source"));
+            memory.put(y, values);
+        }
         Work::Arithmetic { operation } => {
             let y = arithmetic(*operation, floats("a"), floats("b"), floats("c"));
             memory.put(view("y"), y);

@@ -1,7 +1,7 @@
 //! Which adapters there are, what they can do, and which one a request means.
 
 use crate::error::{Error, Result};
-use crate::kernels::AdapterReport;
+use crate::kernels::{AdapterReport, Prices};
 
 /// Vulkan, Metal and DX12. Never GL: it has no subgroups, and wgpu would pick it silently where
 /// Vulkan is missing.
@@ -40,6 +40,7 @@ fn report_of(adapter: &wgpu::Adapter) -> AdapterReport {
         wgpu::DeviceType::Cpu => "software",
         wgpu::DeviceType::Other => "other",
     };
+    let software = info.device_type == wgpu::DeviceType::Cpu;
     AdapterReport {
         name: info.name,
         backend: format!("{:?}", info.backend),
@@ -50,7 +51,7 @@ fn report_of(adapter: &wgpu::Adapter) -> AdapterReport {
             .collect::<Vec<_>>()
             .join(" "),
         kind,
-        software: info.device_type == wgpu::DeviceType::Cpu,
+        software,
         subgroup_size: features
             .contains(wgpu::Features::SUBGROUP)
             .then_some([info.subgroup_min_size, info.subgroup_max_size]),
@@ -62,7 +63,9 @@ fn report_of(adapter: &wgpu::Adapter) -> AdapterReport {
         storage_offset_alignment: limits.min_storage_buffer_offset_alignment,
         timestamp_query: features.contains(wgpu::Features::TIMESTAMP_QUERY),
         shader_f16: features.contains(wgpu::Features::SHADER_F16),
+        shader_int64: features.contains(wgpu::Features::SHADER_INT64),
         cooperative_matrix: cooperative_matrix(&adapter.cooperative_matrix_properties()),
+        prices: Prices::assumed(software),
     }
 }
 

@@ -97,6 +97,7 @@ impl Gpu {
     fn from_adapter(adapter: &wgpu::Adapter, report: AdapterReport) -> Result<Gpu> {
         let mut wanted = wgpu::Features::SUBGROUP
             | wgpu::Features::SHADER_F16
+            | wgpu::Features::SHADER_INT64
             | wgpu::Features::TIMESTAMP_QUERY
             | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES;
         let mut experimental_features = wgpu::ExperimentalFeatures::disabled();

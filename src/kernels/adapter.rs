@@ -1,5 +1,6 @@
 //! What is known of an adapter, without the adapter: what plans are made for.
 
+use super::Prices;
 use serde::Serialize;
 
 /// What is worth knowing about an adapter, as `wgrad devices` and `run.json` show it.
@@ -23,9 +24,13 @@ pub struct AdapterReport {
     pub storage_offset_alignment: u32,
     pub timestamp_query: bool,
     pub shader_f16: bool,
+    pub shader_int64: bool,
     /// Side of the square matrices of 16-bit floats that a subgroup multiplies and adds up as floats, 8 or
     /// 16; `None` without such, or with shapes that WGSL cannot say.
     pub cooperative_matrix: Option<u32>,
+    /// What operations cost there, for choosing among tiles: assumed unless [`crate::tune::priced`] says otherwise.
+    #[serde(skip)]
+    pub prices: Prices,
 }
 
 impl AdapterReport {
@@ -52,7 +57,9 @@ impl AdapterReport {
             storage_offset_alignment: 256,
             timestamp_query: true,
             shader_f16: true,
+            shader_int64: false,
             cooperative_matrix: (!software).then_some(16),
+            prices: Prices::assumed(software),
         }
     }
 

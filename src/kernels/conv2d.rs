@@ -1,7 +1,7 @@
 //! `shaders/conv2d.wgsl`: convolution and dense layers as implicit matrix products, in three
 //! passes and four families, and the choice of a tile.
 
-use super::{AdapterReport, Argument, Dtype, KernelSpec, View, Work, read, write};
+use super::{AdapterReport, Argument, Dtype, KernelSpec, Prices, View, Work, read, write};
 use crate::error::{Error, Result};
 use crate::model::recipe::Precision;
 use crate::model::{Conv2d, Pool2d};
@@ -140,6 +140,12 @@ fn most_sums(adapter: &AdapterReport) -> usize {
     }
 }
 
+/// Whether the subgroup family loads 64-bit words. Mesa's software adapter inserts what it loads into vectors one by one,
+/// which without AVX-512 takes longer than all else; half as many are half the time. Elsewhere nobody needs it.
+fn loads_wide(adapter: &AdapterReport) -> bool {
+    adapter.software && adapter.backend == "Vulkan" && adapter.shader_int64
+}
+
 /// The side of the adapter's cooperative matrices, and the invocations that hold one together: a subgroup.
 /// Where its size may differ from kernel to kernel it is taken as the largest: subgroups that are smaller then
 /// compute the same several times.
@@ -176,11 +182,14 @@ impl Pass {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Tile {
-    /// `rows` × `cols` (vec4) sums a lane; the lanes lie along the rows.
+    /// `rows` × `cols` (vec4) sums a lane; the lanes lie along the rows. `wide`: floats that lie in fours are loaded as
+    /// 64-bit words, two at a time.
     Subgroup {
         lanes: usize,
         rows: usize,
         cols: usize,
+        #[serde(default)]
+        wide: bool,
     },
     /// `threads_m` × `threads_n` invocations of `rows` × `cols` (vec4) sums, `block_k` terms staged;
     /// `ahead`: the next ones loaded while these are multiplied.
@@ -228,7 +237,7 @@ impl Tile {
     pub fn all(family: Family, adapter: &AdapterReport) -> Vec<Tile> {
         match family {
             Family::Subgroup => lanes(adapter)
-                .map(|lanes| Product::subgroup_tiles(lanes, most_sums(adapter)).collect())
+                .map(|lanes| Product::subgroup_tiles(lanes, most_sums(adapter), adapter).collect())
                 .unwrap_or_default(),
             Family::Workgroup => {
                 let most = adapter.max_workgroup_storage_bytes as usize;
@@ -241,6 +250,24 @@ impl Tile {
                 .unwrap_or_default(),
             Family::Plain => vec![Tile::Plain],
             Family::Cpu => vec![Tile::Whole],
+        }
+    }
+
+    /// The same with 32-bit loads, where it has wider ones.
+    pub fn narrow(self) -> Option<Tile> {
+        match self {
+            Tile::Subgroup {
+                lanes,
+                rows,
+                cols,
+                wide: true,
+            } => Some(Tile::Subgroup {
+                lanes,
+                rows,
+                cols,
+                wide: false,
+            }),
+            _ => None,
         }
     }
 
@@ -291,7 +318,9 @@ impl Tile {
     /// Rows and vec4 columns of one tile of the result, for pass `pass`.
     fn size(&self, pass: Pass) -> [usize; 2] {
         match *self {
-            Tile::Subgroup { lanes, rows, cols } => [lanes * rows, cols],
+            Tile::Subgroup {
+                lanes, rows, cols, ..
+            } => [lanes * rows, cols],
             Tile::Workgroup {
                 threads_m,
                 threads_n,
@@ -316,9 +345,14 @@ impl fmt::Display for Tile {
         let [m, n4] = self.size(Pass::Forward);
         let n = n4.saturating_mul(4);
         match self {
-            Tile::Subgroup { rows, cols, .. } => {
-                write!(f, "subgroup {m}×{} ({rows}×{} a lane)", n, cols * 4)
-            }
+            Tile::Subgroup {
+                rows, cols, wide, ..
+            } => write!(
+                f,
+                "subgroup {m}×{n} ({rows}×{} a lane{})",
+                cols * 4,
+                if *wide { ", 64-bit loads" } else { "" }
+            ),
             Tile::Workgroup {
                 rows,
                 cols,
@@ -425,7 +459,7 @@ impl Product {
         match family {
             Family::Subgroup => {
                 let sums = FEWEST_SUMS.min(most_sums(adapter));
-                product.choose_subgroup_tile(lanes(adapter).unwrap_or(8), sums)
+                product.choose_subgroup_tile(lanes(adapter).unwrap_or(8), sums, adapter)
             }
             Family::Workgroup | Family::Matrix => {
                 // That of its family which should be the fastest.
@@ -454,11 +488,14 @@ impl Product {
 
     /// The product with the built-in choice among larger tiles too, as far as a model of so many
     /// products can afford: larger tiles load less, but a vec4 sum a lane takes 6 to 8 ms to compile,
-    /// and a first step should be through within seconds. For the subgroup family.
+    /// and a first step should be through within seconds, or in proportion where loads are so dear that a step takes
+    /// seconds itself. For the subgroup family.
     pub fn in_model_of(mut self, products: usize, adapter: &AdapterReport) -> Product {
         if let Tile::Subgroup { lanes, .. } = self.tile {
-            let sums = (SUMS_OF_A_MODEL / products.max(1)).max(FEWEST_SUMS);
-            self.choose_subgroup_tile(lanes, sums.min(most_sums(adapter)));
+            let dear = adapter.prices.load / Prices::assumed(adapter.software).load;
+            let sums = (SUMS_OF_A_MODEL as f64 * dear.max(1.0)) as usize / products.max(1);
+            let sums = sums.max(FEWEST_SUMS);
+            self.choose_subgroup_tile(lanes, sums.min(most_sums(adapter)), adapter);
         }
         self
     }
@@ -582,11 +619,11 @@ impl Product {
     /// Lowest estimated cost on the software adapter, whose operations have known prices: loads are
     /// dear (a vec4 load costs as much as 75 multiply-adds), so tiles as large as the registers
     /// allow, shaped to the number of columns. See docs/performance.md.
-    fn choose_subgroup_tile(&mut self, lanes: usize, most_sums: usize) {
+    fn choose_subgroup_tile(&mut self, lanes: usize, most_sums: usize, adapter: &AdapterReport) {
         let mut best = (f64::INFINITY, Tile::Plain);
-        for tile in Self::subgroup_tiles(lanes, most_sums) {
+        for tile in Self::subgroup_tiles(lanes, most_sums, adapter) {
             self.tile = tile;
-            let cost = self.estimated_cost();
+            let cost = self.estimated_cost(&adapter.prices);
             if cost < best.0 {
                 best = (cost, tile);
             }
@@ -595,24 +632,45 @@ impl Product {
     }
 
     /// The tiles of the subgroup family with at most so many vec4 sums a lane.
-    fn subgroup_tiles(lanes: usize, most_sums: usize) -> impl Iterator<Item = Tile> {
+    fn subgroup_tiles(
+        lanes: usize,
+        most_sums: usize,
+        adapter: &AdapterReport,
+    ) -> impl Iterator<Item = Tile> {
+        let wide = loads_wide(adapter);
         [4, 8, 16].into_iter().flat_map(move |rows| {
             [1, 2, 3, 4, 6, 8, 12, 16]
                 .into_iter()
                 .filter(move |cols| rows * cols <= most_sums)
-                .map(move |cols| Tile::Subgroup { lanes, rows, cols })
+                .map(move |cols| Tile::Subgroup {
+                    lanes,
+                    rows,
+                    cols,
+                    wide,
+                })
         })
     }
 
-    /// Nanoseconds of one core for all tiles together, from the prices measured on the software
-    /// adapter, and the step's share of the compilation.
-    fn estimated_cost(&self) -> f64 {
-        let Tile::Subgroup { lanes, rows, cols } = self.tile else {
+    /// Nanoseconds of one core of a software adapter for all tiles together, by its prices, and the step's share
+    /// of the compilation. What is no load has the same price wherever it was measured.
+    fn estimated_cost(&self, prices: &Prices) -> f64 {
+        let Tile::Subgroup {
+            lanes,
+            rows,
+            cols,
+            wide,
+        } = self.tile
+        else {
             return f64::INFINITY;
         };
-        const MULTIPLY_ADD: f64 = 0.22;
         const BROADCAST: f64 = 0.5;
-        let load = |vector: bool| if vector { 17.0 } else { 40.0 };
+        let multiply_add = prices.multiply_add_ns;
+        // Half as many insertions into vectors, which is what loads cost, and taking the halves apart.
+        let width = if wide && !self.half { 0.6 } else { 1.0 };
+        let load = |vector: bool| match vector {
+            true => multiply_add * prices.load * width,
+            false => multiply_add * prices.loads,
+        };
         let store = |vector: bool| if vector { 19.0 } else { 38.0 };
         let align = self.alignment();
         let (rows_f, cols_f) = (rows as f64, cols as f64);
@@ -623,7 +681,7 @@ impl Product {
         let turn = 10.0
             + rows_f * (load(align.a) + 4.0)
             + shares * load(align.b)
-            + cols_f * 16.0 * (BROADCAST + rows_f * MULTIPLY_ADD);
+            + cols_f * 16.0 * (BROADCAST + rows_f * multiply_add);
         let sums = k.div_ceil(TURN) as f64 * turn;
         let one = sums + rows_f * (10.0 + cols_f * store(align.o));
         // Fewer tiles than a handful leave cores idle (a weight gradient is split instead).
@@ -651,7 +709,7 @@ impl Product {
         let price = |tile: &Tile| match *tile {
             // Where it cannot be fast it should compile fast.
             Tile::Matrix { rows, cols, .. } if adapter.software => (rows * cols) as f64,
-            _ => self.with_tile(*tile).price(),
+            _ => self.with_tile(*tile).price(&adapter.prices),
         };
         tiles.sort_by(|a, b| price(a).total_cmp(&price(b)));
         tiles
@@ -691,10 +749,10 @@ impl Product {
     /// What a tile of the workgroup or the matrix family costs on a GPU, in cycles of one of its cores: for choosing
     /// among tiles, not for telling the time. A GPU is taken to have 100 cores, each of which does 128 multiply-adds a
     /// cycle (512 in matrices), reads 128 bytes of workgroup memory, has 64 Ki registers and waits 700 cycles for
-    /// memory. The numbers below weigh what is not a multiply-add (a read of workgroup memory as 12 where reads
-    /// are the limit, a load with its store as 14, or as 30 where a store takes four values one by one; a block's loop and
-    /// barriers as 40) and registers beside the sums; all of them are assumed.
-    fn price(&self) -> f64 {
+    /// memory. What is not a multiply-add is weighed by `prices`: a read of workgroup memory where reads are the limit (as
+    /// three quarters, because neighbours share what they read), a load with its store, and where a store takes
+    /// four values one by one, a read for it. A block's loop and barriers as 40, and registers beside the sums, are assumed.
+    fn price(&self, prices: &Prices) -> f64 {
         const CORES: f64 = 100.0;
         const LANES: f64 = 128.0;
         const MATRIX_LANES: f64 = 512.0;
@@ -717,7 +775,9 @@ impl Product {
                 let (sums, loads) = ((4 * rows * cols) as f64, loads(block_k));
                 // Vec4 that it reads of workgroup memory for a term.
                 let reads = (rows / 4 + cols) as f64;
-                let work = block_k as f64 * (sums + reads).max(12.0 * reads) + 14.0 * loads + 40.0;
+                let work = block_k as f64 * (sums + reads).max(0.75 * prices.read * reads)
+                    + prices.load * loads
+                    + 40.0;
                 let ahead = if ahead { 4.0 * loads } else { 0.0 };
                 (sums, threads * work / LANES, block_k, 56.0 + ahead)
             }
@@ -732,11 +792,11 @@ impl Product {
                 let (sums, loads) = ((rows * cols / lanes) as f64, loads(block_k));
                 let multiplies = (m * 4 * n4 * block_k) as f64 / MATRIX_LANES;
                 let reads = (threads / lanes as f64) * ((rows + cols) * block_k * 2) as f64 / BYTES;
-                let work = threads * (30.0 * loads + 40.0) / LANES;
+                let work = threads * ((prices.load + prices.read) * loads + 40.0) / LANES;
                 let ahead = if ahead { 2.0 * loads } else { 0.0 };
                 (sums, multiplies.max(reads) + work, block_k, 64.0 + ahead)
             }
-            Tile::Subgroup { .. } => return self.estimated_cost(),
+            Tile::Subgroup { .. } => return self.estimated_cost(prices),
             _ => return 0.0,
         };
         let (groups, blocks) = (self.workgroups() as f64, self.length().div_ceil(block_k));
@@ -840,6 +900,7 @@ impl Product {
             m, k, columns => n, columns4 => n.div_ceil(4), chunks,
             a4 => align.a, b4 => align.b, o4 => align.o,
             relu => self.relu, half => self.half,
+            words64 => !self.half && matches!(self.tile, Tile::Subgroup { wide: true, .. }),
             pool => self.pool.is_some(),
             pool_h => self.pool.map(|p| p.kernel[0]), pool_w => self.pool.map(|p| p.kernel[1]),
             windows_h => self.pool.map(|p| p.output.height),
@@ -863,7 +924,9 @@ impl Product {
         let tile = match self.tile {
             // No software adapter has so many lanes. Elsewhere tiles are measured, and where a driver
             // fused in some and not in others, they would differ in their bits.
-            Tile::Subgroup { lanes, rows, cols } => context! {
+            Tile::Subgroup {
+                lanes, rows, cols, ..
+            } => context! {
                 lanes, rows, cols, tile_m, fused => lanes == 32,
             },
             Tile::Workgroup {

@@ -31,12 +31,15 @@ pub mod optimizer;
 pub mod outputs;
 pub mod peak;
 pub mod pool;
+mod prices;
+pub mod probe;
 pub mod reduce;
 mod spec;
 pub mod step;
 pub mod views;
 
 pub use adapter::AdapterReport;
+pub use prices::Prices;
 pub use spec::{Access, Argument, Cost, Dtype, KernelSpec, View, Work};
 use spec::{mask, read, update, write};
 pub use step::{Metrics, STEP_ELEMENTS, Step};

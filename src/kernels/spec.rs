@@ -258,11 +258,13 @@ pub enum Work {
     AverageValues,
     SwapValues,
     AdvanceStep,
-    /// What measures a device and stands in no plan; see `kernels/peak.rs` and `kernels/fingerprint.rs`.
+    /// What measures a device and stands in no plan; see `kernels/peak.rs`, `kernels/probe.rs` and
+    /// `kernels/fingerprint.rs`.
     PeakMultiplyAdd {
         rounds: usize,
     },
     PeakCopy,
+    ProbePrices,
     Arithmetic {
         operation: usize,
     },

@@ -12,7 +12,7 @@ use crate::engine::{Engine, GpuEngine, Split};
 use crate::error::{Error, Result};
 use crate::gpu::{Dispatch, Gpu};
 use crate::kernels::peak::{self, MULTIPLY_ADDS_PER_ROUND};
-use crate::kernels::{Cost, Dtype, Step, View, Work};
+use crate::kernels::{Cost, Dtype, Prices, Step, View, Work};
 use crate::model::recipe::Recipe;
 use crate::model::{Model, initial_parameters};
 use crate::plan::Options;
@@ -55,6 +55,9 @@ pub struct Report {
     pub batch_size: usize,
     /// What the adapter does at most; null where only steps were measured.
     pub peak: Option<Peak>,
+    /// What operations cost the adapter, by which tiles are chosen; null on the CPU.
+    #[serde(default)]
+    pub prices: Option<Prices>,
     /// The dispatches of a training step in their order; none where only steps were measured.
     pub kernels: Vec<KernelReport>,
     /// Whole steps.
@@ -156,6 +159,8 @@ pub struct Settings<'a> {
     pub options: &'a Options,
     /// The whole step only: neither peak nor kernels.
     pub steps_only: bool,
+    /// By which the tiles were chosen, if there are tiles.
+    pub prices: Option<Prices>,
 }
 
 /// Measures on `gpu`, or on the CPU (which has steps only). The steps come first, so that the first
@@ -187,6 +192,7 @@ pub fn run(
         model: model.name.clone(),
         batch_size: batch,
         peak: None,
+        prices: settings.prices,
         kernels: Vec::new(),
         step,
         peak_rss_mb: peak_rss_mb(),

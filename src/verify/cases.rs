@@ -7,7 +7,7 @@ use crate::cpu;
 use crate::kernels::activation::{activation_backward, activation_forward};
 use crate::kernels::{
     KernelSpec, Metrics, Step, View, WORKGROUP_SIZE, gather, im2col, loss, optimizer, peak, pool,
-    reduce, step,
+    probe, reduce, step,
 };
 use crate::model::recipe::Optimizer;
 use crate::model::{Activation, Conv2d, Loss, Pool2d, Shape};
@@ -27,6 +27,7 @@ pub fn cases() -> Vec<Case> {
         super::norm::cases(),
         vec![step_case()],
         peak_cases(),
+        probe_cases(),
     ];
     lists.into_iter().flatten().collect()
 }
@@ -648,6 +649,35 @@ pub(crate) fn multiply_add_case(invocations: usize, rounds: usize) -> Case {
 
 /// Scale and shift of the peak kernel's multiply-adds: a slow decay from any start towards 1.
 pub(crate) const PEAK_FACTORS: [f32; 2] = [1.0 - 1.0 / 1024.0, 1.0 / 1024.0];
+
+/// Each loop by itself, and all of them.
+fn probe_cases() -> Vec<Case> {
+    let rounds = [[3, 0, 0, 0], [0, 7, 0, 0], [0, 0, 7, 0], [0, 0, 0, 7]];
+    let each = rounds.map(|rounds| probe_case(64, rounds));
+    let all = [probe_case(1, [1, 2, 3, 4]), probe_case(150, [4, 3, 2, 5])];
+    each.into_iter().chain(all).collect()
+}
+
+/// So many rounds of each loop.
+pub(crate) fn probe_case(invocations: usize, rounds: [u32; 4]) -> Case {
+    let variant = format!("{invocations} invocations, {rounds:?} rounds");
+    Case::new("probe_prices", variant, move |b| {
+        let source = b.values(probe::PROBE_ELEMENTS);
+        let (factors, source) = (b.input(&PEAK_FACTORS), b.input(&source));
+        let rounds_view = b.input(&rounds);
+        let [multiply_adds, others @ ..] = rounds;
+        // As for the peak; of the others rounds add up to eight numbers of up to 70 each.
+        let terms = 32 * 4 * multiply_adds + 32 * 70 * others.iter().sum::<u32>();
+        let y = b.output("y", invocations, Tolerance::sum(terms as usize));
+        vec![probe::probe_prices(
+            invocations,
+            rounds_view,
+            factors,
+            source,
+            y,
+        )]
+    })
+}
 
 pub(crate) fn copy_case(n: usize) -> Case {
     Case::new("peak_copy", elements_text(n), move |b| {

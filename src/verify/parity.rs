@@ -528,7 +528,11 @@ fn store_halves(kernels: &mut [KernelSpec], tensors: &mut [Tensor]) {
         for argument in &mut kernel.arguments {
             let declared = format!("@binding({}) var<storage", argument.binding);
             let line = source.lines().find(|line| line.contains(&declared));
-            let is_real = |line: &str| line.contains("real>") || line.contains("Stored>");
+            // Products load some of them as words of 64 bits, where they are floats.
+            let is_real = |line: &str| {
+                let names = ["real>", "Stored>", "vec2<u64>"];
+                names.iter().any(|name| line.contains(name))
+            };
             if line.is_some_and(is_real) {
                 argument.view.dtype = Dtype::F16;
                 tensors[argument.view.tensor].dtype = Dtype::F16;
