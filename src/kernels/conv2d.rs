@@ -488,13 +488,10 @@ impl Product {
 
     /// The product with the built-in choice among larger tiles too, as far as a model of so many
     /// products can afford: larger tiles load less, but a vec4 sum a lane takes 6 to 8 ms to compile,
-    /// and a first step should be through within seconds, or in proportion where loads are so dear that a step takes
-    /// seconds itself. For the subgroup family.
+    /// and a first step should be through within seconds. For the subgroup family.
     pub fn in_model_of(mut self, products: usize, adapter: &AdapterReport) -> Product {
         if let Tile::Subgroup { lanes, .. } = self.tile {
-            let dear = adapter.prices.load / Prices::assumed(adapter.software).load;
-            let sums = (SUMS_OF_A_MODEL as f64 * dear.max(1.0)) as usize / products.max(1);
-            let sums = sums.max(FEWEST_SUMS);
+            let sums = (SUMS_OF_A_MODEL / products.max(1)).max(FEWEST_SUMS);
             self.choose_subgroup_tile(lanes, sums.min(most_sums(adapter)), adapter);
         }
         self
