@@ -1287,8 +1287,16 @@ mod tests {
             .into_iter()
             .map(|kernel| kernel.entry)
             // What measures a device, or runs between steps.
-            .filter(|entry| !["peak_multiply_add", "peak_copy", "arithmetic"].contains(entry))
-            .filter(|entry| *entry != "swap_values")
+            .filter(|entry| {
+                ![
+                    "peak_multiply_add",
+                    "peak_copy",
+                    "probe_prices",
+                    "arithmetic",
+                    "swap_values",
+                ]
+                .contains(entry)
+            })
             .collect();
         for model in models() {
             for way in ways(&model, Some(&adapter)).unwrap() {
