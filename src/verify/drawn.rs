@@ -13,7 +13,7 @@ use super::parity::Case;
 use super::products::product_case;
 use crate::gpu::AdapterReport;
 use crate::kernels::batch_norm::BatchNorm;
-use crate::kernels::conv2d::{Family, Pass, Product};
+use crate::kernels::conv2d::{Family, Pass, Product, Tile};
 use crate::kernels::group_norm::GroupNorm;
 use crate::model::{Conv2d, Pool2d, Shape};
 use rand::{RngExt, SeedableRng};
@@ -51,7 +51,10 @@ pub fn drawn(adapter: &AdapterReport, seed: u64, index: usize) -> Vec<Case> {
         let mut add = |pass, relu, pool| {
             let product = Product::new(geometry, batch, pass, relu, pool, family, adapter);
             let product = product.expect("what can be pooled was asked");
-            let all = product.tiles_on(adapter);
+            // Not in the order of their prices, which differ from adapter to adapter.
+            let possible = product.tiles_on(adapter);
+            let mut all = Tile::all(family, adapter);
+            all.retain(|tile| possible.contains(tile));
             cases.push(product_case(
                 product.with_tile(all[tile as usize % all.len()]),
             ));
