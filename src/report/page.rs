@@ -943,8 +943,8 @@ fn figures(run: &Run) -> Vec<Value> {
     }
     if !config.device.description.is_empty() {
         let all = plain(&config.device.description, 200);
-        let (name, rest) = all.split_once(" (").unwrap_or((&all, ""));
-        add("Device", name.into(), rest.trim_end_matches(')').into());
+        let (name, rest) = name_and_rest(&all);
+        add("Device", name.into(), rest.into());
     }
     figures
 }
@@ -1063,6 +1063,16 @@ pub(super) fn share(p: f64) -> String {
     }
 }
 
+/// A device's description in two: its name, which may end in parentheses of its own, and what stands in the others.
+fn name_and_rest(description: &str) -> (&str, &str) {
+    let own = description.find(") (").map(|place| place + 1);
+    let Some(place) = own.or_else(|| description.find(" (")) else {
+        return (description, "");
+    };
+    let (name, rest) = description.split_at(place);
+    (name, rest[2..].strip_suffix(')').unwrap_or(&rest[2..]))
+}
+
 /// `98.51 % ± 0.12`: with the standard error of a share of `n` independent images, `√(p(1 − p)/n)`.
 pub(super) fn accuracy(p: f64, n: usize) -> String {
     let error = 100.0 * (p * (1.0 - p) / n as f64).sqrt();
@@ -1101,6 +1111,11 @@ mod tests {
     #[test]
     fn numbers_are_written_for_people() {
         assert_eq!(accuracy(0.5, 10_000), "50.00 % ± 0.50");
+        assert_eq!(name_and_rest("CPU"), ("CPU", ""));
+        assert_eq!(name_and_rest("CPU (2 threads)"), ("CPU", "2 threads"));
+        let adapter = "llvmpipe (256 bits) (Vulkan, Mesa 22 (LLVM 15))";
+        let expected = ("llvmpipe (256 bits)", "Vulkan, Mesa 22 (LLVM 15)");
+        assert_eq!(name_and_rest(adapter), expected);
         assert_eq!(accuracy(0.5, 0), "50.00 %");
         assert_eq!(accuracy(f64::NAN, 10), "—");
         let times = [0.0, 119.4, 125.0, 7500.0, f64::NAN].map(duration);
