@@ -28,6 +28,7 @@ BATCH = 16
 # What some need to tell one image from another.
 MORE = {
     "mobilenet-small": ["--epochs", 20],
+    "resnet18-cifar": ["--epochs", 6],
     "vgg-cifar": ["--epochs", 8, "--optimizer", "adamw", "--lr", 0.001],
     "tests/operations.toml": ["--epochs", 10, "--lr", 0.01],
 }
