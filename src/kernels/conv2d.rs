@@ -613,9 +613,9 @@ impl Product {
         workgroup && self.pass == Pass::BackwardWeight && self.geometry.bias
     }
 
-    /// Lowest estimated cost on the software adapter, whose operations have known prices: loads are
-    /// dear (a vec4 load costs as much as 75 multiply-adds), so tiles as large as the registers
-    /// allow, shaped to the number of columns. See docs/performance.md.
+    /// Lowest estimated cost by the adapter's prices: on a software adapter loads are dear (a vec4 load costs as
+    /// much as 75 multiply-adds, without AVX-512 300), so tiles as large as the registers allow, shaped to the
+    /// number of columns. See docs/performance.md.
     fn choose_subgroup_tile(&mut self, lanes: usize, most_sums: usize, adapter: &AdapterReport) {
         let mut best = (f64::INFINITY, Tile::Plain);
         for tile in Self::subgroup_tiles(lanes, most_sums, adapter) {
