@@ -4,6 +4,7 @@ use super::device::Device;
 use super::progress::{self, Pulse};
 use super::{say, say_json, say_wrapped, table, width};
 use crate::cli::VerifyArgs;
+use rayon::prelude::*;
 use serde_json::json;
 use std::collections::HashSet;
 use std::path::Path;
@@ -14,6 +15,10 @@ use wgrad::{Error, Result, cpu, verify};
 
 /// Columns from which on the table has room for the worst case of each kernel.
 const WIDE: usize = 120;
+
+/// Cases whose kernels are compiled side by side before they run: drivers of GPUs take longer to compile one than
+/// all else about it takes.
+const COMPILED_TOGETHER: usize = 64;
 
 pub fn run(args: &VerifyArgs) -> Result<()> {
     let device = Device::open_adapter(args.device.as_deref())?;
@@ -74,14 +79,18 @@ pub fn run(args: &VerifyArgs) -> Result<()> {
             }
             let bar = progress::bar(cases.len() as u64, "checking", "{pos}/{len} {msg}");
             let pulse = Pulse::start(&bar, || None);
-            for (draw, case) in cases {
-                bar.set_message(case.kernel.clone());
-                let mut outcome = case.run(gpu)?;
-                if let (Some(detail), Some(index)) = (&mut outcome.detail, draw) {
-                    *detail += &format!("; repeat with: {}", repeat(args, index));
+            for some in cases.chunks(COMPILED_TOGETHER) {
+                let kernels = some.par_iter().flat_map_iter(|(_, case)| case.kernels());
+                kernels.try_for_each(|kernel| gpu.compile(&kernel))?;
+                for (draw, case) in some {
+                    bar.set_message(case.kernel.clone());
+                    let mut outcome = case.run(gpu)?;
+                    if let (Some(detail), Some(index)) = (&mut outcome.detail, draw) {
+                        *detail += &format!("; repeat with: {}", repeat(args, *index));
+                    }
+                    outcomes.push(outcome);
+                    bar.inc(1);
                 }
-                outcomes.push(outcome);
-                bar.inc(1);
             }
             if args.only.is_none() {
                 let steps = verify::steps(Some(gpu), &mut |what| bar.set_message(what.to_string()));
