@@ -196,7 +196,7 @@ fn {{ pass }}(
     var c{{ i }}_{{ j }} = MatrixC();
 {%- endfor %}{% endfor %}
 {%- if weight_pass %}
-    let split = tile / (TILES_M * TILES_N);
+    let split = tile / (TILES_M * TILES_N) % {{ splits }}u;
     let begin = split * {{ split_length }}u;
     let end = min((split + 1u) * {{ split_length }}u, K);
 {%- else %}

@@ -230,7 +230,7 @@ fn {{ pass }}(
     var c{{ i }}_{{ j }} = vec4<f32>(0.0);
 {%- endfor %}{% endfor %}
 {%- if weight_pass %}
-    let split = tile / (TILES_M * TILES_N);
+    let split = tile / (TILES_M * TILES_N) % {{ splits }}u;
     let begin = split * {{ split_length }}u{{ " + slice * LENGTH" if slices > 1 }};
   {%- if ragged or outside %}
     let end = min((split + 1u) * {{ split_length }}u, K);

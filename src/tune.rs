@@ -16,11 +16,17 @@ use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Time that measuring may take on first use of a model on an adapter.
-pub const BUDGET: Duration = Duration::from_secs(2);
+/// Time that measuring may take on first use of a model on an adapter, of which compiling may take half.
+pub const BUDGET: Duration = Duration::from_secs(4);
 
 /// Tiles that are measured for a product.
 const CANDIDATES: usize = 6;
+
+/// How often each of them is timed, in turns, so that a clock that speeds up changes all of them; the fastest counts.
+const ROUNDS: usize = 3;
+
+/// How long a GPU is kept busy before: from idle it takes so long to come to its full speed.
+const WARM_UP: Duration = Duration::from_millis(300);
 
 /// What [`choose`] decided.
 #[derive(Debug)]
@@ -225,18 +231,33 @@ pub fn choose(
     };
     let mut notes = Vec::from_iter(note);
     let start = Instant::now();
+    let known = |cache: &Cache, product: &Product| {
+        let mut choices = cache.choices.iter();
+        choices.find(|k| product.takes(k, adapter)).map(|k| k.tile)
+    };
+    let candidates = products.iter().map(|product| match known(&cache, product) {
+        Some(_) => Vec::new(),
+        None => candidates(product, adapter),
+    });
+    let candidates: Vec<_> = candidates.collect();
+    let compiled = compile(gpu, &candidates, budget / 2)?;
     let (mut choices, mut measured) = (Vec::with_capacity(products.len()), 0);
     for (i, product) in products.iter().enumerate() {
-        let tile = match cache.choices.iter().find(|k| product.takes(k, adapter)) {
-            Some(choice) => choice.tile,
+        let tile = match known(&cache, product) {
+            Some(tile) => tile,
             None if start.elapsed() >= budget => product.tile,
             None => {
                 let left = budget.saturating_sub(start.elapsed());
                 let share = left / (products.len() - i) as u32;
-                let tile = measure(gpu, adapter, product, share, &mut notes)?;
-                cache.choices.push(product.with_tile(tile));
+                let idle = measured == 0 && !adapter.software;
+                let warm_up = if idle { WARM_UP } else { Duration::ZERO };
+                let bench = Bench::new(gpu, product, warm_up)?;
+                let fastest = bench.fastest(&candidates[i], compiled, share, &mut notes)?;
+                let fastest =
+                    fastest.ok_or_else(|| none_agrees(product, candidates[i].len(), adapter))?;
+                cache.choices.push(fastest);
                 measured += 1;
-                tile
+                fastest.tile
             }
         };
         choices.push(product.with_tile(tile));
@@ -283,64 +304,59 @@ fn write(file: &Path, cache: &Cache) -> Result<()> {
     crate::files::replace(file, &text)
 }
 
-/// The fastest tile of the product's family.
-fn measure(
-    gpu: &Gpu,
-    adapter: &AdapterReport,
-    product: &Product,
-    budget: Duration,
-    notes: &mut Vec<String>,
-) -> Result<Tile> {
-    let start = Instant::now();
-    let operands = Operands::new(gpu, product)?;
-    let reference = operands.reference(gpu, product)?;
-    // The built-in choice comes first: whatever the time allows, it has been measured. The others come
-    // in the order of their prices; what those say is slow is not even compiled.
+/// The product in the tiles that are measured: the built-in choice, then the others in the order of their prices. What
+/// those say is slow is not even compiled.
+fn candidates(product: &Product, adapter: &AdapterReport) -> Vec<Product> {
     let others = product.tiles_on(adapter);
     let others = others.into_iter().filter(|tile| *tile != product.tile);
     let tiles = std::iter::once(product.tile).chain(others.take(CANDIDATES - 1));
-    let candidates: Vec<_> = tiles.map(|tile| product.with_tile(tile)).collect();
-    if start.elapsed() < budget {
-        let compiled = candidates.par_iter();
-        compiled.try_for_each(|candidate| gpu.compile(&operands.spec(candidate)))?;
-    }
-    let (fastest, wrong) = fastest(
-        candidates.into_iter(),
-        |candidate| Ok(operands.run(gpu, candidate)?.agrees_with(&reference)),
-        |candidate| operands.time(gpu, candidate),
-        || start.elapsed() >= budget,
-    )?;
-    let fastest = fastest.ok_or_else(|| none_agrees(product, wrong.len(), adapter))?;
-    notes.extend(wrong.iter().map(|candidate| {
-        format!("{candidate}: differs from the plain kernel on this adapter and is not used; please report it with the output of `wgrad verify`")
-    }));
-    Ok(fastest.tile)
+    tiles.map(|tile| product.with_tile(tile)).collect()
 }
 
-/// The candidate that takes the least time of those that are right, and those that are not. Once
-/// `time_is_up`, the first that is right will do.
-fn fastest(
-    candidates: impl Iterator<Item = Product>,
-    mut right: impl FnMut(&Product) -> Result<bool>,
-    mut seconds: impl FnMut(&Product) -> Result<f64>,
+/// Compiles the first candidates of all products side by side, then their second ones and so on, until `budget` is
+/// used up; how many of each are then compiled.
+fn compile(gpu: &Gpu, candidates: &[Vec<Product>], budget: Duration) -> Result<usize> {
+    let start = Instant::now();
+    for rank in 0..CANDIDATES {
+        if start.elapsed() >= budget {
+            return Ok(rank);
+        }
+        let candidates = candidates.par_iter().filter_map(|of_one| of_one.get(rank));
+        candidates.try_for_each(|candidate| gpu.compile(&spec(candidate)))?;
+    }
+    Ok(CANDIDATES)
+}
+
+/// The candidate that takes the least time of those that are right, and those that are not. Of those behind the first
+/// `compiled`, or once `time_is_up`, none is tried where one before is right. `right` makes of a candidate what
+/// `seconds` then takes.
+fn fastest<T>(
+    candidates: &[Product],
+    compiled: usize,
+    mut right: impl FnMut(&Product) -> Result<Option<T>>,
+    mut seconds: impl FnMut(&T) -> Result<f64>,
     time_is_up: impl Fn() -> bool,
 ) -> Result<(Option<Product>, Vec<Product>)> {
-    let (mut fastest, mut wrong) = (None, Vec::new());
-    for candidate in candidates {
-        if time_is_up() && fastest.is_some() {
+    let (mut timed, mut wrong) = (Vec::new(), Vec::new());
+    for (i, candidate) in candidates.iter().enumerate() {
+        if (i >= compiled || time_is_up()) && !timed.is_empty() {
             break;
         }
-        if !right(&candidate)? {
-            wrong.push(candidate);
-            continue;
-        }
-        let seconds = seconds(&candidate)?;
-        log::debug!("{candidate}: {:.3} ms", seconds * 1e3);
-        if fastest.is_none_or(|(least, _)| seconds < least) {
-            fastest = Some((seconds, candidate));
+        match right(candidate)? {
+            Some(dispatch) => timed.push((f64::INFINITY, candidate, dispatch)),
+            None => wrong.push(*candidate),
         }
     }
-    Ok((fastest.map(|(_, candidate)| candidate), wrong))
+    for _ in 0..ROUNDS {
+        for (least, candidate, dispatch) in &mut timed {
+            if !time_is_up() {
+                *least = least.min(seconds(dispatch)?);
+                log::debug!("{candidate}: {:.3} ms", *least * 1e3);
+            }
+        }
+    }
+    let fastest = timed.into_iter().min_by(|a, b| a.0.total_cmp(&b.0));
+    Ok((fastest.map(|(_, candidate, _)| *candidate), wrong))
 }
 
 fn none_agrees(product: &Product, tiles: usize, adapter: &AdapterReport) -> Error {
@@ -365,6 +381,7 @@ fn none_agrees(product: &Product, tiles: usize, adapter: &AdapterReport) -> Erro
 }
 
 /// What a product gave.
+#[derive(Default)]
 struct Found {
     /// The result, its splits added up.
     values: Vec<f64>,
@@ -442,18 +459,48 @@ fn indices(product: &Product) -> usize {
     product.pool.map_or(1, |_| product.result_elements() / 4)
 }
 
-/// Buffers with made-up numbers for a product.
-struct Operands {
-    x: Buffer,
-    parameters: Buffer,
-    dy: Buffer,
-    /// Their elements.
-    lens: [usize; 3],
+/// The kernel of `product` on x, parameters, dy, its result and its index, in this order.
+fn spec(product: &Product) -> KernelSpec {
+    let (lens, results) = (lens(product), product.result_elements());
+    let [x, parameters, dy] = [0, 1, 2].map(|i| View::whole(i, dtype(product), lens[i]));
+    let y = View::whole(3, result_dtype(product), results);
+    match product.pass {
+        Pass::Forward => {
+            let index = product.pool.map(|_| View::whole(4, Dtype::U8, results));
+            conv2d::conv2d_forward(*product, x, parameters, y, index)
+        }
+        Pass::BackwardWeight => conv2d::conv2d_backward_weight(*product, x, dy, y),
+        Pass::BackwardInput => {
+            let mask = product.relu.then_some(x);
+            conv2d::conv2d_backward_input(*product, dy, parameters, y, mask)
+        }
+    }
 }
 
-impl Operands {
-    fn new(gpu: &Gpu, product: &Product) -> Result<Operands> {
-        let g = &product.geometry;
+/// Elements of x, parameters and dy.
+fn lens(product: &Product) -> [usize; 3] {
+    let g = &product.geometry;
+    [
+        product.batch * g.input.elements(),
+        g.parameter_elements(),
+        product.batch * g.output.elements(),
+    ]
+}
+
+/// A product on buffers with made-up numbers, in any tile.
+struct Bench<'a> {
+    gpu: &'a Gpu,
+    /// x, parameters, dy.
+    operands: [Buffer; 3],
+    /// What it gives by the plain family.
+    reference: Found,
+    /// Where results go that nobody reads, and their indices.
+    rest: [Buffer; 2],
+}
+
+impl<'a> Bench<'a> {
+    /// The product's operands and its result; and the GPU busy for `warm_up`.
+    fn new(gpu: &'a Gpu, product: &Product, warm_up: Duration) -> Result<Bench<'a>> {
         // Signed, without a period that a tile could share. Where the largest of a window is sought
         // they are multiples of 1/4, whose sums have no rounding errors that could decide it, and
         // many windows have ties; as halves they are small, so that sums have none either.
@@ -466,11 +513,6 @@ impl Operands {
             };
             (0..len as u32).map(value).collect()
         };
-        let lens = [
-            product.batch * g.input.elements(),
-            g.parameter_elements(),
-            product.batch * g.output.elements(),
-        ];
         let upload = |len| match dtype(product) {
             Dtype::F16 => {
                 let halves: Vec<f16> = values(len).into_iter().map(f16::from_f32).collect();
@@ -478,58 +520,85 @@ impl Operands {
             }
             _ => gpu.upload("tuning", &values(len)),
         };
-        let [x, parameters, dy] = lens.map(upload);
-        Ok(Operands {
-            x: x?,
-            parameters: parameters?,
-            dy: dy?,
-            lens,
-        })
+        let [x, parameters, dy] = lens(product).map(upload);
+        let operands = [x?, parameters?, dy?];
+        let rest = [
+            gpu.buffer("tuning", result_words(product))?,
+            gpu.buffer("tuning", indices(product))?,
+        ];
+        let mut bench = Bench {
+            gpu,
+            operands,
+            reference: Found::default(),
+            rest,
+        };
+        bench.reference = bench.by_the_plain_family(product)?;
+        let (start, dispatch) = (Instant::now(), bench.dispatch(product, &bench.rest)?);
+        while start.elapsed() < warm_up {
+            bench.seconds(&dispatch, 1)?;
+        }
+        Ok(bench)
     }
 
-    /// The kernel of `product` on x, parameters, dy, its result and its index, in this order.
-    fn spec(&self, product: &Product) -> KernelSpec {
-        let results = product.result_elements();
-        let [x, parameters, dy] = [0, 1, 2].map(|i| View::whole(i, dtype(product), self.lens[i]));
-        let y = View::whole(3, result_dtype(product), results);
-        match product.pass {
-            Pass::Forward => {
-                let index = product.pool.map(|_| View::whole(4, Dtype::U8, results));
-                conv2d::conv2d_forward(*product, x, parameters, y, index)
-            }
-            Pass::BackwardWeight => conv2d::conv2d_backward_weight(*product, x, dy, y),
-            Pass::BackwardInput => {
-                let mask = product.relu.then_some(x);
-                conv2d::conv2d_backward_input(*product, dy, parameters, y, mask)
-            }
-        }
+    /// The fastest of the candidates that are right.
+    fn fastest(
+        &self,
+        candidates: &[Product],
+        compiled: usize,
+        budget: Duration,
+        notes: &mut Vec<String>,
+    ) -> Result<Option<Product>> {
+        let start = Instant::now();
+        let (fastest, wrong) = fastest(
+            candidates,
+            compiled,
+            |candidate| {
+                if !self.run(candidate)?.agrees_with(&self.reference) {
+                    return Ok(None);
+                }
+                let dispatch = self.dispatch(candidate, &self.rest)?;
+                let once = self.seconds(&dispatch, 1)?.min(self.seconds(&dispatch, 1)?);
+                // Long enough to be measured.
+                let repeat = (0.002 / once.max(1e-6)).clamp(1.0, 50.0) as usize;
+                Ok(Some((dispatch, repeat)))
+            },
+            |(dispatch, repeat)| self.seconds(dispatch, *repeat),
+            || start.elapsed() >= budget,
+        )?;
+        notes.extend(wrong.iter().map(|candidate| {
+            format!("{candidate}: differs from the plain kernel on this adapter and is not used; please report it with the output of `wgrad verify`")
+        }));
+        Ok(fastest)
     }
 
     /// The dispatch of `product` on the buffers of its result and its index.
-    fn dispatch(&self, gpu: &Gpu, product: &Product, [y, index]: [&Buffer; 2]) -> Result<Dispatch> {
-        let buffers = [&self.x, &self.parameters, &self.dy, y, index];
-        gpu.dispatch_on(&self.spec(product), &buffers)
+    fn dispatch(&self, product: &Product, [y, index]: &[Buffer; 2]) -> Result<Dispatch> {
+        let [x, parameters, dy] = &self.operands;
+        let buffers = [x, parameters, dy, y, index];
+        self.gpu.dispatch_on(&spec(product), &buffers)
     }
 
     /// The same with new buffers, poisoned: what a kernel leaves unwritten equals nothing.
-    fn poisoned(&self, gpu: &Gpu, product: &Product) -> Result<(Dispatch, Buffer, Buffer)> {
-        let poisoned = |len: usize| gpu.upload("tuning", &vec![f32::NAN; len]);
-        let result = poisoned(result_words(product))?;
-        let index = poisoned(indices(product))?;
-        let dispatch = self.dispatch(gpu, product, [&result, &index])?;
-        Ok((dispatch, result, index))
+    fn poisoned(&self, product: &Product) -> Result<(Dispatch, [Buffer; 2])> {
+        let poisoned = |len: usize| self.gpu.upload("tuning", &vec![f32::NAN; len]);
+        let buffers = [
+            poisoned(result_words(product))?,
+            poisoned(indices(product))?,
+        ];
+        Ok((self.dispatch(product, &buffers)?, buffers))
     }
 
     /// What `product` gives by the plain family, which pools in a kernel of its own.
-    fn reference(&self, gpu: &Gpu, product: &Product) -> Result<Found> {
+    fn by_the_plain_family(&self, product: &Product) -> Result<Found> {
+        let gpu = self.gpu;
         let plain = Product {
             pool: None,
             ..product.with_tile(Tile::Plain)
         };
         let Some(window) = product.pool else {
-            return self.run(gpu, &plain);
+            return self.run(&plain);
         };
-        let (dispatch, y, _) = self.poisoned(gpu, &plain)?;
+        let (dispatch, [y, _]) = self.poisoned(&plain)?;
         let results = product.result_elements();
         let pooled = gpu.buffer("tuning", result_words(product))?;
         let index = gpu.buffer("tuning", results / 4)?;
@@ -545,30 +614,18 @@ impl Operands {
         Found::read(gpu, product, &pooled, &index)
     }
 
-    fn run(&self, gpu: &Gpu, product: &Product) -> Result<Found> {
-        let (dispatch, result, index) = self.poisoned(gpu, product)?;
-        gpu.submit("tuning", &[&dispatch], 1)?;
-        Found::read(gpu, product, &result, &index)
+    fn run(&self, product: &Product) -> Result<Found> {
+        let (dispatch, [result, index]) = self.poisoned(product)?;
+        self.gpu.submit("tuning", &[&dispatch], 1)?;
+        Found::read(self.gpu, product, &result, &index)
     }
 
-    /// Seconds of one run: the fastest of a few windows, each long enough to be measured.
-    fn time(&self, gpu: &Gpu, product: &Product) -> Result<f64> {
-        let result = gpu.buffer("tuning", result_words(product))?;
-        let index = gpu.buffer("tuning", indices(product))?;
-        let dispatch = self.dispatch(gpu, product, [&result, &index])?;
-        let window = |repeat: usize| -> Result<f64> {
-            let start = Instant::now();
-            gpu.submit("tuning", &[&dispatch], repeat)?;
-            gpu.wait_all()?;
-            Ok(start.elapsed().as_secs_f64() / repeat as f64)
-        };
-        let first = window(1)?.min(window(1)?);
-        let repeat = (0.002 / first.max(1e-6)).clamp(1.0, 50.0) as usize;
-        let mut fastest = first;
-        for _ in 0..3 {
-            fastest = fastest.min(window(repeat)?);
-        }
-        Ok(fastest)
+    /// Seconds of one of `repeat` runs.
+    fn seconds(&self, dispatch: &Dispatch, repeat: usize) -> Result<f64> {
+        let start = Instant::now();
+        self.gpu.submit("tuning", &[dispatch], repeat)?;
+        self.gpu.wait_all()?;
+        Ok(start.elapsed().as_secs_f64() / repeat as f64)
     }
 }
 
@@ -590,20 +647,27 @@ mod tests {
     fn the_fastest_that_is_right_is_chosen() {
         let all = candidates();
         let at = |p: &Product| all.iter().position(|c| c == p).unwrap();
-        let choose = |right: fn(usize) -> bool, late: bool| {
+        let choose = |right: fn(usize) -> bool, compiled: usize, late: bool| {
             fastest(
-                all.iter().copied(),
-                |p| Ok(right(at(p))),
-                |p| Ok([5.0, 4.0, 1.0, 2.0, 3.0][at(p)]),
+                &all,
+                compiled,
+                |p| Ok(right(at(p)).then_some(at(p))),
+                |p| Ok([5.0, 4.0, 1.0, 2.0, 3.0][*p]),
                 || late,
             )
             .unwrap()
         };
-        assert_eq!(choose(|_| true, false), (Some(all[2]), vec![]));
-        assert_eq!(choose(|i| i != 2, false), (Some(all[3]), vec![all[2]]));
+        assert_eq!(choose(|_| true, 5, false), (Some(all[2]), vec![]));
+        assert_eq!(choose(|i| i != 2, 5, false), (Some(all[3]), vec![all[2]]));
         // Late: the first that is right, not the built-in one where that is wrong.
-        assert_eq!(choose(|i| i > 0, true), (Some(all[1]), vec![all[0]]));
-        assert_eq!(choose(|_| false, true), (None, all.clone()));
+        assert_eq!(choose(|i| i > 0, 5, true), (Some(all[1]), vec![all[0]]));
+        assert_eq!(choose(|_| false, 5, true), (None, all.clone()));
+        // So too where the time was enough to compile the first ones alone.
+        assert_eq!(choose(|_| true, 2, false), (Some(all[1]), vec![]));
+        assert_eq!(
+            choose(|i| i > 2, 2, false),
+            (Some(all[3]), all[..3].to_vec())
+        );
     }
 
     #[test]
@@ -638,9 +702,9 @@ mod tests {
             let narrow = product.with_tile(narrow);
             let [text, narrow_text] = [&product, &narrow].map(|p| p.source().unwrap());
             assert!(text.contains("u64") && !narrow_text.contains("u64"));
-            let operands = Operands::new(&gpu, &product).unwrap();
+            let bench = Bench::new(&gpu, &product, Duration::ZERO).unwrap();
             let [found, expected] = [&product, &narrow].map(|p| {
-                let found = operands.run(&gpu, p).unwrap();
+                let found = bench.run(p).unwrap();
                 found
                     .values
                     .into_iter()
@@ -662,19 +726,14 @@ mod tests {
         let window = |kernel| Some(Pool2d::new(candidate.geometry.output, kernel, kernel).unwrap());
         let of = |pool| Product { pool, ..candidate };
         let (flat, upright) = (of(window([1, 2])), of(window([2, 1])));
-        let operands = Operands::new(&gpu, &flat).unwrap();
-        let reference = operands.reference(&gpu, &flat).unwrap();
+        let bench = Bench::new(&gpu, &flat, Duration::ZERO).unwrap();
+        let reference = &bench.reference;
         assert!(!reference.index.is_empty());
-        let found = operands.run(&gpu, &flat).unwrap();
-        assert!(found.agrees_with(&reference));
+        let found = bench.run(&flat).unwrap();
+        assert!(found.agrees_with(reference));
         // The values differ, and so does an index alone.
-        assert!(
-            !operands
-                .run(&gpu, &upright)
-                .unwrap()
-                .agrees_with(&reference)
-        );
+        assert!(!bench.run(&upright).unwrap().agrees_with(reference));
         let index = vec![0; reference.index.len()];
-        assert!(!Found { index, ..found }.agrees_with(&reference));
+        assert!(!Found { index, ..found }.agrees_with(reference));
     }
 }

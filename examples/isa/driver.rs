@@ -20,9 +20,10 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// As wgpu translates it; `unchecked`, without naga's checks.
-    pub fn new(spec: &KernelSpec, adapter: &AdapterReport, unchecked: bool) -> Kernel {
+    /// As wgpu translates it for a training, where products go without naga's checks unless they are to be `checked`.
+    pub fn new(spec: &KernelSpec, adapter: &AdapterReport, checked: bool) -> Kernel {
         use naga::proc::BoundsCheckPolicy::{Restrict, Unchecked};
+        let unchecked = matches!(spec.work, Work::Product(_)) && !checked;
         let source = spec.source().expect("it renders").into_owned();
         let module = naga::front::wgsl::parse_str(&source)
             .unwrap_or_else(|e| panic!("{}", e.emit_to_string(&source)));

@@ -3,7 +3,7 @@
 //! their loops are made of.
 //!
 //!     cargo run --release --example isa -- MODEL... [--chip C]... [--family F] [--batch N] [--evaluate]
-//!         [--only TEXT] [--all-tiles] [--unchecked] [--check] [--json] [--dump DIR]
+//!         [--only TEXT] [--all-tiles] [--checked] [--check] [--json] [--dump DIR]
 //!
 //! All counts are exact. `--check` prints only what misses its bounds (`bounds.rs`) and ends with 1 where
 //! something does, with 77 where there is no such driver. `--json` prints every statistic and the assembly, an
@@ -200,7 +200,7 @@ fn kernels(model: &str, arguments: &Arguments) -> Result<Vec<Named>> {
             .zip(tiles)
             .for_each(|(spec, product)| spec.set_product(product));
         for spec in specs {
-            let kernel = Kernel::new(&spec, &adapter, arguments.has("--unchecked"));
+            let kernel = Kernel::new(&spec, &adapter, arguments.has("--checked"));
             let before = kernels.iter_mut().find(|other| other.kernel == kernel);
             let times = usize::from(before.is_none());
             before.into_iter().for_each(|first| first.times += 1);

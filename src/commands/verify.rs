@@ -79,6 +79,8 @@ pub fn run(args: &VerifyArgs) -> Result<()> {
             }
             let bar = progress::bar(cases.len() as u64, "checking", "{pos}/{len} {msg}");
             let pulse = Pulse::start(&bar, || None);
+            // The steps below run without these checks, as a training does.
+            gpu.check_products(true);
             for some in cases.chunks(COMPILED_TOGETHER) {
                 let kernels = some.par_iter().flat_map_iter(|(_, case)| case.kernels());
                 kernels.try_for_each(|kernel| gpu.compile(&kernel))?;
@@ -92,6 +94,7 @@ pub fn run(args: &VerifyArgs) -> Result<()> {
                     bar.inc(1);
                 }
             }
+            gpu.check_products(false);
             if args.only.is_none() {
                 let steps = verify::steps(Some(gpu), &mut |what| bar.set_message(what.to_string()));
                 outcomes.extend(steps?);

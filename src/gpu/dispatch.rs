@@ -2,7 +2,7 @@
 
 use super::{Buffer, Compiling, Gpu};
 use crate::error::{Error, Result};
-use crate::kernels::{Argument, KernelSpec};
+use crate::kernels::{Argument, KernelSpec, Work};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -143,21 +143,37 @@ impl Gpu {
         self.pipeline(spec).map(|_| ())
     }
 
+    /// Whether products that are compiled from now on check at run time what they index, as all other kernels do. At
+    /// first they do not: it takes a few per cent of their time.
+    pub fn check_products(&self, check: bool) {
+        self.checks_products.store(check, Ordering::Relaxed);
+    }
+
     fn pipeline(&self, spec: &KernelSpec) -> Result<Pipeline> {
         let source = spec.source()?;
-        let key = format!("{}\n{:?}\n{source}", spec.entry, spec.constants);
+        let checks =
+            !matches!(spec.work, Work::Product(_)) || self.checks_products.load(Ordering::Relaxed);
+        let key = format!("{}\n{:?} {checks}\n{source}", spec.entry, spec.constants);
         // Not held while one is made: several threads may compile at a time.
         let pipelines = || self.pipelines.lock().unwrap_or_else(|p| p.into_inner());
         if let Some(pipeline) = pipelines().get(&key) {
             return Ok(pipeline.clone());
         }
         let inner = self.scoped(spec.entry, || {
-            let module = self
-                .device()
-                .create_shader_module(wgpu::ShaderModuleDescriptor {
-                    label: Some(spec.entry),
-                    source: wgpu::ShaderSource::Wgsl(source.as_ref().into()),
-                });
+            let module = wgpu::ShaderModuleDescriptor {
+                label: Some(spec.entry),
+                source: wgpu::ShaderSource::Wgsl(source.as_ref().into()),
+            };
+            let module = match checks {
+                true => self.device().create_shader_module(module),
+                // SAFETY: the loops of a product end at constants, and what it indexes by a variable is its workgroup
+                // memory, by an invocation's place in it, and its operands, by places that are inside by
+                // construction. `verify` holds every product with these checks to its twin, and whole steps without.
+                false => unsafe {
+                    let none = wgpu::ShaderRuntimeChecks::unchecked();
+                    self.device().create_shader_module_trusted(module, none)
+                },
+            };
             self.device()
                 .create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
                     label: Some(spec.entry),

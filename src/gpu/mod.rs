@@ -21,6 +21,7 @@ pub use profile::Span;
 
 use crate::error::{Error, Result};
 use std::collections::HashMap;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -29,9 +30,11 @@ pub struct Gpu {
     device: wgpu::Device,
     queue: wgpu::Queue,
     report: AdapterReport,
-    /// One pipeline per (entry point, source, constants): kernels of equal shape share it.
+    /// One pipeline per (entry point, constants, checks, source): kernels of equal shape share it.
     pipelines: Mutex<HashMap<String, dispatch::Pipeline>>,
     compiling: Mutex<Option<Compiling>>,
+    /// See [`Gpu::check_products`].
+    checks_products: AtomicBool,
     /// The first error that reached no error scope.
     fault: Arc<Mutex<Option<String>>>,
     transfers: Mutex<Transfers>,
@@ -140,6 +143,7 @@ impl Gpu {
             pipelines: Mutex::default(),
             fault,
             compiling: Mutex::default(),
+            checks_products: AtomicBool::default(),
             transfers: Mutex::default(),
             clock: Mutex::default(),
             faults: fault::Faults::default(),

@@ -745,17 +745,18 @@ impl Product {
 
     /// What a tile of the workgroup or the matrix family costs on a GPU, in cycles of one of its cores: for choosing
     /// among tiles, not for telling the time. A GPU is taken to have 100 cores, each of which does 128 multiply-adds a
-    /// cycle (512 in matrices), reads 128 bytes of workgroup memory, has 64 Ki registers and waits 700 cycles for
-    /// memory. What is not a multiply-add is weighed by `prices`: a read of workgroup memory where reads are the limit (as
-    /// three quarters, because neighbours share what they read), a load with its store, and where a store takes
-    /// four values one by one, a read for it. A block's loop and barriers as 40, and registers beside the sums, are assumed.
+    /// cycle (512 in matrices), reads 128 bytes of workgroup memory, has 64 Ki registers and waits 1,000 cycles for
+    /// memory, a tenth of that where loads are ahead. What is not a multiply-add is weighed by `prices`: a read of workgroup
+    /// memory where reads are the limit (as three quarters, because neighbours share what they read), a load with its store,
+    /// and where a store takes four values one by one, a read for it. A block's loop and barriers as 40, and registers beside
+    /// the sums, are assumed. On an NVIDIA H200 the first choice was 2 per cent from the best of all tiles; see docs/performance.md.
     fn price(&self, prices: &Prices) -> f64 {
         const CORES: f64 = 100.0;
         const LANES: f64 = 128.0;
         const MATRIX_LANES: f64 = 512.0;
         const BYTES: f64 = 128.0;
         const REGISTERS: f64 = 65_536.0;
-        const LATENCY: f64 = 700.0;
+        const LATENCY: f64 = 1000.0;
         let [m, n4] = self.tile.size(self.pass);
         let threads = (self.tile.threads() * self.slices()) as f64;
         // Vec4 that an invocation loads for each term of a block.
@@ -797,15 +798,15 @@ impl Product {
             _ => return 0.0,
         };
         let (groups, blocks) = (self.workgroups() as f64, self.length().div_ceil(block_k));
-        // Workgroups that share a core hide each other's waits.
+        // Workgroups that share a core hide each other's waits, each of them a share.
         let most = (REGISTERS / (sums + beside) / threads).max(1.0).floor();
         let resident = (groups / CORES).clamp(1.0, most);
         let wait = if self.tile.loads_ahead() {
-            0.3 * LATENCY
+            0.1 * LATENCY
         } else {
             LATENCY
         };
-        let round = (resident * busy).max(busy + wait);
+        let round = resident * busy + wait / resident;
         let rest = 6.0 * resident * sums * threads / LANES + 2.0 * LATENCY;
         (groups / CORES / resident).max(1.0) * (blocks as f64 * round + rest)
     }
@@ -1017,10 +1018,10 @@ const SUMS_OF_A_MODEL: usize = 1536;
 const MOST_SUMS_IN_REGISTERS: usize = 8;
 
 /// A weight gradient's sums are cut until there are so many partial sums, enough for 256 workgroups
-/// with tiles of 64×64, but into parts of no fewer terms, and no more parts, than these. Where one or two parts
-/// would do, there are three: 144 workgroups leave a GPU of 132 cores idle for half the time, 432 for a fifth.
+/// with tiles of 64×64, but into parts of no fewer terms, and no more parts, than these. Where fewer parts
+/// would do, there are eight: on a GPU of 132 cores 144 workgroups took twice as long as 1,152, and 432 a quarter longer.
 const WANTED_SUMS: usize = 1 << 20;
-const FEWEST_SPLITS: usize = 3;
+const FEWEST_SPLITS: usize = 8;
 const SHORTEST_SUM: usize = 512;
 const MOST_SPLITS: usize = 256;
 
