@@ -58,13 +58,19 @@ struct Invocation {
 // A workgroup handles so many times LANES elements one behind the other: enough that a GPU can start
 // workgroups as fast as its memory is read.
 const RUN = 2u * WORKGROUP_SIZE;
+override COUNT: u32 = ELEMENTS / LANES;
 
 fn first(at: Invocation) -> u32 {
     return (at.group.y * at.groups.x + at.group.x) * RUN + at.local;
 }
 
 fn end(at: Invocation) -> u32 {
-    return min((at.group.y * at.groups.x + at.group.x + 1u) * RUN, ELEMENTS / LANES);
+    return min((at.group.y * at.groups.x + at.group.x + 1u) * RUN, COUNT);
+}
+
+// For what takes longer to compute than to load: both loads are on their way before anything is computed.
+fn inside(i: u32) -> u32 {
+    return min(i, COUNT - 1u);
 }
 
 // By its bits, because a compiler may take it that no comparison meets a NaN.
@@ -248,53 +254,68 @@ fn tanh_backward(at: Invocation) {
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn gelu_forward(at: Invocation) {
-    for (var i = first(at); i < end(at); i += WORKGROUP_SIZE) {
-        let v = Lanes(x[i]);
-        y[i] = Stored(gated(v, gelu_tail(v)));
-    }
+    let i = first(at);
+    let j = i + WORKGROUP_SIZE;
+    let v = Lanes(x[inside(i)]);
+    let w = Lanes(x[inside(j)]);
+    if (i < COUNT) { y[i] = Stored(gated(v, gelu_tail(v))); }
+    if (j < COUNT) { y[j] = Stored(gated(w, gelu_tail(w))); }
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn gelu_backward(at: Invocation) {
-    for (var i = first(at); i < end(at); i += WORKGROUP_SIZE) {
-        let v = Lanes(x[i]);
-        let g = Lanes(output_gradient[i]);
-        input_gradient[i] = Stored(g * gated_slope(v, gelu_tail(v)));
-    }
+    let i = first(at);
+    let j = i + WORKGROUP_SIZE;
+    let v = Lanes(x[inside(i)]);
+    let g = Lanes(output_gradient[inside(i)]);
+    let w = Lanes(x[inside(j)]);
+    let h = Lanes(output_gradient[inside(j)]);
+    if (i < COUNT) { input_gradient[i] = Stored(g * gated_slope(v, gelu_tail(v))); }
+    if (j < COUNT) { input_gradient[j] = Stored(h * gated_slope(w, gelu_tail(w))); }
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn gelu_tanh_forward(at: Invocation) {
-    for (var i = first(at); i < end(at); i += WORKGROUP_SIZE) {
-        let v = Lanes(x[i]);
-        y[i] = Stored(gated(v, gelu_tanh_tail(v)));
-    }
+    let i = first(at);
+    let j = i + WORKGROUP_SIZE;
+    let v = Lanes(x[inside(i)]);
+    let w = Lanes(x[inside(j)]);
+    if (i < COUNT) { y[i] = Stored(gated(v, gelu_tanh_tail(v))); }
+    if (j < COUNT) { y[j] = Stored(gated(w, gelu_tanh_tail(w))); }
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn gelu_tanh_backward(at: Invocation) {
-    for (var i = first(at); i < end(at); i += WORKGROUP_SIZE) {
-        let v = Lanes(x[i]);
-        let g = Lanes(output_gradient[i]);
-        input_gradient[i] = Stored(g * gated_slope(v, gelu_tanh_tail(v)));
-    }
+    let i = first(at);
+    let j = i + WORKGROUP_SIZE;
+    let v = Lanes(x[inside(i)]);
+    let g = Lanes(output_gradient[inside(i)]);
+    let w = Lanes(x[inside(j)]);
+    let h = Lanes(output_gradient[inside(j)]);
+    if (i < COUNT) { input_gradient[i] = Stored(g * gated_slope(v, gelu_tanh_tail(v))); }
+    if (j < COUNT) { input_gradient[j] = Stored(h * gated_slope(w, gelu_tanh_tail(w))); }
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn silu_forward(at: Invocation) {
-    for (var i = first(at); i < end(at); i += WORKGROUP_SIZE) {
-        let v = Lanes(x[i]);
-        y[i] = Stored(gated(v, silu_tail(v)));
-    }
+    let i = first(at);
+    let j = i + WORKGROUP_SIZE;
+    let v = Lanes(x[inside(i)]);
+    let w = Lanes(x[inside(j)]);
+    if (i < COUNT) { y[i] = Stored(gated(v, silu_tail(v))); }
+    if (j < COUNT) { y[j] = Stored(gated(w, silu_tail(w))); }
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn silu_backward(at: Invocation) {
-    for (var i = first(at); i < end(at); i += WORKGROUP_SIZE) {
-        let v = Lanes(x[i]);
-        let g = Lanes(output_gradient[i]);
-        input_gradient[i] = Stored(g * gated_slope(v, silu_tail(v)));
-    }
+    let i = first(at);
+    let j = i + WORKGROUP_SIZE;
+    let v = Lanes(x[inside(i)]);
+    let g = Lanes(output_gradient[inside(i)]);
+    let w = Lanes(x[inside(j)]);
+    let h = Lanes(output_gradient[inside(j)]);
+    if (i < COUNT) { input_gradient[i] = Stored(g * gated_slope(v, silu_tail(v))); }
+    if (j < COUNT) { input_gradient[j] = Stored(h * gated_slope(w, silu_tail(w))); }
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)

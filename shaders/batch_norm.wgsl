@@ -277,19 +277,28 @@ fn batch_norm_backward_sums(
     var weight_gradient = Lanes(0.0);
     var bias_gradient = Lanes(0.0);
     var row = 0u;
-    // The loads of four rows are on their way at a time.
-    for (; row + 4u <= rows; row += 4u) {
+    // The loads of eight rows are on their way at a time.
+    for (; row + 8u <= rows; row += 8u) {
         let x0 = Lanes(x[at]);
         let x1 = Lanes(x[at + WIDTH]);
         let x2 = Lanes(x[at + 2u * WIDTH]);
         let x3 = Lanes(x[at + 3u * WIDTH]);
+        let x4 = Lanes(x[at + 4u * WIDTH]);
+        let x5 = Lanes(x[at + 5u * WIDTH]);
+        let x6 = Lanes(x[at + 6u * WIDTH]);
+        let x7 = Lanes(x[at + 7u * WIDTH]);
         let g0 = Lanes(output_gradient[at]);
         let g1 = Lanes(output_gradient[at + WIDTH]);
         let g2 = Lanes(output_gradient[at + 2u * WIDTH]);
         let g3 = Lanes(output_gradient[at + 3u * WIDTH]);
-        weight_gradient = weight_gradient + g0 * (x0 - mean) + g1 * (x1 - mean) + g2 * (x2 - mean) + g3 * (x3 - mean);
-        bias_gradient = bias_gradient + g0 + g1 + g2 + g3;
-        at += 4u * WIDTH;
+        let g4 = Lanes(output_gradient[at + 4u * WIDTH]);
+        let g5 = Lanes(output_gradient[at + 5u * WIDTH]);
+        let g6 = Lanes(output_gradient[at + 6u * WIDTH]);
+        let g7 = Lanes(output_gradient[at + 7u * WIDTH]);
+        weight_gradient = weight_gradient + g0 * (x0 - mean) + g1 * (x1 - mean) + g2 * (x2 - mean) + g3 * (x3 - mean)
+            + g4 * (x4 - mean) + g5 * (x5 - mean) + g6 * (x6 - mean) + g7 * (x7 - mean);
+        bias_gradient = bias_gradient + g0 + g1 + g2 + g3 + g4 + g5 + g6 + g7;
+        at += 8u * WIDTH;
     }
     for (; row < rows; row++) {
         let g = Lanes(output_gradient[at]);

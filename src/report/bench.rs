@@ -39,6 +39,10 @@ const WARM_UP: Duration = Duration::from_secs(1);
 /// About how long the steps last over which the GPU's busy share is taken.
 const BUSY_WINDOW: Duration = Duration::from_secs(1);
 
+/// Images of an epoch, unless they are more bytes than that.
+const EPOCH_IMAGES: usize = 60_000;
+const EPOCH_BYTES: usize = 64 << 20;
+
 /// Runs of a kernel in one submission: the GPU works on one while the next is recorded.
 const PER_SUBMISSION: usize = 64;
 
@@ -117,8 +121,8 @@ pub struct StepReport {
     /// Images that are trained on per second.
     pub images_per_second: Summary,
     /// Per cent of the time from the begin of the first step to the end of the last in which the GPU
-    /// was at work, by its own clock, over seconds of steps in epochs of at most 64, the waits
-    /// between the epochs included; null where it has no clock.
+    /// was at work, by its own clock, over seconds of steps in epochs of at most 60,000
+    /// images, the waits between the epochs included; null where it has no clock.
     pub busy_percent: Option<f64>,
     /// From the model in host memory until the first step is through: buffers, pipelines, upload.
     pub first_step_seconds: f64,
@@ -252,8 +256,8 @@ fn steps(
     progress: &mut dyn FnMut(&str),
 ) -> Result<StepReport> {
     let (batch, elements) = (recipe.batch_size, model.input.elements());
-    // A few megabytes of images; an epoch goes through them once.
-    let epoch = ((8 << 20) / (batch * elements)).clamp(1, 64);
+    let images = EPOCH_IMAGES.min(EPOCH_BYTES / elements);
+    let epoch = (images / batch).max(1);
     let len = epoch * batch;
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     let images: Vec<u8> = (0..len * elements).map(|_| rng.random()).collect();
