@@ -26,10 +26,10 @@ struct Class {
 const CLASSES: [Class; 6] = [
     class(true, 64, 0.88, [2, 8, 8]),
     class(true, 32, 0.80, [3, 10, 10]),
-    class(true, 16, 0.65, [3, 10, 10]),
-    class(false, 64, 0.82, [2, 8, 10]),
-    class(false, 32, 0.70, [3, 12, 12]),
-    class(false, 16, 0.50, [3, 10, 10]),
+    class(true, 16, 0.64, [2, 10, 10]),
+    class(false, 64, 0.82, [2, 8, 8]),
+    class(false, 32, 0.70, [3, 10, 10]),
+    class(false, 16, 0.50, [2, 10, 10]),
 ];
 
 const fn class(vectors: bool, sums: usize, block: f64, waves: [u64; 3]) -> Class {
@@ -60,7 +60,11 @@ pub fn misses(
     if let (Some(product), Some(loops)) = (product, loops)
         && let Some(class) = class_of(product)
     {
-        misses.extend(misses_of_product(chip, class, loops, found));
+        // Of two blocks of terms a compiler may leave no loop.
+        let unrolled = loops.block.multiply_adds == 0 && product.dimensions()[2] <= 32;
+        if !unrolled {
+            misses.extend(misses_of_product(chip, class, loops, found));
+        }
     }
     misses
 }

@@ -9,6 +9,9 @@ const BACKENDS: wgpu::Backends = wgpu::Backends::VULKAN
     .union(wgpu::Backends::METAL)
     .union(wgpu::Backends::DX12);
 
+/// The number of a vendor of PCI devices.
+const NVIDIA: u32 = 0x10de;
+
 /// What gives an adapter for a GPU that the machine has.
 pub const GPU_HINT: &str = "where there is a GPU, install its Vulkan driver (AMD, Intel: mesa-vulkan-drivers, on Arch vulkan-radeon or vulkan-intel; NVIDIA: NVIDIA's own driver)";
 
@@ -65,6 +68,7 @@ fn report_of(adapter: &wgpu::Adapter) -> AdapterReport {
         shader_f16: features.contains(wgpu::Features::SHADER_F16),
         shader_int64: features.contains(wgpu::Features::SHADER_INT64),
         cooperative_matrix: cooperative_matrix(&adapter.cooperative_matrix_properties()),
+        registers: if info.vendor == NVIDIA { 255 } else { 128 },
         prices: Prices::assumed(software),
     }
 }

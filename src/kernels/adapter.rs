@@ -28,6 +28,10 @@ pub struct AdapterReport {
     /// Side of the square matrices of 16-bit floats that a subgroup multiplies and adds up as floats, 8 or
     /// 16; `None` without such, or with shapes that WGSL cannot say.
     pub cooperative_matrix: Option<u32>,
+    /// 32-bit registers that an invocation has before kernels spill: what the hardware has of NVIDIA, elsewhere what
+    /// Mesa gives it on AMD.
+    #[serde(skip)]
+    pub registers: usize,
     /// What operations cost there, for choosing among tiles: assumed unless [`crate::tune::priced`] says otherwise.
     #[serde(skip)]
     pub prices: Prices,
@@ -59,6 +63,7 @@ impl AdapterReport {
             shader_f16: true,
             shader_int64: false,
             cooperative_matrix: (!software).then_some(16),
+            registers: 128,
             prices: Prices::assumed(software),
         }
     }

@@ -279,6 +279,34 @@ impl Tile {
         )
     }
 
+    /// Vec4 that an invocation loads for a block of terms.
+    fn loads(&self) -> f64 {
+        let [m, n4] = self.size(Pass::Forward);
+        match *self {
+            Tile::Workgroup { block_k, .. } | Tile::Matrix { block_k, .. } => {
+                ((m / 4 + n4) * block_k) as f64 / self.threads() as f64
+            }
+            _ => 0.0,
+        }
+    }
+
+    /// Registers that an invocation is assumed to take: its sums and what is beside them, with what is loaded ahead.
+    fn registers(&self) -> f64 {
+        match *self {
+            Tile::Workgroup {
+                rows, cols, ahead, ..
+            } => (4 * rows * cols) as f64 + 56.0 + if ahead { 4.0 * self.loads() } else { 0.0 },
+            Tile::Matrix {
+                lanes,
+                rows,
+                cols,
+                ahead,
+                ..
+            } => (rows * cols / lanes) as f64 + 64.0 + if ahead { 2.0 * self.loads() } else { 0.0 },
+            _ => 0.0,
+        }
+    }
+
     /// Invocations that compute one.
     fn threads(&self) -> usize {
         match *self {
@@ -706,6 +734,8 @@ impl Product {
         let price = |tile: &Tile| match *tile {
             // Where it cannot be fast it should compile fast.
             Tile::Matrix { rows, cols, .. } if adapter.software => (rows * cols) as f64,
+            // What spills is slow, nobody can tell how slow.
+            _ if tile.registers() > adapter.registers as f64 => f64::INFINITY,
             _ => self.with_tile(*tile).price(&adapter.prices),
         };
         tiles.sort_by(|a, b| price(a).total_cmp(&price(b)));
@@ -726,7 +756,9 @@ impl Product {
         match most {
             0 | 1 => 1,
             2 | 3 => 2,
-            _ => 4,
+            4..32 => 4,
+            // A dense layer's, of which larger tiles are of no use.
+            _ => 8,
         }
     }
 
@@ -759,47 +791,44 @@ impl Product {
         const LATENCY: f64 = 1000.0;
         let [m, n4] = self.tile.size(self.pass);
         let threads = (self.tile.threads() * self.slices()) as f64;
-        // Vec4 that an invocation loads for each term of a block.
-        let loads = |block_k| ((m / 4 + n4) * block_k) as f64 / self.tile.threads() as f64;
-        // Sums, cycles for a block, terms of a block, and registers beside the sums.
-        let (sums, busy, block_k, beside) = match self.tile {
+        let loads = self.tile.loads();
+        // Sums of an invocation, cycles for a block, and terms of one.
+        let (sums, busy, block_k) = match self.tile {
             Tile::Workgroup {
                 rows,
                 cols,
                 block_k,
-                ahead,
                 ..
             } => {
-                let (sums, loads) = ((4 * rows * cols) as f64, loads(block_k));
+                let sums = (4 * rows * cols) as f64;
                 // Vec4 that it reads of workgroup memory for a term.
                 let reads = (rows / 4 + cols) as f64;
                 let work = block_k as f64 * (sums + reads).max(0.75 * prices.read * reads)
                     + prices.load * loads
                     + 40.0;
-                let ahead = if ahead { 4.0 * loads } else { 0.0 };
-                (sums, threads * work / LANES, block_k, 56.0 + ahead)
+                (sums, threads * work / LANES, block_k)
             }
             Tile::Matrix {
                 lanes,
                 rows,
                 cols,
                 block_k,
-                ahead,
                 ..
             } => {
-                let (sums, loads) = ((rows * cols / lanes) as f64, loads(block_k));
+                let sums = (rows * cols / lanes) as f64;
                 let multiplies = (m * 4 * n4 * block_k) as f64 / MATRIX_LANES;
                 let reads = (threads / lanes as f64) * ((rows + cols) * block_k * 2) as f64 / BYTES;
                 let work = threads * ((prices.load + prices.read) * loads + 40.0) / LANES;
-                let ahead = if ahead { 2.0 * loads } else { 0.0 };
-                (sums, multiplies.max(reads) + work, block_k, 64.0 + ahead)
+                (sums, multiplies.max(reads) + work, block_k)
             }
             Tile::Subgroup { .. } => return self.estimated_cost(prices),
             _ => return 0.0,
         };
         let (groups, blocks) = (self.workgroups() as f64, self.length().div_ceil(block_k));
         // Workgroups that share a core hide each other's waits, each of them a share.
-        let most = (REGISTERS / (sums + beside) / threads).max(1.0).floor();
+        let most = (REGISTERS / self.tile.registers() / threads)
+            .max(1.0)
+            .floor();
         let resident = (groups / CORES).clamp(1.0, most);
         let wait = if self.tile.loads_ahead() {
             0.1 * LATENCY
@@ -1032,7 +1061,7 @@ const SHORTEST_SLICE: usize = 64;
 const LARGEST_BLOCK: usize = 16;
 
 /// The tiles of the workgroup family.
-const WORKGROUP_TILES: [Tile; 15] = {
+const WORKGROUP_TILES: [Tile; 16] = {
     const fn tile(threads: [usize; 2], sums: [usize; 2], block_k: usize, ahead: bool) -> Tile {
         let ([threads_m, threads_n], [rows, cols]) = (threads, sums);
         Tile::Workgroup {
@@ -1060,6 +1089,7 @@ const WORKGROUP_TILES: [Tile; 15] = {
         tile([8, 8], [4, 1], 16, true),
         tile([16, 4], [4, 1], 16, false),
         tile([8, 4], [4, 1], 16, false),
+        tile([8, 4], [4, 1], 16, true),
     ]
 };
 
