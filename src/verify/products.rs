@@ -203,12 +203,14 @@ fn every_tile(family: Family, adapter: &AdapterReport) -> Vec<Product> {
         let passes = Pass::ALL.into_iter();
         passes.map(move |pass| (geometry, batch, pass, None))
     };
-    // So few images that the weight gradient's sums are too short to be sliced.
-    let short = [(geometry, 2, Pass::BackwardWeight, None)];
+    // So few images that the weight gradient's sums are too short to be sliced, and sums so long that slices are most.
+    let short = (geometry, 2, Pass::BackwardWeight, None);
+    let long = Conv2d::new(Shape::new(1, 1, 2100), 20, [1, 1], [1, 1], [0, 0]).expect(VALID);
+    let ends = [short, (long, 6, Pass::Forward, None)];
     let layers = passes
         .chain(more(dilated, 5))
         .chain(more(deep, 8))
-        .chain(short);
+        .chain(ends);
     let tiles = |(geometry, batch, pass, pool)| {
         let product = Product::new(geometry, batch, pass, false, pool, family, adapter);
         let product = product.expect(VALID);
