@@ -210,7 +210,7 @@ fn measured_prices(gpu: &Gpu) -> Result<Prices> {
 /// The fastest tile for each of `products`, of the same family: from the cache in `folder` where it is
 /// there, else measured, those that are best by the prices of `adapter`, until `budget` is used up; what is left keeps
 /// its own. `progress` hears how many products are done. A tile whose result differs from the plain family's is never
-/// chosen. `adapter` is that of `gpu`, see [`priced`].
+/// chosen: the fastest is held against it, then the next. `adapter` is that of `gpu`, see [`priced`].
 ///
 /// # Errors
 /// [`Error::Verify`] for a product that none of its family's tiles computes as the plain family does,
@@ -327,36 +327,41 @@ fn compile(gpu: &Gpu, candidates: &[Vec<Product>], budget: Duration) -> Result<u
     Ok(CANDIDATES)
 }
 
-/// The candidate that takes the least time of those that are right, and those that are not. Of those behind the first
-/// `compiled`, or once `time_is_up`, none is tried where one before is right. `right` makes of a candidate what
-/// `seconds` then takes.
+/// The candidate that takes the least time of those that are right, and those that were found not to be. Those behind
+/// the first `compiled`, and what is not timed before `time_is_up`, come last, in their order. `prepare` makes of a
+/// candidate what `seconds` takes.
 fn fastest<T>(
     candidates: &[Product],
     compiled: usize,
-    mut right: impl FnMut(&Product) -> Result<Option<T>>,
+    prepare: impl Fn(&Product) -> Result<T>,
     mut seconds: impl FnMut(&T) -> Result<f64>,
     time_is_up: impl Fn() -> bool,
+    mut right: impl FnMut(&Product) -> Result<bool>,
 ) -> Result<(Option<Product>, Vec<Product>)> {
-    let (mut timed, mut wrong) = (Vec::new(), Vec::new());
-    for (i, candidate) in candidates.iter().enumerate() {
-        if (i >= compiled || time_is_up()) && !timed.is_empty() {
-            break;
-        }
-        match right(candidate)? {
-            Some(dispatch) => timed.push((f64::INFINITY, candidate, dispatch)),
-            None => wrong.push(*candidate),
-        }
-    }
+    let mut times = vec![f64::INFINITY; candidates.len()];
+    let mut prepared = Vec::new();
     for _ in 0..ROUNDS {
-        for (least, candidate, dispatch) in &mut timed {
-            if !time_is_up() {
-                *least = least.min(seconds(dispatch)?);
-                log::debug!("{candidate}: {:.3} ms", *least * 1e3);
+        for (i, candidate) in candidates.iter().take(compiled).enumerate() {
+            if time_is_up() {
+                break;
             }
+            if prepared.len() == i {
+                prepared.push(prepare(candidate)?);
+            }
+            times[i] = times[i].min(seconds(&prepared[i])?);
+            log::debug!("{candidate}: {:.3} ms", times[i] * 1e3);
         }
     }
-    let fastest = timed.into_iter().min_by(|a, b| a.0.total_cmp(&b.0));
-    Ok((fastest.map(|(_, candidate, _)| *candidate), wrong))
+    let mut order: Vec<_> = times.into_iter().zip(candidates).collect();
+    order.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let mut wrong = Vec::new();
+    for (_, candidate) in order {
+        if right(candidate)? {
+            return Ok((Some(*candidate), wrong));
+        }
+        wrong.push(*candidate);
+    }
+    Ok((None, wrong))
 }
 
 fn none_agrees(product: &Product, tiles: usize, adapter: &AdapterReport) -> Error {
@@ -553,17 +558,15 @@ impl<'a> Bench<'a> {
             candidates,
             compiled,
             |candidate| {
-                if !self.run(candidate)?.agrees_with(&self.reference) {
-                    return Ok(None);
-                }
                 let dispatch = self.dispatch(candidate, &self.rest)?;
                 let once = self.seconds(&dispatch, 1)?.min(self.seconds(&dispatch, 1)?);
                 // Long enough to be measured.
                 let repeat = (0.002 / once.max(1e-6)).clamp(1.0, 50.0) as usize;
-                Ok(Some((dispatch, repeat)))
+                Ok((dispatch, repeat))
             },
             |(dispatch, repeat)| self.seconds(dispatch, *repeat),
             || start.elapsed() >= budget,
+            |candidate| Ok(self.run(candidate)?.agrees_with(&self.reference)),
         )?;
         notes.extend(wrong.iter().map(|candidate| {
             format!("{candidate}: differs from the plain kernel on this adapter and is not used; please report it with the output of `wgrad verify`")
@@ -651,9 +654,10 @@ mod tests {
             fastest(
                 &all,
                 compiled,
-                |p| Ok(right(at(p)).then_some(at(p))),
+                |p| Ok(at(p)),
                 |p| Ok([5.0, 4.0, 1.0, 2.0, 3.0][*p]),
                 || late,
+                |p| Ok(right(at(p))),
             )
             .unwrap()
         };
@@ -662,12 +666,10 @@ mod tests {
         // Late: the first that is right, not the built-in one where that is wrong.
         assert_eq!(choose(|i| i > 0, 5, true), (Some(all[1]), vec![all[0]]));
         assert_eq!(choose(|_| false, 5, true), (None, all.clone()));
-        // So too where the time was enough to compile the first ones alone.
+        // Where the time was enough to compile the first ones alone, the others are for when those are wrong.
         assert_eq!(choose(|_| true, 2, false), (Some(all[1]), vec![]));
-        assert_eq!(
-            choose(|i| i > 2, 2, false),
-            (Some(all[3]), all[..3].to_vec())
-        );
+        let wrong = vec![all[1], all[0], all[2]];
+        assert_eq!(choose(|i| i > 2, 2, false), (Some(all[3]), wrong));
     }
 
     #[test]
