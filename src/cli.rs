@@ -335,7 +335,7 @@ pub struct TrainArgs {
     /// suits the adapter]
     #[arg(long, value_name = "FAMILY")]
     pub kernels: Option<Family>,
-    /// Take the built-in tiles instead of measuring on the first use of a GPU (2 seconds at most; of a
+    /// Take the built-in tiles instead of measuring on the first use of a GPU (4 seconds at most; of a
     /// software adapter only what operations cost; a resumed run keeps its tiles) [default: measure]
     #[arg(long)]
     pub no_tune: bool,

@@ -149,10 +149,14 @@ impl Gpu {
         self.checks_products.store(check, Ordering::Relaxed);
     }
 
+    /// On Metal always: there nothing else bounds an access to memory.
+    fn products_are_checked(&self) -> bool {
+        self.checks_products.load(Ordering::Relaxed) || self.report.backend == "Metal"
+    }
+
     fn pipeline(&self, spec: &KernelSpec) -> Result<Pipeline> {
         let source = spec.source()?;
-        let checks =
-            !matches!(spec.work, Work::Product(_)) || self.checks_products.load(Ordering::Relaxed);
+        let checks = !matches!(spec.work, Work::Product(_)) || self.products_are_checked();
         let key = format!("{}\n{:?} {checks}\n{source}", spec.entry, spec.constants);
         // Not held while one is made: several threads may compile at a time.
         let pipelines = || self.pipelines.lock().unwrap_or_else(|p| p.into_inner());
