@@ -85,7 +85,12 @@ pub fn run(args: &VerifyArgs) -> Result<()> {
                 let kernels = some.par_iter().flat_map_iter(|(_, case)| case.kernels());
                 kernels.try_for_each(|kernel| gpu.compile(&kernel))?;
                 for (draw, case) in some {
-                    bar.set_message(case.kernel.clone());
+                    // Whoever stops it early has seen whether something was wrong until then.
+                    let out = outcomes.iter().filter(|o| !o.passed).count();
+                    bar.set_message(match out {
+                        0 => case.kernel.clone(),
+                        out => format!("{}, {out} out of tolerance", case.kernel),
+                    });
                     let mut outcome = case.run(gpu)?;
                     if let (Some(detail), Some(index)) = (&mut outcome.detail, draw) {
                         *detail += &format!("; repeat with: {}", repeat(args, *index));
