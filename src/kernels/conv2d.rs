@@ -1048,7 +1048,7 @@ const MOST_SUMS_IN_REGISTERS: usize = 8;
 
 /// A weight gradient's sums are cut until there are so many partial sums, enough for 256 workgroups
 /// with tiles of 64×64, but into parts of no fewer terms, and no more parts, than these. Where fewer parts
-/// would do, there are eight: on a GPU of 132 cores 144 workgroups took twice as long as 1,152, and 432 a quarter longer.
+/// would do, there are eight: on a GPU of 132 cores 432 workgroups took a quarter longer than 1,152.
 const WANTED_SUMS: usize = 1 << 20;
 const FEWEST_SPLITS: usize = 8;
 const SHORTEST_SUM: usize = 512;
