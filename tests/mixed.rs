@@ -67,8 +67,10 @@ fn activations_take_half_the_memory_and_what_must_be_exact_stays() {
             );
         }
     }
-    // With the memory that tensors share, and the parts of a weight gradient, which stay floats: what `inspect` shows.
-    let (model, optimizer, batch) = load("vgg-cifar");
+    // With the memory that tensors share, and the parts of a weight gradient, which stay floats, as many for any batch:
+    // what `inspect` shows.
+    let (model, optimizer, _) = load("vgg-cifar");
+    let batch = 256;
     let bytes = |precision| {
         let options = Options {
             precision,
@@ -79,7 +81,7 @@ fn activations_take_half_the_memory_and_what_must_be_exact_stays() {
         plan.step_bytes()[0] as f64
     };
     let ratio = bytes(Precision::Mixed) / bytes(Precision::F32);
-    assert!((0.4..0.68).contains(&ratio), "{ratio}");
+    assert!((0.4..0.62).contains(&ratio), "{ratio}");
 }
 
 #[test]
