@@ -20,6 +20,11 @@ pub fn cases() -> Vec<Case> {
                 cases.push(backward_case(activation, n, factor));
             }
         }
+        // More than a workgroup handles, in fours and not.
+        for n in [391, 1004] {
+            cases.push(forward_case(activation, n, 4.0));
+            cases.push(backward_case(activation, n, 4.0));
+        }
         cases.push(ends_case(activation, false));
         cases.push(ends_case(activation, true));
     }
