@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::kernels::conv2d::Product;
 use crate::kernels::optimizer::STATE_NAMES;
+use crate::kernels::shards::{Node, nodes};
 use crate::kernels::{Metrics, Step};
 use crate::model::Model;
 use crate::model::recipe::{Optimizer, Recipe, Views};
@@ -60,6 +61,29 @@ const AVERAGES: [[&str; 2]; 2] = [
 
 /// Hears the metrics of newly finished steps and says whether to go on.
 pub type StepProgress<'a> = &'a mut dyn FnMut(&[Metrics]) -> Result<ControlFlow<()>>;
+
+/// Stands between the backward pass and the update of an engine that computes some of a batch's shards, while others
+/// compute the rest ([`Options::spread`]).
+pub trait Exchange {
+    /// `row` is the last of the batch that was computed here, `nodes` the sums over its shards here as
+    /// [`crate::kernels::shards::nodes`] has them, each of gradients and of running statistics, and `metrics` those of
+    /// its rows. Gives the sum of the gradients over all shards and the mean of the running statistics.
+    ///
+    /// # Errors
+    /// What keeps it from being made; then nothing was updated since the batch before.
+    fn exchange(
+        &mut self,
+        row: &Step,
+        nodes: &[[&[f32]; 2]],
+        metrics: &[Metrics],
+    ) -> Result<[Vec<f32>; 2]>;
+}
+
+/// The shards of a batch that are computed here, by its last row here.
+fn own_shards(row: &Step) -> Vec<Node> {
+    let end = (row.micro + 1).min(row.shards);
+    nodes(row.first_shard as usize..end as usize)
+}
 
 impl Engine {
     /// Plans steps of `model` on `batch` samples, a batch or the largest part of one
@@ -167,6 +191,24 @@ impl Engine {
         match self {
             Engine::Gpu(e) => e.train_epoch(order, steps, progress),
             Engine::Cpu(e) => e.train_epoch(order, steps, progress),
+        }
+    }
+
+    /// As [`Engine::train_epoch`] on the rows of some shards of every batch, of one at least, with `exchange` for the
+    /// rest. The metrics are those of these rows.
+    ///
+    /// # Errors
+    /// As [`Engine::train_epoch`], and as [`Exchange::exchange`].
+    pub fn train_shards(
+        &mut self,
+        order: &[u32],
+        steps: &[Step],
+        exchange: &mut dyn Exchange,
+        progress: StepProgress,
+    ) -> Result<Vec<Metrics>> {
+        match self {
+            Engine::Gpu(e) => e.train_shards(order, steps, exchange, progress),
+            Engine::Cpu(e) => e.train_shards(order, steps, exchange, progress),
         }
     }
 
@@ -438,13 +480,15 @@ fn expect_dataset(
 
 /// The steps that an epoch over `len` samples has at most, `batch` of them at a time. Parts of a larger
 /// batch may be smaller than that, but not by half.
-fn most_rows(len: usize, batch: usize, micro: bool) -> usize {
-    len.div_ceil(batch) * if micro { 2 } else { 1 }
+fn most_rows(len: usize, batch: usize, options: &Options) -> usize {
+    let rows = len.div_ceil(batch) * if options.micro { 2 } else { 1 };
+    // The last batch has as many shards as the others, however small they are.
+    rows + options.shards.unwrap_or(0)
 }
 
 /// Whether the step in this row is the last part of its batch.
 pub(crate) fn ends_batch(steps: &[Step], row: usize) -> bool {
-    steps.get(row + 1).is_none_or(|next| next.micro == 0)
+    steps.get(row + 1).is_none_or(Step::begins)
 }
 
 /// Refuses an epoch whose order or steps reach beyond the `len` samples of the split, or one with
@@ -452,20 +496,21 @@ pub(crate) fn ends_batch(steps: &[Step], row: usize) -> bool {
 fn expect_epoch(
     len: usize,
     batch: usize,
-    micro: bool,
+    options: &Options,
     order: &[u32],
     steps: &[Step],
 ) -> Result<()> {
     let before = std::iter::once(None).chain(steps.iter().map(Some));
     let fits = order.len() == len
         && order.iter().all(|i| (*i as usize) < len)
-        && steps.len() <= most_rows(len, batch, micro)
+        && steps.len() <= most_rows(len, batch, options)
         && steps.iter().zip(before).all(|(s, before)| {
             let next = before.map_or(0, |before| before.micro + 1);
             s.count as usize <= batch
                 && s.count > 0
                 && s.first as usize + s.count as usize <= len
-                && (s.micro == 0 || micro && s.micro == next)
+                && (s.begins() || options.micro && s.micro == next)
+                && options.shards.is_none_or(|most| s.shards as usize <= most)
         });
     if fits {
         return Ok(());

@@ -345,6 +345,10 @@ pub struct Recipe {
     /// statistics of each part.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub micro_batch: Option<usize>,
+    /// Into how many shards a batch is cut; each is computed by itself, a batch-norm takes its statistics of each,
+    /// and they are added up by a fixed tree, so that the bits do not depend on which process computes which.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shards: Option<usize>,
     /// Parameters that are trained in another way.
     #[serde(default)]
     pub groups: Groups,
@@ -380,8 +384,20 @@ pub struct Recipe {
 impl Recipe {
     /// Samples that are computed at a time: a batch, or a part of it.
     pub fn step_batch(&self) -> usize {
-        let part = |micro: usize| micro.clamp(1, self.batch_size.max(1));
-        self.micro_batch.map_or(self.batch_size, part)
+        let most = self.batch_size.max(1);
+        match (self.shards, self.micro_batch) {
+            (Some(shards), _) => most.div_ceil(shards.clamp(1, most)),
+            (None, Some(micro)) => micro.clamp(1, most),
+            (None, None) => self.batch_size,
+        }
+    }
+
+    /// In how many parts a batch of `count` samples is computed.
+    pub fn parts(&self, count: usize) -> usize {
+        match self.shards {
+            Some(shards) => shards.min(count),
+            None => count.div_ceil(self.step_batch()),
+        }
     }
 
     /// The share that the average keeps of itself in update number `step` (from 0): less in the first ones,
@@ -408,6 +424,7 @@ impl Default for Recipe {
             epochs: 1,
             batch_size: 128,
             micro_batch: None,
+            shards: None,
             groups: Groups::default(),
             clip_norm: None,
             average: None,

@@ -178,7 +178,7 @@ pub fn range_test(
         }
         let parts = steps
             .iter()
-            .flat_map(|step| in_parts(step, recipe.step_batch()));
+            .flat_map(|step| in_parts(step, recipe));
         let rows: Vec<Step> = parts.collect();
         let (mut row, mut sum, mut count) = (0, 0.0, 0);
         engine.train_epoch(&order, &rows, &mut |new| {

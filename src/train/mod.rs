@@ -324,7 +324,7 @@ impl Epoch<'_> {
             let until = self.next_checkpoint(before + at.step) - before;
             let rows: Vec<Step> = steps[at.step..until.min(steps.len())]
                 .iter()
-                .flat_map(|step| in_parts(step, recipe.step_batch()))
+                .flat_map(|step| in_parts(step, &recipe))
                 .collect();
             let mut row = 0;
             let (control, observer) = (self.control, &mut *self.observer);
@@ -651,18 +651,20 @@ pub(crate) fn step_table(
         .collect()
 }
 
-/// A step on a whole batch in parts of at most `most` samples, and of about the same size, since a
-/// batch-norm takes each by itself.
-fn in_parts(step: &Step, most: usize) -> impl Iterator<Item = Step> {
+/// A step on a whole batch in the recipe's parts, which are of about the same size, since a batch-norm takes each
+/// by itself.
+fn in_parts(step: &Step, recipe: &Recipe) -> impl Iterator<Item = Step> + use<> {
     let step = *step;
     let count = step.count as usize;
-    let parts = count.div_ceil(most);
+    let parts = recipe.parts(count);
     (0..parts).map(move |part| {
         let [from, to] = [part, part + 1].map(|part| (part * count / parts) as u32);
         Step {
             first: step.first + from,
             count: to - from,
             micro: part as u32,
+            shards: parts as u32,
+            share: 1.0 / parts as f32,
             ..step
         }
     })
@@ -902,13 +904,13 @@ mod tests {
 
     #[test]
     fn the_parts_of_a_batch_are_of_about_one_size() {
-        let parts = |count, most| -> Vec<[u32; 3]> {
+        let parts_of = |count, recipe: &Recipe| -> Vec<[u32; 3]> {
             let step = Step {
                 lr: 0.5,
                 total: 3.5,
                 ..Step::new(100, count)
             };
-            let parts = in_parts(&step, most);
+            let parts = in_parts(&step, recipe);
             parts
                 .map(|part| {
                     assert_eq!((part.lr, part.total), (0.5, 3.5));
@@ -916,11 +918,37 @@ mod tests {
                 })
                 .collect()
         };
+        let parts = |count, most| {
+            let recipe = Recipe {
+                micro_batch: Some(most),
+                ..Recipe::default()
+            };
+            parts_of(count, &recipe)
+        };
         assert_eq!(parts(7, 7), [[100, 7, 0]]);
         assert_eq!(parts(8, 4), [[100, 4, 0], [104, 4, 1]]);
         assert_eq!(parts(9, 4), [[100, 3, 0], [103, 3, 1], [106, 3, 2]]);
         assert_eq!(parts(5, 4), [[100, 2, 0], [102, 3, 1]]);
         assert_eq!(parts(1, 4), [[100, 1, 0]]);
+        let shards = |count| {
+            let recipe = Recipe {
+                batch_size: 10,
+                shards: Some(4),
+                ..Recipe::default()
+            };
+            assert_eq!(recipe.step_batch(), 3);
+            parts_of(count, &recipe)
+        };
+        assert_eq!(
+            shards(10),
+            [[100, 2, 0], [102, 3, 1], [105, 2, 2], [107, 3, 3]]
+        );
+        // As many as ever where each has a sample.
+        assert_eq!(
+            shards(4),
+            [[100, 1, 0], [101, 1, 1], [102, 1, 2], [103, 1, 3]]
+        );
+        assert_eq!(shards(2), [[100, 1, 0], [101, 1, 1]]);
     }
 
     #[test]
