@@ -4,12 +4,14 @@ use super::device::Device;
 use super::progress::{self, Progress};
 use super::recipe::{self, Asked};
 use super::signals::Signals;
-use super::{load_data, note, report, say, say_wrapped, seeds, table, tell, width};
+use super::{load_data, note, report, say, say_wrapped, seeds, table, tell, together, width};
 use crate::cli::{Conv, Seeds, TrainArgs};
 use indicatif::HumanCount;
 use serde_json::json;
 use std::fmt::Display;
 use std::path::{Path, absolute};
+use std::time::Duration;
+use wgrad::cluster::{Cluster, Link};
 use wgrad::data::{Request, Splits, balanced_weights, read_weights};
 use wgrad::engine::{CpuEngine, Engine};
 use wgrad::export::Fitting;
@@ -20,8 +22,8 @@ use wgrad::plan::{Mode, Options, Plan, Target};
 use wgrad::report::profile::Profile;
 use wgrad::report::tensorboard::TensorBoard;
 use wgrad::train::{
-    Config, Control, DataRecord, DeviceRecord, EpochRecord, InitRecord, Outcome, Run, SeedsRecord,
-    expect_validation, start_from, train,
+    Config, Control, DataRecord, DeviceRecord, EpochRecord, InitRecord, Observer, Outcome, Run,
+    SeedsRecord, expect_validation, start_from, train, train_together,
 };
 use wgrad::tune::{self, Priced};
 use wgrad::{Error, Result};
@@ -50,25 +52,49 @@ pub(super) struct Planned {
 
 pub fn run(args: &TrainArgs) -> Result<()> {
     let signals = Signals::catch()?;
+    let link = together::join(&signals)?;
+    let done = begin(args, &signals, link);
+    if together::follows() && done.is_err() {
+        // The leader may have the same to say, and when a process ends, mpirun ends all.
+        std::thread::sleep(LEADER_FIRST);
+    }
+    done
+}
+
+/// How long a process that is not the leader waits before it reports an error.
+const LEADER_FIRST: Duration = Duration::from_secs(3);
+
+fn begin(args: &TrainArgs, signals: &Signals, link: Option<Box<dyn Link>>) -> Result<()> {
+    if let (Some(place), Some(_)) = (together::place(), &args.seeds) {
+        return Err(Error::Usage(format!(
+            "expected one training for {} ranks, found --seeds; start one for each seed, or leave mpirun out",
+            place.ranks
+        )));
+    }
     if let Some(Seeds(numbers)) = &args.seeds {
-        return seeds::start(numbers, args, &signals);
+        return seeds::start(numbers, args, signals);
     }
     let prepared = match &args.resume {
         Some(folder) => match SeedsRecord::read(folder)? {
-            Some(record) => return seeds::resume(folder, record, args, &signals),
+            Some(record) => return seeds::resume(folder, record, args, signals),
             None => resume(folder, args)?,
         },
         None => start(args)?,
     };
-    carry_out(prepared, args, &signals, None)
+    let recipe = &prepared.run.config().recipe;
+    let cluster =
+        link.map(|link| Cluster::new(link, prepared.run.model(), recipe.shards.unwrap_or(1)));
+    carry_out(prepared, args, signals, None, cluster.transpose()?)
 }
 
-/// Trains and reports; `of` is the folder of several runs that this is one of.
+/// Trains and reports; `of` is the folder of several runs that this is one of, `cluster` are the processes that
+/// train together.
 pub(super) fn carry_out(
     prepared: Prepared,
     args: &TrainArgs,
     signals: &Signals,
     of: Option<&Path>,
+    mut cluster: Option<Cluster>,
 ) -> Result<()> {
     let Prepared {
         mut run,
@@ -80,7 +106,7 @@ pub(super) fn carry_out(
     let all = of.map_or(folder.clone(), |parent| parent.display().to_string());
     let go_on = format!("resume   {}", resume_command(&all));
     tell(&format!("run      {folder}\n{go_on}"))?;
-    let is_told = args.tensorboard || TensorBoard::is_in(run.folder());
+    let is_told = (args.tensorboard || TensorBoard::is_in(run.folder())) && !run.follows();
     if is_told {
         tell(&format!("watch    tensorboard --logdir {}", quoted(&all)))?;
     }
@@ -98,6 +124,12 @@ pub(super) fn carry_out(
         }
     };
 
+    if let Some(cluster) = &mut cluster {
+        for (rank, line) in (0..).zip(cluster.gather(engine.description().as_bytes())?) {
+            note(&format!("rank {rank:<4}{}", String::from_utf8_lossy(&line)))?;
+        }
+    }
+
     let total = run.config().recipe.epochs;
     let mut progress = Progress::new(
         total,
@@ -112,15 +144,28 @@ pub(super) fn carry_out(
         interrupted: signals.hold(),
     };
     let (labels, files) = (data.test.labels.clone(), data.test.files.clone());
+    let mut train = |run: &mut Run, data: Splits, observer: &mut dyn Observer| match &mut cluster {
+        Some(cluster) => train_together(run, data, &mut engine, &control, observer, cluster),
+        None => train(run, data, &mut engine, &control, observer),
+    };
     let trained = match is_told {
         true => {
             let board = TensorBoard::new(&run, &data.train, &mut progress);
-            board.and_then(|mut board| train(&mut run, data, &mut engine, &control, &mut board))
+            board.and_then(|mut board| train(&mut run, data, &mut board))
         }
-        false => train(&mut run, data, &mut engine, &control, &mut progress),
+        false => train(&mut run, data, &mut progress),
     };
     signals.release();
     progress.finish();
+    if run.follows() {
+        // Ends when the leader does.
+        drop((engine, cluster));
+        return match trained {
+            Ok(Outcome::Interrupted { .. }) => std::process::exit(signals.exit_code()),
+            Err(Error::Diverged { .. }) => std::process::exit(1),
+            trained => trained.map(drop),
+        };
+    }
     let outcome = match trained {
         Ok(outcome) => outcome,
         Err(e) => {
@@ -140,7 +185,7 @@ pub(super) fn carry_out(
             ))?;
             say(&go_on)?;
             // Before the process ends: what drivers do at exit is better done in order.
-            drop((engine, run));
+            drop((engine, run, cluster));
             std::process::exit(signals.exit_code());
         }
         Outcome::Stopped => tell(&format!(
@@ -250,7 +295,10 @@ fn start(args: &TrainArgs) -> Result<Prepared> {
     } = plan(args)?;
     notes.iter().try_for_each(|line| note(line))?;
     Ok(Prepared {
-        run: Run::create(args.out.as_deref(), config)?,
+        run: match together::follows() {
+            true => Run::follow(config)?,
+            false => Run::create(args.out.as_deref(), config)?,
+        },
         data,
         device,
         options,
@@ -259,7 +307,7 @@ fn start(args: &TrainArgs) -> Result<Prepared> {
 
 /// A new run as it will be; nothing is made of it yet.
 pub(super) fn plan(args: &TrainArgs) -> Result<Planned> {
-    if let Some(out) = &args.out {
+    if let Some(out) = args.out.as_ref().filter(|_| !together::follows()) {
         Run::expect_free(out)?;
     }
     let asked = Asked::of(args.model.as_ref(), &args.recipe)?;
@@ -314,10 +362,12 @@ pub(super) fn plan(args: &TrainArgs) -> Result<Planned> {
         }
     }
 
+    notes.extend(together::cut(&mut recipe));
     let requested = args.device.requested();
     let options = Options {
         family: args.kernels,
         explicit_conv: args.conv == Some(Conv::Explicit),
+        spread: together::place().is_some(),
         ..Options::of(&recipe)
     };
     let device = open(requested, args.profile)?;
@@ -480,7 +530,11 @@ pub(super) fn continued(run: &Run, args: &TrainArgs) -> Result<Continued> {
 
 /// An earlier run. What is trained stays as it was; how long and on which device may change.
 pub(super) fn resume(folder: &Path, args: &TrainArgs) -> Result<Prepared> {
-    let mut run = Run::resume(folder)?;
+    let mut run = match together::follows() {
+        true => Run::follow_earlier(folder)?,
+        false => Run::resume(folder)?,
+    };
+    together::expect_shards(&run.config().recipe)?;
     let config = run.config().clone();
     let Continued {
         recipe,
@@ -518,6 +572,7 @@ pub(super) fn resume(folder: &Path, args: &TrainArgs) -> Result<Prepared> {
         explicit_conv: args
             .conv
             .map_or(config.device.explicit_conv, |conv| conv == Conv::Explicit),
+        spread: together::place().is_some(),
         // Never measured anew: the tiles were chosen when the run began.
         choices: config.device.products.clone(),
         ..Options::of(&recipe)
@@ -659,7 +714,7 @@ fn absolute_source(source: &str) -> Result<String> {
 
 /// Opens the device; refuses one that cannot be profiled.
 fn open(requested: &str, profile: bool) -> Result<Device> {
-    let device = Device::open(requested)?;
+    let device = Device::open(&together::device(requested)?)?;
     let timed = device.gpu().is_some_and(|gpu| gpu.report().timestamp_query);
     if profile && !timed {
         return Err(Error::Usage(format!(

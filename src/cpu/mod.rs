@@ -85,9 +85,9 @@ pub use pool::{
     meanpool2d_forward,
 };
 pub use probe::probe_prices;
-pub use shards::{flushed, fold_shards, root, sum_shards};
 pub use reduce::{accumulate, reduce_chunks, reduce_splits};
 pub use run::{Memory, Twins, Values, run};
+pub use shards::{flushed, fold_shards, root, sum_shards};
 pub use views::{average_views, gather_views};
 
 use crate::model::Shape;

@@ -76,7 +76,10 @@ fn below<'a>(
         return Some(node(at).to_vec());
     }
     let child = |right| Node {
-        level: top.level.checked_sub(1).expect("nodes that make up all shards"),
+        level: top
+            .level
+            .checked_sub(1)
+            .expect("nodes that make up all shards"),
         index: 2 * top.index + right,
     };
     let mut sum = below(child(0), shards, nodes, node)?;
@@ -101,7 +104,9 @@ mod tests {
             let sign = if state & 1 == 0 { 1.0 } else { -1.0 };
             sign * 2f32.powi((state >> 24) as i32 / 2 - 64) * (state >> 8) as f32
         };
-        let mut terms: Vec<Vec<f32>> = (0..shards).map(|_| (0..n).map(|_| next()).collect()).collect();
+        let mut terms: Vec<Vec<f32>> = (0..shards)
+            .map(|_| (0..n).map(|_| next()).collect())
+            .collect();
         for term in &mut terms {
             term[0] = 1e-40;
         }

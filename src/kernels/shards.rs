@@ -62,10 +62,7 @@ pub fn sum_shards(shards: usize, x: View, nodes: View, steps: View, counter: Vie
         "sum_shards",
         with_lanes(SOURCE, n),
         Work::SumShards { levels },
-        &[
-            ("WIDTH", (n / lanes(n)) as f64),
-            ("LEVELS", levels as f64),
-        ],
+        &[("WIDTH", (n / lanes(n)) as f64), ("LEVELS", levels as f64)],
         vec![
             read(0, "x", x, n),
             update(1, "nodes", nodes, nodes.len),

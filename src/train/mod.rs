@@ -21,10 +21,11 @@ pub use run::{
 };
 pub use seeds::{SeedRun, SeedsRecord};
 
+use crate::cluster::Cluster;
 use crate::data::{Dataset, Splits};
 use crate::engine::{Engine, Split, ends_batch};
 use crate::error::{Error, Result};
-use crate::kernels::Step;
+use crate::kernels::{Metrics, Step};
 use crate::model::recipe::{ClassWeights, Recipe, Sampler, Views};
 use crate::model::{Model, Parameter, initial_parameters, whiten};
 use rand_chacha::ChaCha8Rng;
@@ -169,13 +170,43 @@ pub enum Outcome {
 /// folder from being written.
 pub fn train(
     run: &mut Run,
-    mut data: Splits,
+    data: Splits,
     engine: &mut Engine,
     control: &Control,
     observer: &mut dyn Observer,
 ) -> Result<Outcome> {
+    carry_out(run, data, engine, control, observer, None)
+}
+
+/// As [`train`], together with the other processes of `cluster`: the engine's plan is [`crate::plan::Options::spread`].
+/// The leader has the run, the others [`Run::follow`] it. Where one of them is gone, the leader writes a checkpoint.
+///
+/// # Errors
+/// As [`train`], and [`Error::Cluster`] where another process is gone.
+pub fn train_together(
+    run: &mut Run,
+    data: Splits,
+    engine: &mut Engine,
+    control: &Control,
+    observer: &mut dyn Observer,
+    cluster: &mut Cluster,
+) -> Result<Outcome> {
+    carry_out(run, data, engine, control, observer, Some(cluster))
+}
+
+fn carry_out(
+    run: &mut Run,
+    mut data: Splits,
+    engine: &mut Engine,
+    control: &Control,
+    observer: &mut dyn Observer,
+    mut cluster: Option<&mut Cluster>,
+) -> Result<Outcome> {
     expect_validation(&run.config().recipe, &data)?;
-    let restored = run.restore()?;
+    let restored = match run.follows() {
+        true => Restored::nothing(),
+        false => run.restore()?,
+    };
     if let Some(note) = &restored.note {
         observer.note(note)?;
     }
@@ -193,9 +224,13 @@ pub fn train(
             }
             (finished, partial) = (checkpoint.epoch, checkpoint.partial);
         }
+        None if run.follows() => {}
         None => {
             engine.set_parameters(&first_parameters(run.model(), run.config(), &data.train))?;
         }
+    }
+    if let Some(cluster) = &mut cluster {
+        partial = together(cluster, run, engine, &mut finished, partial)?;
     }
     let planned = run.config().recipe.epochs;
     if finished >= planned {
@@ -212,6 +247,10 @@ pub fn train(
     ];
     for (split, samples) in splits {
         let Some(samples) = samples else { continue };
+        // The leader evaluates.
+        if run.follows() && split != Split::Train {
+            continue;
+        }
         let images = std::mem::take(&mut samples.images);
         engine.upload_dataset(split, images, &samples.labels, &normalization)?;
     }
@@ -223,6 +262,7 @@ pub fn train(
         observer,
         last_checkpoint: Instant::now(),
         normalization,
+        cluster,
     };
     let last = control.stop_after.map_or(planned, |n| n.min(planned));
     for number in finished + 1..=last {
@@ -239,6 +279,27 @@ pub fn train(
     } else {
         Outcome::Finished
     })
+}
+
+/// Brings the processes to where the leader is; what is done of the epoch after the finished ones.
+fn together(
+    cluster: &mut Cluster,
+    run: &mut Run,
+    engine: &mut Engine,
+    finished: &mut usize,
+    partial: Partial,
+) -> Result<Partial> {
+    let damaged =
+        |e: serde_json::Error| Error::Cluster(format!("a message between ranks: {e}; start again"));
+    let own = (*finished, partial, run.metrics());
+    let told = cluster.from_leader(&serde_json::to_vec(&own).map_err(damaged)?)?;
+    let (epochs, partial, metrics) = serde_json::from_slice(&told).map_err(damaged)?;
+    *finished = epochs;
+    if run.follows() {
+        run.take_metrics(metrics);
+    }
+    cluster.level(engine)?;
+    Ok(partial)
 }
 
 /// The parameters that a training on `data` begins with.
@@ -292,11 +353,22 @@ struct Epoch<'a> {
     last_checkpoint: Instant,
     /// Scale, then shift per channel.
     normalization: Vec<f32>,
+    /// The processes that train together, where there are several.
+    cluster: Option<&'a mut Cluster>,
 }
 
 impl Epoch<'_> {
-    /// Trains and evaluates epoch `epoch`, of which `at` is done; the outcome, if it was interrupted.
+    /// Trains and evaluates epoch `epoch`, of which `at` is done; the outcome, if it was interrupted. Where another
+    /// process is gone, what was done until then is in the checkpoint.
     fn train(&mut self, epoch: usize, mut at: Partial) -> Result<Option<Outcome>> {
+        let outcome = self.train_from(epoch, &mut at);
+        if let Err(Error::Cluster(_)) = outcome {
+            self.checkpoint(epoch - 1, at)?;
+        }
+        outcome
+    }
+
+    fn train_from(&mut self, epoch: usize, at: &mut Partial) -> Result<Option<Outcome>> {
         let config = self.run.config();
         let (recipe, seed) = (config.recipe.clone(), config.seed);
         let samples = self.data.train.len();
@@ -319,6 +391,10 @@ impl Epoch<'_> {
             step: step as u64,
             lr: recipe.lr,
         };
+        if let Some(cluster) = &mut self.cluster {
+            // What unlike devices make of equal sums may differ in its last bits.
+            cluster.level(self.engine)?;
+        }
         self.observer.epoch_started(epoch, self.engine)?;
         while at.step < steps.len() {
             let until = self.next_checkpoint(before + at.step) - before;
@@ -330,7 +406,7 @@ impl Epoch<'_> {
             let (control, observer) = (self.control, &mut *self.observer);
             let (last_checkpoint, run) = (self.last_checkpoint, &mut *self.run);
             let start = Instant::now();
-            self.engine.train_epoch(&order, &rows, &mut |new| {
+            let mut progress = |new: &[Metrics]| {
                 for metrics in new {
                     at.loss_sum += f64::from(metrics.loss_sum);
                     at.correct += u64::from(metrics.correct);
@@ -367,7 +443,18 @@ impl Epoch<'_> {
                 } else {
                     ControlFlow::Continue(())
                 })
-            })?;
+            };
+            let trained = match &mut self.cluster {
+                None => {
+                    let trained = self.engine.train_epoch(&order, &rows, &mut progress);
+                    trained.map(drop)
+                }
+                Some(cluster) => {
+                    let interrupted = control.interrupted;
+                    cluster.train_epoch(self.engine, &order, &rows, interrupted, &mut progress)
+                }
+            };
+            trained?;
             at.seconds += start.elapsed().as_secs_f64();
             if at.step == steps.len() {
                 at.gradient_norms = norms(self.run.model(), &self.engine.gradients()?);
@@ -376,13 +463,13 @@ impl Epoch<'_> {
             if by_steps || self.control.is_old(self.last_checkpoint) {
                 self.checkpoint(epoch - 1, at.clone())?;
             }
-            if self.control.interrupted() {
-                return self.interrupt(epoch, at, steps.len());
+            if self.interrupted() {
+                return self.interrupt(epoch, at.clone(), steps.len());
             }
         }
         let start = Instant::now();
         let Some(measured) = self.measure()? else {
-            return self.interrupt(epoch, at, steps.len());
+            return self.interrupt(epoch, at.clone(), steps.len());
         };
         let average = match recipe.average {
             Some(_) => {
@@ -391,7 +478,7 @@ impl Epoch<'_> {
                 // Whatever came of it, the training goes on with its own.
                 self.engine.swap_average()?;
                 match average? {
-                    None => return self.interrupt(epoch, at, steps.len()),
+                    None => return self.interrupt(epoch, at.clone(), steps.len()),
                     average => average,
                 }
             }
@@ -435,7 +522,7 @@ impl Epoch<'_> {
         };
         if recipe.views != Views::One && self.run.ends_with(&record) {
             let Some([raw, average]) = self.measure_views(recipe.views)? else {
-                return self.interrupt(epoch, at, steps.len());
+                return self.interrupt(epoch, at.clone(), steps.len());
             };
             record.test_loss_views = raw.map(|result| result.loss);
             record.test_accuracy_views = raw.map(|result| result.accuracy);
@@ -468,6 +555,26 @@ impl Epoch<'_> {
     /// How good the engine's weights and their average, where there is one, are on the test split in
     /// these views; nothing where the device has no room for that. `None` when it was interrupted.
     fn measure_views(&mut self, views: Views) -> Result<Option<[Option<Means>; 2]>> {
+        let own = match self.run.follows() {
+            true => None,
+            false => self.measure_own_views(views)?,
+        };
+        let numbers = own.iter().flatten().flat_map(|result| match result {
+            Some(Means { loss, accuracy }) => [1.0, *loss, *accuracy],
+            None => [0.0; 3],
+        });
+        let numbers = self.as_the_leader(numbers.collect())?;
+        let mut results = numbers.chunks_exact(3).map(|result| {
+            let means = Means {
+                loss: result[1],
+                accuracy: result[2],
+            };
+            (result[0] == 1.0).then_some(means)
+        });
+        Ok(results.next().zip(results.next()).map(<[_; 2]>::from))
+    }
+
+    fn measure_own_views(&mut self, views: Views) -> Result<Option<[Option<Means>; 2]>> {
         let mut engine = match self.engine.with_views(views) {
             // The training is not lost for it.
             Err(e @ Error::OutOfMemory { .. }) => {
@@ -505,9 +612,35 @@ impl Epoch<'_> {
         Ok(Some(results))
     }
 
+    /// Of several processes the leader evaluates, and tells the others.
     fn evaluate(&mut self, split: Split, samples: &Dataset) -> Result<Option<Means>> {
         let (control, observer) = (self.control, &mut *self.observer);
-        evaluate(self.engine, split, samples, control, observer)
+        let own = match self.run.follows() {
+            true => None,
+            false => evaluate(self.engine, split, samples, control, observer)?,
+        };
+        let numbers = own.map_or(Vec::new(), |own| vec![own.loss, own.accuracy]);
+        Ok(match self.as_the_leader(numbers)?[..] {
+            [loss, accuracy] => Some(Means { loss, accuracy }),
+            _ => None,
+        })
+    }
+
+    /// The leader's numbers in place of one's own.
+    fn as_the_leader(&mut self, own: Vec<f64>) -> Result<Vec<f64>> {
+        let Some(cluster) = &mut self.cluster else {
+            return Ok(own);
+        };
+        let told = cluster.from_leader(bytemuck::cast_slice(&own))?;
+        Ok(bytemuck::pod_collect_to_vec(&told))
+    }
+
+    /// Whether this process was asked to stop; of several, whether all know that one was.
+    fn interrupted(&self) -> bool {
+        match &self.cluster {
+            Some(cluster) => cluster.interrupted(),
+            None => self.control.interrupted(),
+        }
     }
 
     /// The next step (counted from the start of the training) after `step` with a checkpoint, if
@@ -530,6 +663,10 @@ impl Epoch<'_> {
 
     /// Writes a checkpoint in the middle of an epoch.
     fn checkpoint(&mut self, finished: usize, at: Partial) -> Result<()> {
+        if self.run.follows() {
+            self.last_checkpoint = Instant::now();
+            return Ok(());
+        }
         let checkpoint = self.state(finished, at)?;
         self.run.write_checkpoint(&checkpoint)?;
         self.last_checkpoint = Instant::now();
