@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
 use wgrad::cluster::{Cluster, Link};
 use wgrad::engine::{Engine, Split};
 use wgrad::gpu::{Choice, Gpu};
@@ -248,28 +249,42 @@ fn ranks_change_no_bit_on_the_gpu() {
 }
 
 /// Shards are parts of a batch that are added up in another order; running statistics move once a batch, by the mean
-/// of those of its shards.
+/// of where each of its shards alone would lead.
 #[test]
 fn shards_train_as_parts_do() {
-    let [sharded, parts] = [Some(SHARDS), None].map(|shards| {
+    let trained = |shards: Option<usize>, rows: &[Step]| {
         let mut engine = engine_of(None, shards, false);
         let go_on = &mut |_: &[Metrics]| Ok(ControlFlow::Continue(()));
-        // The first batch, from the same parameters.
-        let rows = &table(1)[..SHARDS];
         let order = epoch_order(SAMPLES, 3, 1);
         engine.train_epoch(&order, rows, go_on).unwrap();
         [engine.gradients().unwrap(), engine.running().unwrap()]
-    });
-    let apart = sharded[0].iter().zip(&parts[0]).map(|(a, b)| (a - b).abs());
-    assert!(apart.fold(0.0, f32::max) < 1e-6);
+    };
+    let apart = |a: &[f32], b: &[f32]| {
+        let apart = a.iter().zip(b).map(|(a, b)| (a - b).abs());
+        apart.fold(0.0, f32::max)
+    };
+    // The first batch, from the same parameters.
+    let all = table(1);
+    let rows = &all[..SHARDS];
+    let [sharded, parts] = [Some(SHARDS), None].map(|shards| trained(shards, rows));
+    assert!(apart(&sharded[0], &parts[0]) < 1e-6);
     assert_ne!(sharded[0], parts[0]);
-    // 0.9^5 of the start is left where each part moves them by a tenth, 0.9 of it where all together do: of the
-    // variance of a normalised channel, which starts at 1, and of a mean that starts at 0.
-    let channels = sharded[1].len() / 2;
-    for (sharded, parts) in sharded[1].iter().zip(&parts[1]).take(channels) {
-        let ratio = parts / sharded;
-        assert!((2.0..6.0).contains(&ratio), "{parts} and {sharded}");
+    let mut mean = vec![0.0; sharded[1].len()];
+    for row in rows {
+        let alone = Step {
+            micro: 0,
+            shards: 1,
+            share: 1.0,
+            ..*row
+        };
+        let [_, running] = trained(Some(SHARDS), &[alone]);
+        let shares = running.iter().map(|x| x / SHARDS as f32);
+        mean.iter_mut()
+            .zip(shares)
+            .for_each(|(mean, share)| *mean += share);
     }
+    assert!(apart(&sharded[1], &mean) < 1e-6);
+    assert!(apart(&sharded[1], &parts[1]) > 1e-3);
 }
 
 /// Whoever is asked to stop, all stop after the same batch, and know why.
@@ -301,6 +316,73 @@ fn all_stop_after_the_same_batch() {
             assert!(stopped.iter().all(|other| *other == stopped[0]));
         }
     }
+}
+
+/// A rank that is slower than the others gets fewer shards from the second epoch on, which changes no bit.
+#[test]
+fn shards_are_dealt_by_speed() {
+    let alone = alone(None);
+    let outcomes = together(&None, 2, |cluster, engine| {
+        let mut metrics = Vec::new();
+        let mut dealt = Vec::new();
+        let slow = !cluster.leads();
+        for epoch in 1..=EPOCHS {
+            let order = epoch_order(SAMPLES, 3, epoch);
+            let mut hear = |new: &[Metrics]| {
+                // After each of its rows.
+                std::thread::sleep(Duration::from_millis(if slow { 80 } else { 10 }));
+                metrics.extend_from_slice(new);
+                Ok(ControlFlow::Continue(()))
+            };
+            let (never, rows) = (AtomicBool::new(false), table(epoch));
+            cluster
+                .train_epoch(engine, &order, &rows, &never, &mut hear)
+                .unwrap();
+            dealt.push(cluster.dealt(SHARDS));
+        }
+        (outcome(engine, metrics), dealt)
+    });
+    for (outcome, dealt) in outcomes {
+        assert_eq!(dealt[0], [3, 2]);
+        assert_eq!(dealt[1], [4, 1]);
+        assert!(outcome == alone);
+    }
+}
+
+/// Each evaluates a part of a split, and all parts are the whole.
+fn parts_of_an_evaluation_are_the_whole(gpu: Option<Arc<Gpu>>) {
+    let mut engine = engine(gpu, false);
+    let (images, labels) = ((0..31 * 105).map(|i| (i * i / 7) as u8), vec![1; 31]);
+    let normalization = [0.02, 0.01, 0.015, -1.0, -1.5, -2.0];
+    engine
+        .upload_dataset(Split::Test, images.collect(), &labels, &normalization)
+        .unwrap();
+    let go_on = &mut |_| ControlFlow::Continue(());
+    for ranks in [1, 2, 3, 40] {
+        let whole = engine.evaluate(Split::Test, go_on).unwrap();
+        let (mut predictions, mut losses) = (Vec::new(), Vec::new());
+        for rank in 0..ranks {
+            let part = engine.evaluate_part(Split::Test, [rank, ranks], go_on);
+            let part = part.unwrap();
+            assert!(part.predictions.is_empty() || part.first == predictions.len());
+            predictions.extend(part.predictions);
+            losses.extend(part.losses);
+        }
+        assert_eq!(predictions, whole.predictions);
+        assert_eq!(losses, whole.losses);
+    }
+}
+
+#[test]
+fn parts_of_an_evaluation_are_the_whole_on_the_cpu() {
+    parts_of_an_evaluation_are_the_whole(None);
+}
+
+#[test]
+fn parts_of_an_evaluation_are_the_whole_on_the_gpu() {
+    let gpu = Gpu::open(&Choice::Best);
+    let gpu = gpu.expect("an adapter; sh scripts/test.sh installs one");
+    parts_of_an_evaluation_are_the_whole(Some(Arc::new(gpu)));
 }
 
 /// A rank that is gone is an error on the others, whose engines are as the last batch left them.

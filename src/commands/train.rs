@@ -6,7 +6,7 @@ use super::recipe::{self, Asked};
 use super::signals::Signals;
 use super::{load_data, note, report, say, say_wrapped, seeds, table, tell, together, width};
 use crate::cli::{Conv, Seeds, TrainArgs};
-use indicatif::HumanCount;
+use indicatif::{BinaryBytes, HumanCount};
 use serde_json::json;
 use std::fmt::Display;
 use std::path::{Path, absolute};
@@ -198,6 +198,9 @@ pub(super) fn carry_out(
         Outcome::OutOfPatience => note(&out_of_patience(&run, progress.epochs))?,
         Outcome::Finished => {}
     }
+    if let Some(cluster) = cluster.as_ref().filter(|_| progress.epochs > 0) {
+        note(&exchanges(cluster, run.config().recipe.shards.unwrap_or(1)))?;
+    }
     // Of several seeds there is a table in the end.
     let say = if of.is_some() { tell } else { say };
     if let Some(result) = progress::result(&run) {
@@ -222,6 +225,24 @@ pub(super) fn carry_out(
         None => tell(&next_steps(run.folder())),
         Some(_) => Ok(()),
     }
+}
+
+/// What the exchanges between the ranks took.
+fn exchanges(cluster: &Cluster, shards: usize) -> String {
+    let traffic = cluster.traffic();
+    let time = traffic.computing + traffic.exchanging;
+    let share = if time > 0.0 {
+        traffic.exchanging / time
+    } else {
+        0.0
+    };
+    let dealt = cluster.dealt(shards).into_iter().map(|n| n.to_string());
+    format!(
+        "exchange {} sent by a rank each step, {:.1} % of the time; shards by rank {}",
+        BinaryBytes(traffic.sent / traffic.batches.max(1)),
+        100.0 * share,
+        dealt.collect::<Vec<_>>().join(" ")
+    )
 }
 
 /// The layers of a model; where the terminal is too narrow for their table, in a line.

@@ -296,30 +296,35 @@ impl CpuEngine {
     pub(super) fn evaluate(
         &mut self,
         split: Split,
+        part: [usize; 2],
         progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
     ) -> Result<Evaluation> {
         let len = uploaded(self.splits[split as usize].as_ref())?.len;
-        let batch = self.batch_of(split);
-        let steps = evaluation_steps(len, batch);
-        let (mut done, mut loss_sum) = (0, 0.0);
+        let steps = evaluation_steps(len, self.batch_of(split), part);
+        let first = steps.first().map_or(0, |step| step.first as usize);
+        let (mut done, mut losses) = (0, Vec::new());
         self.run(split, &steps, None, &mut |new| {
             for metrics in new {
-                done += steps[done / batch].count as usize;
-                loss_sum += f64::from(metrics.loss_sum);
+                done += steps[losses.len()].count as usize;
+                losses.push(metrics.loss_sum);
             }
             Ok(progress(done))
         })?;
-        let mut predictions = self.words(split, "predictions").to_vec();
-        predictions.truncate(done);
+        let predictions = self.words(split, "predictions")[first..first + done].to_vec();
         let outputs = uploaded(self.splits[split as usize].as_ref())?
             .tensors
             .get("outputs");
         let logits = outputs.map(|place| match &self.memory.values[*place] {
-            Values::Floats(values) => values[..done * self.model.classes].to_vec(),
+            Values::Floats(values) => {
+                let classes = self.model.classes;
+                values[first * classes..(first + done) * classes].to_vec()
+            }
             _ => Vec::new(),
         });
         Ok(Evaluation {
-            loss_sum,
+            loss_sum: losses.iter().map(|loss| f64::from(*loss)).sum(),
+            losses,
+            first,
             predictions,
             logits,
         })

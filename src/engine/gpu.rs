@@ -608,11 +608,6 @@ impl GpuEngine {
             dispatches,
             streamed,
         };
-        if split != Split::Train {
-            let steps = evaluation_steps(len, batch);
-            let steps = based(&steps, &resident.slabs(&steps));
-            gpu.write("step table", &resident.tensors["steps"], &steps)?;
-        }
         Ok(resident)
     }
 
@@ -664,32 +659,44 @@ impl GpuEngine {
             .write("step table", &resident.tensors["steps"], &table)
     }
 
-    /// As [`super::Engine::evaluate`].
+    /// As [`super::Engine::evaluate_part`].
     pub fn evaluate(
         &mut self,
         split: Split,
+        part: [usize; 2],
         progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
     ) -> Result<Evaluation> {
         let resident = uploaded(self.splits[split as usize].as_ref())?;
         let (len, batch) = (resident.len, self.evaluation.plan.batch);
-        let steps = evaluation_steps(len, batch);
+        let steps = evaluation_steps(len, batch, part);
+        let first = steps.first().map_or(0, |step| step.first as usize);
+        let last = steps
+            .last()
+            .map_or(0, |step| (step.first + step.count) as usize);
+        if !steps.is_empty() {
+            let table = based(&steps, &resident.slabs(&steps));
+            self.gpu
+                .write("step table", &resident.tensors["steps"], &table)?;
+        }
         let mut done = 0;
         let metrics = self.run(&self.evaluation, resident, &steps, &mut |new| {
             done += new.len();
-            Ok(progress((done * batch).min(len)))
+            Ok(progress((done * batch).min(last - first)))
         })?;
-        let mut predictions: Vec<u32> = self
+        let range = first..last.min(first + metrics.len() * batch);
+        let predictions: Vec<u32> = self
             .gpu
             .read("predictions", &resident.tensors["predictions"])?;
-        predictions.truncate(metrics.len() * batch);
         let logits = resident.tensors.get("outputs").map(|outputs| {
-            let mut logits: Vec<f32> = self.gpu.read("outputs", outputs)?;
-            logits.truncate(predictions.len() * self.model.classes);
-            Ok(logits)
+            let logits: Vec<f32> = self.gpu.read("outputs", outputs)?;
+            let classes = self.model.classes;
+            Ok(logits[range.start * classes..range.end * classes].to_vec())
         });
         Ok(Evaluation {
             loss_sum: metrics.iter().map(|m| f64::from(m.loss_sum)).sum(),
-            predictions,
+            losses: metrics.iter().map(|m| m.loss_sum).collect(),
+            first,
+            predictions: predictions[range].to_vec(),
             logits: logits.transpose()?,
         })
     }

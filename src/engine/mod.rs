@@ -37,6 +37,10 @@ pub enum Split {
 pub struct Evaluation {
     /// Sum of the per-sample losses.
     pub loss_sum: f64,
+    /// The sums that it is made of, of the samples that were computed together, in order.
+    pub losses: Vec<f32>,
+    /// Place in the split of the first sample that was done.
+    pub first: usize,
     /// Predicted class of every sample that was done, in the split's order.
     pub predictions: Vec<u32>,
     /// `[samples, classes]`, the outputs of the network behind them, where [`Options::keep_logits`] asks
@@ -223,14 +227,28 @@ impl Engine {
         split: Split,
         progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
     ) -> Result<Evaluation> {
+        self.evaluate_part(split, [0, 1], progress)
+    }
+
+    /// The same of part `part` (from 0) of `parts` of the split; those of all parts on end are what
+    /// [`Engine::evaluate`] gives, to the bit.
+    ///
+    /// # Errors
+    /// As [`Engine::evaluate`].
+    pub fn evaluate_part(
+        &mut self,
+        split: Split,
+        [part, parts]: [usize; 2],
+        progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
+    ) -> Result<Evaluation> {
         if split == Split::Train {
             return Err(Error::Usage(
                 "expected the validation or the test split: the training split's steps also update the parameters; upload the images as a test split to evaluate them".into(),
             ));
         }
         match self {
-            Engine::Gpu(e) => e.evaluate(split, progress),
-            Engine::Cpu(e) => e.evaluate(split, progress),
+            Engine::Gpu(e) => e.evaluate(split, [part, parts], progress),
+            Engine::Cpu(e) => e.evaluate(split, [part, parts], progress),
         }
     }
 
@@ -525,9 +543,10 @@ fn expect_epoch(
     })
 }
 
-/// The steps of an evaluation: the split in its order.
-fn evaluation_steps(len: usize, batch: usize) -> Vec<Step> {
-    (0..len.div_ceil(batch))
+/// The steps of part number `part` of `parts` of an evaluation: the split in its order.
+fn evaluation_steps(len: usize, batch: usize, [part, parts]: [usize; 2]) -> Vec<Step> {
+    let all = len.div_ceil(batch);
+    (part * all / parts..(part + 1) * all / parts)
         .map(|i| Step::new(i * batch, batch.min(len - i * batch)))
         .collect()
 }

@@ -23,7 +23,7 @@ pub use seeds::{SeedRun, SeedsRecord};
 
 use crate::cluster::Cluster;
 use crate::data::{Dataset, Splits};
-use crate::engine::{Engine, Split, ends_batch};
+use crate::engine::{Engine, Evaluation, Split, ends_batch};
 use crate::error::{Error, Result};
 use crate::kernels::{Metrics, Step};
 use crate::model::recipe::{ClassWeights, Recipe, Sampler, Views};
@@ -247,10 +247,6 @@ fn carry_out(
     ];
     for (split, samples) in splits {
         let Some(samples) = samples else { continue };
-        // The leader evaluates.
-        if run.follows() && split != Split::Train {
-            continue;
-        }
         let images = std::mem::take(&mut samples.images);
         engine.upload_dataset(split, images, &samples.labels, &normalization)?;
     }
@@ -612,18 +608,37 @@ impl Epoch<'_> {
         Ok(Some(results))
     }
 
-    /// Of several processes the leader evaluates, and tells the others.
+    /// Of several processes each evaluates a part.
     fn evaluate(&mut self, split: Split, samples: &Dataset) -> Result<Option<Means>> {
         let (control, observer) = (self.control, &mut *self.observer);
-        let own = match self.run.follows() {
-            true => None,
-            false => evaluate(self.engine, split, samples, control, observer)?,
+        let Some(cluster) = &mut self.cluster else {
+            return evaluate(self.engine, split, samples, control, observer);
         };
-        let numbers = own.map_or(Vec::new(), |own| vec![own.loss, own.accuracy]);
-        Ok(match self.as_the_leader(numbers)?[..] {
-            [loss, accuracy] => Some(Means { loss, accuracy }),
-            _ => None,
-        })
+        let (images, ranks) = (samples.len(), cluster.ranks());
+        let part = [cluster.rank(), ranks];
+        let evaluation = self.engine.evaluate_part(split, part, &mut |done| {
+            observer.evaluated(split, (ranks * done).min(images));
+            control.go_on()
+        })?;
+        let own = [
+            evaluation.predictions.len() as f64,
+            correct(&evaluation, samples) as f64,
+        ];
+        let losses = evaluation.losses.iter().map(|loss| f64::from(*loss));
+        let own: Vec<f64> = own.into_iter().chain(losses).collect();
+        let (mut done, mut correct, mut loss) = (0.0, 0.0, 0.0);
+        for of_rank in cluster.gather(bytemuck::cast_slice(&own))? {
+            let numbers: Vec<f64> = bytemuck::pod_collect_to_vec(&of_rank);
+            done += numbers[0];
+            correct += numbers[1];
+            // One by one, as a single process has them.
+            numbers[2..].iter().for_each(|sum| loss += sum);
+        }
+        let means = Means {
+            loss: loss / images as f64,
+            accuracy: correct / images as f64,
+        };
+        Ok((done as usize == images).then_some(means))
     }
 
     /// The leader's numbers in place of one's own.
@@ -696,27 +711,37 @@ fn evaluate(
 ) -> Result<Option<Means>> {
     let evaluation = engine.evaluate(split, &mut |images| {
         observer.evaluated(split, images);
-        if control.interrupted() {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(())
-        }
+        control.go_on()
     })?;
     let images = samples.len();
     if evaluation.predictions.len() < images {
         return Ok(None);
     }
-    let predictions = evaluation.predictions.iter().zip(&samples.labels);
-    let correct = predictions.filter(|(prediction, label)| prediction == label);
     Ok(Some(Means {
         loss: evaluation.loss_sum / images as f64,
-        accuracy: correct.count() as f64 / images as f64,
+        accuracy: correct(&evaluation, samples) as f64 / images as f64,
     }))
+}
+
+/// How many of the samples that were done were classified correctly.
+fn correct(evaluation: &Evaluation, samples: &Dataset) -> usize {
+    let labels = &samples.labels[evaluation.first..];
+    let predictions = evaluation.predictions.iter().zip(labels);
+    let correct = predictions.filter(|(prediction, label)| prediction == label);
+    correct.count()
 }
 
 impl Control<'_> {
     fn interrupted(&self) -> bool {
         self.interrupted.load(Ordering::Relaxed)
+    }
+
+    /// What an evaluation does next.
+    fn go_on(&self) -> ControlFlow<()> {
+        match self.interrupted() {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
     }
 
     /// Whether a checkpoint of this time is too old.
