@@ -10,7 +10,7 @@ use wgrad::cluster::{Cluster, Link};
 use wgrad::engine::{Engine, Split};
 use wgrad::gpu::{Choice, Gpu};
 use wgrad::kernels::{Metrics, Step};
-use wgrad::model::recipe::Optimizer;
+use wgrad::model::recipe::{Exchanged, Optimizer};
 use wgrad::model::{Definition, Model, initial_parameters};
 use wgrad::plan::Options;
 use wgrad::train::epoch_order;
@@ -191,13 +191,22 @@ fn together<T: Send>(
     ranks: usize,
     work: impl Fn(&mut Cluster, &mut Engine) -> T + Sync,
 ) -> Vec<T> {
+    together_by(Exchanged::Exact, gpu, ranks, work)
+}
+
+fn together_by<T: Send>(
+    mode: Exchanged,
+    gpu: &Option<Arc<Gpu>>,
+    ranks: usize,
+    work: impl Fn(&mut Cluster, &mut Engine) -> T + Sync,
+) -> Vec<T> {
     std::thread::scope(|scope| {
         let links = channels(ranks).into_iter();
         let threads: Vec<_> = links
             .map(|link| {
                 let work = &work;
                 scope.spawn(move || {
-                    let mut cluster = Cluster::new(link, &model(), SHARDS).unwrap();
+                    let mut cluster = Cluster::new(link, &model(), SHARDS, mode).unwrap();
                     let mut engine = engine(gpu.clone(), true);
                     work(&mut cluster, &mut engine)
                 })
@@ -318,6 +327,42 @@ fn all_stop_after_the_same_batch() {
     }
 }
 
+/// In other orders and in 16 bits: fewer bytes, nearly the same, and the same on all ranks.
+#[test]
+fn other_exchanges_send_less_and_give_nearly_the_same() {
+    let mut sent = Vec::new();
+    let mut exact = Vec::new();
+    for mode in [Exchanged::Exact, Exchanged::Fast, Exchanged::Half] {
+        let outcomes = together_by(mode, &None, 2, |cluster, engine| {
+            let order = epoch_order(SAMPLES, 3, 1);
+            let never = AtomicBool::new(false);
+            // The first batch, from the same parameters.
+            let go_on = &mut |_: &[Metrics]| Ok(ControlFlow::Continue(()));
+            let rows = &table(1)[..SHARDS];
+            cluster
+                .train_epoch(engine, &order, rows, &never, go_on)
+                .unwrap();
+            (outcome(engine, Vec::new()), cluster.traffic().sent)
+        });
+        assert!(outcomes[0].0 == outcomes[1].0);
+        let (Outcome { gradients, .. }, bytes) = &outcomes[0];
+        if mode == Exchanged::Exact {
+            exact.clone_from(gradients);
+        }
+        let largest = exact.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+        let apart = gradients.iter().zip(&exact).map(|(a, b)| (a - b).abs());
+        let apart = apart.fold(0.0, f32::max) / largest;
+        assert_eq!(apart < 1e-6, mode != Exchanged::Half, "{apart:e}");
+        assert!(apart < 2e-3, "{apart:e}");
+        sent.push(*bytes);
+    }
+    // Rank 0 has three shards, which are two nodes: a slab of both and one of the sum; of one and one; of halves.
+    assert!(
+        sent[1] < sent[0] * 7 / 10 && sent[2] < sent[1] * 7 / 10,
+        "{sent:?}"
+    );
+}
+
 /// A rank that is slower than the others gets fewer shards from the second epoch on, which changes no bit.
 #[test]
 fn shards_are_dealt_by_speed() {
@@ -436,7 +481,9 @@ fn all_are_brought_to_the_leader_s_state() {
 #[test]
 fn more_ranks_than_shards_are_refused() {
     let link = channels(6).remove(0);
-    let error = Cluster::new(link, &model(), SHARDS).err().unwrap();
+    let error = Cluster::new(link, &model(), SHARDS, Exchanged::Exact)
+        .err()
+        .unwrap();
     assert!(matches!(error, Error::Usage(_)));
     assert!(error.to_string().contains("--shards 8"), "{error}");
 }

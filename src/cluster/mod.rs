@@ -12,6 +12,7 @@
 //! So each process sends its nodes once and the sum once, however many there are. Rank 0, the leader, has the run
 //! folder and speaks for all; the others follow.
 
+mod halves;
 #[cfg(feature = "mpi")]
 mod mpi;
 
@@ -24,6 +25,7 @@ use crate::error::{Error, Result};
 use crate::kernels::shards::{Node, nodes};
 use crate::kernels::{Metrics, Step};
 use crate::model::Model;
+use crate::model::recipe::Exchanged;
 use std::cell::RefCell;
 use std::ops::{ControlFlow, Range};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -65,6 +67,9 @@ pub struct Cluster {
     interrupted: bool,
     traffic: Traffic,
     pace: Pace,
+    mode: Exchanged,
+    /// What rounding to 16 bits left out so far: of this process's gradients, and of its slab of the sum.
+    left: [Vec<f32>; 2],
 }
 
 /// What a process computed since the shards were dealt: seconds, and shards in them.
@@ -75,11 +80,17 @@ struct Pace {
 }
 
 impl Cluster {
-    /// Those at the ends of `link`, to train `model` in batches of `shards` shards at most.
+    /// Those at the ends of `link`, to train `model` in batches of `shards` shards at most; `mode` says how sums are
+    /// exchanged.
     ///
     /// # Errors
     /// [`Error::Usage`] for more processes than shards.
-    pub fn new(link: Box<dyn Link>, model: &Model, shards: usize) -> Result<Cluster> {
+    pub fn new(
+        link: Box<dyn Link>,
+        model: &Model,
+        shards: usize,
+        mode: Exchanged,
+    ) -> Result<Cluster> {
         let ranks = link.ranks();
         if shards < ranks {
             return Err(Error::Usage(format!(
@@ -94,6 +105,8 @@ impl Cluster {
             interrupted: false,
             traffic: Traffic::default(),
             pace: Pace::default(),
+            mode,
+            left: [Vec::new(), Vec::new()],
         })
     }
 
@@ -240,6 +253,8 @@ impl Cluster {
             interrupted,
             traffic: &mut self.traffic,
             pace: &mut self.pace,
+            mode: self.mode,
+            left: &mut self.left,
             since: None,
         };
         engine.train_shards(order, &own, &mut exchanging, &mut |_| {
@@ -277,6 +292,8 @@ struct Exchanging<'a> {
     interrupted: &'a AtomicBool,
     traffic: &'a mut Traffic,
     pace: &'a mut Pace,
+    mode: Exchanged,
+    left: &'a mut [Vec<f32>; 2],
     /// When the batch before was exchanged.
     since: Option<Instant>,
 }
@@ -310,73 +327,162 @@ impl Exchange for Exchanging<'_> {
         }
         // A row that is computed for nothing has metrics, too.
         let metrics = &metrics[..dealt[rank].len()];
+        let own: Vec<[Vec<f32>; 2]>;
+        let mut own_nodes = own_nodes.to_vec();
+        if self.mode != Exchanged::Exact {
+            own = added_up(&own_nodes);
+            own_nodes = own.iter().map(|[g, r]| [&g[..], &r[..]]).collect();
+        }
         let parts: Vec<Vec<u32>> = slabs
             .iter()
             .map(|slab| {
                 let mut part = vec![flags];
                 part.extend_from_slice(bytemuck::cast_slice(metrics));
-                for node in own_nodes {
-                    part.extend_from_slice(bytemuck::cast_slice(&cut(*node, slab)));
+                for node in &own_nodes {
+                    self.pack(0, &cut(*node, slab), slab, &mut part);
                 }
                 part
             })
             .collect();
-        let all_nodes: Vec<Vec<Node>> = dealt.iter().map(|shards| nodes(shards.clone())).collect();
-        let own_slab = slabs[rank].len();
+        let all_nodes: Vec<Vec<Node>> = dealt
+            .iter()
+            .map(|shards| {
+                let mut nodes = nodes(shards.clone());
+                if self.mode != Exchanged::Exact {
+                    nodes.truncate(1);
+                }
+                nodes
+            })
+            .collect();
+        let own_slab = &slabs[rank];
         let lens: Vec<usize> = dealt
             .iter()
             .zip(&all_nodes)
-            .map(|(shards, nodes)| HEADER + 2 * shards.len() + nodes.len() * own_slab)
+            .map(|(shards, nodes)| HEADER + 2 * shards.len() + nodes.len() * self.packed(own_slab))
             .collect();
         let borrowed: Vec<&[u32]> = parts.iter().map(Vec::as_slice).collect();
         let received = self.link.swap(&borrowed, &lens)?;
         let mut sent = words_to_others(&borrowed, rank);
 
-        let mut values: Vec<&[f32]> = Vec::new();
+        let mut values: Vec<Vec<f32>> = Vec::new();
         let mut state = self.state.borrow_mut();
-        for (message, shards) in received.iter().zip(&dealt) {
+        for ((message, shards), nodes) in received.iter().zip(&dealt).zip(&all_nodes) {
             state.interrupted |= message[0] & INTERRUPTED != 0;
             state.stops |= message[0] != 0;
-            let (metrics, nodes) = message[HEADER..].split_at(2 * shards.len());
+            let (metrics, mut rest) = message[HEADER..].split_at(2 * shards.len());
             state
                 .metrics
                 .extend_from_slice(bytemuck::cast_slice(metrics));
-            values.extend(bytemuck::cast_slice::<u32, f32>(nodes).chunks_exact(own_slab.max(1)));
+            for _ in nodes {
+                let value;
+                (value, rest) = self.unpack(rest, own_slab);
+                values.push(value);
+            }
         }
         drop(state);
-        let all_nodes = all_nodes.concat();
-        let mut sum = match own_slab {
-            0 => Vec::new(),
-            _ => root(shards, &all_nodes, &|at| values[at]),
+        let mut sum = match self.mode {
+            Exchanged::Exact => root(shards, &all_nodes.concat(), &|at| &values[at]),
+            Exchanged::Fast | Exchanged::Half => {
+                let mut values = values.into_iter();
+                let mut sum = values.next().unwrap_or_default();
+                values.for_each(|value| add(&mut sum, &value));
+                sum
+            }
         };
-        let statistics = parameters.saturating_sub(slabs[rank].start).min(sum.len());
+        let statistics = parameters.saturating_sub(own_slab.start).min(sum.len());
         for value in &mut sum[statistics..] {
             *value = flushed(*value * row.share);
         }
 
-        let sum: &[u32] = bytemuck::cast_slice(&sum);
-        let borrowed = vec![sum; ranks];
-        let lens: Vec<usize> = slabs.iter().map(Range::len).collect();
+        let mut message = Vec::new();
+        self.pack(1, &sum, own_slab, &mut message);
+        let borrowed = vec![&message[..]; ranks];
+        let lens: Vec<usize> = slabs.iter().map(|slab| self.packed(slab)).collect();
         let sums = self.link.swap(&borrowed, &lens)?;
         sent += words_to_others(&borrowed, rank);
-        let mut gradients: Vec<f32> = bytemuck::cast_vec(sums.concat());
+        let mut gradients: Vec<f32> = Vec::with_capacity(parameters + running);
+        for (message, slab) in sums.iter().zip(&slabs) {
+            gradients.extend(self.unpack(message, slab).0);
+        }
         let running = gradients.split_off(parameters);
 
         let end = Instant::now();
-        let traffic = &mut *self.traffic;
-        traffic.batches += 1;
-        traffic.sent += 4 * sent;
+        self.traffic.batches += 1;
+        self.traffic.sent += 4 * sent;
         // The first batch may have to be planned or compiled.
         if let Some(since) = self.since.replace(end) {
             let seconds = (begin - since).as_secs_f64();
-            traffic.computing += seconds;
-            traffic.exchanging += (end - begin).as_secs_f64();
+            self.traffic.computing += seconds;
+            self.traffic.exchanging += (end - begin).as_secs_f64();
             self.pace.seconds += seconds;
             // The row that counts for nothing takes its time, too.
             self.pace.shards += dealt[rank].len().max(1) as f64;
         }
         Ok([gradients, running])
     }
+}
+
+impl Exchanging<'_> {
+    /// How much of a slab is of gradients; the rest is of running statistics.
+    fn gradients_in(&self, slab: &Range<usize>) -> usize {
+        self.lens[0].clamp(slab.start, slab.end) - slab.start
+    }
+
+    /// Words of a slab's numbers in a message.
+    fn packed(&self, slab: &Range<usize>) -> usize {
+        match self.mode {
+            Exchanged::Exact | Exchanged::Fast => slab.len(),
+            Exchanged::Half => {
+                let gradients = self.gradients_in(slab);
+                halves::words(gradients) + slab.len() - gradients
+            }
+        }
+    }
+
+    /// Appends a slab's `values`; `which` of what is left over goes with them.
+    fn pack(&mut self, which: usize, values: &[f32], slab: &Range<usize>, message: &mut Vec<u32>) {
+        let gradients = match self.mode {
+            Exchanged::Exact | Exchanged::Fast => 0,
+            Exchanged::Half => self.gradients_in(slab),
+        };
+        if gradients > 0 {
+            let left = &mut self.left[which];
+            left.resize(self.lens[0], 0.0);
+            let left = &mut left[slab.start..slab.start + gradients];
+            halves::encode(&values[..gradients], left, message);
+        }
+        message.extend_from_slice(bytemuck::cast_slice(&values[gradients..]));
+    }
+
+    /// A slab's numbers at the beginning of a message, and the rest of that.
+    fn unpack<'a>(&self, message: &'a [u32], slab: &Range<usize>) -> (Vec<f32>, &'a [u32]) {
+        let gradients = match self.mode {
+            Exchanged::Exact | Exchanged::Fast => 0,
+            Exchanged::Half => self.gradients_in(slab),
+        };
+        let (mut values, rest) = halves::decode(message, gradients);
+        let (statistics, rest) = rest.split_at(slab.len() - gradients);
+        values.extend_from_slice(bytemuck::cast_slice(statistics));
+        (values, rest)
+    }
+}
+
+/// The sum of some nodes, where there are any.
+fn added_up(nodes: &[[&[f32]; 2]]) -> Vec<[Vec<f32>; 2]> {
+    let Some((first, others)) = nodes.split_first() else {
+        return Vec::new();
+    };
+    let mut sums = first.map(<[f32]>::to_vec);
+    for node in others {
+        for (sum, node) in sums.iter_mut().zip(node) {
+            add(sum, node);
+        }
+    }
+    vec![sums]
+}
+
+fn add(sum: &mut [f32], other: &[f32]) {
+    sum.iter_mut().zip(other).for_each(|(sum, x)| *sum += x);
 }
 
 fn words_to_others(parts: &[&[u32]], rank: usize) -> u64 {

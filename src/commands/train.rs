@@ -82,8 +82,8 @@ fn begin(args: &TrainArgs, signals: &Signals, link: Option<Box<dyn Link>>) -> Re
         None => start(args)?,
     };
     let recipe = &prepared.run.config().recipe;
-    let cluster =
-        link.map(|link| Cluster::new(link, prepared.run.model(), recipe.shards.unwrap_or(1)));
+    let (shards, exchange) = (recipe.shards.unwrap_or(1), recipe.exchange);
+    let cluster = link.map(|link| Cluster::new(link, prepared.run.model(), shards, exchange));
     carry_out(prepared, args, signals, None, cluster.transpose()?)
 }
 

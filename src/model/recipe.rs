@@ -323,6 +323,26 @@ impl FromStr for Precision {
     }
 }
 
+/// How several processes exchange the gradients of their shards.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Exchanged {
+    /// By the tree over all shards: the bits depend on the shards alone.
+    #[default]
+    Exact,
+    /// What a process has is added up before: fewer bytes, and bits that depend on the number of processes.
+    Fast,
+    /// As `Fast`, in 16-bit floats: half the bytes of that. What rounding leaves out is added the next time; a resume
+    /// begins with nothing left out.
+    Half,
+}
+
+impl Exchanged {
+    fn is_default(&self) -> bool {
+        *self == Exchanged::default()
+    }
+}
+
 /// How a model is trained. An architecture file brings one along, a recipe file may replace it, and
 /// flags override its values one by one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -349,6 +369,9 @@ pub struct Recipe {
     /// and they are added up by a fixed tree, so that the bits do not depend on which process computes which.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shards: Option<usize>,
+    /// How the processes exchange what their shards gave.
+    #[serde(default, skip_serializing_if = "Exchanged::is_default")]
+    pub exchange: Exchanged,
     /// Parameters that are trained in another way.
     #[serde(default)]
     pub groups: Groups,
@@ -425,6 +448,7 @@ impl Default for Recipe {
             batch_size: 128,
             micro_batch: None,
             shards: None,
+            exchange: Exchanged::Exact,
             groups: Groups::default(),
             clip_norm: None,
             average: None,

@@ -18,7 +18,9 @@ use super::Loss;
 use super::augment::Augment;
 use super::file::{FINITE, MAX_ELEMENTS, Source};
 use super::keys::{Table, Value};
-use super::recipe::{ClassWeights, Groups, Optimizer, Precision, Recipe, Sampler, Schedule, Views};
+use super::recipe::{
+    ClassWeights, Exchanged, Groups, Optimizer, Precision, Recipe, Sampler, Schedule, Views,
+};
 use crate::error::{Error, Result};
 use std::fmt::Display;
 use std::ops::Range;
@@ -33,7 +35,7 @@ pub const SHIPPED: &[(&str, &str)] = &[
 ];
 
 /// Every key of a recipe but those of `augment`, which are [`Augment`]'s fields.
-const KEYS: [&str; 31] = [
+const KEYS: [&str; 32] = [
     "optimizer",
     "lr",
     "momentum",
@@ -57,6 +59,7 @@ const KEYS: [&str; 31] = [
     "batch_size",
     "micro_batch",
     "shards",
+    "exchange",
     "clip_norm",
     "average",
     "label_smoothing",
@@ -480,6 +483,15 @@ impl Settings {
             batch_size: self.whole("batch_size")?.unwrap_or(plain.batch_size),
             micro_batch: self.whole("micro_batch")?,
             shards,
+            exchange: self.choice(
+                "exchange",
+                &[
+                    ("exact", Exchanged::Exact),
+                    ("fast", Exchanged::Fast),
+                    ("half", Exchanged::Half),
+                ],
+                plain.exchange,
+            )?,
             groups: Groups {
                 bias_lr: factor("bias_lr")?,
                 head_lr: factor("head_lr")?,
@@ -753,6 +765,7 @@ impl Recipe {
             batch_size,
             micro_batch,
             shards,
+            exchange,
             groups,
             clip_norm,
             average,
@@ -848,6 +861,10 @@ impl Recipe {
         if let Some(shards) = shards {
             set("shards", shards);
         }
+        if *exchange != Exchanged::default() {
+            let word = serde_json::to_string(exchange);
+            set("exchange", &word.unwrap_or_default());
+        }
         if let Some(norm) = clip_norm {
             set("clip_norm", &float(norm));
         }
@@ -923,6 +940,7 @@ mod tests {
             batch_size: 7,
             micro_batch: Some(3),
             shards: None,
+            exchange: Exchanged::Exact,
             groups: Groups {
                 bias_lr: 64.0,
                 head_lr: 0.5,
