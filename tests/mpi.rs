@@ -194,6 +194,26 @@ fn what_cannot_be_is_refused_once() {
     );
 }
 
+/// What one rank alone cannot do ends all of them, soon and with its line.
+#[test]
+fn a_rank_that_fails_ends_all() {
+    let Some(bench) = bench() else { return };
+    let folder = bench.path();
+    // What is in its place keeps the leader, which alone makes it, from making a folder.
+    fs::write(folder.join("file"), "").unwrap();
+    let mut command = wgrad(folder, 2);
+    command
+        .args(TRAIN)
+        .args(["--device", "cpu", "--out", "file/run"]);
+    let begin = Instant::now();
+    let output = command.output().unwrap();
+    assert!(begin.elapsed() < Duration::from_secs(20));
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(text.matches("error: ").count(), 1, "{text}");
+    assert!(text.contains("file/run"), "{text}");
+}
+
 /// The process of that rank below `mpirun`, which runs as process `parent`.
 fn process_of(rank: usize, parent: u32) -> Option<u32> {
     let wanted = format!("OMPI_COMM_WORLD_RANK={rank}");

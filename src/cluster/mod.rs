@@ -26,6 +26,7 @@ use crate::kernels::shards::{Node, nodes};
 use crate::kernels::{Metrics, Step};
 use crate::model::Model;
 use crate::model::recipe::Exchanged;
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::ops::{ControlFlow, Range};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -42,6 +43,8 @@ pub trait Link {
     /// # Errors
     /// [`Error::Cluster`] where another process is gone.
     fn swap(&mut self, parts: &[&[u32]], lens: &[usize]) -> Result<Vec<Vec<u32>>>;
+    /// The end in good order, when all have come to it: waits for the others. One that goes without is gone to them.
+    fn leave(&mut self) {}
 }
 
 /// What the exchanges of a training were so far.
@@ -118,6 +121,11 @@ impl Cluster {
     /// This process's number.
     pub fn rank(&self) -> usize {
         self.link.rank()
+    }
+
+    /// The end, when all processes have come to it; waits for them.
+    pub fn leave(mut self) {
+        self.link.leave();
     }
 
     /// How many processes there are.
@@ -336,10 +344,12 @@ impl Exchange for Exchanging<'_> {
         let parts: Vec<Vec<u32>> = slabs
             .iter()
             .map(|slab| {
-                let mut part = vec![flags];
+                let len = HEADER + 2 * metrics.len() + own_nodes.len() * slab.len();
+                let mut part = Vec::with_capacity(len);
+                part.push(flags);
                 part.extend_from_slice(bytemuck::cast_slice(metrics));
                 for node in &own_nodes {
-                    self.pack(0, &cut(*node, slab), slab, &mut part);
+                    self.pack(0, cut(*node, slab), slab, &mut part);
                 }
                 part
             })
@@ -364,7 +374,7 @@ impl Exchange for Exchanging<'_> {
         let received = self.link.swap(&borrowed, &lens)?;
         let mut sent = words_to_others(&borrowed, rank);
 
-        let mut values: Vec<Vec<f32>> = Vec::new();
+        let mut values: Vec<Cow<[f32]>> = Vec::new();
         let mut state = self.state.borrow_mut();
         for ((message, shards), nodes) in received.iter().zip(&dealt).zip(&all_nodes) {
             state.interrupted |= message[0] & INTERRUPTED != 0;
@@ -384,7 +394,7 @@ impl Exchange for Exchanging<'_> {
             Exchanged::Exact => root(shards, &all_nodes.concat(), &|at| &values[at]),
             Exchanged::Fast | Exchanged::Half => {
                 let mut values = values.into_iter();
-                let mut sum = values.next().unwrap_or_default();
+                let mut sum = values.next().unwrap_or_default().into_owned();
                 values.for_each(|value| add(&mut sum, &value));
                 sum
             }
@@ -394,15 +404,16 @@ impl Exchange for Exchanging<'_> {
             *value = flushed(*value * row.share);
         }
 
-        let mut message = Vec::new();
-        self.pack(1, &sum, own_slab, &mut message);
+        let mut message = Vec::with_capacity(sum.len());
+        let sum = sum.split_at(statistics).into();
+        self.pack(1, sum, own_slab, &mut message);
         let borrowed = vec![&message[..]; ranks];
         let lens: Vec<usize> = slabs.iter().map(|slab| self.packed(slab)).collect();
         let sums = self.link.swap(&borrowed, &lens)?;
         sent += words_to_others(&borrowed, rank);
         let mut gradients: Vec<f32> = Vec::with_capacity(parameters + running);
         for (message, slab) in sums.iter().zip(&slabs) {
-            gradients.extend(self.unpack(message, slab).0);
+            gradients.extend_from_slice(&self.unpack(message, slab).0);
         }
         let running = gradients.split_off(parameters);
 
@@ -439,31 +450,43 @@ impl Exchanging<'_> {
         }
     }
 
-    /// Appends a slab's `values`; `which` of what is left over goes with them.
-    fn pack(&mut self, which: usize, values: &[f32], slab: &Range<usize>, message: &mut Vec<u32>) {
-        let gradients = match self.mode {
-            Exchanged::Exact | Exchanged::Fast => 0,
-            Exchanged::Half => self.gradients_in(slab),
-        };
-        if gradients > 0 {
-            let left = &mut self.left[which];
-            left.resize(self.lens[0], 0.0);
-            let left = &mut left[slab.start..slab.start + gradients];
-            halves::encode(&values[..gradients], left, message);
+    /// Appends a slab's gradients and running statistics; `which` of what is left over goes with them.
+    fn pack(
+        &mut self,
+        which: usize,
+        [gradients, running]: [&[f32]; 2],
+        slab: &Range<usize>,
+        message: &mut Vec<u32>,
+    ) {
+        match self.mode {
+            Exchanged::Exact | Exchanged::Fast => {
+                message.extend_from_slice(bytemuck::cast_slice(gradients));
+            }
+            Exchanged::Half if gradients.is_empty() => {}
+            Exchanged::Half => {
+                let left = &mut self.left[which];
+                left.resize(self.lens[0], 0.0);
+                halves::encode(
+                    gradients,
+                    &mut left[slab.start..][..gradients.len()],
+                    message,
+                );
+            }
         }
-        message.extend_from_slice(bytemuck::cast_slice(&values[gradients..]));
+        message.extend_from_slice(bytemuck::cast_slice(running));
     }
 
     /// A slab's numbers at the beginning of a message, and the rest of that.
-    fn unpack<'a>(&self, message: &'a [u32], slab: &Range<usize>) -> (Vec<f32>, &'a [u32]) {
-        let gradients = match self.mode {
-            Exchanged::Exact | Exchanged::Fast => 0,
-            Exchanged::Half => self.gradients_in(slab),
-        };
+    fn unpack<'a>(&self, message: &'a [u32], slab: &Range<usize>) -> (Cow<'a, [f32]>, &'a [u32]) {
+        if self.mode != Exchanged::Half {
+            let (own, rest) = message.split_at(slab.len());
+            return (bytemuck::cast_slice(own).into(), rest);
+        }
+        let gradients = self.gradients_in(slab);
         let (mut values, rest) = halves::decode(message, gradients);
-        let (statistics, rest) = rest.split_at(slab.len() - gradients);
-        values.extend_from_slice(bytemuck::cast_slice(statistics));
-        (values, rest)
+        let (running, rest) = rest.split_at(slab.len() - gradients);
+        values.extend_from_slice(bytemuck::cast_slice(running));
+        (values.into(), rest)
     }
 }
 
@@ -490,15 +513,13 @@ fn words_to_others(parts: &[&[u32]], rank: usize) -> u64 {
     others.map(|(_, part)| part.len() as u64).sum()
 }
 
-/// The part of two vectors on end that lies in `range`.
-fn cut([first, second]: [&[f32]; 2], range: &Range<usize>) -> Vec<f32> {
-    let part = |vector: &[f32], from: usize| {
+/// The parts of two vectors on end that lie in `range`.
+fn cut<'a>([first, second]: [&'a [f32]; 2], range: &Range<usize>) -> [&'a [f32]; 2] {
+    let part = |vector: &'a [f32], from: usize| {
         let at = |x: usize| x.saturating_sub(from).min(vector.len());
-        vector[at(range.start)..at(range.end)].to_vec()
+        &vector[at(range.start)..at(range.end)]
     };
-    let mut all = part(first, 0);
-    all.extend(part(second, first.len()));
-    all
+    [part(first, 0), part(second, first.len())]
 }
 
 /// Which shards of a batch each rank computes: on end, by their shares.
@@ -605,9 +626,9 @@ mod tests {
     fn a_slab_is_cut_from_both_vectors() {
         let (first, second) = ([1.0, 2.0, 3.0], [4.0, 5.0]);
         let of = |range: Range<usize>| cut([&first, &second], &range);
-        assert_eq!(of(0..2), [1.0, 2.0]);
-        assert_eq!(of(1..4), [2.0, 3.0, 4.0]);
-        assert_eq!(of(4..5), [5.0]);
-        assert!(of(2..2).is_empty());
+        assert_eq!(of(0..2), [&[1.0, 2.0][..], &[]]);
+        assert_eq!(of(1..4), [&[2.0, 3.0][..], &[4.0]]);
+        assert_eq!(of(4..5), [&[][..], &[5.0]]);
+        assert!(of(2..2).concat().is_empty());
     }
 }

@@ -19,7 +19,7 @@ const GRACE: Duration = Duration::from_millis(300);
 
 /// This process in the world of those that `mpirun` started.
 pub struct Mpi {
-    /// `None` after a failure, when MPI's own end would wait for ever.
+    /// `None` after the end, and after a failure, when MPI's own end would wait for ever.
     universe: Option<Universe>,
     world: SimpleCommunicator,
     interrupted: Arc<AtomicBool>,
@@ -90,6 +90,14 @@ impl Mpi {
     }
 }
 
+/// A process that ends without [`Link::leave`] has failed: it ends at once, and mpirun ends the others, which MPI's
+/// own end would wait for.
+impl Drop for Mpi {
+    fn drop(&mut self) {
+        std::mem::forget(self.universe.take());
+    }
+}
+
 impl Link for Mpi {
     fn rank(&self) -> usize {
         self.world.rank() as usize
@@ -97,6 +105,10 @@ impl Link for Mpi {
 
     fn ranks(&self) -> usize {
         self.world.size() as usize
+    }
+
+    fn leave(&mut self) {
+        self.universe = None;
     }
 
     fn swap(&mut self, parts: &[&[u32]], lens: &[usize]) -> Result<Vec<Vec<u32>>> {

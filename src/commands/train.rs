@@ -158,12 +158,21 @@ pub(super) fn carry_out(
     signals.release();
     progress.finish();
     if run.follows() {
-        // Ends when the leader does.
-        drop((engine, cluster));
-        return match trained {
-            Ok(Outcome::Interrupted { .. }) => std::process::exit(signals.exit_code()),
-            Err(Error::Diverged { .. }) => std::process::exit(1),
-            trained => trained.map(drop),
+        drop(engine);
+        let code = match trained {
+            Ok(Outcome::Interrupted { .. }) => Some(signals.exit_code()),
+            Ok(_) => None,
+            // All ranks see that.
+            Err(Error::Diverged { .. }) => Some(1),
+            Err(e) => return Err(e),
+        };
+        leave(cluster);
+        return match code {
+            None => Ok(()),
+            Some(code) => {
+                std::thread::sleep(LEADER_FIRST);
+                std::process::exit(code)
+            }
         };
     }
     let outcome = match trained {
@@ -172,6 +181,7 @@ pub(super) fn carry_out(
             // The curves show how it came to that.
             if matches!(e, Error::Diverged { .. }) {
                 report::ended_early(&run, &e.to_string())?;
+                leave(cluster);
             }
             return Err(e.in_run(run.folder()));
         }
@@ -185,7 +195,8 @@ pub(super) fn carry_out(
             ))?;
             say(&go_on)?;
             // Before the process ends: what drivers do at exit is better done in order.
-            drop((engine, run, cluster));
+            drop((engine, run));
+            leave(cluster);
             std::process::exit(signals.exit_code());
         }
         Outcome::Stopped => tell(&format!(
@@ -221,9 +232,17 @@ pub(super) fn carry_out(
         report::after_training(&run, &device, engine, &labels, files)?;
     }
     say(&format!("run      {folder}"))?;
+    leave(cluster);
     match of {
         None => tell(&next_steps(run.folder())),
         Some(_) => Ok(()),
+    }
+}
+
+/// The end in good order for all ranks, where there are several.
+fn leave(cluster: Option<Cluster>) {
+    if let Some(cluster) = cluster {
+        cluster.leave();
     }
 }
 
