@@ -16,4 +16,5 @@ need mpicc libopenmpi-dev
 }
 
 cargo clippy --quiet --all-targets --features mpi -- -D warnings
-cargo test --quiet --features mpi --test mpi --test shards
+# As the other tests, whose dependencies are there.
+cargo test --release --quiet --features mpi --test mpi --test shards
