@@ -29,13 +29,13 @@ struct Channels {
     from: Vec<Receiver<Vec<u32>>>,
 }
 
-fn channels(ranks: usize) -> Vec<Box<Channels>> {
+fn channels(ranks: usize) -> Vec<Channels> {
     let ends = (0..ranks).map(|rank| Channels {
         rank,
         to: Vec::new(),
         from: Vec::new(),
     });
-    let mut all: Vec<Box<Channels>> = ends.map(Box::new).collect();
+    let mut all: Vec<Channels> = ends.collect();
     for from in 0..ranks {
         for to in 0..ranks {
             let (sender, receiver) = channel();
@@ -206,7 +206,7 @@ fn together_by<T: Send>(
             .map(|link| {
                 let work = &work;
                 scope.spawn(move || {
-                    let mut cluster = Cluster::new(link, &model(), SHARDS, mode).unwrap();
+                    let mut cluster = Cluster::new(Box::new(link), &model(), SHARDS, mode).unwrap();
                     let mut engine = engine(gpu.clone(), true);
                     work(&mut cluster, &mut engine)
                 })
@@ -481,7 +481,7 @@ fn all_are_brought_to_the_leader_s_state() {
 #[test]
 fn more_ranks_than_shards_are_refused() {
     let link = channels(6).remove(0);
-    let error = Cluster::new(link, &model(), SHARDS, Exchanged::Exact)
+    let error = Cluster::new(Box::new(link), &model(), SHARDS, Exchanged::Exact)
         .err()
         .unwrap();
     assert!(matches!(error, Error::Usage(_)));

@@ -97,7 +97,7 @@ impl Cluster {
         let ranks = link.ranks();
         if shards < ranks {
             return Err(Error::Usage(format!(
-                "expected a shard for each of {ranks} ranks, found --shards {shards}; start {shards} ranks or fewer, or train with --shards {} (another result to rounding)",
+                "expected a shard for each of {ranks} ranks, found --shards {shards}; start {shards} ranks or fewer, or train with --shards {}, which gives other weights",
                 ranks.next_power_of_two()
             )));
         }
@@ -596,7 +596,7 @@ mod tests {
         assert_eq!(deal(8, &[1.0 / 3.0; 3]), [0..3, 3..5, 5..8]);
         assert_eq!(deal(8, &[3.0, 1.0]), [0..6, 6..8]);
         assert_eq!(deal(2, &[1.0; 4]), [0..1, 1..1, 1..2, 2..2]);
-        assert_eq!(deal(1, &[1.0; 1]), [0..1]);
+        assert_eq!(deal(1, &[1.0; 1]), vec![0..1]);
     }
 
     #[test]

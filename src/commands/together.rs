@@ -48,7 +48,7 @@ fn launched() -> Option<[usize; 2]> {
 /// What keeps it from being made.
 #[cfg(feature = "mpi")]
 pub(super) fn join(signals: &Signals) -> Result<Option<Box<dyn Link>>> {
-    if !launched().is_some_and(|[_, ranks]| ranks > 1) {
+    if launched().is_none_or(|[_, ranks]| ranks <= 1) {
         return Ok(None);
     }
     let mut link = Mpi::start(signals.flag())?;

@@ -20,7 +20,7 @@ pub fn sum_shards<T: Float>(levels: usize, first: usize, shard: usize, x: &[T], 
     let mut level = 0;
     while level + 1 < levels {
         let node = shard >> level;
-        if node % 2 == 0 || (node - 1) << level < first {
+        if node.is_multiple_of(2) || (node - 1) << level < first {
             break;
         }
         level += 1;
@@ -128,8 +128,8 @@ mod tests {
             let (terms, most) = (terms(shards, n), 17);
             let computed = |first: usize, end: usize| {
                 let mut all = vec![f32::NAN; rows(most, true) * n];
-                for shard in first..end {
-                    sum_shards(levels(most), first, shard, &terms[shard], &mut all);
+                for (shard, x) in terms.iter().enumerate().take(end).skip(first) {
+                    sum_shards(levels(most), first, shard, x, &mut all);
                 }
                 all
             };
