@@ -49,6 +49,9 @@ struct Step {
     micro: u32,
     average: f32,
     skip: u32,
+    first_shard: u32,
+    shards: u32,
+    share: f32,
 }
 
 struct Metrics {

@@ -164,6 +164,10 @@ pub struct RecipeArgs {
     /// added up [default: the recipe's, else the whole batch]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub micro_batch: Option<String>,
+    /// Parts that a batch is cut into so that several processes can share them; the weights depend on their
+    /// number, not on that of the processes [default: the recipe's, else none]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub shards: Option<String>,
     /// Update rule: sgd (with momentum), adamw, lion or muon [default: the recipe's]
     #[arg(long, value_name = "NAME")]
     pub optimizer: Option<String>,
@@ -236,11 +240,12 @@ pub struct RecipeArgs {
 
 impl RecipeArgs {
     /// The flags by the recipe's key that each sets, which is its name with - for _.
-    pub fn values(&self) -> [(&'static str, Option<&String>); 19] {
+    pub fn values(&self) -> [(&'static str, Option<&String>); 20] {
         [
             ("epochs", self.epochs.as_ref()),
             ("batch_size", self.batch_size.as_ref()),
             ("micro_batch", self.micro_batch.as_ref()),
+            ("shards", self.shards.as_ref()),
             ("optimizer", self.optimizer.as_ref()),
             ("lr", self.lr.as_ref()),
             ("momentum", self.momentum.as_ref()),

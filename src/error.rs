@@ -90,15 +90,19 @@ pub enum Error {
         what: String,
     },
 
-    /// A training that the device failed in the middle of; the run folder holds a checkpoint (exit
+    /// A training that the device, or another process of it, failed in the middle of; the run folder holds a checkpoint (exit
     /// code 1).
     #[error("{source}; go on from the last checkpoint with: wgrad train --resume {}", folder.display())]
     Interrupted {
-        /// What the device did.
+        /// What the device or the process did.
         source: Box<Error>,
         /// The run's.
         folder: PathBuf,
     },
+
+    /// Another process of a training is gone (exit code 1).
+    #[error("{0}")]
+    Cluster(String),
 
     /// The loss stopped being a number (exit code 1).
     #[error(
@@ -144,7 +148,8 @@ impl Error {
     /// The error of a training whose folder is `folder`: says how to go on where the device failed and
     /// there is a checkpoint.
     pub fn in_run(self, folder: &Path) -> Self {
-        if self.is_device_failure() && folder.join("checkpoint.safetensors").exists() {
+        let lost = self.is_device_failure() || matches!(self, Error::Cluster(_));
+        if lost && folder.join("checkpoint.safetensors").exists() {
             return Error::Interrupted {
                 source: Box::new(self),
                 folder: folder.to_path_buf(),

@@ -23,18 +23,20 @@
 //! | [`gpu`] | adapters, device, buffers, dispatches, read-backs | [`kernels`] |
 //! | [`cpu`] | the twins, what carries out plans with them, and what is faster | [`plan`] |
 //! | [`engine`] | what carries out plans step after step, on either | [`gpu`], [`cpu`] |
-//! | [`train`] | the loop, the run folder, checkpoints | [`engine`], [`data`], [`export`] |
+//! | [`cluster`] | several processes that train one network, and what they exchange | [`engine`] |
+//! | [`train`] | the loop, the run folder, checkpoints | [`cluster`], [`data`], [`export`] |
 //! | [`predict`] | a run's network, ready to answer | [`train`] |
 //! | [`export`] | safetensors and modules for PyTorch, ONNX in and out, TensorBoard's event files | [`model`] |
 //! | [`tune`] | tiles chosen by measurement, and their cache | [`gpu`] |
 //! | [`verify`] | every kernel against its twin, alone and in whole steps | [`gpu`], [`cpu`] |
 //! | [`report`] | kernels, steps and layers measured; runs as pages; TensorBoard | [`engine`], [`verify`], [`train`] |
 //!
-//! `main → commands → report, verify, predict → train → engine → gpu, cpu → plan → kernels → model`, never back.
+//! `main → commands → report, verify, predict → train → cluster → engine → gpu, cpu → plan → kernels → model`, never back.
 //! Only `gpu` names wgpu; neither `gpu` nor `cpu` knows of the other.
 
 #![warn(missing_docs)]
 
+pub mod cluster;
 #[allow(missing_docs)]
 // The rooms of the kernels: their names are those of the shaders, which say the rest.
 pub mod cpu;

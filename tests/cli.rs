@@ -175,6 +175,55 @@ export   wgrad export runs/small-shapes-1 --onnx model.onnx
     assert_eq!(hash(&out), hash(&again));
 }
 
+/// Several processes that know nothing of each other would train the same, and write into one folder.
+#[cfg(not(feature = "mpi"))]
+#[test]
+fn without_mpi_several_processes_are_refused_by_the_first() {
+    let bench = Bench::new();
+    let started = |rank: &str, ranks: &str| {
+        let mut command = bench.command(&format!("train {SMALL} --epochs 1 --out run"));
+        command.env("OMPI_COMM_WORLD_RANK", rank);
+        command.env("OMPI_COMM_WORLD_SIZE", ranks);
+        command.output().unwrap()
+    };
+    let first = started("0", "2");
+    let (_, err) = text(&first);
+    assert_eq!(first.status.code(), Some(2), "{err}");
+    assert_eq!(err.lines().count(), 1, "{err}");
+    for word in ["2 ranks", "--features mpi", "without mpirun"] {
+        assert!(err.contains(word), "no {word:?} in {err}");
+    }
+    let second = started("1", "2");
+    assert_eq!(text(&second), (String::new(), String::new()));
+    assert!(!bench.path("run").exists());
+    // One process is no company.
+    assert!(started("0", "1").status.success());
+}
+
+#[test]
+fn shards_are_part_of_the_recipe() {
+    let bench = Bench::new();
+    let out = bench.good(&format!("train {SMALL} --epochs 2 --shards 3 --out whole"));
+    assert!(out.contains("shards 3"), "{out}");
+    let plain = bench.good(&format!("train {SMALL} --epochs 2 --out plain"));
+    assert_ne!(hash(&out), hash(&plain));
+    bench.good(&format!(
+        "train {SMALL} --epochs 2 --shards 3 --stop-after 1 --out halves"
+    ));
+    let halves = bench.good("train --resume halves");
+    assert_eq!(hash(&halves), hash(&out));
+    bench.bad(
+        "train --resume whole --epochs 3 --shards 4",
+        2,
+        &["--shards 3", "found 4"],
+    );
+    bench.bad(
+        &format!("train {SMALL} --shards 3 --micro-batch 4"),
+        2,
+        &["--micro-batch", "shards"],
+    );
+}
+
 #[test]
 fn flags_override_the_recipe() {
     let bench = Bench::new();

@@ -475,6 +475,9 @@ fn structs_are_laid_out_as_on_the_host() {
             ("micro", offset_of!(Step, micro)),
             ("average", offset_of!(Step, average)),
             ("skip", offset_of!(Step, skip)),
+            ("first_shard", offset_of!(Step, first_shard)),
+            ("shards", offset_of!(Step, shards)),
+            ("share", offset_of!(Step, share)),
         ],
     );
     let metrics = (

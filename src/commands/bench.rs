@@ -21,6 +21,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     // One step of them, whatever batch they are a part of.
     recipe.batch_size = args.batch_size.unwrap_or(recipe.step_batch());
     recipe.micro_batch = None;
+    recipe.shards = None;
     recipe.precision = args.precision.unwrap_or(recipe.precision);
     // Nobody should wait for a measurement that cannot be compared in the end.
     let earlier = args.compare.as_deref().map(Report::read).transpose()?;

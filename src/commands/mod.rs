@@ -21,6 +21,7 @@ mod report;
 mod seeds;
 mod serve;
 mod signals;
+mod together;
 mod train;
 mod verify;
 
@@ -39,7 +40,7 @@ static QUIET: OnceLock<bool> = OnceLock::new();
 
 /// Whether only results and errors are printed.
 fn quiet() -> bool {
-    QUIET.get().copied().unwrap_or(false)
+    QUIET.get().copied().unwrap_or(false) || together::follows()
 }
 
 /// Carries out a command.
@@ -135,6 +136,9 @@ fn reading<T>(read: impl FnOnce(&mut dyn FnMut(usize, usize)) -> Result<T>) -> R
 /// Prints a line (or several) on standard output. That nobody reads on (`wgrad … | head`) is no
 /// reason to stop: a training is worth finishing.
 fn say(text: &str) -> Result<()> {
+    if together::follows() {
+        return Ok(());
+    }
     let mut stdout = std::io::stdout().lock();
     match writeln!(stdout, "{text}").and_then(|()| stdout.flush()) {
         Err(e) if e.kind() != ErrorKind::BrokenPipe => {

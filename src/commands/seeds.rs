@@ -70,7 +70,7 @@ fn attempt(
     parent: &Path,
     diverged: &mut Option<Error>,
 ) -> Result<()> {
-    match carry_out(prepared, args, signals, Some(parent)) {
+    match carry_out(prepared, args, signals, Some(parent), None) {
         Err(e @ Error::Diverged { .. }) => {
             say_wrapped(&format!("seed     {seed} is given up: {e}"))?;
             diverged.get_or_insert(e);

@@ -50,6 +50,12 @@ impl Signals {
         self.at_once.store(true, Ordering::SeqCst);
     }
 
+    /// What becomes true on the first signal, for those who wait meanwhile.
+    #[cfg(feature = "mpi")]
+    pub fn flag(&self) -> Arc<AtomicBool> {
+        self.caught.clone()
+    }
+
     /// The exit code for the signal that was held.
     pub fn exit_code(&self) -> i32 {
         128 + self.number.load(Ordering::SeqCst) as i32

@@ -4,12 +4,14 @@ use super::device::Device;
 use super::progress::{self, Progress};
 use super::recipe::{self, Asked};
 use super::signals::Signals;
-use super::{load_data, note, report, say, say_wrapped, seeds, table, tell, width};
+use super::{load_data, note, report, say, say_wrapped, seeds, table, tell, together, width};
 use crate::cli::{Conv, Seeds, TrainArgs};
-use indicatif::HumanCount;
+use indicatif::{BinaryBytes, HumanCount};
 use serde_json::json;
 use std::fmt::Display;
 use std::path::{Path, absolute};
+use std::time::Duration;
+use wgrad::cluster::{Cluster, Link};
 use wgrad::data::{Request, Splits, balanced_weights, read_weights};
 use wgrad::engine::{CpuEngine, Engine};
 use wgrad::export::Fitting;
@@ -20,8 +22,8 @@ use wgrad::plan::{Mode, Options, Plan, Target};
 use wgrad::report::profile::Profile;
 use wgrad::report::tensorboard::TensorBoard;
 use wgrad::train::{
-    Config, Control, DataRecord, DeviceRecord, EpochRecord, InitRecord, Outcome, Run, SeedsRecord,
-    expect_validation, start_from, train,
+    Config, Control, DataRecord, DeviceRecord, EpochRecord, InitRecord, Observer, Outcome, Run,
+    SeedsRecord, expect_validation, start_from, train, train_together,
 };
 use wgrad::tune::{self, Priced};
 use wgrad::{Error, Result};
@@ -50,25 +52,49 @@ pub(super) struct Planned {
 
 pub fn run(args: &TrainArgs) -> Result<()> {
     let signals = Signals::catch()?;
+    let link = together::join(&signals)?;
+    let done = begin(args, &signals, link);
+    if together::follows() && done.is_err() {
+        // The leader may have the same to say, and when a process ends, mpirun ends all.
+        std::thread::sleep(LEADER_FIRST);
+    }
+    done
+}
+
+/// How long a process that is not the leader waits before it reports an error.
+const LEADER_FIRST: Duration = Duration::from_secs(3);
+
+fn begin(args: &TrainArgs, signals: &Signals, link: Option<Box<dyn Link>>) -> Result<()> {
+    if let (Some(place), Some(_)) = (together::place(), &args.seeds) {
+        return Err(Error::Usage(format!(
+            "expected one training for {} ranks, found --seeds; start one for each seed, or leave mpirun out",
+            place.ranks
+        )));
+    }
     if let Some(Seeds(numbers)) = &args.seeds {
-        return seeds::start(numbers, args, &signals);
+        return seeds::start(numbers, args, signals);
     }
     let prepared = match &args.resume {
         Some(folder) => match SeedsRecord::read(folder)? {
-            Some(record) => return seeds::resume(folder, record, args, &signals),
+            Some(record) => return seeds::resume(folder, record, args, signals),
             None => resume(folder, args)?,
         },
         None => start(args)?,
     };
-    carry_out(prepared, args, &signals, None)
+    let recipe = &prepared.run.config().recipe;
+    let (shards, exchange) = (recipe.shards.unwrap_or(1), recipe.exchange);
+    let cluster = link.map(|link| Cluster::new(link, prepared.run.model(), shards, exchange));
+    carry_out(prepared, args, signals, None, cluster.transpose()?)
 }
 
-/// Trains and reports; `of` is the folder of several runs that this is one of.
+/// Trains and reports; `of` is the folder of several runs that this is one of, `cluster` are the processes that
+/// train together.
 pub(super) fn carry_out(
     prepared: Prepared,
     args: &TrainArgs,
     signals: &Signals,
     of: Option<&Path>,
+    mut cluster: Option<Cluster>,
 ) -> Result<()> {
     let Prepared {
         mut run,
@@ -80,7 +106,7 @@ pub(super) fn carry_out(
     let all = of.map_or(folder.clone(), |parent| parent.display().to_string());
     let go_on = format!("resume   {}", resume_command(&all));
     tell(&format!("run      {folder}\n{go_on}"))?;
-    let is_told = args.tensorboard || TensorBoard::is_in(run.folder());
+    let is_told = (args.tensorboard || TensorBoard::is_in(run.folder())) && !run.follows();
     if is_told {
         tell(&format!("watch    tensorboard --logdir {}", quoted(&all)))?;
     }
@@ -98,6 +124,12 @@ pub(super) fn carry_out(
         }
     };
 
+    if let Some(cluster) = &mut cluster {
+        for (rank, line) in (0..).zip(cluster.gather(engine.description().as_bytes())?) {
+            note(&format!("rank {rank:<4}{}", String::from_utf8_lossy(&line)))?;
+        }
+    }
+
     let total = run.config().recipe.epochs;
     let mut progress = Progress::new(
         total,
@@ -112,21 +144,44 @@ pub(super) fn carry_out(
         interrupted: signals.hold(),
     };
     let (labels, files) = (data.test.labels.clone(), data.test.files.clone());
+    let mut train = |run: &mut Run, data: Splits, observer: &mut dyn Observer| match &mut cluster {
+        Some(cluster) => train_together(run, data, &mut engine, &control, observer, cluster),
+        None => train(run, data, &mut engine, &control, observer),
+    };
     let trained = match is_told {
         true => {
             let board = TensorBoard::new(&run, &data.train, &mut progress);
-            board.and_then(|mut board| train(&mut run, data, &mut engine, &control, &mut board))
+            board.and_then(|mut board| train(&mut run, data, &mut board))
         }
-        false => train(&mut run, data, &mut engine, &control, &mut progress),
+        false => train(&mut run, data, &mut progress),
     };
     signals.release();
     progress.finish();
+    if run.follows() {
+        drop(engine);
+        let code = match trained {
+            Ok(Outcome::Interrupted { .. }) => Some(signals.exit_code()),
+            Ok(_) => None,
+            // All ranks see that.
+            Err(Error::Diverged { .. }) => Some(1),
+            Err(e) => return Err(e),
+        };
+        leave(cluster);
+        return match code {
+            None => Ok(()),
+            Some(code) => {
+                std::thread::sleep(LEADER_FIRST);
+                std::process::exit(code)
+            }
+        };
+    }
     let outcome = match trained {
         Ok(outcome) => outcome,
         Err(e) => {
             // The curves show how it came to that.
             if matches!(e, Error::Diverged { .. }) {
                 report::ended_early(&run, &e.to_string())?;
+                leave(cluster);
             }
             return Err(e.in_run(run.folder()));
         }
@@ -141,6 +196,7 @@ pub(super) fn carry_out(
             say(&go_on)?;
             // Before the process ends: what drivers do at exit is better done in order.
             drop((engine, run));
+            leave(cluster);
             std::process::exit(signals.exit_code());
         }
         Outcome::Stopped => tell(&format!(
@@ -152,6 +208,9 @@ pub(super) fn carry_out(
         ))?,
         Outcome::OutOfPatience => note(&out_of_patience(&run, progress.epochs))?,
         Outcome::Finished => {}
+    }
+    if let Some(cluster) = cluster.as_ref().filter(|_| progress.epochs > 0) {
+        note(&exchanges(cluster, run.config().recipe.shards.unwrap_or(1)))?;
     }
     // Of several seeds there is a table in the end.
     let say = if of.is_some() { tell } else { say };
@@ -173,10 +232,36 @@ pub(super) fn carry_out(
         report::after_training(&run, &device, engine, &labels, files)?;
     }
     say(&format!("run      {folder}"))?;
+    leave(cluster);
     match of {
         None => tell(&next_steps(run.folder())),
         Some(_) => Ok(()),
     }
+}
+
+/// The end in good order for all ranks, where there are several.
+fn leave(cluster: Option<Cluster>) {
+    if let Some(cluster) = cluster {
+        cluster.leave();
+    }
+}
+
+/// What the exchanges between the ranks took.
+fn exchanges(cluster: &Cluster, shards: usize) -> String {
+    let traffic = cluster.traffic();
+    let time = traffic.computing + traffic.exchanging;
+    let share = if time > 0.0 {
+        traffic.exchanging / time
+    } else {
+        0.0
+    };
+    let dealt = cluster.dealt(shards).into_iter().map(|n| n.to_string());
+    format!(
+        "exchange {} sent by a rank each step, {:.1} % of the time; shards by rank {}",
+        BinaryBytes(traffic.sent / traffic.batches.max(1)),
+        100.0 * share,
+        dealt.collect::<Vec<_>>().join(" ")
+    )
 }
 
 /// The layers of a model; where the terminal is too narrow for their table, in a line.
@@ -250,7 +335,10 @@ fn start(args: &TrainArgs) -> Result<Prepared> {
     } = plan(args)?;
     notes.iter().try_for_each(|line| note(line))?;
     Ok(Prepared {
-        run: Run::create(args.out.as_deref(), config)?,
+        run: match together::follows() {
+            true => Run::follow(config)?,
+            false => Run::create(args.out.as_deref(), config)?,
+        },
         data,
         device,
         options,
@@ -259,7 +347,7 @@ fn start(args: &TrainArgs) -> Result<Prepared> {
 
 /// A new run as it will be; nothing is made of it yet.
 pub(super) fn plan(args: &TrainArgs) -> Result<Planned> {
-    if let Some(out) = &args.out {
+    if let Some(out) = args.out.as_ref().filter(|_| !together::follows()) {
         Run::expect_free(out)?;
     }
     let asked = Asked::of(args.model.as_ref(), &args.recipe)?;
@@ -314,10 +402,12 @@ pub(super) fn plan(args: &TrainArgs) -> Result<Planned> {
         }
     }
 
+    notes.extend(together::cut(&mut recipe));
     let requested = args.device.requested();
     let options = Options {
         family: args.kernels,
         explicit_conv: args.conv == Some(Conv::Explicit),
+        spread: together::place().is_some(),
         ..Options::of(&recipe)
     };
     let device = open(requested, args.profile)?;
@@ -480,7 +570,11 @@ pub(super) fn continued(run: &Run, args: &TrainArgs) -> Result<Continued> {
 
 /// An earlier run. What is trained stays as it was; how long and on which device may change.
 pub(super) fn resume(folder: &Path, args: &TrainArgs) -> Result<Prepared> {
-    let mut run = Run::resume(folder)?;
+    let mut run = match together::follows() {
+        true => Run::follow_earlier(folder)?,
+        false => Run::resume(folder)?,
+    };
+    together::expect_shards(&run.config().recipe)?;
     let config = run.config().clone();
     let Continued {
         recipe,
@@ -518,6 +612,7 @@ pub(super) fn resume(folder: &Path, args: &TrainArgs) -> Result<Prepared> {
         explicit_conv: args
             .conv
             .map_or(config.device.explicit_conv, |conv| conv == Conv::Explicit),
+        spread: together::place().is_some(),
         // Never measured anew: the tiles were chosen when the run began.
         choices: config.device.products.clone(),
         ..Options::of(&recipe)
@@ -659,7 +754,7 @@ fn absolute_source(source: &str) -> Result<String> {
 
 /// Opens the device; refuses one that cannot be profiled.
 fn open(requested: &str, profile: bool) -> Result<Device> {
-    let device = Device::open(requested)?;
+    let device = Device::open(&together::device(requested)?)?;
     let timed = device.gpu().is_some_and(|gpu| gpu.report().timestamp_query);
     if profile && !timed {
         return Err(Error::Usage(format!(

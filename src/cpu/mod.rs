@@ -41,6 +41,7 @@ mod probe;
 pub mod random;
 mod reduce;
 mod run;
+mod shards;
 mod views;
 
 pub use activation::{
@@ -86,6 +87,7 @@ pub use pool::{
 pub use probe::probe_prices;
 pub use reduce::{accumulate, reduce_chunks, reduce_splits};
 pub use run::{Memory, Twins, Values, run};
+pub use shards::{flushed, fold_shards, root, sum_shards};
 pub use views::{average_views, gather_views};
 
 use crate::model::Shape;

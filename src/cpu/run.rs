@@ -350,6 +350,23 @@ fn run_in_floats<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
                 accumulate(memory.floats(gradients), first, accumulated);
             });
         }
+        Work::SumShards { levels } => {
+            let (step, _) = memory.step(spec);
+            if step.micro < step.shards {
+                let (first, shard) = (step.first_shard as usize, step.micro as usize);
+                memory.change_floats(view("nodes"), |memory, nodes| {
+                    sum_shards(*levels, first, shard, memory.floats(view("x")), nodes);
+                });
+            }
+        }
+        Work::FoldShards { scaled, .. } => {
+            let (step, _) = memory.step(spec);
+            let share = scaled.then(|| step.share.into());
+            memory.change_floats(view("result"), |memory, result| {
+                let nodes = memory.floats(view("nodes"));
+                fold_shards(step.shards as usize, share, nodes, result);
+            });
+        }
         Work::MaxPoolForward(pool) => {
             let (y, index) = maxpool2d_forward(pool, floats("x"));
             memory.put(view("y"), y);

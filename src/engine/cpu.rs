@@ -1,16 +1,17 @@
 //! Steps on the CPU: what trains where there is no GPU.
 
 use super::{
-    Evaluation, Split, StepProgress, ends_batch, evaluation_steps, expect_dataset, expect_epoch,
-    expect_len, most_rows, uploaded,
+    Evaluation, Exchange, Split, StepProgress, ends_batch, evaluation_steps, expect_dataset,
+    expect_epoch, expect_len, most_rows, own_shards, uploaded,
 };
 use crate::cpu::{Memory, Values, fast};
 use crate::error::Result;
 use crate::kernels::half::LOSS_SCALE;
+use crate::kernels::shards::levels;
 use crate::kernels::{Dtype, Metrics, Step};
 use crate::model::recipe::{Optimizer, Precision, Views};
 use crate::model::{Model, initial_running};
-use crate::plan::{self, Lifetime, Mode, Options, Plan, Section, Target};
+use crate::plan::{self, Lifetime, Mode, Options, Plan, SHARD_SUMS, Section, Target};
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 
@@ -217,7 +218,7 @@ impl CpuEngine {
     ) -> Result<()> {
         expect_dataset(&self.model, &images, labels, normalization)?;
         let len = labels.len();
-        let steps = most_rows(len, self.batch_of(split), self.options.micro);
+        let steps = most_rows(len, self.batch_of(split), &self.options);
         // Another split takes the place of one that was there.
         let old = self.splits[split as usize]
             .take()
@@ -271,40 +272,59 @@ impl CpuEngine {
         progress: StepProgress,
     ) -> Result<Vec<Metrics>> {
         let samples = uploaded(self.splits[Split::Train as usize].as_ref())?;
-        let micro = self.options.micro;
-        expect_epoch(samples.len, self.batch, micro, order, steps)?;
+        expect_epoch(samples.len, self.batch, &self.options, order, steps)?;
         let place = samples.tensors["order"];
         self.memory.values[place] = Values::Words(order.to_vec());
-        self.run(Split::Train, steps, progress)
+        self.run(Split::Train, steps, None, progress)
+    }
+
+    /// As [`super::Engine::train_shards`].
+    pub(super) fn train_shards(
+        &mut self,
+        order: &[u32],
+        steps: &[Step],
+        exchange: &mut dyn Exchange,
+        progress: StepProgress,
+    ) -> Result<Vec<Metrics>> {
+        let samples = uploaded(self.splits[Split::Train as usize].as_ref())?;
+        expect_epoch(samples.len, self.batch, &self.options, order, steps)?;
+        let place = samples.tensors["order"];
+        self.memory.values[place] = Values::Words(order.to_vec());
+        self.run(Split::Train, steps, Some(exchange), progress)
     }
 
     pub(super) fn evaluate(
         &mut self,
         split: Split,
+        part: [usize; 2],
         progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
     ) -> Result<Evaluation> {
         let len = uploaded(self.splits[split as usize].as_ref())?.len;
-        let batch = self.batch_of(split);
-        let steps = evaluation_steps(len, batch);
-        let (mut done, mut loss_sum) = (0, 0.0);
-        self.run(split, &steps, &mut |new| {
+        let steps = evaluation_steps(len, self.batch_of(split), part);
+        let first = steps.first().map_or(0, |step| step.first as usize);
+        let (mut done, mut losses) = (0, Vec::new());
+        self.run(split, &steps, None, &mut |new| {
             for metrics in new {
-                done += steps[done / batch].count as usize;
-                loss_sum += f64::from(metrics.loss_sum);
+                done += steps[losses.len()].count as usize;
+                losses.push(metrics.loss_sum);
             }
             Ok(progress(done))
         })?;
-        let mut predictions = self.words(split, "predictions").to_vec();
-        predictions.truncate(done);
+        let predictions = self.words(split, "predictions")[first..first + done].to_vec();
         let outputs = uploaded(self.splits[split as usize].as_ref())?
             .tensors
             .get("outputs");
         let logits = outputs.map(|place| match &self.memory.values[*place] {
-            Values::Floats(values) => values[..done * self.model.classes].to_vec(),
+            Values::Floats(values) => {
+                let classes = self.model.classes;
+                values[first * classes..(first + done) * classes].to_vec()
+            }
             _ => Vec::new(),
         });
         Ok(Evaluation {
-            loss_sum,
+            loss_sum: losses.iter().map(|loss| f64::from(*loss)).sum(),
+            losses,
+            first,
             predictions,
             logits,
         })
@@ -315,6 +335,7 @@ impl CpuEngine {
         &mut self,
         split: Split,
         steps: &[Step],
+        mut exchange: Option<&mut dyn Exchange>,
         progress: StepProgress,
     ) -> Result<Vec<Metrics>> {
         let tensors = uploaded(self.splits[split as usize].as_ref())?
@@ -324,6 +345,8 @@ impl CpuEngine {
         self.memory.values[tensors["counter"]] = Values::Words(vec![0]);
         let mut all = Vec::with_capacity(steps.len());
         let mut stops = false;
+        // Of the batch, before the row that is at hand.
+        let mut parts = 0;
         for (i, step) in steps.iter().enumerate() {
             let at = self.plan((split == Split::Train, step.count as usize))?;
             let (_, planned) = &self.plans[at];
@@ -336,8 +359,31 @@ impl CpuEngine {
                 }
             }
             let updates = ends_batch(steps, i);
-            for (part, spec) in &planned.plan.kernels {
-                if updates || *part != Section::Update {
+            let kernels = &planned.plan.kernels;
+            let of = |wanted: fn(Section) -> bool| kernels.iter().filter(move |(s, _)| wanted(*s));
+            for (_, spec) in of(|section| section < Section::Exchange) {
+                fast::run(spec, &mut self.memory, &self.scratch);
+            }
+            if updates {
+                match &mut exchange {
+                    Some(exchange) => {
+                        let metrics = &self.words(split, "metrics")[..2 * (i + 1)];
+                        let metrics = bytemuck::cast_slice(metrics)[all.len() - parts..].to_vec();
+                        self.exchange(step, &metrics, *exchange)?;
+                        parts = 0;
+                    }
+                    None => {
+                        for (_, spec) in of(|section| section == Section::Exchange) {
+                            fast::run(spec, &mut self.memory, &self.scratch);
+                        }
+                    }
+                }
+            } else {
+                parts += 1;
+            }
+            let (_, planned) = &self.plans[at];
+            for (section, spec) in &planned.plan.kernels {
+                if *section > Section::Exchange && (updates || !section.ends_batch()) {
                     fast::run(spec, &mut self.memory, &self.scratch);
                 }
             }
@@ -350,6 +396,39 @@ impl CpuEngine {
             }
         }
         Ok(all)
+    }
+
+    /// Exchanges what the rows of a batch made, of which `row` is the last.
+    fn exchange(
+        &mut self,
+        row: &Step,
+        metrics: &[Metrics],
+        exchange: &mut dyn Exchange,
+    ) -> Result<()> {
+        let levels = levels(self.options.shards.unwrap_or(1));
+        let lens = ["accumulated", "running"].map(|name| self.len_of(name));
+        let rows = own_shards(row).into_iter().map(|node| {
+            let row = node.row(levels);
+            let of = |which: usize| match self.places.get(SHARD_SUMS[which]) {
+                Some(place) => match &self.memory.values[*place] {
+                    Values::Floats(values) => &values[row * lens[which]..][..lens[which]],
+                    _ => &[],
+                },
+                None => &[],
+            };
+            [of(0), of(1)]
+        });
+        let rows: Vec<_> = rows.collect();
+        let [gradients, running] = exchange.exchange(row, &rows, metrics)?;
+        self.set_kept("accumulated", &gradients)?;
+        self.set_kept("running", &running)
+    }
+
+    fn len_of(&self, name: &str) -> usize {
+        match self.places.get(name).map(|p| &self.memory.values[*p]) {
+            Some(Values::Floats(values)) => values.len(),
+            _ => 0,
+        }
     }
 
     /// A tensor of words of a split that was uploaded.

@@ -3,17 +3,18 @@
 //! nothing.
 
 use super::{
-    Evaluation, Split, StepProgress, ends_batch, evaluation_steps, expect_dataset, expect_epoch,
-    expect_len, most_rows, uploaded,
+    Evaluation, Exchange, Split, StepProgress, ends_batch, evaluation_steps, expect_dataset,
+    expect_epoch, expect_len, most_rows, own_shards, uploaded,
 };
 use crate::error::{Error, Result};
 use crate::gpu::{AdapterReport, Buffer, Dispatch, Gpu, Readback, Span, Ticket};
 use crate::host::{batch_advice, fitting_batch};
 use crate::kernels::half::LOSS_SCALE;
+use crate::kernels::shards::levels;
 use crate::kernels::{Dtype, Metrics, STEP_ELEMENTS, Step, View, average};
 use crate::model::recipe::{Optimizer, Precision, Views};
 use crate::model::{Model, initial_running};
-use crate::plan::{self, Lifetime, Mode, Options, Plan, Section, Target, most_samples};
+use crate::plan::{self, Lifetime, Mode, Options, Plan, SHARD_SUMS, Section, Target, most_samples};
 use indicatif::BinaryBytes;
 use rayon::prelude::*;
 use std::collections::HashMap;
@@ -520,7 +521,7 @@ impl GpuEngine {
     ) -> Result<Resident> {
         let (len, gpu, planned) = (labels.len(), &self.gpu, self.planned(split));
         let (elements, batch) = (self.model.input.elements(), planned.plan.batch);
-        let rows = most_rows(len, batch, self.options.micro);
+        let rows = most_rows(len, batch, &self.options);
         // A kernel is bound to a batch at least, of which a smaller split fills a part.
         let least = (batch * elements).div_ceil(4);
         let at_hand = match slab {
@@ -607,11 +608,6 @@ impl GpuEngine {
             dispatches,
             streamed,
         };
-        if split != Split::Train {
-            let steps = evaluation_steps(len, batch);
-            let steps = based(&steps, &resident.slabs(&steps));
-            gpu.write("step table", &resident.tensors["steps"], &steps)?;
-        }
         Ok(resident)
     }
 
@@ -622,12 +618,32 @@ impl GpuEngine {
         steps: &[Step],
         progress: StepProgress,
     ) -> Result<Vec<Metrics>> {
+        self.begin_epoch(order, steps)?;
+        let resident = uploaded(self.splits[Split::Train as usize].as_ref())?;
+        self.run(&self.training, resident, steps, progress)
+    }
+
+    /// As [`super::Engine::train_shards`].
+    pub fn train_shards(
+        &mut self,
+        order: &[u32],
+        steps: &[Step],
+        exchange: &mut dyn Exchange,
+        progress: StepProgress,
+    ) -> Result<Vec<Metrics>> {
+        self.begin_epoch(order, steps)?;
+        let resident = uploaded(self.splits[Split::Train as usize].as_ref())?;
+        self.run_shards(resident, steps, exchange, progress)
+    }
+
+    /// Uploads what an epoch goes by.
+    fn begin_epoch(&mut self, order: &[u32], steps: &[Step]) -> Result<()> {
         let at = Split::Train as usize;
         let (len, batch) = (
             uploaded(self.splits[at].as_ref())?.len,
             self.training.plan.batch,
         );
-        expect_epoch(len, batch, self.options.micro, order, steps)?;
+        expect_epoch(len, batch, &self.options, order, steps)?;
         if let Some(Resident {
             streamed: Some(streamed),
             ..
@@ -640,36 +656,47 @@ impl GpuEngine {
         let table = based(steps, &resident.slabs(steps));
         self.gpu.write("order", &resident.tensors["order"], order)?;
         self.gpu
-            .write("step table", &resident.tensors["steps"], &table)?;
-        self.run(&self.training, resident, steps, progress)
+            .write("step table", &resident.tensors["steps"], &table)
     }
 
-    /// As [`super::Engine::evaluate`].
+    /// As [`super::Engine::evaluate_part`].
     pub fn evaluate(
         &mut self,
         split: Split,
+        part: [usize; 2],
         progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
     ) -> Result<Evaluation> {
         let resident = uploaded(self.splits[split as usize].as_ref())?;
         let (len, batch) = (resident.len, self.evaluation.plan.batch);
-        let steps = evaluation_steps(len, batch);
+        let steps = evaluation_steps(len, batch, part);
+        let first = steps.first().map_or(0, |step| step.first as usize);
+        let last = steps
+            .last()
+            .map_or(0, |step| (step.first + step.count) as usize);
+        if !steps.is_empty() {
+            let table = based(&steps, &resident.slabs(&steps));
+            self.gpu
+                .write("step table", &resident.tensors["steps"], &table)?;
+        }
         let mut done = 0;
         let metrics = self.run(&self.evaluation, resident, &steps, &mut |new| {
             done += new.len();
-            Ok(progress((done * batch).min(len)))
+            Ok(progress((done * batch).min(last - first)))
         })?;
-        let mut predictions: Vec<u32> = self
+        let range = first..last.min(first + metrics.len() * batch);
+        let predictions: Vec<u32> = self
             .gpu
             .read("predictions", &resident.tensors["predictions"])?;
-        predictions.truncate(metrics.len() * batch);
         let logits = resident.tensors.get("outputs").map(|outputs| {
-            let mut logits: Vec<f32> = self.gpu.read("outputs", outputs)?;
-            logits.truncate(predictions.len() * self.model.classes);
-            Ok(logits)
+            let logits: Vec<f32> = self.gpu.read("outputs", outputs)?;
+            let classes = self.model.classes;
+            Ok(logits[range.start * classes..range.end * classes].to_vec())
         });
         Ok(Evaluation {
             loss_sum: metrics.iter().map(|m| f64::from(m.loss_sum)).sum(),
-            predictions,
+            losses: metrics.iter().map(|m| m.loss_sum).collect(),
+            first,
+            predictions: predictions[range].to_vec(),
             logits: logits.transpose()?,
         })
     }
@@ -739,7 +766,7 @@ impl GpuEngine {
                         let updates = ends_batch(steps, row);
                         let parts = planned.plan.kernels.iter().zip(bound);
                         let wanted =
-                            parts.filter(move |((part, _), _)| updates || *part != Section::Update);
+                            parts.filter(move |((part, _), _)| updates || !part.ends_batch());
                         wanted.map(|(_, dispatch)| dispatch)
                     })
                     .collect();
@@ -793,6 +820,97 @@ impl GpuEngine {
             metrics.extend(new);
         }
         Ok(metrics)
+    }
+
+    /// Carries out a step per row of the step table, and after the last one of each batch an exchange, which the
+    /// device waits for.
+    fn run_shards(
+        &self,
+        resident: &Resident,
+        steps: &[Step],
+        exchange: &mut dyn Exchange,
+        progress: StepProgress,
+    ) -> Result<Vec<Metrics>> {
+        let (gpu, kernels) = (&self.gpu, &self.training.plan.kernels);
+        let slabs = resident.slabs(steps);
+        let (mut slab, mut brought) = (0, 0);
+        let all_metrics = &resident.tensors["metrics"];
+        gpu.write("step counter", &resident.tensors["counter"], &[0u32])?;
+        let mut all: Vec<Metrics> = Vec::with_capacity(steps.len());
+        let mut last: Option<Ticket> = None;
+        for (row, step) in steps.iter().enumerate() {
+            if row == slabs[slab].rows.end {
+                slab += 1;
+            }
+            if brought == slab {
+                resident.bring(gpu, slab, &slabs[slab])?;
+                brought += 1;
+            }
+            let bound = &resident.dispatches[slab % resident.dispatches.len()];
+            let of = |wanted: &dyn Fn(Section) -> bool| -> Vec<&Dispatch> {
+                let parts = kernels.iter().zip(bound);
+                let wanted = parts.filter(|((section, _), _)| wanted(*section));
+                wanted.map(|(_, dispatch)| dispatch).collect()
+            };
+            let updates = ends_batch(steps, row);
+            let before = of(&|s| s < Section::Exchange || s == Section::Advance && !updates);
+            let ticket = gpu.submit("step", &before, 1)?;
+            // Two steps are under way at most.
+            if let Some(last) = last.replace(ticket) {
+                gpu.wait(&last)?;
+            }
+            if !updates {
+                continue;
+            }
+            let first = all.len();
+            let new = all_metrics.slice(2 * first, 2 * (row + 1 - first));
+            let new = gpu.start_readback("metrics", &new)?;
+            let nodes = self.own_nodes(step)?;
+            let metrics: Vec<Metrics> = new.finish(gpu)?;
+            let nodes: Vec<_> = nodes.iter().map(|[g, r]| [&g[..], &r[..]]).collect();
+            let [gradients, running] = exchange.exchange(step, &nodes, &metrics)?;
+            gpu.write("gradients", &self.kept["accumulated"], &gradients)?;
+            if !running.is_empty() {
+                gpu.write("running statistics", &self.kept["running"], &running)?;
+            }
+            let after = of(&|s| s > Section::Exchange);
+            last = Some(gpu.submit("step", &after, 1)?);
+            let stops = progress(&metrics)?.is_break();
+            all.extend(metrics);
+            if stops {
+                break;
+            }
+        }
+        if let Some(last) = last {
+            gpu.wait(&last)?;
+        }
+        Ok(all)
+    }
+
+    /// The sums over the shards of a batch here, of which `row` is the last: of the gradients and of the running
+    /// statistics.
+    fn own_nodes(&self, row: &Step) -> Result<Vec<[Vec<f32>; 2]>> {
+        let levels = levels(self.options.shards.unwrap_or(1));
+        let lens = ["accumulated", "running"].map(|name| self.len_of(name));
+        let mut readbacks = Vec::new();
+        for node in own_shards(row) {
+            for (name, len) in SHARD_SUMS.into_iter().zip(lens) {
+                let rows = self.kept.get(name).filter(|_| len > 0);
+                let node = rows.map(|rows| rows.slice(node.row(levels) * len, len));
+                let readback = node.map(|node| self.gpu.start_readback(name, &node));
+                readbacks.push(readback.transpose()?);
+            }
+        }
+        let values: Vec<Vec<f32>> = readbacks
+            .into_iter()
+            .map(|readback| readback.map_or(Ok(Vec::new()), |readback| readback.finish(&self.gpu)))
+            .collect::<Result<_>>()?;
+        let mut values = values.into_iter();
+        let mut nodes = Vec::new();
+        while let (Some(gradients), Some(running)) = (values.next(), values.next()) {
+            nodes.push([gradients, running]);
+        }
+        Ok(nodes)
     }
 }
 

@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::kernels::conv2d::Product;
 use crate::kernels::optimizer::STATE_NAMES;
+use crate::kernels::shards::{Node, nodes};
 use crate::kernels::{Metrics, Step};
 use crate::model::Model;
 use crate::model::recipe::{Optimizer, Recipe, Views};
@@ -36,6 +37,10 @@ pub enum Split {
 pub struct Evaluation {
     /// Sum of the per-sample losses.
     pub loss_sum: f64,
+    /// The sums that it is made of, of the samples that were computed together, in order.
+    pub losses: Vec<f32>,
+    /// Place in the split of the first sample that was done.
+    pub first: usize,
     /// Predicted class of every sample that was done, in the split's order.
     pub predictions: Vec<u32>,
     /// `[samples, classes]`, the outputs of the network behind them, where [`Options::keep_logits`] asks
@@ -60,6 +65,29 @@ const AVERAGES: [[&str; 2]; 2] = [
 
 /// Hears the metrics of newly finished steps and says whether to go on.
 pub type StepProgress<'a> = &'a mut dyn FnMut(&[Metrics]) -> Result<ControlFlow<()>>;
+
+/// Stands between the backward pass and the update of an engine that computes some of a batch's shards, while others
+/// compute the rest ([`Options::spread`]).
+pub trait Exchange {
+    /// `row` is the last of the batch that was computed here, `nodes` the sums over its shards here as
+    /// [`crate::kernels::shards::nodes`] has them, each of gradients and of running statistics, and `metrics` those of
+    /// its rows. Gives the sum of the gradients over all shards and the mean of the running statistics.
+    ///
+    /// # Errors
+    /// What keeps it from being made; then nothing was updated since the batch before.
+    fn exchange(
+        &mut self,
+        row: &Step,
+        nodes: &[[&[f32]; 2]],
+        metrics: &[Metrics],
+    ) -> Result<[Vec<f32>; 2]>;
+}
+
+/// The shards of a batch that are computed here, by its last row here.
+fn own_shards(row: &Step) -> Vec<Node> {
+    let end = (row.micro + 1).min(row.shards);
+    nodes(row.first_shard as usize..end as usize)
+}
 
 impl Engine {
     /// Plans steps of `model` on `batch` samples, a batch or the largest part of one
@@ -170,6 +198,24 @@ impl Engine {
         }
     }
 
+    /// As [`Engine::train_epoch`] on the rows of some shards of every batch, of one at least, with `exchange` for the
+    /// rest. The metrics are those of these rows.
+    ///
+    /// # Errors
+    /// As [`Engine::train_epoch`], and as [`Exchange::exchange`].
+    pub fn train_shards(
+        &mut self,
+        order: &[u32],
+        steps: &[Step],
+        exchange: &mut dyn Exchange,
+        progress: StepProgress,
+    ) -> Result<Vec<Metrics>> {
+        match self {
+            Engine::Gpu(e) => e.train_shards(order, steps, exchange, progress),
+            Engine::Cpu(e) => e.train_shards(order, steps, exchange, progress),
+        }
+    }
+
     /// Runs the whole validation or test split forward. `progress` gets the number of samples done; when it says break,
     /// the evaluation ends early and has fewer predictions than the split has samples.
     ///
@@ -181,14 +227,28 @@ impl Engine {
         split: Split,
         progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
     ) -> Result<Evaluation> {
+        self.evaluate_part(split, [0, 1], progress)
+    }
+
+    /// The same of part `part` (from 0) of `parts` of the split; those of all parts on end are what
+    /// [`Engine::evaluate`] gives, to the bit.
+    ///
+    /// # Errors
+    /// As [`Engine::evaluate`].
+    pub fn evaluate_part(
+        &mut self,
+        split: Split,
+        [part, parts]: [usize; 2],
+        progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
+    ) -> Result<Evaluation> {
         if split == Split::Train {
             return Err(Error::Usage(
                 "expected the validation or the test split: the training split's steps also update the parameters; upload the images as a test split to evaluate them".into(),
             ));
         }
         match self {
-            Engine::Gpu(e) => e.evaluate(split, progress),
-            Engine::Cpu(e) => e.evaluate(split, progress),
+            Engine::Gpu(e) => e.evaluate(split, [part, parts], progress),
+            Engine::Cpu(e) => e.evaluate(split, [part, parts], progress),
         }
     }
 
@@ -438,13 +498,15 @@ fn expect_dataset(
 
 /// The steps that an epoch over `len` samples has at most, `batch` of them at a time. Parts of a larger
 /// batch may be smaller than that, but not by half.
-fn most_rows(len: usize, batch: usize, micro: bool) -> usize {
-    len.div_ceil(batch) * if micro { 2 } else { 1 }
+fn most_rows(len: usize, batch: usize, options: &Options) -> usize {
+    let rows = len.div_ceil(batch) * if options.micro { 2 } else { 1 };
+    // The last batch has as many shards as the others, however small they are.
+    rows + options.shards.unwrap_or(0)
 }
 
 /// Whether the step in this row is the last part of its batch.
 pub(crate) fn ends_batch(steps: &[Step], row: usize) -> bool {
-    steps.get(row + 1).is_none_or(|next| next.micro == 0)
+    steps.get(row + 1).is_none_or(Step::begins)
 }
 
 /// Refuses an epoch whose order or steps reach beyond the `len` samples of the split, or one with
@@ -452,20 +514,21 @@ pub(crate) fn ends_batch(steps: &[Step], row: usize) -> bool {
 fn expect_epoch(
     len: usize,
     batch: usize,
-    micro: bool,
+    options: &Options,
     order: &[u32],
     steps: &[Step],
 ) -> Result<()> {
     let before = std::iter::once(None).chain(steps.iter().map(Some));
     let fits = order.len() == len
         && order.iter().all(|i| (*i as usize) < len)
-        && steps.len() <= most_rows(len, batch, micro)
+        && steps.len() <= most_rows(len, batch, options)
         && steps.iter().zip(before).all(|(s, before)| {
             let next = before.map_or(0, |before| before.micro + 1);
             s.count as usize <= batch
                 && s.count > 0
                 && s.first as usize + s.count as usize <= len
-                && (s.micro == 0 || micro && s.micro == next)
+                && (s.begins() || options.micro && s.micro == next)
+                && options.shards.is_none_or(|most| s.shards as usize <= most)
         });
     if fits {
         return Ok(());
@@ -480,9 +543,10 @@ fn expect_epoch(
     })
 }
 
-/// The steps of an evaluation: the split in its order.
-fn evaluation_steps(len: usize, batch: usize) -> Vec<Step> {
-    (0..len.div_ceil(batch))
+/// The steps of part number `part` of `parts` of an evaluation: the split in its order.
+fn evaluation_steps(len: usize, batch: usize, [part, parts]: [usize; 2]) -> Vec<Step> {
+    let all = len.div_ceil(batch);
+    (part * all / parts..(part + 1) * all / parts)
         .map(|i| Step::new(i * batch, batch.min(len - i * batch)))
         .collect()
 }

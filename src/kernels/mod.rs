@@ -34,6 +34,7 @@ pub mod pool;
 mod prices;
 pub mod probe;
 pub mod reduce;
+pub mod shards;
 mod spec;
 pub mod step;
 pub mod views;

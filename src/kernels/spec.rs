@@ -145,6 +145,13 @@ pub enum Work {
         chunks: usize,
     },
     Accumulate,
+    SumShards {
+        levels: usize,
+    },
+    FoldShards {
+        levels: usize,
+        scaled: bool,
+    },
     MaxPoolForward(Pool2d),
     MaxPoolBackward {
         pool: Pool2d,

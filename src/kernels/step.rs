@@ -44,6 +44,13 @@ pub struct Step {
     /// Whether parameters and optimiser state stay as they are; written by the device, where gradients in mixed
     /// precision overflow.
     pub skip: u32,
+    /// First of the batch's shards that are computed here; this row is that one, or one after it. 0 where a batch
+    /// has no shards, or all are computed here.
+    pub first_shard: u32,
+    /// Shards of the batch, of which `micro` is one; a row whose `micro` is none of them is computed for nothing.
+    pub shards: u32,
+    /// 1 / `shards`.
+    pub share: f32,
 }
 
 impl Step {
@@ -62,7 +69,15 @@ impl Step {
             micro: 0,
             average: 0.0,
             skip: 0,
+            first_shard: 0,
+            shards: 1,
+            share: 1.0,
         }
+    }
+
+    /// Whether a batch begins with this row, or its share of one.
+    pub fn begins(&self) -> bool {
+        self.micro == self.first_shard
     }
 }
 

@@ -323,6 +323,26 @@ impl FromStr for Precision {
     }
 }
 
+/// How several processes exchange the gradients of their shards.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Exchanged {
+    /// By the tree over all shards: the bits depend on the shards alone.
+    #[default]
+    Exact,
+    /// What a process has is added up before: fewer bytes, and bits that depend on the number of processes.
+    Fast,
+    /// As `Fast`, in 16-bit floats: half the bytes of that. What rounding leaves out is added the next time; a resume
+    /// begins with nothing left out.
+    Half,
+}
+
+impl Exchanged {
+    fn is_default(&self) -> bool {
+        *self == Exchanged::default()
+    }
+}
+
 /// How a model is trained. An architecture file brings one along, a recipe file may replace it, and
 /// flags override its values one by one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -345,6 +365,13 @@ pub struct Recipe {
     /// statistics of each part.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub micro_batch: Option<usize>,
+    /// Into how many shards a batch is cut; each is computed by itself, a batch-norm takes its statistics of each,
+    /// and they are added up by a fixed tree, so that the bits do not depend on which process computes which.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shards: Option<usize>,
+    /// How the processes exchange what their shards gave.
+    #[serde(default, skip_serializing_if = "Exchanged::is_default")]
+    pub exchange: Exchanged,
     /// Parameters that are trained in another way.
     #[serde(default)]
     pub groups: Groups,
@@ -380,8 +407,20 @@ pub struct Recipe {
 impl Recipe {
     /// Samples that are computed at a time: a batch, or a part of it.
     pub fn step_batch(&self) -> usize {
-        let part = |micro: usize| micro.clamp(1, self.batch_size.max(1));
-        self.micro_batch.map_or(self.batch_size, part)
+        let most = self.batch_size.max(1);
+        match (self.shards, self.micro_batch) {
+            (Some(shards), _) => most.div_ceil(shards.clamp(1, most)),
+            (None, Some(micro)) => micro.clamp(1, most),
+            (None, None) => self.batch_size,
+        }
+    }
+
+    /// In how many parts a batch of `count` samples is computed.
+    pub fn parts(&self, count: usize) -> usize {
+        match self.shards {
+            Some(shards) => shards.min(count),
+            None => count.div_ceil(self.step_batch()),
+        }
     }
 
     /// The share that the average keeps of itself in update number `step` (from 0): less in the first ones,
@@ -408,6 +447,8 @@ impl Default for Recipe {
             epochs: 1,
             batch_size: 128,
             micro_batch: None,
+            shards: None,
+            exchange: Exchanged::Exact,
             groups: Groups::default(),
             clip_norm: None,
             average: None,

@@ -18,7 +18,9 @@ use super::Loss;
 use super::augment::Augment;
 use super::file::{FINITE, MAX_ELEMENTS, Source};
 use super::keys::{Table, Value};
-use super::recipe::{ClassWeights, Groups, Optimizer, Precision, Recipe, Sampler, Schedule, Views};
+use super::recipe::{
+    ClassWeights, Exchanged, Groups, Optimizer, Precision, Recipe, Sampler, Schedule, Views,
+};
 use crate::error::{Error, Result};
 use std::fmt::Display;
 use std::ops::Range;
@@ -33,7 +35,7 @@ pub const SHIPPED: &[(&str, &str)] = &[
 ];
 
 /// Every key of a recipe but those of `augment`, which are [`Augment`]'s fields.
-const KEYS: [&str; 30] = [
+const KEYS: [&str; 32] = [
     "optimizer",
     "lr",
     "momentum",
@@ -56,6 +58,8 @@ const KEYS: [&str; 30] = [
     "epochs",
     "batch_size",
     "micro_batch",
+    "shards",
+    "exchange",
     "clip_norm",
     "average",
     "label_smoothing",
@@ -463,6 +467,13 @@ impl Settings {
                 setting.text
             )));
         }
+        let shards = self.whole("shards")?;
+        if let (Some(_), Some(setting)) = (shards, self.get("micro_batch")) {
+            return Err(setting.place.error(format!(
+                "expected no `micro_batch` beside `shards`, which cut the batch already, found {}; leave it out, and use more shards for smaller ones",
+                setting.text
+            )));
+        }
         Ok(Recipe {
             lr: above_zero("lr")?.unwrap_or(default_lr),
             optimizer,
@@ -471,6 +482,16 @@ impl Settings {
             epochs,
             batch_size: self.whole("batch_size")?.unwrap_or(plain.batch_size),
             micro_batch: self.whole("micro_batch")?,
+            shards,
+            exchange: self.choice(
+                "exchange",
+                &[
+                    ("exact", Exchanged::Exact),
+                    ("fast", Exchanged::Fast),
+                    ("half", Exchanged::Half),
+                ],
+                plain.exchange,
+            )?,
             groups: Groups {
                 bias_lr: factor("bias_lr")?,
                 head_lr: factor("head_lr")?,
@@ -743,6 +764,8 @@ impl Recipe {
             epochs,
             batch_size,
             micro_batch,
+            shards,
+            exchange,
             groups,
             clip_norm,
             average,
@@ -835,6 +858,13 @@ impl Recipe {
         if let Some(micro_batch) = micro_batch {
             set("micro_batch", micro_batch);
         }
+        if let Some(shards) = shards {
+            set("shards", shards);
+        }
+        if *exchange != Exchanged::default() {
+            let word = serde_json::to_string(exchange);
+            set("exchange", &word.unwrap_or_default());
+        }
         if let Some(norm) = clip_norm {
             set("clip_norm", &float(norm));
         }
@@ -909,6 +939,8 @@ mod tests {
             epochs: 6,
             batch_size: 7,
             micro_batch: Some(3),
+            shards: None,
+            exchange: Exchanged::Exact,
             groups: Groups {
                 bias_lr: 64.0,
                 head_lr: 0.5,
@@ -1001,6 +1033,8 @@ mod tests {
             ("epochs = 2\nwarm_up = 2", 2, &["`warm_up` below the 2 epochs, found 2"]),
             ("epochs = 0", 1, &["whole number from 1", "found 0"]),
             ("micro_batch = 0", 1, &["whole number from 1", "found 0"]),
+            ("shards = 0", 1, &["whole number from 1", "found 0"]),
+            ("shards = 4\nmicro_batch = 2", 2, &["beside `shards`", "found 2"]),
             ("batch_size = 3000000000", 1, &["2147483648, found 3000000000"]),
             ("clip_norm = 0", 1, &["above 0"]),
             ("average = 1", 1, &["below 1"]),

@@ -1,7 +1,7 @@
 //! What a plan must keep: found without a device, and before one is asked.
 
 use super::memory::alignment;
-use super::{Lifetime, Mode, Options, Plan, Target, Tensor};
+use super::{Lifetime, Mode, Options, Plan, SHARD_SUMS, Target, Tensor};
 use crate::error::{Error, Result};
 use crate::host::{batch_advice, fitting_batch};
 use crate::kernels::{Access, AdapterReport, View};
@@ -91,7 +91,15 @@ impl Plan {
             let sizes = sizes.rev();
             sizes.max_by_key(|(_, bytes)| *bytes).unwrap_or_default()
         };
-        let (_, size) = largest(self, Lifetime::Kept);
+        let (name, size) = largest(self, Lifetime::Kept);
+        if size > limit && SHARD_SUMS.contains(&name.as_str()) {
+            return Err(Error::Usage(format!(
+                "expected sums over shards of at most {} on {}, which binds no more in one buffer, found {}; use fewer --shards, or another --device: cpu has no such limit",
+                BinaryBytes(limit),
+                adapter.name,
+                BinaryBytes(size)
+            )));
+        }
         if size > limit {
             let by_layer = self.specs().filter_map(|spec| {
                 let parameters = spec.arguments.iter().find(|a| a.name == "parameters")?;

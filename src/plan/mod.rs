@@ -26,7 +26,7 @@ use crate::kernels::conv2d::{Family, Pass, Product, Tile};
 use crate::kernels::mix::{self, Mix};
 use crate::kernels::{
     Access, AdapterReport, Dtype, KernelSpec, STEP_ELEMENTS, View, Work, augment, gather, loss,
-    outputs, reduce, step, views,
+    outputs, reduce, shards, step, views,
 };
 use crate::model::augment::Augment;
 use crate::model::recipe::{ClassWeights, Groups, Optimizer, Precision, Recipe, Views};
@@ -93,6 +93,11 @@ pub struct Options {
     pub slab_bytes: Option<u64>,
     /// Whether a step may be a part of a batch: gradients of all parts are added up before the update.
     pub micro: bool,
+    /// Into how many shards a batch is cut at most; the gradients of all are added up by a fixed tree, and so are the
+    /// running statistics that each leads to. Goes with `micro`.
+    pub shards: Option<usize>,
+    /// Whether other processes compute some of the shards.
+    pub spread: bool,
     /// How the parameters of one role or place are trained differently from the rest.
     pub groups: Groups,
     /// Largest L2 norm of all gradients together; a larger one is scaled down to it.
@@ -117,7 +122,8 @@ impl Options {
                 _ => None,
             },
             augment: recipe.augment,
-            micro: recipe.step_batch() < recipe.batch_size,
+            micro: recipe.step_batch() < recipe.batch_size || recipe.shards.is_some(),
+            shards: recipe.shards,
             groups: recipe.groups.clone(),
             clip_norm: recipe.clip_norm,
             average: recipe.average.is_some(),
@@ -187,11 +193,25 @@ pub enum Section {
     Loss,
     /// From there to the gradients by the parameters.
     Backward,
+    /// From the gradients of a batch's shards to those of the batch; once for each, as the update is. Where several
+    /// processes compute a batch, their exchange takes its place.
+    Exchange,
     /// The optimiser; once for a batch that is taken in several parts.
     Update,
     /// On to the next row of the step table.
     Advance,
 }
+
+impl Section {
+    /// Whether it is carried out once for a batch, after its last part.
+    pub fn ends_batch(self) -> bool {
+        matches!(self, Section::Exchange | Section::Update)
+    }
+}
+
+/// The kept tensors with the sums over shards so far, see [`shards::rows`]: of the gradients, and of the running
+/// statistics where there are any.
+pub const SHARD_SUMS: [&str; 2] = ["shard_gradients", "shard_statistics"];
 
 /// A step as data.
 #[derive(Clone, Debug)]
@@ -269,6 +289,7 @@ impl Plan {
         if let Mode::Train(_) = mode {
             builder.factors = options.groups.factors(model)?;
         }
+        builder.begin_shard(options);
         builder.gather(options);
         builder.input();
         builder.forward();
@@ -277,8 +298,10 @@ impl Plan {
         let gradient = builder.loss(options);
         if let Mode::Train(optimizer) = mode {
             builder.backward(gradient);
-            if options.micro {
-                builder.accumulate();
+            match options.shards {
+                Some(shards) => builder.add_up_shards(shards, options.spread),
+                None if options.micro => builder.accumulate(),
+                None => {}
             }
             builder.update(&optimizer, options);
         }
@@ -393,6 +416,8 @@ pub(crate) struct Builder<'a> {
     /// Their sum over the parts of a batch so far, where it has parts.
     accumulated: Option<View>,
     running: View,
+    /// Those that a shard of a batch leads to, where it has shards.
+    shard_running: Option<View>,
     /// The network's input and the output of every layer.
     values: Vec<View>,
     labels: View,
@@ -462,6 +487,7 @@ impl<'a> Builder<'a> {
                 Mode::Evaluate => None,
             },
             accumulated: None,
+            shard_running: None,
             values: vec![add("input", &seen, f32, step, true)],
             labels: add("batch_labels", &[batch], u32, step, true),
             losses: add("losses", &[batch], f32, step, true),
@@ -545,7 +571,8 @@ impl<'a> Builder<'a> {
     /// The layer's running statistics.
     pub(crate) fn running_of(&self, layer: &Layer) -> View {
         let range = layer.running_range();
-        self.running.slice(range.start, range.len())
+        let running = self.shard_running.unwrap_or(self.running);
+        running.slice(range.start, range.len())
     }
 
     /// Table and counter of the steps, for kernels that ask how many samples count.
@@ -788,6 +815,39 @@ impl<'a> Builder<'a> {
         self.tensors[accumulated.tensor].lifetime = Lifetime::Kept;
         let [steps, counter] = self.step();
         self.emit(reduce::accumulate(gradients, accumulated, steps, counter));
+        self.accumulated = Some(accumulated);
+    }
+
+    /// Each shard moves the running statistics on from where the batch before left them.
+    fn begin_shard(&mut self, options: &Options) {
+        if self.trains() && options.shards.is_some() && self.running.len > 0 {
+            let running = self.tensor("shard_running", &[self.running.len], Dtype::F32);
+            self.emit(reduce::reduce_splits(1, self.running, running));
+            self.shard_running = Some(running);
+        }
+    }
+
+    /// Adds up the gradients of a batch's shards, and takes the mean of the running statistics that they lead to.
+    fn add_up_shards(&mut self, shards: usize, spread: bool) {
+        let gradients = self.batch_gradients();
+        let accumulated = self.kept("accumulated", &[gradients.len]);
+        let rows = shards::rows(shards, spread);
+        let all = [
+            (SHARD_SUMS[0], Some(gradients), accumulated, false),
+            (SHARD_SUMS[1], self.shard_running, self.running, true),
+        ];
+        let [steps, counter] = self.step();
+        let mut folds = Vec::new();
+        for (name, x, result, scaled) in all {
+            let Some(x) = x else { continue };
+            let nodes = self.kept(name, &[rows, x.len]);
+            self.emit(shards::sum_shards(shards, x, nodes, steps, counter));
+            folds.push(shards::fold_shards(
+                shards, scaled, nodes, steps, counter, result,
+            ));
+        }
+        self.section = Section::Exchange;
+        folds.into_iter().for_each(|fold| self.emit(fold));
         self.accumulated = Some(accumulated);
     }
 }

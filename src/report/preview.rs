@@ -54,6 +54,7 @@ pub fn preview(
     // Each batch as a whole, whose images alone go to the device.
     let recipe = Recipe {
         micro_batch: None,
+        shards: None,
         batch_size: recipe.batch_size.min(data.len()),
         ..recipe.clone()
     };

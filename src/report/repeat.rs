@@ -137,10 +137,11 @@ fn laid_over(base: Result<Definition>, settings: &[&(String, String)]) -> Result
 }
 
 /// The keys that have flags of their own, which take numbers and plain words.
-const FLAGS: [&str; 19] = [
+const FLAGS: [&str; 20] = [
     "epochs",
     "batch_size",
     "micro_batch",
+    "shards",
     "optimizer",
     "lr",
     "momentum",

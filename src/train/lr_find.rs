@@ -176,9 +176,7 @@ pub fn range_test(
         for (i, step) in steps.iter_mut().enumerate() {
             step.lr = range.lr_at(first + i) as f32;
         }
-        let parts = steps
-            .iter()
-            .flat_map(|step| in_parts(step, recipe.step_batch()));
+        let parts = steps.iter().flat_map(|step| in_parts(step, recipe));
         let rows: Vec<Step> = parts.collect();
         let (mut row, mut sum, mut count) = (0, 0.0, 0);
         engine.train_epoch(&order, &rows, &mut |new| {

@@ -21,10 +21,11 @@ pub use run::{
 };
 pub use seeds::{SeedRun, SeedsRecord};
 
+use crate::cluster::Cluster;
 use crate::data::{Dataset, Splits};
-use crate::engine::{Engine, Split, ends_batch};
+use crate::engine::{Engine, Evaluation, Split, ends_batch};
 use crate::error::{Error, Result};
-use crate::kernels::Step;
+use crate::kernels::{Metrics, Step};
 use crate::model::recipe::{ClassWeights, Recipe, Sampler, Views};
 use crate::model::{Model, Parameter, initial_parameters, whiten};
 use rand_chacha::ChaCha8Rng;
@@ -169,13 +170,43 @@ pub enum Outcome {
 /// folder from being written.
 pub fn train(
     run: &mut Run,
-    mut data: Splits,
+    data: Splits,
     engine: &mut Engine,
     control: &Control,
     observer: &mut dyn Observer,
 ) -> Result<Outcome> {
+    carry_out(run, data, engine, control, observer, None)
+}
+
+/// As [`train`], together with the other processes of `cluster`: the engine's plan is [`crate::plan::Options::spread`].
+/// The leader has the run, the others [`Run::follow`] it. Where one of them is gone, the leader writes a checkpoint.
+///
+/// # Errors
+/// As [`train`], and [`Error::Cluster`] where another process is gone.
+pub fn train_together(
+    run: &mut Run,
+    data: Splits,
+    engine: &mut Engine,
+    control: &Control,
+    observer: &mut dyn Observer,
+    cluster: &mut Cluster,
+) -> Result<Outcome> {
+    carry_out(run, data, engine, control, observer, Some(cluster))
+}
+
+fn carry_out(
+    run: &mut Run,
+    mut data: Splits,
+    engine: &mut Engine,
+    control: &Control,
+    observer: &mut dyn Observer,
+    mut cluster: Option<&mut Cluster>,
+) -> Result<Outcome> {
     expect_validation(&run.config().recipe, &data)?;
-    let restored = run.restore()?;
+    let restored = match run.follows() {
+        true => Restored::nothing(),
+        false => run.restore()?,
+    };
     if let Some(note) = &restored.note {
         observer.note(note)?;
     }
@@ -193,9 +224,13 @@ pub fn train(
             }
             (finished, partial) = (checkpoint.epoch, checkpoint.partial);
         }
+        None if run.follows() => {}
         None => {
             engine.set_parameters(&first_parameters(run.model(), run.config(), &data.train))?;
         }
+    }
+    if let Some(cluster) = &mut cluster {
+        partial = together(cluster, run, engine, &mut finished, partial)?;
     }
     let planned = run.config().recipe.epochs;
     if finished >= planned {
@@ -223,6 +258,7 @@ pub fn train(
         observer,
         last_checkpoint: Instant::now(),
         normalization,
+        cluster,
     };
     let last = control.stop_after.map_or(planned, |n| n.min(planned));
     for number in finished + 1..=last {
@@ -239,6 +275,27 @@ pub fn train(
     } else {
         Outcome::Finished
     })
+}
+
+/// Brings the processes to where the leader is; what is done of the epoch after the finished ones.
+fn together(
+    cluster: &mut Cluster,
+    run: &mut Run,
+    engine: &mut Engine,
+    finished: &mut usize,
+    partial: Partial,
+) -> Result<Partial> {
+    let damaged =
+        |e: serde_json::Error| Error::Cluster(format!("a message between ranks: {e}; start again"));
+    let own = (*finished, partial, run.metrics());
+    let told = cluster.from_leader(&serde_json::to_vec(&own).map_err(damaged)?)?;
+    let (epochs, partial, metrics) = serde_json::from_slice(&told).map_err(damaged)?;
+    *finished = epochs;
+    if run.follows() {
+        run.take_metrics(metrics);
+    }
+    cluster.level(engine)?;
+    Ok(partial)
 }
 
 /// The parameters that a training on `data` begins with.
@@ -292,11 +349,22 @@ struct Epoch<'a> {
     last_checkpoint: Instant,
     /// Scale, then shift per channel.
     normalization: Vec<f32>,
+    /// The processes that train together, where there are several.
+    cluster: Option<&'a mut Cluster>,
 }
 
 impl Epoch<'_> {
-    /// Trains and evaluates epoch `epoch`, of which `at` is done; the outcome, if it was interrupted.
+    /// Trains and evaluates epoch `epoch`, of which `at` is done; the outcome, if it was interrupted. Where another
+    /// process is gone, what was done until then is in the checkpoint.
     fn train(&mut self, epoch: usize, mut at: Partial) -> Result<Option<Outcome>> {
+        let outcome = self.train_from(epoch, &mut at);
+        if let Err(Error::Cluster(_)) = outcome {
+            self.checkpoint(epoch - 1, at)?;
+        }
+        outcome
+    }
+
+    fn train_from(&mut self, epoch: usize, at: &mut Partial) -> Result<Option<Outcome>> {
         let config = self.run.config();
         let (recipe, seed) = (config.recipe.clone(), config.seed);
         let samples = self.data.train.len();
@@ -319,18 +387,22 @@ impl Epoch<'_> {
             step: step as u64,
             lr: recipe.lr,
         };
+        if let Some(cluster) = &mut self.cluster {
+            // What unlike devices make of equal sums may differ in its last bits.
+            cluster.level(self.engine)?;
+        }
         self.observer.epoch_started(epoch, self.engine)?;
         while at.step < steps.len() {
             let until = self.next_checkpoint(before + at.step) - before;
             let rows: Vec<Step> = steps[at.step..until.min(steps.len())]
                 .iter()
-                .flat_map(|step| in_parts(step, recipe.step_batch()))
+                .flat_map(|step| in_parts(step, &recipe))
                 .collect();
             let mut row = 0;
             let (control, observer) = (self.control, &mut *self.observer);
             let (last_checkpoint, run) = (self.last_checkpoint, &mut *self.run);
             let start = Instant::now();
-            self.engine.train_epoch(&order, &rows, &mut |new| {
+            let mut progress = |new: &[Metrics]| {
                 for metrics in new {
                     at.loss_sum += f64::from(metrics.loss_sum);
                     at.correct += u64::from(metrics.correct);
@@ -367,7 +439,18 @@ impl Epoch<'_> {
                 } else {
                     ControlFlow::Continue(())
                 })
-            })?;
+            };
+            let trained = match &mut self.cluster {
+                None => {
+                    let trained = self.engine.train_epoch(&order, &rows, &mut progress);
+                    trained.map(drop)
+                }
+                Some(cluster) => {
+                    let interrupted = control.interrupted;
+                    cluster.train_epoch(self.engine, &order, &rows, interrupted, &mut progress)
+                }
+            };
+            trained?;
             at.seconds += start.elapsed().as_secs_f64();
             if at.step == steps.len() {
                 at.gradient_norms = norms(self.run.model(), &self.engine.gradients()?);
@@ -376,13 +459,13 @@ impl Epoch<'_> {
             if by_steps || self.control.is_old(self.last_checkpoint) {
                 self.checkpoint(epoch - 1, at.clone())?;
             }
-            if self.control.interrupted() {
-                return self.interrupt(epoch, at, steps.len());
+            if self.interrupted() {
+                return self.interrupt(epoch, at.clone(), steps.len());
             }
         }
         let start = Instant::now();
         let Some(measured) = self.measure()? else {
-            return self.interrupt(epoch, at, steps.len());
+            return self.interrupt(epoch, at.clone(), steps.len());
         };
         let average = match recipe.average {
             Some(_) => {
@@ -391,7 +474,7 @@ impl Epoch<'_> {
                 // Whatever came of it, the training goes on with its own.
                 self.engine.swap_average()?;
                 match average? {
-                    None => return self.interrupt(epoch, at, steps.len()),
+                    None => return self.interrupt(epoch, at.clone(), steps.len()),
                     average => average,
                 }
             }
@@ -435,7 +518,7 @@ impl Epoch<'_> {
         };
         if recipe.views != Views::One && self.run.ends_with(&record) {
             let Some([raw, average]) = self.measure_views(recipe.views)? else {
-                return self.interrupt(epoch, at, steps.len());
+                return self.interrupt(epoch, at.clone(), steps.len());
             };
             record.test_loss_views = raw.map(|result| result.loss);
             record.test_accuracy_views = raw.map(|result| result.accuracy);
@@ -468,6 +551,26 @@ impl Epoch<'_> {
     /// How good the engine's weights and their average, where there is one, are on the test split in
     /// these views; nothing where the device has no room for that. `None` when it was interrupted.
     fn measure_views(&mut self, views: Views) -> Result<Option<[Option<Means>; 2]>> {
+        let own = match self.run.follows() {
+            true => None,
+            false => self.measure_own_views(views)?,
+        };
+        let numbers = own.iter().flatten().flat_map(|result| match result {
+            Some(Means { loss, accuracy }) => [1.0, *loss, *accuracy],
+            None => [0.0; 3],
+        });
+        let numbers = self.as_the_leader(numbers.collect())?;
+        let mut results = numbers.chunks_exact(3).map(|result| {
+            let means = Means {
+                loss: result[1],
+                accuracy: result[2],
+            };
+            (result[0] == 1.0).then_some(means)
+        });
+        Ok(results.next().zip(results.next()).map(<[_; 2]>::from))
+    }
+
+    fn measure_own_views(&mut self, views: Views) -> Result<Option<[Option<Means>; 2]>> {
         let mut engine = match self.engine.with_views(views) {
             // The training is not lost for it.
             Err(e @ Error::OutOfMemory { .. }) => {
@@ -505,9 +608,54 @@ impl Epoch<'_> {
         Ok(Some(results))
     }
 
+    /// Of several processes each evaluates a part.
     fn evaluate(&mut self, split: Split, samples: &Dataset) -> Result<Option<Means>> {
         let (control, observer) = (self.control, &mut *self.observer);
-        evaluate(self.engine, split, samples, control, observer)
+        let Some(cluster) = &mut self.cluster else {
+            return evaluate(self.engine, split, samples, control, observer);
+        };
+        let (images, ranks) = (samples.len(), cluster.ranks());
+        let part = [cluster.rank(), ranks];
+        let evaluation = self.engine.evaluate_part(split, part, &mut |done| {
+            observer.evaluated(split, (ranks * done).min(images));
+            control.go_on()
+        })?;
+        let own = [
+            evaluation.predictions.len() as f64,
+            correct(&evaluation, samples) as f64,
+        ];
+        let losses = evaluation.losses.iter().map(|loss| f64::from(*loss));
+        let own: Vec<f64> = own.into_iter().chain(losses).collect();
+        let (mut done, mut correct, mut loss) = (0.0, 0.0, 0.0);
+        for of_rank in cluster.gather(bytemuck::cast_slice(&own))? {
+            let numbers: Vec<f64> = bytemuck::pod_collect_to_vec(&of_rank);
+            done += numbers[0];
+            correct += numbers[1];
+            // One by one, as a single process has them.
+            numbers[2..].iter().for_each(|sum| loss += sum);
+        }
+        let means = Means {
+            loss: loss / images as f64,
+            accuracy: correct / images as f64,
+        };
+        Ok((done as usize == images).then_some(means))
+    }
+
+    /// The leader's numbers in place of one's own.
+    fn as_the_leader(&mut self, own: Vec<f64>) -> Result<Vec<f64>> {
+        let Some(cluster) = &mut self.cluster else {
+            return Ok(own);
+        };
+        let told = cluster.from_leader(bytemuck::cast_slice(&own))?;
+        Ok(bytemuck::pod_collect_to_vec(&told))
+    }
+
+    /// Whether this process was asked to stop; of several, whether all know that one was.
+    fn interrupted(&self) -> bool {
+        match &self.cluster {
+            Some(cluster) => cluster.interrupted(),
+            None => self.control.interrupted(),
+        }
     }
 
     /// The next step (counted from the start of the training) after `step` with a checkpoint, if
@@ -530,6 +678,10 @@ impl Epoch<'_> {
 
     /// Writes a checkpoint in the middle of an epoch.
     fn checkpoint(&mut self, finished: usize, at: Partial) -> Result<()> {
+        if self.run.follows() {
+            self.last_checkpoint = Instant::now();
+            return Ok(());
+        }
         let checkpoint = self.state(finished, at)?;
         self.run.write_checkpoint(&checkpoint)?;
         self.last_checkpoint = Instant::now();
@@ -559,27 +711,37 @@ fn evaluate(
 ) -> Result<Option<Means>> {
     let evaluation = engine.evaluate(split, &mut |images| {
         observer.evaluated(split, images);
-        if control.interrupted() {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(())
-        }
+        control.go_on()
     })?;
     let images = samples.len();
     if evaluation.predictions.len() < images {
         return Ok(None);
     }
-    let predictions = evaluation.predictions.iter().zip(&samples.labels);
-    let correct = predictions.filter(|(prediction, label)| prediction == label);
     Ok(Some(Means {
         loss: evaluation.loss_sum / images as f64,
-        accuracy: correct.count() as f64 / images as f64,
+        accuracy: correct(&evaluation, samples) as f64 / images as f64,
     }))
+}
+
+/// How many of the samples that were done were classified correctly.
+fn correct(evaluation: &Evaluation, samples: &Dataset) -> usize {
+    let labels = &samples.labels[evaluation.first..];
+    let predictions = evaluation.predictions.iter().zip(labels);
+    let correct = predictions.filter(|(prediction, label)| prediction == label);
+    correct.count()
 }
 
 impl Control<'_> {
     fn interrupted(&self) -> bool {
         self.interrupted.load(Ordering::Relaxed)
+    }
+
+    /// What an evaluation does next.
+    fn go_on(&self) -> ControlFlow<()> {
+        match self.interrupted() {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
     }
 
     /// Whether a checkpoint of this time is too old.
@@ -651,18 +813,20 @@ pub(crate) fn step_table(
         .collect()
 }
 
-/// A step on a whole batch in parts of at most `most` samples, and of about the same size, since a
-/// batch-norm takes each by itself.
-fn in_parts(step: &Step, most: usize) -> impl Iterator<Item = Step> {
+/// A step on a whole batch in the recipe's parts, which are of about the same size, since a batch-norm takes each
+/// by itself.
+fn in_parts(step: &Step, recipe: &Recipe) -> impl Iterator<Item = Step> + use<> {
     let step = *step;
     let count = step.count as usize;
-    let parts = count.div_ceil(most);
+    let parts = recipe.parts(count);
     (0..parts).map(move |part| {
         let [from, to] = [part, part + 1].map(|part| (part * count / parts) as u32);
         Step {
             first: step.first + from,
             count: to - from,
             micro: part as u32,
+            shards: parts as u32,
+            share: 1.0 / parts as f32,
             ..step
         }
     })
@@ -902,13 +1066,13 @@ mod tests {
 
     #[test]
     fn the_parts_of_a_batch_are_of_about_one_size() {
-        let parts = |count, most| -> Vec<[u32; 3]> {
+        let parts_of = |count, recipe: &Recipe| -> Vec<[u32; 3]> {
             let step = Step {
                 lr: 0.5,
                 total: 3.5,
                 ..Step::new(100, count)
             };
-            let parts = in_parts(&step, most);
+            let parts = in_parts(&step, recipe);
             parts
                 .map(|part| {
                     assert_eq!((part.lr, part.total), (0.5, 3.5));
@@ -916,11 +1080,37 @@ mod tests {
                 })
                 .collect()
         };
+        let parts = |count, most| {
+            let recipe = Recipe {
+                micro_batch: Some(most),
+                ..Recipe::default()
+            };
+            parts_of(count, &recipe)
+        };
         assert_eq!(parts(7, 7), [[100, 7, 0]]);
         assert_eq!(parts(8, 4), [[100, 4, 0], [104, 4, 1]]);
         assert_eq!(parts(9, 4), [[100, 3, 0], [103, 3, 1], [106, 3, 2]]);
         assert_eq!(parts(5, 4), [[100, 2, 0], [102, 3, 1]]);
         assert_eq!(parts(1, 4), [[100, 1, 0]]);
+        let shards = |count| {
+            let recipe = Recipe {
+                batch_size: 10,
+                shards: Some(4),
+                ..Recipe::default()
+            };
+            assert_eq!(recipe.step_batch(), 3);
+            parts_of(count, &recipe)
+        };
+        assert_eq!(
+            shards(10),
+            [[100, 2, 0], [102, 3, 1], [105, 2, 2], [107, 3, 3]]
+        );
+        // As many as ever where each has a sample.
+        assert_eq!(
+            shards(4),
+            [[100, 1, 0], [101, 1, 1], [102, 1, 2], [103, 1, 3]]
+        );
+        assert_eq!(shards(2), [[100, 1, 0], [101, 1, 1]]);
     }
 
     #[test]

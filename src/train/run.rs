@@ -506,6 +506,8 @@ pub struct Run {
     steps: Vec<StepRecord>,
     /// The lock on the folder, held until this is dropped or the process ends.
     lock: Option<File>,
+    /// Whether another process has the folder, so that nothing is written here.
+    follows: bool,
 }
 
 /// What [`Run::restore`] found.
@@ -515,6 +517,16 @@ pub struct Restored {
     pub checkpoint: Option<Checkpoint>,
     /// What there is to say about a checkpoint that is not the one expected, in one line.
     pub note: Option<String>,
+}
+
+impl Restored {
+    /// No checkpoint, and nothing to say about it.
+    pub(super) fn nothing() -> Restored {
+        Restored {
+            checkpoint: None,
+            note: None,
+        }
+    }
 }
 
 impl Run {
@@ -573,12 +585,45 @@ impl Run {
             metrics: Vec::new(),
             steps: Vec::new(),
             lock: Some(lock),
+            follows: false,
         };
         if let Some(start) = start {
             run.begin(start)?;
         }
         run.write_config()?;
         Ok(run)
+    }
+
+    /// A new run whose folder another process makes and has: here it is known, but nothing is written.
+    ///
+    /// # Errors
+    /// What the architecture text has wrong.
+    pub fn follow(config: Config) -> Result<Run> {
+        Ok(Run {
+            folder: PathBuf::new(),
+            model: resolve(&config, Path::new(RUNS))?,
+            config,
+            metrics: Vec::new(),
+            steps: Vec::new(),
+            lock: None,
+            follows: true,
+        })
+    }
+
+    /// The same of an earlier run, which another process goes on with.
+    ///
+    /// # Errors
+    /// As [`Run::open`].
+    pub fn follow_earlier(folder: &Path) -> Result<Run> {
+        Ok(Run {
+            follows: true,
+            ..Run::open(folder)?
+        })
+    }
+
+    /// Whether another process has the folder.
+    pub fn follows(&self) -> bool {
+        self.follows
     }
 
     /// Makes the first folder `runs/<model>-<data>-<N>` that is not there yet.
@@ -603,6 +648,9 @@ impl Run {
 
     /// Takes back a run that came to nothing before its first step: its files and its folder go.
     pub fn discard(mut self) {
+        if self.follows {
+            return;
+        }
         self.lock = None;
         for file in [CHECKPOINT, STEPS, CONFIG, LOCK] {
             // What cannot be removed does no harm: it is a run of 0 epochs.
@@ -660,6 +708,7 @@ impl Run {
             metrics,
             steps: steps.collect(),
             lock: None,
+            follows: false,
         })
     }
 
@@ -708,6 +757,11 @@ impl Run {
     /// What the epochs so far gave.
     pub fn metrics(&self) -> &[EpochRecord] {
         &self.metrics
+    }
+
+    /// Of a run that [`Run::follows`], as the process has them that does not.
+    pub(super) fn take_metrics(&mut self, metrics: Vec<EpochRecord>) {
+        self.metrics = metrics;
     }
 
     /// The course of the training within its epochs; empty in folders of older versions.
@@ -957,6 +1011,9 @@ impl Run {
     /// [`Error::Io`]; then a resume goes on from the last whole checkpoint.
     pub(super) fn add_step(&mut self, record: StepRecord) -> Result<()> {
         self.steps.push(record);
+        if self.follows {
+            return Ok(());
+        }
         let path = self.path(STEPS);
         let line = lines(&path, &[record])?;
         let file = File::options().append(true).create(true).open(&path);
@@ -980,6 +1037,9 @@ impl Run {
     /// # Errors
     /// [`Error::Io`]; then a resume goes on from the last whole checkpoint.
     pub fn write_checkpoint(&self, checkpoint: &Checkpoint) -> Result<()> {
+        if self.follows {
+            return Ok(());
+        }
         let (path, optimizer) = (self.path(CHECKPOINT), &self.config.recipe.optimizer);
         let id = self.config.id_or_new();
         let bytes = checkpoint.to_bytes(&path, &self.model, optimizer, &id)?;
@@ -1144,6 +1204,9 @@ impl Run {
         validation_accuracy: Option<f64>,
         [parameters, running]: [&Vec<f32>; 2],
     ) -> Result<()> {
+        if self.follows {
+            return Ok(());
+        }
         let path = self.path(which.file());
         let metadata = WeightsMetadata {
             wgrad: env!("CARGO_PKG_VERSION"),
@@ -1169,12 +1232,18 @@ impl Run {
     /// # Errors
     /// [`Error::Io`].
     pub fn write_config(&self) -> Result<()> {
+        if self.follows {
+            return Ok(());
+        }
         let path = self.path(CONFIG);
         let text = serde_json::to_string_pretty(&self.config).map_err(|e| not_json(&path, e))?;
         replace(&path, (text + "\n").as_bytes())
     }
 
     fn write_metrics(&self) -> Result<()> {
+        if self.follows {
+            return Ok(());
+        }
         let path = self.path(METRICS);
         replace(&path, &lines(&path, &self.metrics)?)
     }

@@ -7,7 +7,7 @@ use crate::cpu;
 use crate::kernels::activation::{activation_backward, activation_forward};
 use crate::kernels::{
     KernelSpec, Metrics, Step, View, WORKGROUP_SIZE, gather, im2col, loss, optimizer, peak, pool,
-    probe, reduce, step,
+    probe, reduce, shards, step,
 };
 use crate::model::recipe::Optimizer;
 use crate::model::{Activation, Conv2d, Loss, Pool2d, Shape};
@@ -600,7 +600,68 @@ fn reduce_cases() -> Vec<Case> {
         accumulate_case(333, 0),
         accumulate_case(333, 1),
         accumulate_case(1000, 7),
+        sum_shards_case(1, 0, 0, 1),
+        sum_shards_case(333, 0, 5, 6),
+        sum_shards_case(333, 2, 7, 8),
+        sum_shards_case(332, 3, 3, 8),
+        sum_shards_case(332, 8, 8, 8),
+        fold_shards_case(1, 1, false),
+        fold_shards_case(333, 7, true),
+        fold_shards_case(332, 6, false),
+        fold_shards_case(332, 8, true),
     ]
+}
+
+/// Shard number `shard` of `shards`, of which those from `first` on are computed here.
+pub(crate) fn sum_shards_case(n: usize, first: u32, shard: u32, shards: u32) -> Case {
+    let variant = format!("{n} elements, shard {shard} from {first} of {shards}");
+    Case::new("sum_shards", variant, move |b| {
+        let rows = shards::rows(shards as usize, true);
+        let (mut x, mut before) = (b.values(n), b.values(rows * n));
+        // What devices differ in, as a term and as a sum.
+        x[0] = 1e-40;
+        if let (Some(x), Some(before)) = (x.get_mut(1), before.get_mut(1)) {
+            *x = 1.5 * f32::MIN_POSITIVE;
+            *before = -f32::MIN_POSITIVE;
+        }
+        let row = Step {
+            micro: shard,
+            first_shard: first,
+            shards,
+            ..samples(0, 1)
+        };
+        let [steps, counter] = step_table(b, row);
+        let x = b.input(&x);
+        let nodes = b.updated("nodes", &before, Tolerance::sum(4));
+        vec![shards::sum_shards(
+            shards as usize,
+            x,
+            nodes,
+            steps,
+            counter,
+        )]
+    })
+}
+
+/// All of `shards`, where a batch may have more.
+pub(crate) fn fold_shards_case(n: usize, shards: u32, scaled: bool) -> Case {
+    let mean = if scaled { ", mean" } else { "" };
+    let variant = format!("{n} elements, {shards} shards{mean}");
+    Case::new("fold_shards", variant, move |b| {
+        let most = 2 * shards as usize;
+        let nodes = b.values(shards::rows(most, false) * n);
+        let row = Step {
+            shards,
+            share: 1.0 / shards as f32,
+            ..samples(0, 1)
+        };
+        let [steps, counter] = step_table(b, row);
+        let nodes = b.input(&nodes);
+        let result = b.output("result", n, Tolerance::sum(4));
+        vec![shards::fold_shards(
+            most, scaled, nodes, steps, counter, result,
+        )]
+    })
 }
 
 /// Part `micro` of a batch.

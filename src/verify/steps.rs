@@ -150,11 +150,12 @@ fn apart(options: &Options) -> Options {
 }
 
 /// What all plans of a model have in common: some train on a loss that is smoothed and weighted, and on parts of
-/// batches, some on images that are changed at random or mixed, in groups, with clipped gradients and a moving average;
+/// batches or on shards, some on images that are changed at random or mixed, in groups, with clipped gradients and a moving average;
 /// some are evaluated in several views, and keep their logits.
 fn options(model: &Model) -> Options {
     let weighted = model.name == "squeezed";
     let grouped = model.name == "uneven";
+    let sharded = model.name == "residual";
     let groups = Groups {
         bias_lr: 2.0,
         head_lr: 0.5,
@@ -191,7 +192,8 @@ fn options(model: &Model) -> Options {
         },
         keep_logits: model.name == "odd",
         large_evaluation: Some(false),
-        micro: weighted,
+        micro: weighted || sharded,
+        shards: sharded.then_some(3),
         groups: if grouped { groups } else { Groups::default() },
         clip_norm: grouped.then_some(0.5),
         average: grouped,
@@ -653,7 +655,10 @@ fn each_kernel<'a>(
     device: impl FnOnce(&Twins<f64>) -> Result<Box<dyn Device + 'a>>,
 ) -> Result<Outcome> {
     let mut steps = [data.steps[0], data.steps[STEPS - 1]];
-    steps[1].micro = u32::from(plan.tensor("accumulated").is_some());
+    if plan.tensor("accumulated").is_some() {
+        steps[1].micro = 1;
+        (steps[1].shards, steps[1].share) = (2, 0.5);
+    }
     let name = match mode {
         Mode::Train(rule) => {
             for (i, step) in steps.iter_mut().enumerate() {
@@ -946,11 +951,12 @@ fn simplest(model: &Model, batch: usize, mode: Mode, precision: Precision) -> Re
     Plan::new(model, batch, mode, &options, Target::Cpu)
 }
 
-const EVERYTHING: [Section; 6] = [
+const EVERYTHING: [Section; 7] = [
     Section::Gather,
     Section::Forward,
     Section::Loss,
     Section::Backward,
+    Section::Exchange,
     Section::Update,
     Section::Advance,
 ];

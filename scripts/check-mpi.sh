@@ -1,0 +1,20 @@
+#!/bin/sh
+# Real processes through Debian's Open MPI: 1, 2, 3 and 4 ranks give the same weights, on the CPU and on the software
+# adapter; a run goes on with another number of ranks, and after the death of one.
+set -eu
+cd "$(dirname "$0")/.."
+# shellcheck source=scripts/lib.sh
+. scripts/lib.sh
+
+need mpirun openmpi-bin
+# What the feature is built with: the library's headers, and libclang for their bindings.
+need mpicc libopenmpi-dev
+[ -n "$(find /usr/lib* -name 'libclang*.so*' -print -quit 2>/dev/null)" ] || {
+    command -v apt-get >/dev/null || skip "no libclang here and no apt-get to install libclang-dev"
+    as_root apt-get install -y -qq --no-install-recommends libclang-dev >/dev/null ||
+        skip "apt-get could not install libclang-dev"
+}
+
+cargo clippy --quiet --all-targets --features mpi -- -D warnings
+# As the other tests, whose dependencies are there.
+cargo test --release --quiet --features mpi --test mpi --test shards
