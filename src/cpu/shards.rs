@@ -30,12 +30,21 @@ pub fn sum_shards<T: Float>(levels: usize, first: usize, shard: usize, x: &[T], 
         index: shard >> level,
     }
     .row(levels);
-    for i in 0..n {
-        let mut sum = flushed(x[i]);
-        for level in 0..level {
-            sum = flushed(nodes[level * n + i] + sum);
-        }
-        nodes[row * n + i] = sum;
+    // What is added to it lies before it.
+    let (before, own) = nodes.split_at_mut(row * n);
+    let own = &mut own[..n];
+    own.iter_mut()
+        .zip(x)
+        .for_each(|(own, x)| *own = flushed(*x));
+    for node in before.chunks_exact(n).take(level) {
+        add_node(own, node);
+    }
+}
+
+/// `sum = node + sum`.
+fn add_node<T: Float>(sum: &mut [T], node: &[T]) {
+    for (sum, node) in sum.iter_mut().zip(node) {
+        *sum = flushed(*node + *sum);
     }
 }
 
@@ -43,12 +52,15 @@ pub fn sum_shards<T: Float>(levels: usize, first: usize, shard: usize, x: &[T], 
 /// where there is one.
 pub fn fold_shards<T: Float>(shards: usize, share: Option<T>, nodes: &[T], result: &mut [T]) {
     let n = result.len();
-    for (i, result) in result.iter_mut().enumerate() {
-        let of = |level: u32| nodes[level as usize * n + i];
-        let last = shards.trailing_zeros();
-        let more = (last + 1..usize::BITS).filter(|level| shards >> level & 1 == 1);
-        let sum = more.fold(of(last), |sum, level| flushed(of(level) + sum));
-        *result = share.map_or(sum, |share| flushed(sum * share));
+    let rows = nodes.chunks_exact(n).take(usize::BITS as usize).enumerate();
+    let mut wanted = rows.filter(|(level, _)| shards >> level & 1 == 1);
+    let (_, last) = wanted.next().expect("a batch has shards");
+    result.copy_from_slice(last);
+    wanted.for_each(|(_, node)| add_node(result, node));
+    if let Some(share) = share {
+        result
+            .iter_mut()
+            .for_each(|sum| *sum = flushed(*sum * share));
     }
 }
 
@@ -84,9 +96,7 @@ fn below<'a>(
     };
     let mut sum = below(child(0), shards, nodes, node)?;
     if let Some(right) = below(child(1), shards, nodes, node) {
-        for (sum, right) in sum.iter_mut().zip(&right) {
-            *sum = flushed(*sum + right);
-        }
+        add_node(&mut sum, &right);
     }
     Some(sum)
 }
