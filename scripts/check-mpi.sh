@@ -15,5 +15,8 @@ need mpicc libopenmpi-dev
         skip "apt-get could not install libclang-dev"
 }
 
+timeout 30 mpirun --oversubscribe --allow-run-as-root -n 2 true >/dev/null 2>&1 ||
+    skip "mpirun starts no two processes here"
+
 # As the other tests, whose dependencies are there.
 cargo test --release --quiet --features mpi --test mpi
