@@ -8,10 +8,10 @@ pub(super) fn words(len: usize) -> usize {
     if len == 0 { 0 } else { 1 + len.div_ceil(2) }
 }
 
-/// Appends `values` with what is `left` over of those before, and leaves there what is left over of these.
-pub(super) fn encode(values: &[f32], left: &mut [f32], message: &mut Vec<u32>) {
+/// The message of `values` with what is `left` over of those before, which leaves there what is left over of these.
+pub(super) fn encoded(values: &[f32], left: &mut [f32]) -> Vec<u32> {
     if values.is_empty() {
-        return;
+        return Vec::new();
     }
     let sums: Vec<f32> = values.iter().zip(&*left).map(|(v, l)| v + l).collect();
     let finite = sums.iter().filter(|sum| sum.is_finite());
@@ -33,24 +33,22 @@ pub(super) fn encode(values: &[f32], left: &mut [f32], message: &mut Vec<u32>) {
             half.to_bits()
         })
         .collect();
-    message.push(exponent as u32);
     let pairs = halves.chunks(2);
     let words = pairs.map(|pair| u32::from(pair[0]) | u32::from(*pair.get(1).unwrap_or(&0)) << 16);
-    message.extend(words);
+    std::iter::once(exponent as u32).chain(words).collect()
 }
 
-/// The first `len` numbers of a message, and the rest of it.
-pub(super) fn decode(message: &[u32], len: usize) -> (Vec<f32>, &[u32]) {
-    let (own, rest) = message.split_at(words(len));
-    let Some((exponent, pairs)) = own.split_first() else {
-        return (Vec::new(), rest);
+/// The `len` numbers of a message.
+pub(super) fn decoded(message: &[u32], len: usize) -> Vec<f32> {
+    let Some((exponent, pairs)) = message.split_first() else {
+        return Vec::new();
     };
     let down = 2f32.powi(*exponent as i32);
     let halves = pairs
         .iter()
         .flat_map(|pair| [*pair as u16, (*pair >> 16) as u16]);
     let values = halves.map(|half| f16::from_bits(half).to_f32() * down);
-    (values.take(len).collect(), rest)
+    values.take(len).collect()
 }
 
 #[cfg(test)]
@@ -64,12 +62,9 @@ mod tests {
             let mut left = [0.0; 5];
             let mut total = [0.0f64; 5];
             for round in 1..=50 {
-                let mut message = vec![7];
-                encode(&values, &mut left, &mut message);
-                assert_eq!(message.len(), 1 + words(5));
-                message.push(9);
-                let (decoded, rest) = decode(&message[1..], 5);
-                assert_eq!(rest, [9]);
+                let message = encoded(&values, &mut left);
+                assert_eq!(message.len(), words(5));
+                let decoded = decoded(&message, 5);
                 for i in 0..5 {
                     total[i] += f64::from(decoded[i]);
                     let apart = (total[i] / f64::from(scale)
@@ -82,18 +77,17 @@ mod tests {
         }
         // Two rounding errors of a half, and none where the number is one.
         let mut left = [0.0; 2];
-        encode(&[1.0, 1.0 + 1e-4], &mut left, &mut Vec::new());
+        encoded(&[1.0, 1.0 + 1e-4], &mut left);
         assert!(left[0] == 0.0 && left[1] != 0.0);
     }
 
     #[test]
     fn what_is_no_number_stays_none() {
         let mut left = [0.0; 3];
-        let mut message = Vec::new();
-        encode(&[f32::NAN, f32::INFINITY, 1.0], &mut left, &mut message);
-        let (decoded, _) = decode(&message, 3);
-        assert!(decoded[0].is_nan() && decoded[1] == f32::INFINITY && decoded[2] == 1.0);
+        let message = encoded(&[f32::NAN, f32::INFINITY, 1.0], &mut left);
+        let values = decoded(&message, 3);
+        assert!(values[0].is_nan() && values[1] == f32::INFINITY && values[2] == 1.0);
         assert_eq!(left, [0.0; 3]);
-        assert_eq!(decode(&[], 0), (Vec::new(), &[][..]));
+        assert!(encoded(&[], &mut []).is_empty() && decoded(&[], 0).is_empty());
     }
 }

@@ -4,12 +4,13 @@
 //! there are nor on how the shards are dealt.
 //!
 //! ```text
-//! rank 0: shards 0–2 ─► nodes ─┐            ┌─► sum of slab 0 ─┐            ┌─► update
-//! rank 1: shards 3–5 ─► nodes ─┼─ slabs of ─┼─► sum of slab 1 ─┼─ all slabs ┼─► update
-//! rank 2: shards 6–7 ─► nodes ─┘  all nodes └─► sum of slab 2 ─┘            └─► update
+//! rank 0: shards 0–2 ─► nodes ─┐            ┌─► sum of part 0 ─┐            ┌─► update
+//! rank 1: shards 3–5 ─► nodes ─┼─ parts of ─┼─► sum of part 1 ─┼─ all parts ┼─► update
+//! rank 2: shards 6–7 ─► nodes ─┘  all nodes └─► sum of part 2 ─┘            └─► update
 //! ```
 //!
-//! So each process sends its nodes once and the sum once, however many there are. Rank 0, the leader, has the run
+//! So each process sends its nodes once and the sum once, however many there are. That is done for one slab of the
+//! gradients after the other ([`crate::plan::Plan::slabs`]), while the backward pass of the last shard goes on. Rank 0, the leader, has the run
 //! folder and speaks for all; the others follow.
 
 mod halves;
@@ -54,10 +55,26 @@ pub struct Traffic {
     pub batches: u64,
     /// Bytes that this process sent to others for them.
     pub sent: u64,
-    /// Seconds from one exchange to the next, but for the first.
+    /// Those that the times are of: not the first of an epoch, which may have to be planned or compiled.
+    pub timed: u64,
+    /// Seconds from one batch's update until the device was through with the next.
     pub computing: f64,
-    /// Seconds in these, waiting for slower ones included.
+    /// Seconds in exchanges, waiting for slower ranks included; some of them go on while the device computes.
     pub exchanging: f64,
+    /// Seconds from when the device was through to the update.
+    pub waiting: f64,
+}
+
+impl Traffic {
+    /// Of some of these seconds those of a batch.
+    pub fn per_batch(&self, seconds: f64) -> f64 {
+        seconds / self.timed.max(1) as f64
+    }
+
+    /// Share of the time in which the device had to wait for an exchange.
+    pub fn share(&self) -> f64 {
+        self.waiting / (self.computing + self.waiting).max(f64::MIN_POSITIVE)
+    }
 }
 
 /// This process among the others.
@@ -264,6 +281,7 @@ impl Cluster {
             mode: self.mode,
             left: &mut self.left,
             since: None,
+            exchanging: 0.0,
         };
         engine.train_shards(order, &own, &mut exchanging, &mut |_| {
             let new = std::mem::take(&mut state.borrow_mut().metrics);
@@ -304,6 +322,8 @@ struct Exchanging<'a> {
     left: &'a mut [Vec<f32>; 2],
     /// When the batch before was exchanged.
     since: Option<Instant>,
+    /// Seconds in exchanges of the batch at hand.
+    exchanging: f64,
 }
 
 /// Words of a message before its metrics.
@@ -312,214 +332,197 @@ const INTERRUPTED: u32 = 1;
 const STOP: u32 = 2;
 
 impl Exchange for Exchanging<'_> {
-    fn exchange(
+    fn gradients(
         &mut self,
         row: &Step,
-        own_nodes: &[[&[f32]; 2]],
-        metrics: &[Metrics],
-    ) -> Result<[Vec<f32>; 2]> {
+        slab: &Range<usize>,
+        nodes: &[Vec<f32>],
+    ) -> Result<Vec<f32>> {
         let begin = Instant::now();
-        let (rank, ranks, shards) = (self.link.rank(), self.link.ranks(), row.shards as usize);
-        let dealt = deal(shards, self.shares);
-        let [parameters, running] = self.lens;
-        let slabs: Vec<Range<usize>> = (0..ranks)
-            .map(|r| {
-                let all = parameters + running;
-                r * all / ranks..(r + 1) * all / ranks
+        let (rank, ranks) = (self.link.rank(), self.link.ranks());
+        let added_up;
+        let mut all_nodes = self.all_nodes(row);
+        let nodes = match self.mode {
+            Exchanged::Exact => nodes,
+            Exchanged::Fast | Exchanged::Half => {
+                all_nodes.iter_mut().for_each(|nodes| nodes.truncate(1));
+                added_up = Vec::from_iter(added(nodes.iter().map(Vec::as_slice)));
+                &added_up
+            }
+        };
+        // Each rank adds up a part of the slab.
+        let cut = |r: usize| slab.start + r * slab.len() / ranks;
+        let parts: Vec<Range<usize>> = (0..ranks).map(|r| cut(r)..cut(r + 1)).collect();
+        let messages: Vec<Cow<[u32]>> = parts
+            .iter()
+            .map(|part| {
+                let place = part.start - slab.start..part.end - slab.start;
+                match nodes {
+                    [node] => self.packed(0, part, &node[place]),
+                    nodes => {
+                        let nodes = nodes.iter();
+                        let words = nodes.flat_map(|node| {
+                            self.packed(0, part, &node[place.clone()]).into_owned()
+                        });
+                        words.collect()
+                    }
+                }
             })
             .collect();
-        let interrupted = self.interrupted.load(Ordering::Relaxed);
-        let mut flags = if interrupted { INTERRUPTED } else { 0 };
+        let own = &parts[rank];
+        let words = self.words(own);
+        let lens: Vec<usize> = all_nodes.iter().map(|nodes| nodes.len() * words).collect();
+        let received = self.swap(&messages, &lens)?;
+        let values = received
+            .iter()
+            .zip(&all_nodes)
+            .flat_map(|(message, nodes)| {
+                (0..nodes.len()).map(|node| &message[node * words..][..words])
+            });
+        let values: Vec<Cow<[f32]>> = values.map(|message| self.unpacked(own, message)).collect();
+        let sum = match self.mode {
+            Exchanged::Exact => root(row.shards as usize, &all_nodes.concat(), &|at| &values[at]),
+            Exchanged::Fast | Exchanged::Half => {
+                added(values.iter().map(|value| &value[..])).unwrap_or_default()
+            }
+        };
+
+        let message = self.packed(1, own, &sum).into_owned();
+        let lens: Vec<usize> = parts.iter().map(|part| self.words(part)).collect();
+        let received = self.swap(&vec![message.into(); ranks], &lens)?;
+        let mut sums = Vec::with_capacity(slab.len());
+        for (message, part) in received.iter().zip(&parts) {
+            sums.extend_from_slice(&self.unpacked(part, message));
+        }
+        self.exchanging += begin.elapsed().as_secs_f64();
+        Ok(sums)
+    }
+
+    fn statistics(
+        &mut self,
+        row: &Step,
+        nodes: &[Vec<f32>],
+        metrics: &[Metrics],
+        computed: Instant,
+    ) -> Result<Vec<f32>> {
+        let begin = Instant::now();
+        let (rank, ranks) = (self.link.rank(), self.link.ranks());
+        let dealt = deal(row.shards as usize, self.shares);
+        let mut flags = match self.interrupted.load(Ordering::Relaxed) {
+            true => INTERRUPTED,
+            false => 0,
+        };
         if self.state.borrow().wish {
             flags |= STOP;
         }
-        // A row that is computed for nothing has metrics, too.
-        let metrics = &metrics[..dealt[rank].len()];
-        let own: Vec<[Vec<f32>; 2]>;
-        let mut own_nodes = own_nodes.to_vec();
-        if self.mode != Exchanged::Exact {
-            own = added_up(&own_nodes);
-            own_nodes = own.iter().map(|[g, r]| [&g[..], &r[..]]).collect();
+        let mut message = vec![flags];
+        // A row that is there for the update alone has none.
+        message.extend_from_slice(bytemuck::cast_slice(&metrics[..dealt[rank].len()]));
+        for node in nodes {
+            message.extend_from_slice(bytemuck::cast_slice(node));
         }
-        let parts: Vec<Vec<u32>> = slabs
-            .iter()
-            .map(|slab| {
-                let len = HEADER + 2 * metrics.len() + own_nodes.len() * slab.len();
-                let mut part = Vec::with_capacity(len);
-                part.push(flags);
-                part.extend_from_slice(bytemuck::cast_slice(metrics));
-                for node in &own_nodes {
-                    self.pack(0, cut(*node, slab), slab, &mut part);
-                }
-                part
-            })
-            .collect();
-        let all_nodes: Vec<Vec<Node>> = dealt
-            .iter()
-            .map(|shards| {
-                let mut nodes = nodes(shards.clone());
-                if self.mode != Exchanged::Exact {
-                    nodes.truncate(1);
-                }
-                nodes
-            })
-            .collect();
-        let own_slab = &slabs[rank];
+        let (all_nodes, len) = (self.all_nodes(row), self.lens[1]);
         let lens: Vec<usize> = dealt
             .iter()
             .zip(&all_nodes)
-            .map(|(shards, nodes)| HEADER + 2 * shards.len() + nodes.len() * self.packed(own_slab))
+            .map(|(shards, nodes)| HEADER + 2 * shards.len() + nodes.len() * len)
             .collect();
-        let borrowed: Vec<&[u32]> = parts.iter().map(Vec::as_slice).collect();
-        let received = self.link.swap(&borrowed, &lens)?;
-        let mut sent = words_to_others(&borrowed, rank);
-
-        let mut values: Vec<Cow<[f32]>> = Vec::new();
+        let received = self.swap(&vec![message.into(); ranks], &lens)?;
+        let mut values: Vec<&[f32]> = Vec::new();
         let mut state = self.state.borrow_mut();
         for ((message, shards), nodes) in received.iter().zip(&dealt).zip(&all_nodes) {
             state.interrupted |= message[0] & INTERRUPTED != 0;
             state.stops |= message[0] != 0;
-            let (metrics, mut rest) = message[HEADER..].split_at(2 * shards.len());
+            let (metrics, rest) = message[HEADER..].split_at(2 * shards.len());
             state
                 .metrics
                 .extend_from_slice(bytemuck::cast_slice(metrics));
-            for _ in nodes {
-                let value;
-                (value, rest) = self.unpack(rest, own_slab);
-                values.push(value);
-            }
+            let rest: &[f32] = bytemuck::cast_slice(rest);
+            values.extend((0..nodes.len()).map(|node| &rest[node * len..][..len]));
         }
         drop(state);
-        let mut sum = match self.mode {
-            Exchanged::Exact => root(shards, &all_nodes.concat(), &|at| &values[at]),
-            Exchanged::Fast | Exchanged::Half => {
-                let mut values = values.into_iter();
-                let mut sum = values.next().unwrap_or_default().into_owned();
-                values.for_each(|value| add(&mut sum, &value));
-                sum
-            }
-        };
-        let statistics = parameters.saturating_sub(own_slab.start).min(sum.len());
-        for value in &mut sum[statistics..] {
+        let mut mean = root(row.shards as usize, &all_nodes.concat(), &|at| values[at]);
+        for value in &mut mean {
             *value = flushed(*value * row.share);
         }
 
-        let mut message = Vec::with_capacity(sum.len());
-        let sum = sum.split_at(statistics).into();
-        self.pack(1, sum, own_slab, &mut message);
-        let borrowed = vec![&message[..]; ranks];
-        let lens: Vec<usize> = slabs.iter().map(|slab| self.packed(slab)).collect();
-        let sums = self.link.swap(&borrowed, &lens)?;
-        sent += words_to_others(&borrowed, rank);
-        let mut gradients: Vec<f32> = Vec::with_capacity(parameters + running);
-        for (message, slab) in sums.iter().zip(&slabs) {
-            gradients.extend_from_slice(&self.unpack(message, slab).0);
-        }
-        let running = gradients.split_off(parameters);
-
         let end = Instant::now();
+        self.exchanging += (end - begin).as_secs_f64();
+        let exchanging = std::mem::take(&mut self.exchanging);
         self.traffic.batches += 1;
-        self.traffic.sent += 4 * sent;
-        // The first batch may have to be planned or compiled.
         if let Some(since) = self.since.replace(end) {
-            let seconds = (begin - since).as_secs_f64();
-            self.traffic.computing += seconds;
-            self.traffic.exchanging += (end - begin).as_secs_f64();
-            self.pace.seconds += seconds;
-            // The row that counts for nothing takes its time, too.
-            self.pace.shards += dealt[rank].len().max(1) as f64;
+            let computing = (computed - since).as_secs_f64();
+            self.traffic.timed += 1;
+            self.traffic.computing += computing;
+            self.traffic.exchanging += exchanging;
+            self.traffic.waiting += (end - computed).as_secs_f64();
+            if !dealt[rank].is_empty() {
+                self.pace.seconds += computing;
+                self.pace.shards += dealt[rank].len() as f64;
+            }
         }
-        Ok([gradients, running])
+        Ok(mean)
     }
 }
 
 impl Exchanging<'_> {
-    /// How much of a slab is of gradients; the rest is of running statistics.
-    fn gradients_in(&self, slab: &Range<usize>) -> usize {
-        self.lens[0].clamp(slab.start, slab.end) - slab.start
+    /// The nodes that each rank has of a batch.
+    fn all_nodes(&self, row: &Step) -> Vec<Vec<Node>> {
+        let dealt = deal(row.shards as usize, self.shares);
+        dealt.into_iter().map(nodes).collect()
     }
 
-    /// Words of a slab's numbers in a message.
-    fn packed(&self, slab: &Range<usize>) -> usize {
+    fn swap(&mut self, parts: &[Cow<[u32]>], lens: &[usize]) -> Result<Vec<Vec<u32>>> {
+        let rank = self.link.rank();
+        let parts: Vec<&[u32]> = parts.iter().map(|part| &part[..]).collect();
+        let others = parts.iter().enumerate().filter(|(r, _)| *r != rank);
+        let sent: u64 = others.map(|(_, part)| 4 * part.len() as u64).sum();
+        let received = self.link.swap(&parts, lens)?;
+        self.traffic.sent += sent;
+        Ok(received)
+    }
+
+    /// Words of a part of the gradients in a message.
+    fn words(&self, part: &Range<usize>) -> usize {
         match self.mode {
-            Exchanged::Exact | Exchanged::Fast => slab.len(),
-            Exchanged::Half => {
-                let gradients = self.gradients_in(slab);
-                halves::words(gradients) + slab.len() - gradients
-            }
+            Exchanged::Exact | Exchanged::Fast => part.len(),
+            Exchanged::Half => halves::words(part.len()),
         }
     }
 
-    /// Appends a slab's gradients and running statistics; `which` of what is left over goes with them.
-    fn pack(
+    /// A part of the gradients as it is sent; `which` of what is left over goes with it.
+    fn packed<'a>(
         &mut self,
         which: usize,
-        [gradients, running]: [&[f32]; 2],
-        slab: &Range<usize>,
-        message: &mut Vec<u32>,
-    ) {
+        part: &Range<usize>,
+        values: &'a [f32],
+    ) -> Cow<'a, [u32]> {
         match self.mode {
-            Exchanged::Exact | Exchanged::Fast => {
-                message.extend_from_slice(bytemuck::cast_slice(gradients));
-            }
-            Exchanged::Half if gradients.is_empty() => {}
+            Exchanged::Exact | Exchanged::Fast => bytemuck::cast_slice(values).into(),
             Exchanged::Half => {
                 let left = &mut self.left[which];
                 left.resize(self.lens[0], 0.0);
-                halves::encode(
-                    gradients,
-                    &mut left[slab.start..][..gradients.len()],
-                    message,
-                );
+                halves::encoded(values, &mut left[part.clone()]).into()
             }
         }
-        message.extend_from_slice(bytemuck::cast_slice(running));
     }
 
-    /// A slab's numbers at the beginning of a message, and the rest of that.
-    fn unpack<'a>(&self, message: &'a [u32], slab: &Range<usize>) -> (Cow<'a, [f32]>, &'a [u32]) {
-        if self.mode != Exchanged::Half {
-            let (own, rest) = message.split_at(slab.len());
-            return (bytemuck::cast_slice(own).into(), rest);
-        }
-        let gradients = self.gradients_in(slab);
-        let (mut values, rest) = halves::decode(message, gradients);
-        let (running, rest) = rest.split_at(slab.len() - gradients);
-        values.extend_from_slice(bytemuck::cast_slice(running));
-        (values.into(), rest)
-    }
-}
-
-/// The sum of some nodes, where there are any.
-fn added_up(nodes: &[[&[f32]; 2]]) -> Vec<[Vec<f32>; 2]> {
-    let Some((first, others)) = nodes.split_first() else {
-        return Vec::new();
-    };
-    let mut sums = first.map(<[f32]>::to_vec);
-    for node in others {
-        for (sum, node) in sums.iter_mut().zip(node) {
-            add(sum, node);
+    /// And as it was.
+    fn unpacked<'a>(&self, part: &Range<usize>, message: &'a [u32]) -> Cow<'a, [f32]> {
+        match self.mode {
+            Exchanged::Exact | Exchanged::Fast => bytemuck::cast_slice(message).into(),
+            Exchanged::Half => halves::decoded(message, part.len()).into(),
         }
     }
-    vec![sums]
 }
 
-fn add(sum: &mut [f32], other: &[f32]) {
-    sum.iter_mut().zip(other).for_each(|(sum, x)| *sum += x);
-}
-
-fn words_to_others(parts: &[&[u32]], rank: usize) -> u64 {
-    let others = parts.iter().enumerate().filter(|(r, _)| *r != rank);
-    others.map(|(_, part)| part.len() as u64).sum()
-}
-
-/// The parts of two vectors on end that lie in `range`.
-fn cut<'a>([first, second]: [&'a [f32]; 2], range: &Range<usize>) -> [&'a [f32]; 2] {
-    let part = |vector: &'a [f32], from: usize| {
-        let at = |x: usize| x.saturating_sub(from).min(vector.len());
-        &vector[at(range.start)..at(range.end)]
-    };
-    [part(first, 0), part(second, first.len())]
+/// The sum of vectors, one after the other; `None` of none.
+fn added<'a>(mut vectors: impl Iterator<Item = &'a [f32]>) -> Option<Vec<f32>> {
+    let first = vectors.next()?.to_vec();
+    Some(vectors.fold(first, |mut sum, vector| {
+        sum.iter_mut().zip(vector).for_each(|(sum, x)| *sum += x);
+        sum
+    }))
 }
 
 /// Which shards of a batch each rank computes: on end, by their shares.
@@ -620,15 +623,5 @@ mod tests {
         assert_eq!(of(0), [[0, 0, 0], [4, 1, 1], [5, 0, 0]]);
         assert_eq!(of(1), [[1, 1, 1], [2, 2, 1], [4, 0, 0], [6, 2, 2]]);
         assert_eq!(of(2), [[3, 3, 3], [4, 1, 1], [6, 1, 1]]);
-    }
-
-    #[test]
-    fn a_slab_is_cut_from_both_vectors() {
-        let (first, second) = ([1.0, 2.0, 3.0], [4.0, 5.0]);
-        let of = |range: Range<usize>| cut([&first, &second], &range);
-        assert_eq!(of(0..2), [&[1.0, 2.0][..], &[]]);
-        assert_eq!(of(1..4), [&[2.0, 3.0][..], &[4.0]]);
-        assert_eq!(of(4..5), [&[][..], &[5.0]]);
-        assert!(of(2..2).concat().is_empty());
     }
 }

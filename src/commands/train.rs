@@ -125,8 +125,14 @@ pub(super) fn carry_out(
     };
 
     if let Some(cluster) = &mut cluster {
-        for (rank, line) in (0..).zip(cluster.gather(engine.description().as_bytes())?) {
-            note(&format!("rank {rank:<4}{}", String::from_utf8_lossy(&line)))?;
+        let ranks = cluster.gather(engine.description().as_bytes())?;
+        let ranks = ranks
+            .iter()
+            .map(|line| String::from_utf8_lossy(line).into());
+        let device = &mut run.config_mut().device;
+        (device.ranks, device.exchange) = (ranks.collect(), None);
+        for (rank, line) in device.ranks.iter().enumerate() {
+            note(&format!("rank {rank:<4}{line}"))?;
         }
     }
 
@@ -210,7 +216,10 @@ pub(super) fn carry_out(
         Outcome::Finished => {}
     }
     if let Some(cluster) = cluster.as_ref().filter(|_| progress.epochs > 0) {
-        note(&exchanges(cluster, run.config().recipe.shards.unwrap_or(1)))?;
+        let line = exchanges(cluster, run.config().recipe.shards.unwrap_or(1));
+        note(&format!("exchange {line}"))?;
+        run.config_mut().device.exchange = Some(line);
+        run.write_config()?;
     }
     // Of several seeds there is a table in the end.
     let say = if of.is_some() { tell } else { say };
@@ -225,7 +234,11 @@ pub(super) fn carry_out(
         let profile = Profile::of(network)?;
         let file = run.folder().join("profile.json");
         profile.write_trace(&network.gpu().report().name, &file)?;
-        say(&table(&Profile::HEADER, profile.rows(), 2))?;
+        let mut rows = profile.rows();
+        if let Some(cluster) = &cluster {
+            rows.extend(exchange_rows(cluster));
+        }
+        say(&table(&Profile::HEADER, rows, 2))?;
         say(&format!("profile  {}", file.display()))?;
     }
     if progress.epochs > 0 {
@@ -248,20 +261,28 @@ fn leave(cluster: Option<Cluster>) {
 
 /// What the exchanges between the ranks took.
 fn exchanges(cluster: &Cluster, shards: usize) -> String {
-    let traffic = cluster.traffic();
-    let time = traffic.computing + traffic.exchanging;
-    let share = if time > 0.0 {
-        traffic.exchanging / time
-    } else {
-        0.0
-    };
-    let dealt = cluster.dealt(shards).into_iter().map(|n| n.to_string());
+    let (traffic, dealt) = (cluster.traffic(), cluster.dealt(shards));
+    let dealt: Vec<String> = dealt.into_iter().map(|n| n.to_string()).collect();
+    let [all, waited] = [traffic.exchanging, traffic.waiting].map(|s| 1e3 * traffic.per_batch(s));
     format!(
-        "exchange {} sent by a rank each step, {:.1} % of the time; shards by rank {}",
+        "{} sent by a rank each step, {all:.1} ms, of which it waits for {waited:.1}: {:.1} % of the time; shards by rank {}",
         BinaryBytes(traffic.sent / traffic.batches.max(1)),
-        100.0 * share,
-        dealt.collect::<Vec<_>>().join(" ")
+        100.0 * traffic.share(),
+        dealt.join(" ")
     )
+}
+
+/// The same as rows of a profile: what goes on beside the kernels, and what comes on top of them.
+fn exchange_rows(cluster: &Cluster) -> [Vec<String>; 2] {
+    let traffic = cluster.traffic();
+    let step = traffic.per_batch(traffic.computing + traffic.waiting);
+    let beside = (traffic.exchanging - traffic.waiting).max(0.0);
+    [("beside kernels", beside), ("waited for", traffic.waiting)].map(|(what, seconds)| {
+        let seconds = traffic.per_batch(seconds);
+        let share = 100.0 * seconds / step.max(f64::MIN_POSITIVE);
+        let [ms, share] = [format!("{:.3}", 1e3 * seconds), format!("{share:.1}")];
+        vec!["exchange".into(), what.into(), ms, share]
+    })
 }
 
 /// The layers of a model; where the terminal is too narrow for their table, in a line.
@@ -810,8 +831,8 @@ fn device_record(requested: &str, device: &Device, options: &Options) -> DeviceR
         adapter: gpu.map(|gpu| json!(gpu.report())),
         family: options.family,
         explicit_conv: options.explicit_conv,
-        kernels: Vec::new(),
         products: options.choices.clone(),
+        ..DeviceRecord::default()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{
     Evaluation, Exchange, Split, StepProgress, ends_batch, evaluation_steps, expect_dataset,
-    expect_epoch, expect_len, most_rows, own_shards, uploaded,
+    expect_epoch, expect_len, most_rows, own_nodes, uploaded,
 };
 use crate::cpu::{Memory, Values, fast};
 use crate::error::Result;
@@ -11,9 +11,11 @@ use crate::kernels::shards::levels;
 use crate::kernels::{Dtype, Metrics, Step};
 use crate::model::recipe::{Optimizer, Precision, Views};
 use crate::model::{Model, initial_running};
-use crate::plan::{self, Lifetime, Mode, Options, Plan, SHARD_SUMS, Section, Target};
+use crate::plan::{self, Lifetime, Mode, Options, Plan, SHARD_STATISTICS, Section, Target};
 use std::collections::HashMap;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
+use std::sync::mpsc::channel;
+use std::time::Instant;
 
 /// A network on the CPU.
 ///
@@ -345,8 +347,8 @@ impl CpuEngine {
         self.memory.values[tensors["counter"]] = Values::Words(vec![0]);
         let mut all = Vec::with_capacity(steps.len());
         let mut stops = false;
-        // Of the batch, before the row that is at hand.
-        let mut parts = 0;
+        // The batch's first row.
+        let mut begin = 0;
         for (i, step) in steps.iter().enumerate() {
             let at = self.plan((split == Split::Train, step.count as usize))?;
             let (_, planned) = &self.plans[at];
@@ -359,34 +361,20 @@ impl CpuEngine {
                 }
             }
             let updates = ends_batch(steps, i);
-            let kernels = &planned.plan.kernels;
-            let of = |wanted: fn(Section) -> bool| kernels.iter().filter(move |(s, _)| wanted(*s));
-            for (_, spec) in of(|section| section < Section::Exchange) {
-                fast::run(spec, &mut self.memory, &self.scratch);
+            match &mut exchange {
+                Some(exchange) if updates => {
+                    self.exchange(split, at, step, begin..i + 1, *exchange)?;
+                }
+                _ => self.carry_out(at, |section| {
+                    section < Section::Exchange || updates && section == Section::Exchange
+                }),
             }
             if updates {
-                match &mut exchange {
-                    Some(exchange) => {
-                        let metrics = &self.words(split, "metrics")[..2 * (i + 1)];
-                        let metrics = bytemuck::cast_slice(metrics)[all.len() - parts..].to_vec();
-                        self.exchange(step, &metrics, *exchange)?;
-                        parts = 0;
-                    }
-                    None => {
-                        for (_, spec) in of(|section| section == Section::Exchange) {
-                            fast::run(spec, &mut self.memory, &self.scratch);
-                        }
-                    }
-                }
-            } else {
-                parts += 1;
+                begin = i + 1;
             }
-            let (_, planned) = &self.plans[at];
-            for (section, spec) in &planned.plan.kernels {
-                if *section > Section::Exchange && (updates || !section.ends_batch()) {
-                    fast::run(spec, &mut self.memory, &self.scratch);
-                }
-            }
+            self.carry_out(at, |section| {
+                section > Section::Exchange && (updates || !section.ends_batch())
+            });
             let metrics = &self.words(split, "metrics")[2 * i..2 * i + 2];
             let metrics: Metrics = bytemuck::cast_slice(metrics)[0];
             all.push(metrics);
@@ -398,28 +386,70 @@ impl CpuEngine {
         Ok(all)
     }
 
-    /// Exchanges what the rows of a batch made, of which `row` is the last.
+    /// The kernels of the plan `at` that are of these sections.
+    fn carry_out(&mut self, at: usize, wanted: impl Fn(Section) -> bool) {
+        let (_, planned) = &self.plans[at];
+        for (_, spec) in planned.plan.kernels.iter().filter(|(s, _)| wanted(*s)) {
+            fast::run(spec, &mut self.memory, &self.scratch);
+        }
+    }
+
+    /// Computes the last shard of a batch here, `row`, by the plan `at`, and exchanges the sums over all that are
+    /// computed here, of each slab while the next is computed. `rows` are those of the batch here.
     fn exchange(
         &mut self,
+        split: Split,
+        at: usize,
         row: &Step,
-        metrics: &[Metrics],
+        rows: Range<usize>,
         exchange: &mut dyn Exchange,
     ) -> Result<()> {
+        let nodes = own_nodes(row);
         let levels = levels(self.options.shards.unwrap_or(1));
-        let lens = ["accumulated", "running"].map(|name| self.len_of(name));
-        let rows = own_shards(row).into_iter().map(|node| {
-            let row = node.row(levels);
-            let of = |which: usize| match self.places.get(SHARD_SUMS[which]) {
-                Some(place) => match &self.memory.values[*place] {
-                    Values::Floats(values) => &values[row * lens[which]..][..lens[which]],
-                    _ => &[],
-                },
-                None => &[],
+        let of = |memory: &Memory<f32>, place: Option<&usize>, len: usize| -> Vec<Vec<f32>> {
+            let Some(Values::Floats(values)) = place.map(|place| &memory.values[*place]) else {
+                return Vec::new();
             };
-            [of(0), of(1)]
-        });
-        let rows: Vec<_> = rows.collect();
-        let [gradients, running] = exchange.exchange(row, &rows, metrics)?;
+            let nodes = nodes.iter().map(|node| node.row(levels) * len);
+            nodes.map(|start| values[start..][..len].to_vec()).collect()
+        };
+        let (_, Planned { plan, .. }) = &self.plans[at];
+        let (memory, scratch, places) = (&mut self.memory, &self.scratch, &self.places);
+        let (sender, slabs) = channel();
+        let compute = || {
+            for (slab, segment) in plan.slabs.iter().zip(plan.segments()) {
+                // A row of no shard is there for the update alone.
+                for (_, spec) in plan.kernels[segment].iter().filter(|_| !nodes.is_empty()) {
+                    fast::run(spec, memory, scratch);
+                }
+                // Nobody is there to take it after an error.
+                let _ = sender.send(of(memory, places.get(&slab.tensor), slab.range.len()));
+            }
+            drop(sender);
+            Instant::now()
+        };
+        // MPI wants to be called from the thread that started it, so the other one computes.
+        let (sums, computed) = std::thread::scope(|scope| {
+            let computing = scope.spawn(compute);
+            let mut sums = Vec::new();
+            for (slab, nodes) in plan.slabs.iter().zip(slabs) {
+                sums.push(exchange.gradients(row, &slab.range, &nodes)?);
+            }
+            match computing.join() {
+                Ok(computed) => Ok((sums, computed)),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        })?;
+        let statistics = of(
+            &self.memory,
+            self.places.get(SHARD_STATISTICS),
+            self.len_of("running"),
+        );
+        let metrics = &self.words(split, "metrics")[2 * rows.start..2 * rows.end];
+        let metrics: Vec<Metrics> = bytemuck::cast_slice(metrics).to_vec();
+        let running = exchange.statistics(row, &statistics, &metrics, computed)?;
+        // The slabs go from the end to the beginning.
+        let gradients: Vec<f32> = sums.into_iter().rev().flatten().collect();
         self.set_kept("accumulated", &gradients)?;
         self.set_kept("running", &running)
     }

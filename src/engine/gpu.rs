@@ -4,17 +4,19 @@
 
 use super::{
     Evaluation, Exchange, Split, StepProgress, ends_batch, evaluation_steps, expect_dataset,
-    expect_epoch, expect_len, most_rows, own_shards, uploaded,
+    expect_epoch, expect_len, most_rows, own_nodes, uploaded,
 };
 use crate::error::{Error, Result};
 use crate::gpu::{AdapterReport, Buffer, Dispatch, Gpu, Readback, Span, Ticket};
 use crate::host::{batch_advice, fitting_batch};
 use crate::kernels::half::LOSS_SCALE;
-use crate::kernels::shards::levels;
+use crate::kernels::shards::{Node, levels};
 use crate::kernels::{Dtype, Metrics, STEP_ELEMENTS, Step, View, average};
 use crate::model::recipe::{Optimizer, Precision, Views};
 use crate::model::{Model, initial_running};
-use crate::plan::{self, Lifetime, Mode, Options, Plan, SHARD_SUMS, Section, Target, most_samples};
+use crate::plan::{
+    self, Lifetime, Mode, Options, Plan, SHARD_STATISTICS, Section, Target, most_samples,
+};
 use indicatif::BinaryBytes;
 use rayon::prelude::*;
 use std::collections::HashMap;
@@ -822,8 +824,8 @@ impl GpuEngine {
         Ok(metrics)
     }
 
-    /// Carries out a step per row of the step table, and after the last one of each batch an exchange, which the
-    /// device waits for.
+    /// Carries out a step per row of the step table, and with the last one of each batch an exchange, which the update
+    /// waits for.
     fn run_shards(
         &self,
         resident: &Resident,
@@ -852,27 +854,15 @@ impl GpuEngine {
                 let wanted = parts.filter(|((section, _), _)| wanted(*section));
                 wanted.map(|(_, dispatch)| dispatch).collect()
             };
-            let updates = ends_batch(steps, row);
-            let before = of(&|s| s < Section::Exchange || s == Section::Advance && !updates);
-            let ticket = gpu.submit("step", &before, 1)?;
-            // Two steps are under way at most.
-            if let Some(last) = last.replace(ticket) {
-                gpu.wait(&last)?;
-            }
-            if !updates {
+            if !ends_batch(steps, row) {
+                let shard = of(&|s| s < Section::Exchange || s == Section::Advance);
+                // Two steps are under way at most.
+                if let Some(last) = last.replace(gpu.submit("step", &shard, 1)?) {
+                    gpu.wait(&last)?;
+                }
                 continue;
             }
-            let first = all.len();
-            let new = all_metrics.slice(2 * first, 2 * (row + 1 - first));
-            let new = gpu.start_readback("metrics", &new)?;
-            let nodes = self.own_nodes(step)?;
-            let metrics: Vec<Metrics> = new.finish(gpu)?;
-            let nodes: Vec<_> = nodes.iter().map(|[g, r]| [&g[..], &r[..]]).collect();
-            let [gradients, running] = exchange.exchange(step, &nodes, &metrics)?;
-            gpu.write("gradients", &self.kept["accumulated"], &gradients)?;
-            if !running.is_empty() {
-                gpu.write("running statistics", &self.kept["running"], &running)?;
-            }
+            let metrics = self.exchange(step, bound, all_metrics, all.len()..row + 1, exchange)?;
             let after = of(&|s| s > Section::Exchange);
             last = Some(gpu.submit("step", &after, 1)?);
             let stops = progress(&metrics)?.is_break();
@@ -887,30 +877,73 @@ impl GpuEngine {
         Ok(all)
     }
 
-    /// The sums over the shards of a batch here, of which `row` is the last: of the gradients and of the running
-    /// statistics.
-    fn own_nodes(&self, row: &Step) -> Result<Vec<[Vec<f32>; 2]>> {
-        let levels = levels(self.options.shards.unwrap_or(1));
-        let lens = ["accumulated", "running"].map(|name| self.len_of(name));
-        let mut readbacks = Vec::new();
-        for node in own_shards(row) {
-            for (name, len) in SHARD_SUMS.into_iter().zip(lens) {
-                let rows = self.kept.get(name).filter(|_| len > 0);
-                let node = rows.map(|rows| rows.slice(node.row(levels) * len, len));
-                let readback = node.map(|node| self.gpu.start_readback(name, &node));
-                readbacks.push(readback.transpose()?);
+    /// Computes the last shard of a batch here, `row`, and exchanges the sums over all that are computed here, of each
+    /// slab as soon as it has them. Gives the metrics of these rows.
+    fn exchange(
+        &self,
+        row: &Step,
+        bound: &[Dispatch],
+        metrics: &Buffer,
+        rows: Range<usize>,
+        exchange: &mut dyn Exchange,
+    ) -> Result<Vec<Metrics>> {
+        let (gpu, plan) = (&self.gpu, &self.training.plan);
+        let nodes = own_nodes(row);
+        let mut slabs = Vec::new();
+        for (slab, segment) in plan.slabs.iter().zip(plan.segments()) {
+            // A row of no shard is there for the update alone.
+            if !nodes.is_empty() {
+                let dispatches: Vec<&Dispatch> = bound[segment].iter().collect();
+                gpu.submit("step", &dispatches, 1)?;
             }
+            slabs.push(self.start_nodes(&slab.tensor, slab.range.len(), &nodes)?);
         }
-        let values: Vec<Vec<f32>> = readbacks
-            .into_iter()
-            .map(|readback| readback.map_or(Ok(Vec::new()), |readback| readback.finish(&self.gpu)))
-            .collect::<Result<_>>()?;
-        let mut values = values.into_iter();
-        let mut nodes = Vec::new();
-        while let (Some(gradients), Some(running)) = (values.next(), values.next()) {
-            nodes.push([gradients, running]);
+        let statistics = self.start_nodes(SHARD_STATISTICS, self.len_of("running"), &nodes)?;
+        let metrics = metrics.slice(2 * rows.start, 2 * rows.len());
+        let metrics = gpu.start_readback("metrics", &metrics)?;
+        let arrived = |readbacks: Vec<Readback>| -> Result<Vec<Vec<f32>>> {
+            let values = readbacks.into_iter();
+            values.map(|readback| readback.finish(gpu)).collect()
+        };
+        let (sums, metrics, running) = std::thread::scope(|scope| {
+            // Nothing else says when the device is through while slabs are exchanged.
+            let computed = scope.spawn(|| {
+                let metrics = metrics.finish::<Metrics>(gpu);
+                (metrics, Instant::now())
+            });
+            let mut sums = Vec::new();
+            for (slab, readbacks) in plan.slabs.iter().zip(slabs) {
+                sums.push(exchange.gradients(row, &slab.range, &arrived(readbacks)?)?);
+            }
+            let (metrics, computed) = computed.join().map_err(|_| Error::Gpu {
+                label: "metrics".into(),
+                what: "the thread that waited for them failed".into(),
+            })?;
+            let (metrics, statistics) = (metrics?, arrived(statistics)?);
+            let running = exchange.statistics(row, &statistics, &metrics, computed)?;
+            Ok::<_, Error>((sums, metrics, running))
+        })?;
+        for (slab, sum) in plan.slabs.iter().zip(sums) {
+            let place = self.kept["accumulated"].slice(slab.range.start, slab.range.len());
+            gpu.write("gradients", &place, &sum)?;
         }
-        Ok(nodes)
+        if !running.is_empty() {
+            gpu.write("running statistics", &self.kept["running"], &running)?;
+        }
+        Ok(metrics)
+    }
+
+    /// Has the sums over shards that a kept tensor of rows of `len` holds sent to the host.
+    fn start_nodes(&self, tensor: &str, len: usize, nodes: &[Node]) -> Result<Vec<Readback>> {
+        let Some(rows) = self.kept.get(tensor) else {
+            return Ok(Vec::new());
+        };
+        let levels = levels(self.options.shards.unwrap_or(1));
+        let nodes = nodes.iter().map(|node| {
+            let node = rows.slice(node.row(levels) * len, len);
+            self.gpu.start_readback("sums over shards", &node)
+        });
+        nodes.collect()
     }
 }
 

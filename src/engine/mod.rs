@@ -18,8 +18,9 @@ use crate::kernels::{Metrics, Step};
 use crate::model::Model;
 use crate::model::recipe::{Optimizer, Recipe, Views};
 use crate::plan::Options;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Which part of a dataset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,22 +70,35 @@ pub type StepProgress<'a> = &'a mut dyn FnMut(&[Metrics]) -> Result<ControlFlow<
 /// Stands between the backward pass and the update of an engine that computes some of a batch's shards, while others
 /// compute the rest ([`Options::spread`]).
 pub trait Exchange {
-    /// `row` is the last of the batch that was computed here, `nodes` the sums over its shards here as
-    /// [`crate::kernels::shards::nodes`] has them, each of gradients and of running statistics, and `metrics` those of
-    /// its rows. Gives the sum of the gradients over all shards and the mean of the running statistics.
+    /// Of a slab of the gradients, where it lies in them: `nodes` are the sums over the shards here, as
+    /// [`crate::kernels::shards::nodes`] has them, and `row` is the last of the batch that is computed here. Gives the
+    /// sum over all shards. Slabs come in the order of [`crate::plan::Plan::slabs`], while the backward pass goes on.
     ///
     /// # Errors
     /// What keeps it from being made; then nothing was updated since the batch before.
-    fn exchange(
+    fn gradients(
         &mut self,
         row: &Step,
-        nodes: &[[&[f32]; 2]],
+        slab: &Range<usize>,
+        nodes: &[Vec<f32>],
+    ) -> Result<Vec<f32>>;
+
+    /// The same of the running statistics, behind all slabs; gives their mean. `metrics` are those of the rows here,
+    /// `computed` is when the device was through with them.
+    ///
+    /// # Errors
+    /// As [`Exchange::gradients`].
+    fn statistics(
+        &mut self,
+        row: &Step,
+        nodes: &[Vec<f32>],
         metrics: &[Metrics],
-    ) -> Result<[Vec<f32>; 2]>;
+        computed: Instant,
+    ) -> Result<Vec<f32>>;
 }
 
-/// The shards of a batch that are computed here, by its last row here.
-fn own_shards(row: &Step) -> Vec<Node> {
+/// The nodes of the shards of a batch that are computed here, by its last row here.
+fn own_nodes(row: &Step) -> Vec<Node> {
     let end = (row.micro + 1).min(row.shards);
     nodes(row.first_shard as usize..end as usize)
 }

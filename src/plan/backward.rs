@@ -42,8 +42,13 @@ impl Builder<'_> {
                     gradients[*value] = Some(sum);
                 }
             }
+            // Those of this layer and all behind it are there.
+            if !layer.range().is_empty() {
+                self.add_up_slab(layer.range().start);
+            }
         }
         self.layer.clear();
+        self.add_up_slab(0);
     }
 
     /// The gradient by the logits; in mixed precision times the loss scale, in halves.

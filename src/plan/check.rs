@@ -1,7 +1,7 @@
 //! What a plan must keep: found without a device, and before one is asked.
 
 use super::memory::alignment;
-use super::{Lifetime, Mode, Options, Plan, SHARD_SUMS, Target, Tensor};
+use super::{Lifetime, Mode, Options, Plan, SHARD_STATISTICS, Target, Tensor};
 use crate::error::{Error, Result};
 use crate::host::{batch_advice, fitting_batch};
 use crate::kernels::{Access, AdapterReport, View};
@@ -92,7 +92,9 @@ impl Plan {
             sizes.max_by_key(|(_, bytes)| *bytes).unwrap_or_default()
         };
         let (name, size) = largest(self, Lifetime::Kept);
-        if size > limit && SHARD_SUMS.contains(&name.as_str()) {
+        let of_shards =
+            name == SHARD_STATISTICS || self.slabs.iter().any(|slab| slab.tensor == name);
+        if size > limit && of_shards {
             return Err(Error::Usage(format!(
                 "expected sums over shards of at most {} on {}, which binds no more in one buffer, found {}; use fewer --shards, or another --device: cpu has no such limit",
                 BinaryBytes(limit),

@@ -116,7 +116,8 @@ impl Plan {
         for tensor in kept {
             let name = match tensor.name.as_str() {
                 "running" => "running statistics",
-                "accumulated" | "shard_gradients" => "gradients added up",
+                "accumulated" => "gradients added up",
+                name if name.starts_with("shard_gradients") => "gradients added up",
                 "shard_statistics" => "running statistics",
                 name if name.starts_with("state") => "optimiser state",
                 name if name.starts_with("average") => "moving average",

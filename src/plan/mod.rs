@@ -33,6 +33,7 @@ use crate::model::recipe::{ClassWeights, Groups, Optimizer, Precision, Recipe, V
 use crate::model::{Factors, Layer, Loss, Model, Shape};
 use check::expect_samples;
 use std::collections::HashMap;
+use std::ops::Range;
 
 /// What a plan is for.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -98,6 +99,9 @@ pub struct Options {
     pub shards: Option<usize>,
     /// Whether other processes compute some of the shards.
     pub spread: bool,
+    /// Elements of the gradients that are exchanged with these at a time, about; 1 MiB of them or an eighth unless
+    /// given.
+    pub slab_elements: Option<usize>,
     /// How the parameters of one role or place are trained differently from the rest.
     pub groups: Groups,
     /// Largest L2 norm of all gradients together; a larger one is scaled down to it.
@@ -209,9 +213,26 @@ impl Section {
     }
 }
 
-/// The kept tensors with the sums over shards so far, see [`shards::rows`]: of the gradients, and of the running
-/// statistics where there are any.
-pub const SHARD_SUMS: [&str; 2] = ["shard_gradients", "shard_statistics"];
+/// The kept tensor with the sums of the running statistics over shards so far, see [`shards::rows`].
+pub const SHARD_STATISTICS: &str = "shard_statistics";
+
+/// A part of the gradients whose sums over shards are whole while the backward pass goes on to earlier layers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Slab {
+    /// The kept tensor with its sums over shards so far, see [`shards::rows`].
+    pub tensor: String,
+    /// Where it lies in the gradients.
+    pub range: Range<usize>,
+}
+
+/// Name of the first slab's tensor; those of the others have a number besides.
+const SHARD_GRADIENTS: &str = "shard_gradients";
+
+/// Slabs of the gradients at most, where an exchange of one goes on while the next is computed.
+const SLABS: usize = 8;
+
+/// Elements of a slab at least, 1 MiB: of a smaller one the exchange is waiting rather than sending.
+const SLAB_ELEMENTS: usize = 1 << 18;
 
 /// A step as data.
 #[derive(Clone, Debug)]
@@ -227,6 +248,8 @@ pub struct Plan {
     /// The network's input and the output of every layer, as [`Layer::inputs`] counts them; where kernels are
     /// fused, not all of them are written.
     pub values: Vec<View>,
+    /// The gradients of a shard, from the last on, as the backward pass has them; none where there are no shards.
+    pub slabs: Vec<Slab>,
     /// Where in the gradients those lie that no kernel writes, since their parameters are frozen.
     frozen: Vec<[usize; 2]>,
 }
@@ -299,7 +322,7 @@ impl Plan {
         if let Mode::Train(optimizer) = mode {
             builder.backward(gradient);
             match options.shards {
-                Some(shards) => builder.add_up_shards(shards, options.spread),
+                Some(shards) => builder.fold_shards(shards),
                 None if options.micro => builder.accumulate(),
                 None => {}
             }
@@ -313,6 +336,7 @@ impl Plan {
             kernels: builder.kernels,
             slots: Vec::new(),
             values: builder.values,
+            slabs: builder.slabs,
             frozen: builder.frozen,
         };
         if !options.unfused {
@@ -328,6 +352,30 @@ impl Plan {
     /// The kernels without their sections.
     pub fn specs(&self) -> impl Iterator<Item = &KernelSpec> {
         self.kernels.iter().map(|(_, spec)| spec)
+    }
+
+    /// The kernels before the exchange, cut behind those that make the sums of a slab whole: as many parts as slabs.
+    pub fn segments(&self) -> Vec<Range<usize>> {
+        let end = self
+            .kernels
+            .iter()
+            .position(|(s, _)| *s >= Section::Exchange);
+        let end = end.unwrap_or(self.kernels.len());
+        let completes = |spec: &KernelSpec, slab: &Slab| {
+            matches!(spec.work, Work::SumShards { .. })
+                && self.tensors[spec.view("nodes").tensor].name == slab.tensor
+        };
+        let mut first = 0;
+        let cuts = self.slabs.iter().enumerate().map(|(i, slab)| {
+            let whole = self.specs().position(|spec| completes(spec, slab));
+            let cut = match whole {
+                // What is behind the last one is no work to speak of.
+                Some(whole) if i + 1 < self.slabs.len() => whole + 1,
+                _ => end,
+            };
+            std::mem::replace(&mut first, cut)..cut
+        });
+        cuts.collect()
     }
 
     /// The matrix products of the step with the name of their layer: what can be tuned.
@@ -418,6 +466,11 @@ pub(crate) struct Builder<'a> {
     running: View,
     /// Those that a shard of a batch leads to, where it has shards.
     shard_running: Option<View>,
+    /// The sums over shards of parts of the gradients so far, and which parts they are of.
+    slabs: Vec<Slab>,
+    slab_nodes: Vec<View>,
+    /// Shards of a batch at most, the rows of their sums, and elements of a slab.
+    shards: Option<[usize; 3]>,
     /// The network's input and the output of every layer.
     values: Vec<View>,
     labels: View,
@@ -488,6 +541,16 @@ impl<'a> Builder<'a> {
             },
             accumulated: None,
             shard_running: None,
+            slabs: Vec::new(),
+            slab_nodes: Vec::new(),
+            shards: options.shards.map(|most| match options.spread {
+                true => {
+                    let slab = model.parameter_elements.div_ceil(SLABS).max(SLAB_ELEMENTS);
+                    let slab = options.slab_elements.unwrap_or(slab);
+                    [most, shards::rows(most, true), slab]
+                }
+                false => [most, shards::rows(most, false), usize::MAX],
+            }),
             values: vec![add("input", &seen, f32, step, true)],
             labels: add("batch_labels", &[batch], u32, step, true),
             losses: add("losses", &[batch], f32, step, true),
@@ -827,27 +890,57 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// Adds up the gradients of a batch's shards, and takes the mean of the running statistics that they lead to.
-    fn add_up_shards(&mut self, shards: usize, spread: bool) {
-        let gradients = self.batch_gradients();
-        let accumulated = self.kept("accumulated", &[gradients.len]);
-        let rows = shards::rows(shards, spread);
-        let all = [
-            (SHARD_SUMS[0], Some(gradients), accumulated, false),
-            (SHARD_SUMS[1], self.shard_running, self.running, true),
-        ];
+    /// Adds up the gradients from place `from` on that are not yet, where that is a slab of them or all the rest.
+    fn add_up_slab(&mut self, from: usize) {
+        let Some([shards, rows, slab]) = self.shards else {
+            return;
+        };
+        let gradients = self.gradients.expect("a training plan has gradients");
+        let to = self
+            .slabs
+            .last()
+            .map_or(gradients.len, |slab| slab.range.start);
+        if from == to || from > 0 && to - from < slab {
+            return;
+        }
+        let name = match self.slabs.len() {
+            0 => SHARD_GRADIENTS.to_string(),
+            n => format!("{SHARD_GRADIENTS}.{n}"),
+        };
+        let layer = std::mem::take(&mut self.layer);
+        let nodes = self.kept(&name, &[rows, to - from]);
+        let [steps, counter] = self.step();
+        let x = gradients.slice(from, to - from);
+        self.emit(shards::sum_shards(shards, x, nodes, steps, counter));
+        self.layer = layer;
+        self.slab_nodes.push(nodes);
+        self.slabs.push(Slab {
+            tensor: name,
+            range: from..to,
+        });
+    }
+
+    /// From the sums over a batch's shards to its gradients, and to the mean of the running statistics that they lead
+    /// to.
+    fn fold_shards(&mut self, shards: usize) {
+        let accumulated = self.kept("accumulated", &[self.batch_gradients().len]);
         let [steps, counter] = self.step();
         let mut folds = Vec::new();
-        for (name, x, result, scaled) in all {
-            let Some(x) = x else { continue };
-            let nodes = self.kept(name, &[rows, x.len]);
+        for (slab, nodes) in self.slabs.iter().zip(&self.slab_nodes) {
+            let sum = accumulated.slice(slab.range.start, slab.range.len());
+            folds.push((false, *nodes, sum));
+        }
+        if let (Some(x), Some([_, rows, _])) = (self.shard_running, self.shards) {
+            let nodes = self.kept(SHARD_STATISTICS, &[rows, x.len]);
             self.emit(shards::sum_shards(shards, x, nodes, steps, counter));
-            folds.push(shards::fold_shards(
+            folds.push((true, nodes, self.running));
+        }
+        self.section = Section::Exchange;
+        for (scaled, nodes, result) in folds {
+            self.emit(shards::fold_shards(
                 shards, scaled, nodes, steps, counter, result,
             ));
         }
-        self.section = Section::Exchange;
-        folds.into_iter().for_each(|fold| self.emit(fold));
         self.accumulated = Some(accumulated);
     }
 }

@@ -999,6 +999,10 @@ fn tables(config: &Config) -> Vec<Value> {
         row("asked for", &device.requested),
         row("found", &device.description),
     ];
+    for (rank, description) in device.ranks.iter().enumerate() {
+        hardware.push(row(&format!("rank {rank}"), description));
+    }
+    hardware.extend(some("exchange", device.exchange.clone()));
     if let Some(Value::Object(adapter)) = &device.adapter {
         for (key, value) in adapter.iter().filter(|(_, value)| !value.is_null()) {
             let text = match value {

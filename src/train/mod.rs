@@ -551,34 +551,23 @@ impl Epoch<'_> {
     /// How good the engine's weights and their average, where there is one, are on the test split in
     /// these views; nothing where the device has no room for that. `None` when it was interrupted.
     fn measure_views(&mut self, views: Views) -> Result<Option<[Option<Means>; 2]>> {
-        let own = match self.run.follows() {
-            true => None,
-            false => self.measure_own_views(views)?,
-        };
-        let numbers = own.iter().flatten().flat_map(|result| match result {
-            Some(Means { loss, accuracy }) => [1.0, *loss, *accuracy],
-            None => [0.0; 3],
-        });
-        let numbers = self.as_the_leader(numbers.collect())?;
-        let mut results = numbers.chunks_exact(3).map(|result| {
-            let means = Means {
-                loss: result[1],
-                accuracy: result[2],
-            };
-            (result[0] == 1.0).then_some(means)
-        });
-        Ok(results.next().zip(results.next()).map(<[_; 2]>::from))
-    }
-
-    fn measure_own_views(&mut self, views: Views) -> Result<Option<[Option<Means>; 2]>> {
-        let mut engine = match self.engine.with_views(views) {
+        let engine = match self.engine.with_views(views) {
             // The training is not lost for it.
             Err(e @ Error::OutOfMemory { .. }) => {
                 let line = format!("not evaluated in several views: {e}");
                 self.observer.note(&line)?;
+                None
+            }
+            engine => Some(engine?),
+        };
+        if let Some(cluster) = &mut self.cluster {
+            let all = cluster.gather(&[u8::from(engine.is_some())])?;
+            if all.concat().contains(&0) {
                 return Ok(Some([None, None]));
             }
-            engine => engine?,
+        }
+        let Some(mut engine) = engine else {
+            return Ok(Some([None, None]));
         };
         let data = self.data;
         // The last evaluation, so that nobody else needs them.
@@ -594,8 +583,10 @@ impl Epoch<'_> {
             };
             engine.set_parameters(parameters)?;
             engine.set_running(running)?;
-            let (control, observer) = (self.control, &mut *self.observer);
-            *result = evaluate(&mut engine, Split::Test, &data.test, control, observer)?;
+            std::mem::swap(self.engine, &mut engine);
+            let measured = self.evaluate(Split::Test, &data.test);
+            std::mem::swap(self.engine, &mut engine);
+            *result = measured?;
             if result.is_none() {
                 return Ok(None);
             }
@@ -608,16 +599,17 @@ impl Epoch<'_> {
         Ok(Some(results))
     }
 
-    /// Of several processes each evaluates a part.
+    /// Mean loss and accuracy of the engine's weights on a split, of which each of several processes evaluates a part;
+    /// `None` when it was interrupted.
     fn evaluate(&mut self, split: Split, samples: &Dataset) -> Result<Option<Means>> {
         let (control, observer) = (self.control, &mut *self.observer);
-        let Some(cluster) = &mut self.cluster else {
-            return evaluate(self.engine, split, samples, control, observer);
+        let part = match &self.cluster {
+            Some(cluster) => [cluster.rank(), cluster.ranks()],
+            None => [0, 1],
         };
-        let (images, ranks) = (samples.len(), cluster.ranks());
-        let part = [cluster.rank(), ranks];
+        let images = samples.len();
         let evaluation = self.engine.evaluate_part(split, part, &mut |done| {
-            observer.evaluated(split, (ranks * done).min(images));
+            observer.evaluated(split, (part[1] * done).min(images));
             control.go_on()
         })?;
         let own = [
@@ -626,8 +618,12 @@ impl Epoch<'_> {
         ];
         let losses = evaluation.losses.iter().map(|loss| f64::from(*loss));
         let own: Vec<f64> = own.into_iter().chain(losses).collect();
+        let all = match &mut self.cluster {
+            Some(cluster) => cluster.gather(bytemuck::cast_slice(&own))?,
+            None => vec![bytemuck::cast_slice(&own).to_vec()],
+        };
         let (mut done, mut correct, mut loss) = (0.0, 0.0, 0.0);
-        for of_rank in cluster.gather(bytemuck::cast_slice(&own))? {
+        for of_rank in all {
             let numbers: Vec<f64> = bytemuck::pod_collect_to_vec(&of_rank);
             done += numbers[0];
             correct += numbers[1];
@@ -639,15 +635,6 @@ impl Epoch<'_> {
             accuracy: correct / images as f64,
         };
         Ok((done as usize == images).then_some(means))
-    }
-
-    /// The leader's numbers in place of one's own.
-    fn as_the_leader(&mut self, own: Vec<f64>) -> Result<Vec<f64>> {
-        let Some(cluster) = &mut self.cluster else {
-            return Ok(own);
-        };
-        let told = cluster.from_leader(bytemuck::cast_slice(&own))?;
-        Ok(bytemuck::pod_collect_to_vec(&told))
     }
 
     /// Whether this process was asked to stop; of several, whether all know that one was.
@@ -699,28 +686,6 @@ impl Epoch<'_> {
             loss_scale: self.engine.loss_scale()?,
         })
     }
-}
-
-/// Mean loss and accuracy of the engine's weights on a split; `None` when it was interrupted.
-fn evaluate(
-    engine: &mut Engine,
-    split: Split,
-    samples: &Dataset,
-    control: &Control,
-    observer: &mut dyn Observer,
-) -> Result<Option<Means>> {
-    let evaluation = engine.evaluate(split, &mut |images| {
-        observer.evaluated(split, images);
-        control.go_on()
-    })?;
-    let images = samples.len();
-    if evaluation.predictions.len() < images {
-        return Ok(None);
-    }
-    Ok(Some(Means {
-        loss: evaluation.loss_sum / images as f64,
-        accuracy: correct(&evaluation, samples) as f64 / images as f64,
-    }))
 }
 
 /// How many of the samples that were done were classified correctly.

@@ -291,6 +291,10 @@ pub struct DeviceRecord {
     pub description: String,
     /// The adapter's report, if there is an adapter.
     pub adapter: Option<Value>,
+    /// What each rank found, where there are several.
+    pub ranks: Vec<String>,
+    /// What their exchanges took, in one line.
+    pub exchange: Option<String>,
     /// The kernel family that was forced.
     #[serde(deserialize_with = "if_known")]
     pub family: Option<Family>,
