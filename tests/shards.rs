@@ -27,13 +27,16 @@ struct Channels {
     rank: usize,
     to: Vec<Sender<Vec<u32>>>,
     from: Vec<Receiver<Vec<u32>>>,
+    /// How long a message takes.
+    pause: Duration,
 }
 
-fn channels(ranks: usize) -> Vec<Channels> {
+fn channels(ranks: usize, pause: Duration) -> Vec<Channels> {
     let ends = (0..ranks).map(|rank| Channels {
         rank,
         to: Vec::new(),
         from: Vec::new(),
+        pause,
     });
     let mut all: Vec<Channels> = ends.collect();
     for from in 0..ranks {
@@ -57,6 +60,7 @@ impl Link for Channels {
 
     fn swap(&mut self, parts: &[&[u32]], lens: &[usize]) -> Result<Vec<Vec<u32>>> {
         let gone = || Error::Cluster("a rank is gone".into());
+        std::thread::sleep(self.pause);
         for (to, part) in self.to.iter().zip(parts) {
             to.send(part.to_vec()).map_err(|_| gone())?;
         }
@@ -193,17 +197,18 @@ fn together<T: Send>(
     ranks: usize,
     work: impl Fn(&mut Cluster, &mut Engine) -> T + Sync,
 ) -> Vec<T> {
-    together_by(Exchanged::Exact, gpu, ranks, work)
+    together_by(Exchanged::Exact, Duration::ZERO, gpu, ranks, work)
 }
 
 fn together_by<T: Send>(
     mode: Exchanged,
+    pause: Duration,
     gpu: &Option<Arc<Gpu>>,
     ranks: usize,
     work: impl Fn(&mut Cluster, &mut Engine) -> T + Sync,
 ) -> Vec<T> {
     std::thread::scope(|scope| {
-        let links = channels(ranks).into_iter();
+        let links = channels(ranks, pause).into_iter();
         let threads: Vec<_> = links
             .map(|link| {
                 let work = &work;
@@ -237,7 +242,9 @@ fn ranks_change_no_bit(gpu: Option<Arc<Gpu>>) {
                     .unwrap();
             }
             let traffic = cluster.traffic();
-            assert_eq!(traffic.batches as usize, EPOCHS * SAMPLES.div_ceil(BATCH));
+            let batches = EPOCHS * SAMPLES.div_ceil(BATCH);
+            assert_eq!(traffic.batches as usize, batches);
+            assert_eq!(traffic.timed as usize, batches - EPOCHS);
             assert_eq!(traffic.sent > 0, ranks > 1);
             outcome(engine, metrics)
         });
@@ -335,7 +342,7 @@ fn other_exchanges_send_less_and_give_nearly_the_same() {
     let mut sent = Vec::new();
     let mut exact = Vec::new();
     for mode in [Exchanged::Exact, Exchanged::Fast, Exchanged::Half] {
-        let outcomes = together_by(mode, &None, 2, |cluster, engine| {
+        let outcomes = together_by(mode, Duration::ZERO, &None, 2, |cluster, engine| {
             let order = epoch_order(SAMPLES, 3, 1);
             let never = AtomicBool::new(false);
             // The first batch, from the same parameters.
@@ -360,11 +367,40 @@ fn other_exchanges_send_less_and_give_nearly_the_same() {
         let statistics = 4 * (1 + 2 * 3 + 2 * outcomes[0].0.running.len()) as u64;
         sent.push(bytes - statistics);
     }
-    // Rank 0 has three shards, which are two nodes: a slab of both and one of the sum; of one and one; of halves.
+    // Rank 0 has three shards, which are two nodes: half of both and half of the sum; of one and one; of halves, with
+    // an exponent for each part of the five slabs.
+    let elements = exact.len() as u64;
+    assert_eq!(sent[..2], [4 * elements * 3 / 2, 4 * elements]);
     assert!(
-        sent[1] < sent[0] * 7 / 10 && sent[2] < sent[1] * 7 / 10,
+        sent[2] > sent[1] / 2 && sent[2] < sent[1] * 6 / 10,
         "{sent:?}"
     );
+}
+
+/// Twice a slab and once besides, and it is known for how long the device had nothing to do meanwhile.
+#[test]
+fn what_an_exchange_takes_is_told() {
+    let pause = Duration::from_millis(5);
+    let traffic = together_by(Exchanged::Exact, pause, &None, 2, |cluster, engine| {
+        let never = AtomicBool::new(false);
+        let go_on = &mut |_: &[Metrics]| Ok(ControlFlow::Continue(()));
+        let order = epoch_order(SAMPLES, 3, 1);
+        cluster
+            .train_epoch(engine, &order, &table(1), &never, go_on)
+            .unwrap();
+        cluster.traffic()
+    });
+    for traffic in traffic {
+        let wait = pause.as_secs_f64();
+        assert!(traffic.per_batch(traffic.waiting) > wait, "{traffic:?}");
+        let [all, waiting] = [traffic.exchanging, traffic.waiting].map(|s| traffic.per_batch(s));
+        assert!(all > 11.0 * wait && all < 200.0 * wait, "{traffic:?}");
+        assert!(waiting < all, "{traffic:?}");
+        assert!(
+            traffic.share() > 0.0 && traffic.share() < 1.0,
+            "{traffic:?}"
+        );
+    }
 }
 
 /// A rank that is slower than the others gets fewer shards from the second epoch on, which changes no bit.
@@ -484,7 +520,7 @@ fn all_are_brought_to_the_leader_s_state() {
 
 #[test]
 fn more_ranks_than_shards_are_refused() {
-    let link = channels(6).remove(0);
+    let link = channels(6, Duration::ZERO).remove(0);
     let error = Cluster::new(Box::new(link), &model(), SHARDS, Exchanged::Exact)
         .err()
         .unwrap();

@@ -13,9 +13,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// How long a process that was asked to stop still waits for the others: mpirun asks all of them when one died, and
-/// ends them a second later.
-const GRACE: Duration = Duration::from_millis(300);
+/// How long a process that was asked to stop still waits for the others, of a second: mpirun asks all of them when one
+/// died, and ends them a second later.
+const GRACE: f64 = 0.3;
+
+/// That of the time which mpirun was told to leave them, see `mpirun --mca odls_base_sigkill_timeout`.
+fn grace() -> Duration {
+    let told = std::env::var("OMPI_MCA_odls_base_sigkill_timeout");
+    let seconds: Option<u32> = told.ok().and_then(|seconds| seconds.parse().ok());
+    Duration::from_secs_f64(GRACE * f64::from(seconds.unwrap_or(1).max(1)))
+}
 
 /// This process in the world of those that `mpirun` started.
 pub struct Mpi {
@@ -23,6 +30,7 @@ pub struct Mpi {
     universe: Option<Universe>,
     world: SimpleCommunicator,
     interrupted: Arc<AtomicBool>,
+    grace: Duration,
 }
 
 impl Mpi {
@@ -42,6 +50,7 @@ impl Mpi {
             universe: Some(universe),
             world,
             interrupted,
+            grace: grace(),
         })
     }
 
@@ -72,7 +81,7 @@ impl Mpi {
                 return Ok(());
             }
             if self.interrupted.load(Ordering::Relaxed)
-                && asked.get_or_insert_with(Instant::now).elapsed() > GRACE
+                && asked.get_or_insert_with(Instant::now).elapsed() > self.grace
             {
                 return Err("none before the signal to stop; a rank died, or all were stopped");
             }

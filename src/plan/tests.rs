@@ -357,3 +357,60 @@ fn what_an_adapter_does_not_bind_is_refused_with_the_flag_that_helps() {
     assert!(message.contains("conv2d1"), "{message}");
     assert!(!message.contains("--batch-size"), "{message}");
 }
+
+/// Where ranks share a batch, slabs of its gradients cover all of them, and each is whole, with all that it is a sum of,
+/// before kernels of earlier layers that are left to run.
+#[test]
+fn slabs_of_gradients_are_whole_before_the_backward_pass_ends() {
+    for (name, _) in SHIPPED {
+        let model = model(name);
+        let options = Options {
+            micro: true,
+            shards: Some(4),
+            spread: true,
+            ..Options::default()
+        };
+        let plan = Plan::new(&model, 8, SGD, &options, Target::Cpu).unwrap();
+        let (slabs, segments) = (&plan.slabs, plan.segments());
+        assert_eq!(slabs.len(), segments.len(), "{name}");
+        assert!(slabs.len() <= SLABS, "{name}");
+        let elements = model.parameter_elements;
+        assert_eq!(slabs.len() > 1, elements > SLAB_ELEMENTS, "{name}");
+        assert_eq!(
+            [slabs[0].range.end, slabs[slabs.len() - 1].range.start],
+            [elements, 0]
+        );
+        assert!(
+            slabs
+                .windows(2)
+                .all(|two| two[0].range.start == two[1].range.end)
+        );
+        assert_eq!(segments[0].start, 0);
+        assert!(segments.windows(2).all(|two| two[0].end == two[1].start));
+        assert_eq!(
+            plan.kernels[segments[slabs.len() - 1].end].0,
+            Section::Exchange
+        );
+        let gradients = plan.tensor("gradients").unwrap();
+        for (number, (_, spec)) in plan.kernels.iter().enumerate() {
+            let written = spec.arguments.iter().filter(|a| a.access != Access::Read);
+            for argument in written.filter(|a| a.view.tensor == gradients) {
+                let (start, end) = (argument.view.start, argument.view.start + argument.elements);
+                let all = slabs.iter().zip(&segments);
+                let mut touched = all.filter(|(s, _)| s.range.start < end && start < s.range.end);
+                assert!(
+                    touched.all(|(_, segment)| number < segment.end),
+                    "{name}: {number}"
+                );
+            }
+        }
+        // The rest of the backward pass is work: it has products.
+        for segment in &segments[1..] {
+            let kernels = &plan.kernels[segment.clone()];
+            let products = kernels
+                .iter()
+                .filter(|(_, s)| matches!(s.work, Work::Product(_)));
+            assert!(products.count() > 0, "{name}");
+        }
+    }
+}
