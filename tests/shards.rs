@@ -368,7 +368,7 @@ fn other_exchanges_send_less_and_give_nearly_the_same() {
         sent.push(bytes - statistics);
     }
     // Rank 0 has three shards, which are two nodes: half of both and half of the sum; of one and one; of halves, with
-    // an exponent for each part of the five slabs.
+    // an exponent for each part of the three slabs.
     let elements = exact.len() as u64;
     assert_eq!(sent[..2], [4 * elements * 3 / 2, 4 * elements]);
     assert!(
@@ -377,7 +377,7 @@ fn other_exchanges_send_less_and_give_nearly_the_same() {
     );
 }
 
-/// Twice a slab and once besides, and it is known for how long the device had nothing to do meanwhile.
+/// Twice for each of three slabs and once besides, and it is known for how long the device had nothing to do meanwhile.
 #[test]
 fn what_an_exchange_takes_is_told() {
     let pause = Duration::from_millis(5);
@@ -394,7 +394,7 @@ fn what_an_exchange_takes_is_told() {
         let wait = pause.as_secs_f64();
         assert!(traffic.per_batch(traffic.waiting) > wait, "{traffic:?}");
         let [all, waiting] = [traffic.exchanging, traffic.waiting].map(|s| traffic.per_batch(s));
-        assert!(all > 11.0 * wait && all < 200.0 * wait, "{traffic:?}");
+        assert!(all > 7.0 * wait && all < 100.0 * wait, "{traffic:?}");
         assert!(waiting < all, "{traffic:?}");
         assert!(
             traffic.share() > 0.0 && traffic.share() < 1.0,
