@@ -11,6 +11,9 @@
 // Layout: x, y, dy and dx [ROWS,C] with ROWS = batch·POSITIONS (NHWC); affine [2,C]: γ, β; running [2,C]:
 // mean, variance; statistics [2,C]: mean, rstd; gradient [2,C]: dγ, dβ. Sums over rows are taken in
 // chunks of ROWS_PER_CHUNK: partials [CHUNKS,2,C].
+//
+// Over the shards of a batch: each writes row micro of shard_moments [S,4,C] (n, x₀, mean and Σ (x − mean)² of
+// x − x₀) and of shard_sums [S,3,C] (n, dγ, dβ), which are merged and added up in the order of shards.
 // Channels are handled LANES at a time: four as the text stands, one where C is no multiple of four,
 // see src/kernels/lanes.rs. WIDTH = C / LANES.
 //
@@ -25,6 +28,12 @@
 // batch_norm_backward_sums: as batch_norm_moments; writes Σ dy·x̂ and Σ dy to partials, which
 //   reduce_chunks adds up into gradient.
 // batch_norm_backward_input: as batch_norm_forward. Writes dx.
+//   With DIVIDED gradient is that by n already.
+// batch_norm_shard_moments: as batch_norm_statistics; writes the shard's row of shard_moments.
+// batch_norm_sync_statistics: one invocation merges LANES channels of all shards. Writes statistics and next_running.
+// batch_norm_shard_sums: one invocation handles LANES channels. Writes the shard's row of shard_sums.
+// batch_norm_sync_gradients: one invocation adds up LANES channels of all shards. Writes Σ dγ / Σ n and Σ dβ / Σ n
+//   to mean_gradients [2,C].
 // batch_norm_evaluate: as batch_norm_forward, by the running statistics. Writes y.
 // batch_norm_fold: the convolution before, with weights w·γ·rstd and bias (b − mean)·γ·rstd + β, whose
 //   output needs no normalisation. parameters [M (+ 1 with BIAS), C], folded [M + 1, C]; one
@@ -50,6 +59,7 @@ override EPSILON: f32 = 0.0;
 override M: u32 = 1u;
 override BIAS: bool = false;
 override RELU: bool = false;
+override DIVIDED: bool = false;
 
 const WORKGROUP_SIZE = 64u;
 const ROWS_PER_STRIP = 8u;
@@ -91,6 +101,9 @@ struct Step {
 @group(0) @binding(15) var<storage, read> running_values: array<f32>;
 @group(0) @binding(16) var<storage, read> affine_values: array<f32>;
 @group(0) @binding(17) var<storage, read_write> folded: array<f32>;
+@group(0) @binding(18) var<storage, read_write> shard_rows: array<Lanes>;  // shard_moments or shard_sums
+@group(0) @binding(19) var<storage, read> of_shards: array<Lanes>;  // the same, read back
+@group(0) @binding(20) var<storage, read_write> mean_gradients: array<Lanes>;
 
 // Rows that count.
 fn counted() -> u32 {
@@ -177,13 +190,8 @@ fn moments_of(chunk: u32, channel: u32, n: u32) -> Moments {
 
 var<workgroup> merged: array<Moments, WORKGROUP_SIZE>;
 
-@compute @workgroup_size(WORKGROUP_SIZE)
-fn batch_norm_statistics(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) local: u32,
-) {
-    let channel = group.y * groups.x + group.x;
+// All chunks of LANES channels in merged[0], as the first invocation of the workgroup sees it.
+fn merge_chunks(channel: u32, local: u32) {
     var moments = Moments();
     if channel < WIDTH {
         let n = counted();
@@ -203,6 +211,16 @@ fn batch_norm_statistics(
             merged[local] = merge(merged[local], merged[local + rest]);
         }
     }
+}
+
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn batch_norm_statistics(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let channel = group.y * groups.x + group.x;
+    merge_chunks(channel, local);
     if local == 0u && channel < WIDTH {
         let n = merged[0].count;
         let mean = Lanes(x[channel]) + merged[0].mean;
@@ -215,6 +233,59 @@ fn batch_norm_statistics(
             new_running[WIDTH + channel] += MOMENTUM * (variance - new_running[WIDTH + channel]);
         }
     }
+}
+
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn batch_norm_shard_moments(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let channel = group.y * groups.x + group.x;
+    let shard = steps[counter[0]].micro;
+    merge_chunks(channel, local);
+    // A row that is no shard is computed for nothing.
+    if local == 0u && channel < WIDTH && shard < steps[counter[0]].shards {
+        let at = 4u * shard * WIDTH + channel;
+        shard_rows[at] = Lanes(merged[0].count);
+        shard_rows[at + WIDTH] = Lanes(x[channel]);
+        shard_rows[at + 2u * WIDTH] = merged[0].mean;
+        shard_rows[at + 3u * WIDTH] = merged[0].squares;
+    }
+}
+
+fn one_of(lanes: Lanes) -> f32 {
+    return lanes.x;
+}
+
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn batch_norm_sync_statistics(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let channel = (group.y * groups.x + group.x) * WORKGROUP_SIZE + local;
+    if channel >= WIDTH {
+        return;
+    }
+    // Of x − x₀ with that of the first shard.
+    let start = of_shards[WIDTH + channel];
+    var moments = Moments();
+    for (var shard = 0u; shard < steps[counter[0]].shards; shard++) {
+        let at = 4u * shard * WIDTH + channel;
+        let mean = (of_shards[at + WIDTH] - start) + of_shards[at + 2u * WIDTH];
+        moments = merge(moments, Moments(one_of(of_shards[at]), mean, of_shards[at + 3u * WIDTH]));
+    }
+    let n = moments.count;
+    let mean = start + moments.mean;
+    new_statistics[channel] = mean;
+    new_statistics[WIDTH + channel] = 1.0 / sqrt(moments.squares / n + EPSILON);
+    new_running[channel] = running[channel] + MOMENTUM * (mean - running[channel]);
+    var variance = running[WIDTH + channel];
+    if n > 1.0 {
+        variance += MOMENTUM * (moments.squares / (n - 1.0) - variance);
+    }
+    new_running[WIDTH + channel] = variance;
 }
 
 // 0 where that is more. What is NaN is told by its bits, because a compiler may take it that no
@@ -323,11 +394,12 @@ fn batch_norm_backward_input(
     let first = t / WIDTH * ROWS_PER_STRIP;
     let channel = t % WIDTH;
     let n = counted();
+    let divisor = select(f32(n), 1.0, DIVIDED);
     let mean = statistics[channel];
     let rstd = statistics[WIDTH + channel];
     let scale = affine[channel] * rstd;
-    let slope = gradient[channel] * rstd / f32(n);
-    let offset = gradient[WIDTH + channel] / f32(n);
+    let slope = gradient[channel] * rstd / divisor;
+    let offset = gradient[WIDTH + channel] / divisor;
     for (var row = first; row < min(first + ROWS_PER_STRIP, ROWS); row++) {
         let at = row * WIDTH + channel;
         if row < n {
@@ -337,6 +409,46 @@ fn batch_norm_backward_input(
             input_gradient[at] = Stored(Lanes(0.0));
         }
     }
+}
+
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn batch_norm_shard_sums(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let channel = (group.y * groups.x + group.x) * WORKGROUP_SIZE + local;
+    let shard = steps[counter[0]].micro;
+    if channel >= WIDTH || shard >= steps[counter[0]].shards {
+        return;
+    }
+    let at = 3u * shard * WIDTH + channel;
+    shard_rows[at] = Lanes(f32(counted()));
+    shard_rows[at + WIDTH] = gradient[channel];
+    shard_rows[at + 2u * WIDTH] = gradient[WIDTH + channel];
+}
+
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn batch_norm_sync_gradients(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let channel = (group.y * groups.x + group.x) * WORKGROUP_SIZE + local;
+    if channel >= WIDTH {
+        return;
+    }
+    var n = Lanes(0.0);
+    var weight_gradient = Lanes(0.0);
+    var bias_gradient = Lanes(0.0);
+    for (var shard = 0u; shard < steps[counter[0]].shards; shard++) {
+        let at = 3u * shard * WIDTH + channel;
+        n += of_shards[at];
+        weight_gradient += of_shards[at + WIDTH];
+        bias_gradient += of_shards[at + 2u * WIDTH];
+    }
+    mean_gradients[channel] = weight_gradient / n;
+    mean_gradients[WIDTH + channel] = bias_gradient / n;
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)

@@ -168,6 +168,10 @@ pub struct RecipeArgs {
     /// number, not on that of the processes [default: the recipe's, else none]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub shards: Option<String>,
+    /// Take the statistics of a batch-norm of all shards of a batch together, which needs memory for all of
+    /// them at a time [default: the recipe's]
+    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub sync_batch_norm: Option<String>,
     /// Update rule: sgd (with momentum), adamw, lion or muon [default: the recipe's]
     #[arg(long, value_name = "NAME")]
     pub optimizer: Option<String>,
@@ -240,12 +244,13 @@ pub struct RecipeArgs {
 
 impl RecipeArgs {
     /// The flags by the recipe's key that each sets, which is its name with - for _.
-    pub fn values(&self) -> [(&'static str, Option<&String>); 20] {
+    pub fn values(&self) -> [(&'static str, Option<&String>); 21] {
         [
             ("epochs", self.epochs.as_ref()),
             ("batch_size", self.batch_size.as_ref()),
             ("micro_batch", self.micro_batch.as_ref()),
             ("shards", self.shards.as_ref()),
+            ("sync_batch_norm", self.sync_batch_norm.as_ref()),
             ("optimizer", self.optimizer.as_ref()),
             ("lr", self.lr.as_ref()),
             ("momentum", self.momentum.as_ref()),

@@ -40,7 +40,7 @@ pub fn batch_advice(batch: usize, micro: bool) -> String {
 }
 
 /// Refuses to train on `batch_size` samples at a time, `micro` ones or whole batches, where less memory is `available` than `needed` says
-/// for it, instead of being stopped in the middle.
+/// for it, instead of being stopped in the middle; `advice` says what to do where so many fit.
 ///
 /// # Errors
 /// [`Error::Usage`] with both numbers and the largest power of two that fits; what `needed` reports.
@@ -48,6 +48,7 @@ pub fn expect_memory(
     batch_size: usize,
     micro: bool,
     available: u64,
+    advice: impl Fn(usize) -> String,
     needed: impl Fn(usize) -> Result<u64>,
 ) -> Result<()> {
     let wanted = needed(batch_size)?;
@@ -55,7 +56,7 @@ pub fn expect_memory(
         return Ok(());
     }
     let advice = match fitting_batch(batch_size, |batch| Ok(needed(batch)? <= available))? {
-        Some(batch) => batch_advice(batch, micro),
+        Some(batch) => advice(batch),
         None => "use a smaller model".into(),
     };
     let what = if micro { "micro-batch" } else { "batch size" };
@@ -83,9 +84,10 @@ mod tests {
     #[test]
     fn a_refusal_names_both_numbers_and_what_helps() {
         let needed = |batch: usize| Ok((1 << 30) + ((batch as u64) << 20));
-        expect_memory(1024, false, 2 << 30, needed).unwrap();
+        expect_memory(1024, false, 2 << 30, |_| String::new(), needed).unwrap();
         let refusal = |micro, available| {
-            let result = expect_memory(1025, micro, available, needed);
+            let advice = |batch| batch_advice(batch, micro);
+            let result = expect_memory(1025, micro, available, advice, needed);
             result.unwrap_err().to_string()
         };
         let message = refusal(false, 2 << 30);

@@ -225,6 +225,27 @@ fn shards_are_part_of_the_recipe() {
 }
 
 #[test]
+fn batch_norms_are_synced_over_shards() {
+    let bench = Bench::new();
+    let small = fs::read_to_string(bench.path("small.toml")).unwrap();
+    let (head, layers) = small.split_once("[[layer]]").unwrap();
+    let normed = format!("{head}[[layer]]\ntype = \"batch_norm\"\n\n[[layer]]{layers}");
+    fs::write(bench.path("small.toml"), normed).unwrap();
+    let train = |flags: &str| bench.good(&format!("train {SMALL} --epochs 2 --shards 3 {flags}"));
+    let out = train("--sync-batch-norm --out whole");
+    assert!(out.contains("sync_batch_norm true"), "{out}");
+    assert_ne!(hash(&train("--out apart")), hash(&out));
+    train("--set sync_batch_norm=true --stop-after 1 --out halves");
+    let halves = bench.good("train --resume halves");
+    assert_eq!(hash(&halves), hash(&out));
+    bench.bad(
+        &format!("train {SMALL} --sync-batch-norm --micro-batch 4"),
+        2,
+        &["--micro-batch", "sync_batch_norm", "by `shards`"],
+    );
+}
+
+#[test]
 fn flags_override_the_recipe() {
     let bench = Bench::new();
     bench.good(&format!(

@@ -112,6 +112,7 @@ fn batch_norm<T: Float>(case: &BatchNormCase) {
         let mut dx = x.clone();
         cpu::batch_norm_backward_input(
             &g,
+            false,
             &x,
             &dy,
             &statistics,

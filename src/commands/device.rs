@@ -139,20 +139,26 @@ impl Device {
         let batch = recipe.step_batch();
         plan::expect_batch(model, batch, options)?;
         let available = available_memory();
-        host::expect_memory(batch, options.micro, available, |batch| match self {
-            Device::Cpu { .. } => CpuEngine::memory(model, batch, optimizer, options),
-            Device::Gpu(gpu) => {
-                // A checkpoint passes through: parameters and state, and the bytes of the file.
-                let kept = 1 + optimizer.state_vectors() + usize::from(options.average);
-                let vectors = 2 * kept;
-                let checkpoint = 4 * (vectors * model.parameter_elements) as u64;
-                let rows = match gpu.report().software {
-                    true => engine::memory(model, batch, optimizer, options, gpu.report())?,
-                    false => Vec::new(),
-                };
-                Ok(checkpoint + rows.iter().map(|(_, bytes)| bytes).sum::<u64>())
-            }
-        })
+        host::expect_memory(
+            batch,
+            options.micro,
+            available,
+            |batch| options.batch_advice(batch),
+            |batch| match self {
+                Device::Cpu { .. } => CpuEngine::memory(model, batch, optimizer, options),
+                Device::Gpu(gpu) => {
+                    // A checkpoint passes through: parameters and state, and the bytes of the file.
+                    let kept = 1 + optimizer.state_vectors() + usize::from(options.average);
+                    let vectors = 2 * kept;
+                    let checkpoint = 4 * (vectors * model.parameter_elements) as u64;
+                    let rows = match gpu.report().software {
+                        true => engine::memory(model, batch, optimizer, options, gpu.report())?,
+                        false => Vec::new(),
+                    };
+                    Ok(checkpoint + rows.iter().map(|(_, bytes)| bytes).sum::<u64>())
+                }
+            },
+        )
     }
 
     /// A network on the device.

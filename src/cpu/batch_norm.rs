@@ -67,9 +67,28 @@ pub fn batch_norm_statistics<T: Float>(
     count: usize,
     running: &mut [T],
 ) -> Vec<T> {
-    let (c, rows, size) = (g.channels, count * g.positions, g.chunks().size);
-    let mut statistics = vec![T::zero(); 2 * c];
+    let (c, rows) = (g.channels, count * g.positions);
+    let mut statistics = merge_chunks(g, partials, rows);
     let (mean, squares) = statistics.split_at_mut(c);
+    mean.iter_mut().zip(x).for_each(|(mean, x)| *mean += *x);
+    let (running_mean, running_variance) = running.split_at_mut(c);
+    let momentum: T = momentum.into();
+    for i in 0..c {
+        running_mean[i] += momentum * (mean[i] - running_mean[i]);
+        if rows > 1 {
+            let variance = squares[i] / number(rows - 1);
+            running_variance[i] += momentum * (variance - running_variance[i]);
+        }
+        squares[i] = rstd(squares[i] / number(rows), epsilon);
+    }
+    statistics
+}
+
+/// Mean and `Σ (x − mean)²` of `x − x₀` over all chunks, `[2, C]`.
+fn merge_chunks<T: Float>(g: &BatchNorm, partials: &[T], rows: usize) -> Vec<T> {
+    let (c, size) = (g.channels, g.chunks().size);
+    let mut moments = vec![T::zero(); 2 * c];
+    let (mean, squares) = moments.split_at_mut(c);
     // The chunks after these have no row that counts.
     let chunks = rows.div_ceil(size);
     for (chunk, partial) in partials.chunks_exact(2 * c).take(chunks).enumerate() {
@@ -83,18 +102,54 @@ pub fn batch_norm_statistics<T: Float>(
             squares[i] += partial[c + i] + difference * (difference * before * share);
         }
     }
-    let (running_mean, running_variance) = running.split_at_mut(c);
+    moments
+}
+
+/// What a shard of a batch has to say of its rows: how many count, `x₀`, and mean and `Σ (x − mean)²` of `x − x₀`.
+///
+/// x `[rows, C]`, of which the first row is read; partials `[chunks, 2, C]`; returns `[4, C]`.
+pub fn batch_norm_shard_moments<T: Float>(
+    g: &BatchNorm,
+    x: &[T],
+    partials: &[T],
+    count: usize,
+) -> Vec<T> {
+    let rows = count * g.positions;
+    let n = vec![number(rows); g.channels];
+    [&n, &x[..g.channels], &merge_chunks(g, partials, rows)].concat()
+}
+
+/// [`batch_norm_statistics`] of a whole batch from the moments of its shards `[shards, 4, C]`, merged in their order
+/// (Chan, Golub, LeVeque, 1983), and the running statistics that follow.
+///
+/// running `[2, C]`; returns two of `[2, C]`.
+pub fn batch_norm_sync_statistics<T: Float>(
+    [momentum, epsilon]: [f32; 2],
+    (of_shards, c): (&[T], usize),
+    running: &[T],
+) -> [Vec<T>; 2] {
+    let (mut statistics, mut next) = (vec![T::zero(); 2 * c], running.to_vec());
     let momentum: T = momentum.into();
     for i in 0..c {
-        mean[i] += x[i];
-        running_mean[i] += momentum * (mean[i] - running_mean[i]);
-        if rows > 1 {
-            let variance = squares[i] / number(rows - 1);
-            running_variance[i] += momentum * (variance - running_variance[i]);
+        let start = of_shards[c + i];
+        let [mut n, mut mean, mut squares] = [T::zero(); 3];
+        for shard in of_shards.chunks_exact(4 * c) {
+            let [more, own_start, own_mean, own_squares] = [0, 1, 2, 3].map(|k| shard[k * c + i]);
+            let difference = (own_start - start) + own_mean - mean;
+            let share = more / (n + more);
+            squares += own_squares + difference * (difference * n * share);
+            mean += difference * share;
+            n += more;
         }
-        squares[i] = rstd(squares[i] / number(rows), epsilon);
+        mean += start;
+        next[i] += momentum * (mean - running[i]);
+        if n > T::one() {
+            next[c + i] += momentum * (squares / (n - T::one()) - running[c + i]);
+        }
+        statistics[i] = mean;
+        statistics[c + i] = rstd(squares / n, epsilon);
     }
-    statistics
+    [statistics, next]
 }
 
 /// `y = (x − mean)·rstd·γ + β`, in the rows that do not count as well; with `relu` the larger of that and
@@ -161,12 +216,30 @@ pub fn batch_norm_backward_sums<T: Float>(
     partials
 }
 
+/// How many rows of a shard count, and its gradient `[2, C]` of γ and β; returns `[3, C]`.
+pub fn batch_norm_shard_sums<T: Float>(g: &BatchNorm, gradient: &[T], count: usize) -> Vec<T> {
+    let n = vec![number(count * g.positions); g.channels];
+    [&n, gradient].concat()
+}
+
+/// `Σ dγ / Σ n` and `Σ dβ / Σ n` over the shards of a batch `[shards, 3, C]`; returns `[2, C]`.
+pub fn batch_norm_sync_gradients<T: Float>((of_shards, c): (&[T], usize)) -> Vec<T> {
+    let mut sums = vec![T::zero(); 3 * c];
+    for shard in of_shards.chunks_exact(3 * c) {
+        sums.iter_mut().zip(shard).for_each(|(sum, x)| *sum += *x);
+    }
+    let (n, gradients) = sums.split_at(c);
+    let means = gradients.iter().zip(n.iter().cycle());
+    means.map(|(sum, n)| *sum / *n).collect()
+}
+
 /// `dx = γ·rstd·(dy − (Σ dy + x̂·Σ dy·x̂) / n)` in the n rows that count, 0 in the others.
 ///
-/// x, dy and dx `[rows, C]`, statistics, affine and gradient (of affine) `[2, C]`.
+/// x, dy and dx `[rows, C]`, statistics, affine and gradient (of affine, or `divided` by n already) `[2, C]`.
 #[allow(clippy::too_many_arguments)] // One for each tensor, as the kernel has them.
 pub fn batch_norm_backward_input<T: Float>(
     g: &BatchNorm,
+    divided: bool,
     x: &[T],
     dy: &[T],
     statistics: &[T],
@@ -178,7 +251,7 @@ pub fn batch_norm_backward_input<T: Float>(
     let c = g.channels;
     let (mean, rstd) = halves(statistics);
     let (weight_gradient, bias_gradient) = halves(gradient);
-    let n: T = number(count * g.positions);
+    let n: T = number(if divided { 1 } else { count * g.positions });
     let scale: Vec<T> = affine.iter().zip(rstd).map(|(&w, &r)| w * r).collect();
     let slope = weight_gradient.iter().zip(rstd);
     let slope: Vec<T> = slope.map(|(&g, &r)| g * r / n).collect();

@@ -340,7 +340,7 @@ fn normalisation_checks(check: &mut impl FnMut(&'static str, f64)) {
         worst_error(&affine, &gradient, |affine| dot(&r, &forward(&x, affine))),
     );
     let mut dx = vec![9.0; x.len()];
-    batch_norm_backward_input(&g, &x, &r, &of, &affine, &gradient, count, &mut dx);
+    batch_norm_backward_input(&g, false, &x, &r, &of, &affine, &gradient, count, &mut dx);
     check(
         "batch_norm_backward_input",
         worst_error(&x, &dx, |x| dot(&r, &forward(x, &affine))),

@@ -53,7 +53,8 @@ pub use activation::{
 pub use average::{average_values, swap_values};
 pub use batch_norm::{
     batch_norm_backward_input, batch_norm_backward_sums, batch_norm_evaluate, batch_norm_fold,
-    batch_norm_forward, batch_norm_moments, batch_norm_statistics,
+    batch_norm_forward, batch_norm_moments, batch_norm_shard_moments, batch_norm_shard_sums,
+    batch_norm_statistics, batch_norm_sync_gradients, batch_norm_sync_statistics,
 };
 pub use check::{FiniteDifference, finite_difference_checks};
 pub use clip::{clip_gradients, norm, sum_squares};

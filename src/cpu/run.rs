@@ -158,6 +158,16 @@ impl<T: Float> Memory<T> {
         (table[row], row)
     }
 
+    /// What the shards of the batch left, `rows` rows of C each, and C.
+    fn of_shards(&self, spec: &KernelSpec, rows: usize) -> (&[T], usize) {
+        let c = spec
+            .arguments
+            .last()
+            .map_or(0, |result| result.view.len / 2);
+        let shards = self.step(spec).0.shards as usize;
+        (&self.floats(spec.view("of_shards"))[..shards * rows * c], c)
+    }
+
     /// The numbers of the batch's samples in the dataset; one that is not full repeats its last.
     fn batch_samples(&self, spec: &KernelSpec, batch: usize) -> Vec<u32> {
         let (step, _) = self.step(spec);
@@ -408,7 +418,11 @@ fn run_in_floats<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
         | Work::BatchNormStatistics { .. }
         | Work::BatchNormForward { .. }
         | Work::BatchNormBackwardSums(_)
-        | Work::BatchNormBackwardInput(_)
+        | Work::BatchNormBackwardInput { .. }
+        | Work::BatchNormShardMoments(_)
+        | Work::BatchNormSyncStatistics { .. }
+        | Work::BatchNormShardSums(_)
+        | Work::BatchNormSyncGradients
         | Work::BatchNormEvaluate { .. }
         | Work::BatchNormFold { .. } => run_batch_norm(spec, memory),
         Work::GroupNormMoments(_)
@@ -704,19 +718,43 @@ fn run_batch_norm<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
             let partials = batch_norm_backward_sums(g, x, dy, statistics, count());
             memory.put(view("partials"), partials);
         }
-        Work::BatchNormBackwardInput(g) => memory.change_floats(view("dx"), |memory, dx| {
-            let floats = |name| memory.floats(view(name));
-            batch_norm_backward_input(
-                g,
-                floats("x"),
-                floats("dy"),
-                floats("statistics"),
-                floats("affine"),
-                floats("gradient"),
-                memory.step(spec).0.count as usize,
-                dx,
+        Work::BatchNormBackwardInput { geometry, divided } => {
+            memory.change_floats(view("dx"), |memory, dx| {
+                let floats = |name| memory.floats(view(name));
+                batch_norm_backward_input(
+                    geometry,
+                    *divided,
+                    floats("x"),
+                    floats("dy"),
+                    floats("statistics"),
+                    floats("affine"),
+                    floats("gradient"),
+                    memory.step(spec).0.count as usize,
+                    dx,
+                );
+            });
+        }
+        Work::BatchNormShardMoments(g) => {
+            let row = batch_norm_shard_moments(g, floats("x"), floats("partials"), count());
+            put_row(spec, "shard_moments", row, memory);
+        }
+        Work::BatchNormSyncStatistics { momentum, epsilon } => {
+            let [statistics, next_running] = batch_norm_sync_statistics(
+                [*momentum, *epsilon],
+                memory.of_shards(spec, 4),
+                floats("running"),
             );
-        }),
+            memory.put(view("statistics"), statistics);
+            memory.put(view("next_running"), next_running);
+        }
+        Work::BatchNormShardSums(g) => {
+            let row = batch_norm_shard_sums(g, floats("gradient"), count());
+            put_row(spec, "shard_sums", row, memory);
+        }
+        Work::BatchNormSyncGradients => {
+            let means = batch_norm_sync_gradients(memory.of_shards(spec, 3));
+            memory.put(view("mean_gradients"), means);
+        }
         Work::BatchNormEvaluate { epsilon, relu, .. } => {
             memory.change_floats(view("y"), |memory, y| {
                 let floats = |name| memory.floats(view(name));
@@ -735,6 +773,17 @@ fn run_batch_norm<T: Float>(spec: &KernelSpec, memory: &mut Memory<T>) {
             memory.put(view("folded"), folded);
         }
         other => unreachable!("{other:?}"),
+    }
+}
+
+/// Puts the row of the shard that the step is, if it is one.
+fn put_row<T: Float>(spec: &KernelSpec, rows: &str, row: Vec<T>, memory: &mut Memory<T>) {
+    let (step, _) = memory.step(spec);
+    if step.micro < step.shards {
+        let start = step.micro as usize * row.len();
+        memory.change_floats(spec.view(rows), |_, rows| {
+            rows[start..][..row.len()].copy_from_slice(&row);
+        });
     }
 }
 
@@ -959,6 +1008,29 @@ impl<T: Float> Twins<T> {
             Values::Words(values) => values,
             other => panic!("expected words, found {other:?}"),
         }
+    }
+
+    /// Carries out the batch of `shards` shards that begins with the current row of the step table, phase by phase,
+    /// each shard in a step memory of its own.
+    pub fn run_phases(&mut self, shards: usize) {
+        let counter = self.words("counter")[0];
+        let slots = self.plan.slots.len();
+        let mut replicas = vec![self.memory.values[..slots].to_vec(); shards];
+        let specs: Vec<KernelSpec> = self.plan.specs().cloned().collect();
+        for [of_shards, of_batch] in self.plan.phases() {
+            for (shard, replica) in (counter..).zip(&mut replicas) {
+                self.words("counter")[0] = shard;
+                self.memory.values[..slots].swap_with_slice(replica);
+                for spec in &specs[of_shards.clone()] {
+                    run(spec, &mut self.memory);
+                }
+                self.memory.values[..slots].swap_with_slice(replica);
+            }
+            for spec in &specs[of_batch] {
+                run(spec, &mut self.memory);
+            }
+        }
+        self.words("counter")[0] = counter + shards as u32;
     }
 
     /// Carries out the kernels of some sections.

@@ -1,8 +1,8 @@
 //! Steps on the CPU: what trains where there is no GPU.
 
 use super::{
-    Evaluation, Exchange, Split, StepProgress, ends_batch, evaluation_steps, expect_dataset,
-    expect_epoch, expect_len, most_rows, own_nodes, uploaded,
+    Evaluation, Exchange, Split, StepProgress, batch_from, ends_batch, evaluation_steps,
+    expect_dataset, expect_epoch, expect_len, most_rows, own_nodes, uploaded,
 };
 use crate::cpu::{Memory, Values, fast};
 use crate::error::Result;
@@ -40,8 +40,9 @@ type Key = (bool, usize);
 
 struct Planned {
     plan: Plan,
-    /// Of its tensors in the memory.
-    places: Vec<usize>,
+    /// Of its tensors in the memory, where several shards of a batch are under way for each.
+    places: Vec<Vec<usize>>,
+    phases: Vec<[Range<usize>; 2]>,
 }
 
 /// A split of the dataset: how many samples, and its tensors.
@@ -180,6 +181,19 @@ impl CpuEngine {
             false => Mode::Evaluate,
         };
         let plan = Plan::new(&self.model, batch, mode, &self.options, Target::Cpu)?;
+        let places = vec![self.places_of(&plan, 0)];
+        let phases = plan.phases();
+        let planned = Planned {
+            plan,
+            places,
+            phases,
+        };
+        self.plans.push((key, planned));
+        Ok(self.plans.len() - 1)
+    }
+
+    /// The places of a plan's tensors for the shard of that number among those that are under way.
+    fn places_of(&mut self, plan: &Plan, replica: usize) -> Vec<usize> {
         let mut places = Vec::with_capacity(plan.tensors.len());
         for tensor in &plan.tensors {
             let len = tensor.elements();
@@ -191,13 +205,30 @@ impl CpuEngine {
                     let like = plan.slots[..slot]
                         .iter()
                         .filter(|s| s.dtype == tensor.dtype);
-                    let name = format!("{:?} slot {}", tensor.dtype, like.count());
+                    let name = format!("{:?} slot {}.{replica}", tensor.dtype, like.count());
                     self.place(name, tensor.dtype, plan.slots[slot].elements)
                 }
             });
         }
-        self.plans.push((key, Planned { plan, places }));
-        Ok(self.plans.len() - 1)
+        places
+    }
+
+    /// Makes a plan the current one, for the shard of that number among those that are under way.
+    fn enter(&mut self, at: usize, replica: usize, data: &HashMap<&'static str, usize>) {
+        while self.plans[at].1.places.len() <= replica {
+            let plan = self.plans[at].1.plan.clone();
+            let places = self.places_of(&plan, self.plans[at].1.places.len());
+            self.plans[at].1.places.push(places);
+        }
+        let (_, planned) = &self.plans[at];
+        self.memory.places.clone_from(&planned.places[replica]);
+        let offsets = planned.plan.tensors.iter().map(|tensor| tensor.offset);
+        self.memory.offsets = offsets.collect();
+        for (tensor, place) in planned.plan.tensors.iter().zip(&mut self.memory.places) {
+            if let Some(data) = data.get(tensor.name.as_str()) {
+                *place = *data;
+            }
+        }
     }
 
     /// The place of that name, of at least `len` elements.
@@ -277,7 +308,10 @@ impl CpuEngine {
         expect_epoch(samples.len, self.batch, &self.options, order, steps)?;
         let place = samples.tensors["order"];
         self.memory.values[place] = Values::Words(order.to_vec());
-        self.run(Split::Train, steps, None, progress)
+        match self.plans[0].1.plan.syncs() {
+            true => self.run_phases(steps, progress),
+            false => self.run(Split::Train, steps, None, progress),
+        }
     }
 
     /// As [`super::Engine::train_shards`].
@@ -351,15 +385,7 @@ impl CpuEngine {
         let mut begin = 0;
         for (i, step) in steps.iter().enumerate() {
             let at = self.plan((split == Split::Train, step.count as usize))?;
-            let (_, planned) = &self.plans[at];
-            self.memory.places.clone_from(&planned.places);
-            let offsets = planned.plan.tensors.iter().map(|tensor| tensor.offset);
-            self.memory.offsets = offsets.collect();
-            for (tensor, place) in planned.plan.tensors.iter().zip(&mut self.memory.places) {
-                if let Some(data) = tensors.get(tensor.name.as_str()) {
-                    *place = *data;
-                }
-            }
+            self.enter(at, 0, &tensors);
             let updates = ends_batch(steps, i);
             match &mut exchange {
                 Some(exchange) if updates => {
@@ -390,6 +416,48 @@ impl CpuEngine {
     fn carry_out(&mut self, at: usize, wanted: impl Fn(Section) -> bool) {
         let (_, planned) = &self.plans[at];
         for (_, spec) in planned.plan.kernels.iter().filter(|(s, _)| wanted(*s)) {
+            fast::run(spec, &mut self.memory, &self.scratch);
+        }
+    }
+
+    /// Carries out batches of the training split phase by phase, for plans whose kernels need all shards at a time.
+    fn run_phases(&mut self, steps: &[Step], progress: StepProgress) -> Result<Vec<Metrics>> {
+        let split = Split::Train;
+        let data = uploaded(self.splits[split as usize].as_ref())?
+            .tensors
+            .clone();
+        self.memory.values[data["steps"]] = Values::Words(bytemuck::cast_slice(steps).to_vec());
+        let mut all = Vec::with_capacity(steps.len());
+        while all.len() < steps.len() {
+            let rows = batch_from(steps, all.len());
+            let plans = steps[rows.clone()].iter();
+            let plans: Vec<usize> = plans
+                .map(|step| self.plan((true, step.count as usize)))
+                .collect::<Result<_>>()?;
+            // Those for shards of other sizes have the same ones.
+            for phase in 0..self.plans[plans[0]].1.phases.len() {
+                for (replica, (row, at)) in rows.clone().zip(&plans).enumerate() {
+                    self.enter(*at, replica, &data);
+                    self.memory.values[data["counter"]] = Values::Words(vec![row as u32]);
+                    self.run_part(*at, phase, 0);
+                }
+                self.run_part(plans[plans.len() - 1], phase, 1);
+            }
+            let metrics = &self.words(split, "metrics")[2 * rows.start..2 * rows.end];
+            let metrics: Vec<Metrics> = bytemuck::cast_slice(metrics).to_vec();
+            let flow = progress(&metrics)?;
+            all.extend(metrics);
+            if flow.is_break() {
+                break;
+            }
+        }
+        Ok(all)
+    }
+
+    /// The kernels of a phase of the current plan, of a shard or of the batch.
+    fn run_part(&mut self, at: usize, phase: usize, part: usize) {
+        let (_, planned) = &self.plans[at];
+        for (_, spec) in &planned.plan.kernels[planned.phases[phase][part].clone()] {
             fast::run(spec, &mut self.memory, &self.scratch);
         }
     }
@@ -487,7 +555,8 @@ impl CpuEngine {
         let held: u64 = plan.memory().iter().map(|(_, bytes)| bytes).sum();
         // The twins hold halves as floats.
         let halves = plan.slots.iter().filter(|slot| slot.dtype == Dtype::F16);
-        let held = held + halves.map(|slot| 2 * slot.elements as u64).sum::<u64>();
+        let halves = halves.map(|slot| 2 * slot.elements as u64).sum::<u64>();
+        let held = held + halves * plan.replicas as u64;
         let scratch = plan.specs().map(fast::scratch_bytes).max().unwrap_or(0);
         let kept = 1 + optimizer.state_vectors() as u64 + u64::from(options.average);
         let parameters = 4 * model.parameter_elements as u64;

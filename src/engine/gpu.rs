@@ -3,23 +3,23 @@
 //! nothing.
 
 use super::{
-    Evaluation, Exchange, Split, StepProgress, ends_batch, evaluation_steps, expect_dataset,
-    expect_epoch, expect_len, most_rows, own_nodes, uploaded,
+    Evaluation, Exchange, Split, StepProgress, batch_from, ends_batch, evaluation_steps,
+    expect_dataset, expect_epoch, expect_len, most_rows, own_nodes, uploaded,
 };
 use crate::error::{Error, Result};
 use crate::gpu::{AdapterReport, Buffer, Dispatch, Gpu, Readback, Span, Ticket};
-use crate::host::{batch_advice, fitting_batch};
+use crate::host::fitting_batch;
 use crate::kernels::half::LOSS_SCALE;
 use crate::kernels::shards::{Node, levels};
 use crate::kernels::{Dtype, Metrics, STEP_ELEMENTS, Step, View, average};
 use crate::model::recipe::{Optimizer, Precision, Views};
-use crate::model::{Model, initial_running};
+use crate::model::{Model, PARAMETER_ALIGNMENT, initial_running};
 use crate::plan::{
     self, Lifetime, Mode, Options, Plan, SHARD_STATISTICS, Section, Target, most_samples,
 };
 use indicatif::BinaryBytes;
 use rayon::prelude::*;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -62,6 +62,8 @@ struct Resident {
     tensors: HashMap<&'static str, Buffer>,
     /// The kernels of a step, bound to all images, or to either of two slabs of them.
     dispatches: Vec<Vec<Dispatch>>,
+    /// The same for each further shard of a batch that is under way at a time, in memory of its own.
+    replicas: Vec<Vec<Vec<Dispatch>>>,
     /// Where the images pass through the device.
     streamed: Option<Streamed>,
 }
@@ -91,6 +93,15 @@ impl Resident {
                 images: 0..0,
             }],
         }
+    }
+
+    /// The kernels of a step for one of the shards that are under way at a time, bound to that slab.
+    fn bound(&self, replica: usize, slab: usize) -> &[Dispatch] {
+        let bound = match replica {
+            0 => &self.dispatches,
+            _ => &self.replicas[replica - 1],
+        };
+        &bound[slab % bound.len()]
     }
 
     /// Puts the images of `slab`, the one of this number, onto the device if they are not there.
@@ -226,6 +237,74 @@ pub fn memory(
     Ok(rows)
 }
 
+/// Memory for the tensors of a step.
+fn slots_of(gpu: &Gpu, plan: &Plan) -> Result<Vec<Buffer>> {
+    (0..plan.slots.len())
+        .map(|i| slot_of(gpu, plan, i))
+        .collect()
+}
+
+fn slot_of(gpu: &Gpu, plan: &Plan, i: usize) -> Result<Buffer> {
+    // Named after the largest of the tensors that it holds.
+    let held = plan.tensors.iter().filter(|t| t.slot == Some(i));
+    let largest = held.max_by_key(|t| t.elements());
+    let label = largest.map_or("unused", |t| &t.name);
+    let slot = plan.slots[i];
+    gpu.buffer(label, slot.dtype.words(slot.elements))
+}
+
+/// Dispatches on their way to the device: in pieces that take about [`SUBMISSION`] each, of which two are under way.
+struct Feed<'a> {
+    gpu: &'a Gpu,
+    waiting: Vec<&'a Dispatch>,
+    under_way: VecDeque<(Ticket, usize)>,
+    /// Dispatches of a piece.
+    most: usize,
+    since: Instant,
+}
+
+impl<'a> Feed<'a> {
+    fn new(gpu: &'a Gpu, most: usize) -> Feed<'a> {
+        Feed {
+            gpu,
+            waiting: Vec::new(),
+            under_way: VecDeque::new(),
+            most,
+            since: Instant::now(),
+        }
+    }
+
+    fn push(&mut self, dispatches: &'a [Dispatch]) -> Result<()> {
+        for dispatch in dispatches {
+            self.waiting.push(dispatch);
+            if self.waiting.len() >= self.most {
+                self.flush()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Submits what waits.
+    fn flush(&mut self) -> Result<()> {
+        if self.waiting.is_empty() {
+            return Ok(());
+        }
+        if self.under_way.len() == 2
+            && let Some((ticket, count)) = self.under_way.pop_front()
+        {
+            self.gpu.wait(&ticket)?;
+            let each = self.since.elapsed().as_secs_f64() / count as f64;
+            self.since = Instant::now();
+            let most = SUBMISSION.as_secs_f64() / each.max(1e-7);
+            self.most = (most as usize).clamp(1, 2 * self.most);
+        }
+        let ticket = self.gpu.submit("step", &self.waiting, 1)?;
+        self.under_way.push_back((ticket, self.waiting.len()));
+        self.waiting.clear();
+        Ok(())
+    }
+}
+
 impl GpuEngine {
     /// As [`super::Engine::new`].
     pub fn new(
@@ -260,7 +339,7 @@ impl GpuEngine {
                     };
                     let batch = fitting_batch(batch, |batch| Ok(total(batch)? <= room));
                     let advice = match batch.ok().flatten() {
-                        Some(batch) => batch_advice(batch, options.micro),
+                        Some(batch) => options.batch_advice(batch),
                         None => "use a smaller model, or --device cpu".into(),
                     };
                     Error::OutOfMemory {
@@ -291,21 +370,11 @@ impl GpuEngine {
             let buffer = gpu.buffer(&tensor.name, tensor.elements())?;
             kept.insert(tensor.name.clone(), buffer);
         }
-        let slot = |plan: &Plan, i: usize| {
-            // Named after the largest of the tensors that it holds.
-            let held = plan.tensors.iter().filter(|t| t.slot == Some(i));
-            let largest = held.max_by_key(|t| t.elements());
-            let label = largest.map_or("unused", |t| &t.name);
-            let slot = plan.slots[i];
-            gpu.buffer(label, slot.dtype.words(slot.elements))
-        };
-        let slots: Vec<Buffer> = (0..training.slots.len())
-            .map(|i| slot(&training, i))
-            .collect::<Result<_>>()?;
+        let slots = slots_of(&gpu, &training)?;
         let rooms = training.room_for(&evaluation);
         let shared = rooms.into_iter().enumerate().map(|(i, room)| match room {
             Some(room) => Ok(slots[room].clone()),
-            None => slot(&evaluation, i),
+            None => slot_of(&gpu, &evaluation, i),
         });
         let evaluation = Planned {
             slots: shared.collect::<Result<_>>()?,
@@ -500,7 +569,7 @@ impl GpuEngine {
     fn advice(&self) -> String {
         match self.training.plan.batch {
             1 => "use a smaller model, or --device cpu".into(),
-            batch => batch_advice(batch / 2, self.options.micro),
+            batch => self.options.batch_advice(batch / 2),
         }
     }
 
@@ -524,6 +593,10 @@ impl GpuEngine {
         let (len, gpu, planned) = (labels.len(), &self.gpu, self.planned(split));
         let (elements, batch) = (self.model.input.elements(), planned.plan.batch);
         let rows = most_rows(len, batch, &self.options);
+        let counters = match planned.plan.syncs() {
+            true => PARAMETER_ALIGNMENT * self.options.shards.unwrap_or(1),
+            false => 1,
+        };
         // A kernel is bound to a batch at least, of which a smaller split fills a part.
         let least = (batch * elements).div_ceil(4);
         let at_hand = match slab {
@@ -540,7 +613,7 @@ impl GpuEngine {
             ("normalization", gpu.upload("normalisation", normalization)?),
             ("order", gpu.buffer("order", len.max(batch))?),
             ("steps", gpu.buffer("step table", rows * STEP_ELEMENTS)?),
-            ("counter", gpu.buffer("step counter", 1)?),
+            ("counter", gpu.buffer("step counter", counters)?),
             ("metrics", gpu.buffer("metrics", rows * 2)?),
             ("predictions", gpu.buffer("predictions", len)?),
         ]);
@@ -550,45 +623,8 @@ impl GpuEngine {
         if planned.plan.tensor("outputs").is_some() {
             tensors.insert("outputs", gpu.buffer("outputs", len * self.model.classes)?);
         }
-        let options = Options {
-            streamed: true,
-            ..self.options.clone()
-        };
-        let mode = match split {
-            Split::Train => Mode::Train(self.optimizer),
-            Split::Validation | Split::Test => Mode::Evaluate,
-        };
-        let plan = match slab {
-            None => None,
-            Some(_) => {
-                let target = Target::Gpu(gpu.report());
-                Some(Plan::new(&self.model, batch, mode, &options, target)?)
-            }
-        };
-        // The same but for where its images are.
-        let plan = plan.as_ref().unwrap_or(&planned.plan);
-        let dispatches = at_hand.iter().map(|images| {
-            let dispatches = plan.specs().map(|spec| {
-                gpu.dispatch(spec, |argument| {
-                    let view = argument.view;
-                    let tensor = &plan.tensors[view.tensor];
-                    let words = view.dtype.words(view.len).max(1);
-                    match (tensor.lifetime, tensor.slot) {
-                        (Lifetime::Data, _) if tensor.name == "images" => images.clone(),
-                        // A dataset is longer than a step knows.
-                        (Lifetime::Data, _) => tensors[tensor.name.as_str()].clone(),
-                        (Lifetime::Kept, _) => self.kept[&tensor.name].slice(view.start, words),
-                        (Lifetime::Step, slot) => {
-                            let slot = slot.expect("a tensor that a kernel is bound to has memory");
-                            let start = view.dtype.words(tensor.offset + view.start);
-                            planned.slots[slot].slice(start, words)
-                        }
-                    }
-                })
-            });
-            dispatches.collect::<Result<Vec<_>>>()
-        });
-        let dispatches = dispatches.collect::<Result<_>>()?;
+        let counter = &tensors["counter"];
+        let dispatches = self.bind(split, &at_hand, &tensors, counter, &planned.slots)?;
         let order: Vec<u32> = (0..len as u32).collect();
         if split != Split::Train {
             gpu.write("order", &tensors["order"], &order)?;
@@ -608,9 +644,107 @@ impl GpuEngine {
             len,
             tensors,
             dispatches,
+            replicas: Vec::new(),
             streamed,
         };
         Ok(resident)
+    }
+
+    /// The kernels of a step on a split, bound to all of its images that are `at_hand`, or to either of two slabs of
+    /// them, to a step counter and to memory of the step.
+    fn bind(
+        &self,
+        split: Split,
+        at_hand: &[Buffer],
+        tensors: &HashMap<&'static str, Buffer>,
+        counter: &Buffer,
+        slots: &[Buffer],
+    ) -> Result<Vec<Vec<Dispatch>>> {
+        let (gpu, planned) = (&self.gpu, self.planned(split));
+        let options = Options {
+            streamed: true,
+            ..self.options.clone()
+        };
+        let mode = match split {
+            Split::Train => Mode::Train(self.optimizer),
+            Split::Validation | Split::Test => Mode::Evaluate,
+        };
+        let plan = match at_hand.len() {
+            1 => None,
+            _ => {
+                let (target, batch) = (Target::Gpu(gpu.report()), planned.plan.batch);
+                Some(Plan::new(&self.model, batch, mode, &options, target)?)
+            }
+        };
+        // The same but for where its images are.
+        let plan = plan.as_ref().unwrap_or(&planned.plan);
+        let dispatches = at_hand.iter().map(|images| {
+            let dispatches = plan.specs().map(|spec| {
+                gpu.dispatch(spec, |argument| {
+                    let view = argument.view;
+                    let tensor = &plan.tensors[view.tensor];
+                    let words = view.dtype.words(view.len).max(1);
+                    match (tensor.lifetime, tensor.slot) {
+                        (Lifetime::Data, _) if tensor.name == "images" => images.clone(),
+                        (Lifetime::Data, _) if tensor.name == "counter" => counter.clone(),
+                        // A dataset is longer than a step knows.
+                        (Lifetime::Data, _) => tensors[tensor.name.as_str()].clone(),
+                        (Lifetime::Kept, _) => self.kept[&tensor.name].slice(view.start, words),
+                        (Lifetime::Step, slot) => {
+                            let slot = slot.expect("a tensor that a kernel is bound to has memory");
+                            let start = view.dtype.words(tensor.offset + view.start);
+                            slots[slot].slice(start, words)
+                        }
+                    }
+                })
+            });
+            dispatches.collect::<Result<Vec<_>>>()
+        });
+        dispatches.collect()
+    }
+
+    /// Makes room for as many shards at a time as the batches of `steps` have.
+    fn add_replicas(&mut self, steps: &[Step]) -> Result<()> {
+        let (mut row, mut most) = (0, 0);
+        while row < steps.len() {
+            let rows = batch_from(steps, row);
+            most = most.max(rows.len());
+            row = rows.end;
+        }
+        loop {
+            let resident = uploaded(self.splits[Split::Train as usize].as_ref())?;
+            let replica = resident.replicas.len() + 1;
+            if replica >= most {
+                return Ok(());
+            }
+            let counter = &resident.tensors["counter"];
+            let counter = counter.slice(replica * PARAMETER_ALIGNMENT, 1);
+            let at_hand = match &resident.streamed {
+                Some(streamed) => &streamed.slabs[..],
+                None => std::slice::from_ref(&resident.tensors["images"]),
+            };
+            let slots = slots_of(&self.gpu, &self.training.plan).map_err(|e| match e {
+                Error::OutOfMemory {
+                    label,
+                    what,
+                    allocated,
+                } => Error::OutOfMemory {
+                    label,
+                    what: format!(
+                        "{what} after {}, for shard {} of {most}; {}",
+                        BinaryBytes(allocated),
+                        replica + 1,
+                        self.advice()
+                    ),
+                    allocated,
+                },
+                other => other,
+            })?;
+            let bound = self.bind(Split::Train, at_hand, &resident.tensors, &counter, &slots)?;
+            if let Some(resident) = &mut self.splits[Split::Train as usize] {
+                resident.replicas.push(bound);
+            }
+        }
     }
 
     /// As [`super::Engine::train_epoch`].
@@ -621,8 +755,15 @@ impl GpuEngine {
         progress: StepProgress,
     ) -> Result<Vec<Metrics>> {
         self.begin_epoch(order, steps)?;
+        let syncs = self.training.plan.syncs();
+        if syncs {
+            self.add_replicas(steps)?;
+        }
         let resident = uploaded(self.splits[Split::Train as usize].as_ref())?;
-        self.run(&self.training, resident, steps, progress)
+        match syncs {
+            true => self.run_phases(resident, steps, progress),
+            false => self.run(&self.training, resident, steps, progress),
+        }
     }
 
     /// As [`super::Engine::train_shards`].
@@ -822,6 +963,63 @@ impl GpuEngine {
             metrics.extend(new);
         }
         Ok(metrics)
+    }
+
+    /// Carries out batches phase by phase, for plans whose kernels need all shards at a time, at most two batches
+    /// ahead of what `progress` hears.
+    fn run_phases(
+        &self,
+        resident: &Resident,
+        steps: &[Step],
+        progress: StepProgress,
+    ) -> Result<Vec<Metrics>> {
+        let (gpu, plan) = (&self.gpu, &self.training.plan);
+        let phases = plan.phases();
+        let slabs = resident.slabs(steps);
+        let (mut slab, mut brought) = (0, 0);
+        let all_metrics = &resident.tensors["metrics"];
+        let mut feed = Feed::new(gpu, plan.kernels.len());
+        let mut all: Vec<Metrics> = Vec::with_capacity(steps.len());
+        let mut before: Option<Readback> = None;
+        let (mut next, mut stops) = (0, false);
+        while next < steps.len() && !stops {
+            let rows = batch_from(steps, next);
+            next = rows.end;
+            let mut counters = vec![0; PARAMETER_ALIGNMENT * rows.len()];
+            for (replica, row) in rows.clone().enumerate() {
+                counters[PARAMETER_ALIGNMENT * replica] = row as u32;
+            }
+            gpu.write("step counter", &resident.tensors["counter"], &counters)?;
+            for (phase, [of_shards, of_batch]) in phases.iter().enumerate() {
+                for (replica, row) in rows.clone().enumerate() {
+                    // The first one looks at the images.
+                    if phase == 0 {
+                        slab += usize::from(row == slabs[slab].rows.end);
+                        if brought == slab {
+                            feed.flush()?;
+                            resident.bring(gpu, slab, &slabs[slab])?;
+                            brought += 1;
+                        }
+                    }
+                    feed.push(&resident.bound(replica, slab)[of_shards.clone()])?;
+                }
+                feed.push(&resident.bound(0, slab)[of_batch.clone()])?;
+            }
+            feed.flush()?;
+            let new = all_metrics.slice(2 * rows.start, 2 * rows.len());
+            let new = gpu.start_readback("metrics", &new)?;
+            if let Some(before) = before.replace(new) {
+                let new: Vec<Metrics> = before.finish(gpu)?;
+                stops = progress(&new)?.is_break();
+                all.extend(new);
+            }
+        }
+        if let Some(before) = before {
+            let new: Vec<Metrics> = before.finish(gpu)?;
+            let _ = progress(&new)?;
+            all.extend(new);
+        }
+        Ok(all)
     }
 
     /// Carries out a step per row of the step table, and with the last one of each batch an exchange, which the update

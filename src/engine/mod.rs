@@ -523,6 +523,12 @@ pub(crate) fn ends_batch(steps: &[Step], row: usize) -> bool {
     steps.get(row + 1).is_none_or(Step::begins)
 }
 
+/// The rows of the batch that begins with this one.
+fn batch_from(steps: &[Step], row: usize) -> Range<usize> {
+    let last = (row..steps.len()).find(|row| ends_batch(steps, *row));
+    row..last.map_or(steps.len(), |last| last + 1)
+}
+
 /// Refuses an epoch whose order or steps reach beyond the `len` samples of the split, or one with
 /// parts of batches that are out of order, or where steps are no `micro` ones.
 fn expect_epoch(

@@ -145,6 +145,68 @@ pub fn batch_norm_statistics(
     )
 }
 
+/// Row `micro` of `shard_moments[shards,4,C]` from what [`batch_norm_moments`] wrote of the same `x`: how many rows
+/// count, `x₀`, and mean and Σ (x − mean)² of `x − x₀`. Changes `shard_moments` in place.
+pub fn batch_norm_shard_moments(
+    g: &BatchNorm,
+    x: View,
+    partials: View,
+    steps: View,
+    counter: View,
+    shard_moments: View,
+) -> KernelSpec {
+    let c = g.channels;
+    KernelSpec::new(
+        "batch_norm_shard_moments",
+        with_lanes(SOURCE, c),
+        Work::BatchNormShardMoments(*g),
+        &constants(g),
+        vec![
+            read(0, "x", x, c),
+            read(11, "partials", partials, g.chunks().count() * 2 * c),
+            read(5, "steps", steps, STEP_ELEMENTS),
+            read(6, "counter", counter, 1),
+            update(18, "shard_moments", shard_moments, shard_moments.len),
+        ],
+        c / lanes(c) * WORKGROUP_SIZE,
+    )
+}
+
+/// `statistics[2,C]` of a whole batch from `of_shards[shards,4,C]`, what [`batch_norm_shard_moments`] wrote of each of
+/// its shards, and `next_running[2,C]`, to where they move `running[2,C]`, see [`batch_norm_statistics`]. Writes
+/// `statistics` and `next_running`.
+pub fn batch_norm_sync_statistics(
+    [momentum, epsilon]: [f32; 2],
+    of_shards: View,
+    steps: View,
+    counter: View,
+    running: View,
+    statistics: View,
+    next_running: View,
+) -> KernelSpec {
+    let c = statistics.len / 2;
+    KernelSpec::new(
+        "batch_norm_sync_statistics",
+        with_lanes(SOURCE, c),
+        Work::BatchNormSyncStatistics { momentum, epsilon },
+        &[
+            ("C", c as f64),
+            ("WIDTH", (c / lanes(c)) as f64),
+            ("MOMENTUM", momentum.into()),
+            ("EPSILON", epsilon.into()),
+        ],
+        vec![
+            read(19, "of_shards", of_shards, of_shards.len),
+            read(5, "steps", steps, STEP_ELEMENTS),
+            read(6, "counter", counter, 1),
+            read(10, "running", running, 2 * c),
+            write(12, "statistics", statistics, 2 * c),
+            write(13, "next_running", next_running, 2 * c),
+        ],
+        c / lanes(c),
+    )
+}
+
 /// `y[rows,C] = (x − mean)·rstd·γ + β`, in the rows that do not count as well; with `relu` the larger of
 /// that and 0. Writes `y`.
 pub fn batch_norm_forward(
@@ -203,9 +265,10 @@ pub fn batch_norm_backward_sums(
 }
 
 /// `dx[rows,C] = γ·rstd·(dy − (dβ + x̂·dγ) / n)` in the n rows that count, 0 in the others, with
-/// `gradient[2,C]`: dγ, dβ. Writes `dx`.
+/// `gradient[2,C]`: dγ, dβ; `divided`: by n already, which may be that of a whole batch. Writes `dx`.
 pub fn batch_norm_backward_input(
     g: &BatchNorm,
+    divided: bool,
     x: View,
     dy: View,
     statistics: View,
@@ -216,11 +279,16 @@ pub fn batch_norm_backward_input(
     dx: View,
 ) -> KernelSpec {
     let (n, c) = (g.rows() * g.channels, g.channels);
+    let mut constants = constants(g);
+    constants.push(("DIVIDED", divided.into()));
     KernelSpec::new(
         "batch_norm_backward_input",
         with_lanes(SOURCE, c),
-        Work::BatchNormBackwardInput(*g),
-        &constants(g),
+        Work::BatchNormBackwardInput {
+            geometry: *g,
+            divided,
+        },
+        &constants,
         vec![
             read(0, "x", x, n),
             read(1, "dy", dy, n),
@@ -233,6 +301,54 @@ pub fn batch_norm_backward_input(
             write(9, "dx", dx, n),
         ],
         invocations(g)[1],
+    )
+}
+
+/// Row `micro` of `shard_sums[shards,3,C]`: how many rows count, and `gradient[2,C]`. Changes `shard_sums` in place.
+pub fn batch_norm_shard_sums(
+    g: &BatchNorm,
+    gradient: View,
+    steps: View,
+    counter: View,
+    shard_sums: View,
+) -> KernelSpec {
+    let c = g.channels;
+    KernelSpec::new(
+        "batch_norm_shard_sums",
+        with_lanes(SOURCE, c),
+        Work::BatchNormShardSums(*g),
+        &constants(g),
+        vec![
+            read(4, "gradient", gradient, 2 * c),
+            read(5, "steps", steps, STEP_ELEMENTS),
+            read(6, "counter", counter, 1),
+            update(18, "shard_sums", shard_sums, shard_sums.len),
+        ],
+        c / lanes(c),
+    )
+}
+
+/// `mean_gradients[2,C]`: Σ dγ / Σ n and Σ dβ / Σ n over `of_shards[shards,3,C]`, what [`batch_norm_shard_sums`] wrote
+/// of each shard of a batch. Writes `mean_gradients`.
+pub fn batch_norm_sync_gradients(
+    of_shards: View,
+    steps: View,
+    counter: View,
+    mean_gradients: View,
+) -> KernelSpec {
+    let c = mean_gradients.len / 2;
+    KernelSpec::new(
+        "batch_norm_sync_gradients",
+        with_lanes(SOURCE, c),
+        Work::BatchNormSyncGradients,
+        &[("C", c as f64), ("WIDTH", (c / lanes(c)) as f64)],
+        vec![
+            read(19, "of_shards", of_shards, of_shards.len),
+            read(5, "steps", steps, STEP_ELEMENTS),
+            read(6, "counter", counter, 1),
+            write(20, "mean_gradients", mean_gradients, 2 * c),
+        ],
+        c / lanes(c),
     )
 }
 

@@ -175,7 +175,17 @@ pub enum Work {
         relu: bool,
     },
     BatchNormBackwardSums(BatchNorm),
-    BatchNormBackwardInput(BatchNorm),
+    BatchNormBackwardInput {
+        geometry: BatchNorm,
+        divided: bool,
+    },
+    BatchNormShardMoments(BatchNorm),
+    BatchNormSyncStatistics {
+        momentum: f32,
+        epsilon: f32,
+    },
+    BatchNormShardSums(BatchNorm),
+    BatchNormSyncGradients,
     BatchNormEvaluate {
         geometry: BatchNorm,
         epsilon: f32,

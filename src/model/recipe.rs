@@ -369,6 +369,9 @@ pub struct Recipe {
     /// and they are added up by a fixed tree, so that the bits do not depend on which process computes which.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shards: Option<usize>,
+    /// Whether a batch-norm takes its statistics of all shards of a batch together; without shards it does.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub sync_batch_norm: bool,
     /// How the processes exchange what their shards gave.
     #[serde(default, skip_serializing_if = "Exchanged::is_default")]
     pub exchange: Exchanged,
@@ -448,6 +451,7 @@ impl Default for Recipe {
             batch_size: 128,
             micro_batch: None,
             shards: None,
+            sync_batch_norm: false,
             exchange: Exchanged::Exact,
             groups: Groups::default(),
             clip_norm: None,

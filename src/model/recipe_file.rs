@@ -35,7 +35,7 @@ pub const SHIPPED: &[(&str, &str)] = &[
 ];
 
 /// Every key of a recipe but those of `augment`, which are [`Augment`]'s fields.
-const KEYS: [&str; 32] = [
+const KEYS: [&str; 33] = [
     "optimizer",
     "lr",
     "momentum",
@@ -59,6 +59,7 @@ const KEYS: [&str; 32] = [
     "batch_size",
     "micro_batch",
     "shards",
+    "sync_batch_norm",
     "exchange",
     "clip_norm",
     "average",
@@ -474,6 +475,13 @@ impl Settings {
                 setting.text
             )));
         }
+        let sync_batch_norm = self.flag("sync_batch_norm", plain.sync_batch_norm)?;
+        if let (true, Some(setting)) = (sync_batch_norm, self.get("micro_batch")) {
+            return Err(setting.place.error(format!(
+                "expected no `micro_batch` beside `sync_batch_norm`, found {}; cut the batch by `shards` instead, whose statistics can be those of all",
+                setting.text
+            )));
+        }
         Ok(Recipe {
             lr: above_zero("lr")?.unwrap_or(default_lr),
             optimizer,
@@ -483,6 +491,7 @@ impl Settings {
             batch_size: self.whole("batch_size")?.unwrap_or(plain.batch_size),
             micro_batch: self.whole("micro_batch")?,
             shards,
+            sync_batch_norm,
             exchange: self.choice(
                 "exchange",
                 &[
@@ -765,6 +774,7 @@ impl Recipe {
             batch_size,
             micro_batch,
             shards,
+            sync_batch_norm,
             exchange,
             groups,
             clip_norm,
@@ -861,6 +871,9 @@ impl Recipe {
         if let Some(shards) = shards {
             set("shards", shards);
         }
+        if *sync_batch_norm {
+            set("sync_batch_norm", &true);
+        }
         if *exchange != Exchanged::default() {
             let word = serde_json::to_string(exchange);
             set("exchange", &word.unwrap_or_default());
@@ -916,7 +929,7 @@ mod tests {
     /// One of each optimiser and schedule, nothing as it is by default.
     const WHOLE: [&str; 4] = [
         "optimizer = 'sgd'\nlr = 0.125\nmomentum = 0.75\nnesterov = true\nweight_decay = 1e-30\nbias_lr = 64\nhead_lr = 0.5\nbias_decay = 0.25\nfreeze = ['conv2d1', 'a.*']\nschedule = 'step'\nstep_epochs = [2, 4]\nstep_factor = 0.2\nwarm_up = 0.5\nepochs = 6\nbatch_size = 7\nmicro_batch = 3\nclip_norm = 2\naverage = 0.999\nlabel_smoothing = 0.1\nclass_weights = [1, 2.5]\nsampler = 'balanced'\nviews = 'six'\nprecision = 'mixed'\npatience = 4\n[augment]\nrotate = 12.5\nflip = 'alternating'\nresized_crop = [0.25, 1]",
-        "optimizer = 'adamw'\nlr = 3e-38\nbeta1 = 0.7\nbeta2 = 0.9\nepsilon = 1e-9\nweight_decay = 0.3\nschedule = 'triangular'\npeak_at = 0.2\nepochs = 2\nbatch_size = 1\nclass_weights = 'balanced'\nviews = 'mirror'",
+        "optimizer = 'adamw'\nlr = 3e-38\nbeta1 = 0.7\nbeta2 = 0.9\nepsilon = 1e-9\nweight_decay = 0.3\nschedule = 'triangular'\npeak_at = 0.2\nepochs = 2\nbatch_size = 1\nshards = 4\nsync_batch_norm = true\nclass_weights = 'balanced'\nviews = 'mirror'",
         "optimizer = 'lion'\nlr = 1e38\nbeta1 = 0.8\nbeta2 = 0.95\nweight_decay = 1\nschedule = 'linear'",
         "optimizer = 'muon'\nlr = 0.24\nmomentum = 0.5\nother_lr = 1\nother_momentum = 0.8\nweight_decay = 0.01\nschedule = 'onecycle'",
     ];
@@ -940,6 +953,7 @@ mod tests {
             batch_size: 7,
             micro_batch: Some(3),
             shards: None,
+            sync_batch_norm: false,
             exchange: Exchanged::Exact,
             groups: Groups {
                 bias_lr: 64.0,
@@ -1035,6 +1049,8 @@ mod tests {
             ("micro_batch = 0", 1, &["whole number from 1", "found 0"]),
             ("shards = 0", 1, &["whole number from 1", "found 0"]),
             ("shards = 4\nmicro_batch = 2", 2, &["beside `shards`", "found 2"]),
+            ("sync_batch_norm = true\nmicro_batch = 2", 2, &["beside `sync_batch_norm`", "found 2", "by `shards`"]),
+            ("sync_batch_norm = 1", 1, &["true or false"]),
             ("batch_size = 3000000000", 1, &["2147483648, found 3000000000"]),
             ("clip_norm = 0", 1, &["above 0"]),
             ("average = 1", 1, &["below 1"]),

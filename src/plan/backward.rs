@@ -44,11 +44,11 @@ impl Builder<'_> {
             }
             // Those of this layer and all behind it are there.
             if !layer.range().is_empty() {
-                self.add_up_slab(layer.range().start);
+                self.add_up_slab(layer.range().start, false);
             }
         }
         self.layer.clear();
-        self.add_up_slab(0);
+        self.add_up_slab(0, true);
     }
 
     /// The gradient by the logits; in mixed precision times the loss scale, in halves.

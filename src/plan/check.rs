@@ -147,15 +147,22 @@ impl Plan {
     }
 
     /// What is wrong with the plan, a line each; nothing, unless this program has a mistake: every read
-    /// has a writer before it, every write is to memory that nobody else needs any more, no kernel has
-    /// more bindings than every adapter allows, is bound to less than it touches, or reads and writes
+    /// has a writer before it, every write is to memory that nobody else needs any more, no kernel of a batch looks
+    /// at what is of one shard, no kernel has more bindings than every adapter allows, is bound to less than it touches, or reads and writes
     /// one piece of memory.
     pub fn flaws(&self) -> Vec<String> {
         let mut flaws = Vec::new();
+        let syncs = self.syncs();
         // What of each tensor was written so far, and which of them are as they were written.
         let mut written: Vec<Vec<[usize; 2]>> = vec![Vec::new(); self.tensors.len()];
         let mut whole = vec![false; self.tensors.len()];
-        for (number, (_, spec)) in self.kernels.iter().enumerate() {
+        // Where all shards of a batch are under way: what each of them wrote in place of the one before it.
+        let mut overwritten: Vec<(View, usize)> = Vec::new();
+        let (mut phase, mut of_batch) = (0, false);
+        let mut of_shards = vec![false; self.tensors.len()];
+        for (number, (section, spec)) in self.kernels.iter().enumerate() {
+            phase += usize::from(of_batch && !section.is_of_batch());
+            of_batch = section.is_of_batch();
             let mut flaw = |what: String| {
                 flaws.push(format!(
                     "kernel {number}, {} of '{}': {what}",
@@ -185,6 +192,19 @@ impl Plan {
                         "{name} is {:?} of {:?}",
                         argument.view.dtype, held.dtype
                     ));
+                }
+                if held.lifetime == Lifetime::Step {
+                    of_shards[tensor] |= !of_batch;
+                    if of_batch && of_shards[tensor] {
+                        flaw(format!("{name} ('{}') is one shard's", held.name));
+                    }
+                }
+                let is_others = |(other, then): &(View, usize)| {
+                    let meets = other.start < start + len && start < other.start + other.len;
+                    other.tensor == tensor && meets && (of_batch || *then < phase)
+                };
+                if argument.access != Access::Write && overwritten.iter().any(is_others) {
+                    flaw(format!("{name} ('{}') is the last shard's", held.name));
                 }
                 let from = held.offset + start;
                 if !from.is_multiple_of(alignment(held.dtype)) {
@@ -236,6 +256,10 @@ impl Plan {
                     ));
                 }
                 written[tensor].push([start, start + argument.elements]);
+                let kept = self.tensors[tensor].lifetime == Lifetime::Kept;
+                if syncs && kept && !of_batch && argument.access == Access::Write {
+                    overwritten.push((argument.view, phase));
+                }
             }
         }
         // Every gradient is written before the update reads it, in every step.

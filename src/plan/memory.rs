@@ -115,10 +115,11 @@ impl Plan {
         let mut rows: Vec<(String, u64)> = Vec::new();
         for tensor in kept {
             let name = match tensor.name.as_str() {
-                "running" => "running statistics",
+                "running" | "next_running" | "shard_statistics" => "running statistics",
                 "accumulated" => "gradients added up",
                 name if name.starts_with("shard_gradients") => "gradients added up",
-                "shard_statistics" => "running statistics",
+                // Those of a layer.
+                name if name.contains('.') => "batch statistics",
                 name if name.starts_with("state") => "optimiser state",
                 name if name.starts_with("average") => "moving average",
                 "factors" => "parameter groups",
@@ -132,6 +133,7 @@ impl Plan {
             }
         }
         let [step, _] = self.step_bytes();
+        let step = step * self.replicas as u64;
         rows.push(("activations and their gradients".into(), step));
         rows.retain(|(_, bytes)| *bytes > 0);
         rows

@@ -22,6 +22,7 @@ pub use memory::Slot;
 pub use update::factors;
 
 use crate::error::{Error, Result};
+use crate::host::batch_advice;
 use crate::kernels::conv2d::{Family, Pass, Product, Tile};
 use crate::kernels::mix::{self, Mix};
 use crate::kernels::{
@@ -102,6 +103,8 @@ pub struct Options {
     /// Elements of the gradients that are exchanged with these at a time, about; 1 MiB of them or an eighth unless
     /// given.
     pub slab_elements: Option<usize>,
+    /// Whether a batch-norm takes its statistics of all shards of a batch together.
+    pub sync_batch_norm: bool,
     /// How the parameters of one role or place are trained differently from the rest.
     pub groups: Groups,
     /// Largest L2 norm of all gradients together; a larger one is scaled down to it.
@@ -128,12 +131,29 @@ impl Options {
             augment: recipe.augment,
             micro: recipe.step_batch() < recipe.batch_size || recipe.shards.is_some(),
             shards: recipe.shards,
+            sync_batch_norm: recipe.sync_batch_norm,
             groups: recipe.groups.clone(),
             clip_norm: recipe.clip_norm,
             average: recipe.average.is_some(),
             precision: recipe.precision,
             lr: Some(recipe.lr),
             ..Options::default()
+        }
+    }
+
+    /// What to do where only so many samples of a step fit into memory.
+    pub fn batch_advice(&self, batch: usize) -> String {
+        match self.shards {
+            None => batch_advice(batch, self.micro),
+            Some(shards) => {
+                let batch = batch * shards;
+                match self.sync_batch_norm {
+                    true => format!(
+                        "use --batch-size {batch} or smaller, or leave --sync-batch-norm out"
+                    ),
+                    false => format!("use more --shards, or --batch-size {batch} or smaller"),
+                }
+            }
         }
     }
 
@@ -197,6 +217,9 @@ pub enum Section {
     Loss,
     /// From there to the gradients by the parameters.
     Backward,
+    /// What the shards of a batch have in common on the way forward and back; once for all of them, between kernels
+    /// that are carried out for each.
+    Sync,
     /// From the gradients of a batch's shards to those of the batch; once for each, as the update is. Where several
     /// processes compute a batch, their exchange takes its place.
     Exchange,
@@ -210,6 +233,11 @@ impl Section {
     /// Whether it is carried out once for a batch, after its last part.
     pub fn ends_batch(self) -> bool {
         matches!(self, Section::Exchange | Section::Update)
+    }
+
+    /// Whether it is carried out once for a batch, not for each of its shards.
+    pub fn is_of_batch(self) -> bool {
+        self == Section::Sync || self.ends_batch()
     }
 }
 
@@ -243,6 +271,8 @@ pub struct Plan {
     pub tensors: Vec<Tensor>,
     /// In order, with the part of the step that each belongs to.
     pub kernels: Vec<(Section, KernelSpec)>,
+    /// Shards that are under way at a time, each with its own memory of the step.
+    pub replicas: usize,
     /// The memory of the step: tensors that are never alive at the same time share one.
     pub slots: Vec<Slot>,
     /// The network's input and the output of every layer, as [`Layer::inputs`] counts them; where kernels are
@@ -272,6 +302,12 @@ impl Plan {
             Mode::Evaluate => expect_samples(model, batch, options)?,
         }
         let trains = mode != Mode::Evaluate;
+        if trains && options.spread && options.sync_batch_norm && model.running_elements > 0 {
+            return Err(Error::Usage(
+                "expected no --sync-batch-norm in several processes, found it; leave it out, or train without mpirun"
+                    .into(),
+            ));
+        }
         if trains && options.augment.mixes() && model.loss != Loss::SoftmaxCrossEntropy {
             return Err(Error::Usage(format!(
                 "expected no mix_up and no cut_mix with the loss {}, which takes one label an image; set both to 0, or the model's loss to softmax_cross_entropy",
@@ -334,6 +370,10 @@ impl Plan {
             batch,
             tensors: builder.tensors,
             kernels: builder.kernels,
+            replicas: match builder.synced {
+                Some((shards, _)) if !options.spread => shards,
+                _ => 1,
+            },
             slots: Vec::new(),
             values: builder.values,
             slabs: builder.slabs,
@@ -376,6 +416,32 @@ impl Plan {
             std::mem::replace(&mut first, cut)..cut
         });
         cuts.collect()
+    }
+
+    /// Whether some kernels need all shards of a batch at a time, see [`Plan::phases`].
+    pub fn syncs(&self) -> bool {
+        self.kernels.iter().any(|(s, _)| *s == Section::Sync)
+    }
+
+    /// The kernels of a batch in turn: those to carry out for each of its shards, then those to carry out once. The
+    /// last phase ends with the update; the counter's advance is in none.
+    pub fn phases(&self) -> Vec<[Range<usize>; 2]> {
+        let ends = |(section, _): &(Section, KernelSpec)| *section == Section::Advance;
+        let end = self.kernels.iter().position(ends);
+        let end = end.unwrap_or(self.kernels.len());
+        let next = |from: usize, of_batch: bool| {
+            let found = (from..end).find(|i| self.kernels[*i].0.is_of_batch() == of_batch);
+            found.unwrap_or(end)
+        };
+        let mut phases = Vec::new();
+        let mut at = 0;
+        while at < end {
+            let middle = next(at, true);
+            let to = next(middle, false);
+            phases.push([at..middle, middle..to]);
+            at = to;
+        }
+        phases
     }
 
     /// The matrix products of the step with the name of their layer: what can be tuned.
@@ -466,6 +532,8 @@ pub(crate) struct Builder<'a> {
     running: View,
     /// Those that a shard of a batch leads to, where it has shards.
     shard_running: Option<View>,
+    /// Shards of a batch at most and the running statistics that it leads to, where batch-norms are synced.
+    synced: Option<(usize, View)>,
     /// The sums over shards of parts of the gradients so far, and which parts they are of.
     slabs: Vec<Slab>,
     slab_nodes: Vec<View>,
@@ -541,6 +609,7 @@ impl<'a> Builder<'a> {
             },
             accumulated: None,
             shard_running: None,
+            synced: None,
             slabs: Vec::new(),
             slab_nodes: Vec::new(),
             shards: options.shards.map(|most| match options.spread {
@@ -881,17 +950,24 @@ impl<'a> Builder<'a> {
         self.accumulated = Some(accumulated);
     }
 
-    /// Each shard moves the running statistics on from where the batch before left them.
+    /// Each shard moves the running statistics on from where the batch before left them, or all together do.
     fn begin_shard(&mut self, options: &Options) {
-        if self.trains() && options.shards.is_some() && self.running.len > 0 {
-            let running = self.tensor("shard_running", &[self.running.len], Dtype::F32);
-            self.emit(reduce::reduce_splits(1, self.running, running));
-            self.shard_running = Some(running);
+        if !self.trains() || options.shards.is_none() || self.running.len == 0 {
+            return;
         }
+        if options.sync_batch_norm {
+            let next = self.kept("next_running", &[self.running.len]);
+            self.synced = options.shards.map(|shards| (shards, next));
+            return;
+        }
+        let running = self.tensor("shard_running", &[self.running.len], Dtype::F32);
+        self.emit(reduce::reduce_splits(1, self.running, running));
+        self.shard_running = Some(running);
     }
 
-    /// Adds up the gradients from place `from` on that are not yet, where that is a slab of them or all the rest.
-    fn add_up_slab(&mut self, from: usize) {
+    /// Adds up the gradients from place `from` on that are not yet, where that is a slab of them or all the rest, or
+    /// `at_once`.
+    pub(crate) fn add_up_slab(&mut self, from: usize, at_once: bool) {
         let Some([shards, rows, slab]) = self.shards else {
             return;
         };
@@ -900,7 +976,7 @@ impl<'a> Builder<'a> {
             .slabs
             .last()
             .map_or(gradients.len, |slab| slab.range.start);
-        if from == to || from > 0 && to - from < slab {
+        if from == to || !at_once && from > 0 && to - from < slab {
             return;
         }
         let name = match self.slabs.len() {

@@ -1,6 +1,6 @@
 //! What the normalisations add to a plan, on the way forward and back.
 
-use super::Builder;
+use super::{Builder, Section};
 use crate::kernels::batch_norm::{self, BatchNorm};
 use crate::kernels::group_norm::{self, GroupNorm};
 use crate::kernels::{Dtype, View, reduce};
@@ -26,20 +26,30 @@ impl Builder<'_> {
         let [steps, counter] = self.step();
         let chunks = g.chunks().count();
         let moments = self.tensor("moments", &[chunks, 2, g.channels], Dtype::F32);
-        let statistics = self.tensor("statistics", &[2, g.channels], Dtype::F32);
+        let constants = [momentum, epsilon];
         self.emit(batch_norm::batch_norm_moments(
             &g, x, steps, counter, moments,
         ));
-        self.emit(batch_norm::batch_norm_statistics(
-            &g,
-            [momentum, epsilon],
-            x,
-            moments,
-            steps,
-            counter,
-            statistics,
-            running,
-        ));
+        let statistics = if let Some((shards, next)) = self.synced {
+            let next = next.slice(layer.running_range().start, running.len);
+            let of_shards = self.kept("shard_moments", &[shards, 4, g.channels]);
+            let statistics = self.kept("statistics", &[2, g.channels]);
+            self.emit(batch_norm::batch_norm_shard_moments(
+                &g, x, moments, steps, counter, of_shards,
+            ));
+            self.section = Section::Sync;
+            self.emit(batch_norm::batch_norm_sync_statistics(
+                constants, of_shards, steps, counter, running, statistics, next,
+            ));
+            self.section = Section::Forward;
+            statistics
+        } else {
+            let statistics = self.tensor("statistics", &[2, g.channels], Dtype::F32);
+            self.emit(batch_norm::batch_norm_statistics(
+                &g, constants, x, moments, steps, counter, statistics, running,
+            ));
+            statistics
+        };
         self.emit(batch_norm::batch_norm_forward(
             &g, false, x, statistics, affine, y,
         ));
@@ -65,13 +75,30 @@ impl Builder<'_> {
             &g, x, dy, statistics, steps, counter, partials,
         ));
         self.emit(reduce::reduce_chunks(chunks, partials, gradient));
-        wanted.then(|| {
-            let dx = self.maps("gradient", layer.input, self.real);
-            self.emit(batch_norm::batch_norm_backward_input(
-                &g, x, dy, statistics, affine, gradient, steps, counter, dx,
+        if !wanted {
+            return None;
+        }
+        let mut sums = gradient;
+        if let Some((shards, _)) = self.synced {
+            let of_shards = self.kept("shard_sums", &[shards, 3, g.channels]);
+            sums = self.kept("mean_gradients", &[2, g.channels]);
+            self.emit(batch_norm::batch_norm_shard_sums(
+                &g, gradient, steps, counter, of_shards,
             ));
-            dx
-        })
+            // The next shard overwrites the gradients of the layers so far.
+            self.add_up_slab(layer.range().start, true);
+            self.section = Section::Sync;
+            self.emit(batch_norm::batch_norm_sync_gradients(
+                of_shards, steps, counter, sums,
+            ));
+            self.section = Section::Backward;
+        }
+        let dx = self.maps("gradient", layer.input, self.real);
+        let divided = self.synced.is_some();
+        self.emit(batch_norm::batch_norm_backward_input(
+            &g, divided, x, dy, statistics, affine, sums, steps, counter, dx,
+        ));
+        Some(dx)
     }
 
     fn batch_norm(&self, layer: &Layer) -> BatchNorm {

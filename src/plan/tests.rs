@@ -159,6 +159,57 @@ fn a_flaw_is_found() {
     });
 }
 
+/// Where all shards of a batch are under way, nothing of one is lost to the next, and nothing is taken for that of all.
+#[test]
+fn a_flaw_of_synced_shards_is_found() {
+    let adapter = AdapterReport::imagined(true);
+    let options = Options {
+        micro: true,
+        shards: Some(4),
+        sync_batch_norm: true,
+        ..Options::default()
+    };
+    for (name, _) in SHIPPED {
+        for (unfused, target) in [(false, Target::Gpu(&adapter)), (true, Target::Cpu)] {
+            let options = Options {
+                unfused,
+                ..options.clone()
+            };
+            let plan = Plan::new(&model(name), 3, SGD, &options, target).unwrap();
+            assert_eq!(plan.flaws(), [""; 0], "{name}");
+            let phases = plan.phases();
+            assert_eq!(phases.len() > 1, plan.syncs());
+            let kernels = phases.iter().flatten().map(|range| range.len());
+            assert_eq!(kernels.sum::<usize>() + 1, plan.kernels.len());
+            assert_eq!(plan.replicas, if plan.syncs() { 4 } else { 1 });
+        }
+    }
+    let good = Plan::new(&model("cnn-bn"), 4, SGD, &options, Target::Gpu(&adapter)).unwrap();
+    assert!(good.syncs());
+    let of = |plan: &Plan, entry: &str| {
+        let mut specs = plan.specs();
+        specs.position(|spec| spec.entry == entry).unwrap()
+    };
+    let broken = |what: &str, breakage: &dyn Fn(&mut Plan)| {
+        let mut plan = good.clone();
+        breakage(&mut plan);
+        let flaws = plan.flaws();
+        let found = flaws.iter().any(|f| f.contains(what));
+        assert!(found, "no '{what}' in {flaws:#?}");
+    };
+    broken("the last shard's", &|plan| {
+        let sync = of(plan, "batch_norm_sync_gradients");
+        let sum = of(plan, "sum_shards");
+        assert!(sum < sync);
+        let sum = plan.kernels.remove(sum);
+        plan.kernels.insert(sync, sum);
+    });
+    broken("is one shard's", &|plan| {
+        let forward = of(plan, "batch_norm_forward");
+        plan.kernels[forward].0 = Section::Sync;
+    });
+}
+
 #[test]
 fn memory_is_shared_and_an_evaluation_needs_neither_gradients_nor_state() {
     let adapter = AdapterReport::imagined(true);

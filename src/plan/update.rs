@@ -3,7 +3,7 @@
 use super::{Builder, Lifetime, Options, Section};
 use crate::error::Result;
 use crate::kernels::conv2d::{self, Pass};
-use crate::kernels::{Dtype, View, average, clip, half, muon, optimizer};
+use crate::kernels::{Dtype, View, average, clip, half, muon, optimizer, reduce};
 use crate::model::recipe::Optimizer;
 use crate::model::{Conv2d, Factors, Layer, Model, Role};
 
@@ -57,6 +57,9 @@ impl Builder<'_> {
 
     pub(super) fn update(&mut self, rule: &Optimizer, options: &Options) {
         self.section = Section::Update;
+        if let Some((_, next)) = self.synced {
+            self.emit(reduce::reduce_splits(1, next, self.running));
+        }
         let elements = self.parameters.len;
         let state: Vec<View> = (0..rule.state_vectors())
             .map(|i| self.kept(optimizer::STATE_NAMES[i], &[elements]))

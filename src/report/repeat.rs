@@ -142,6 +142,7 @@ const FLAGS: [&str; 20] = [
     "batch_size",
     "micro_batch",
     "shards",
+    "sync_batch_norm",
     "optimizer",
     "lr",
     "momentum",

@@ -3,16 +3,18 @@
 
 use super::cases::{samples, step_table};
 use super::parity::{Bench, Case, Tolerance};
-use crate::kernels::View;
 use crate::kernels::batch_norm::{
     BatchNorm, batch_norm_backward_input, batch_norm_backward_sums, batch_norm_evaluate,
-    batch_norm_fold, batch_norm_forward, batch_norm_moments, batch_norm_statistics,
+    batch_norm_fold, batch_norm_forward, batch_norm_moments, batch_norm_shard_moments,
+    batch_norm_shard_sums, batch_norm_statistics, batch_norm_sync_gradients,
+    batch_norm_sync_statistics,
 };
 use crate::kernels::group_norm::{
     GroupNorm, group_norm_backward_affine, group_norm_backward_input, group_norm_backward_sums,
     group_norm_forward, group_norm_moments, group_norm_statistics,
 };
 use crate::kernels::reduce::reduce_chunks;
+use crate::kernels::{Step, View};
 
 /// Of the sums that a few more operations go into.
 const FEW: Tolerance = Tolerance {
@@ -85,9 +87,18 @@ pub(super) fn nonfinite_cases() -> Vec<Case> {
             channels,
         };
         let mut of = batch_norm_cases(g, count);
-        of.retain(|case| case.kernel != "batch_norm_statistics");
+        of.retain(|case| {
+            ![
+                "batch_norm_statistics",
+                "batch_norm_shard_moments",
+                "batch_norm_sync_statistics",
+            ]
+            .contains(&&*case.kernel)
+        });
         cases.extend(of.into_iter().map(Case::nonfinite));
         cases.push(batch_norm_statistics_case(g, count, true));
+        cases.push(batch_norm_shard_moments_case(g, count, true));
+        cases.push(batch_norm_sync_statistics_case(channels, 3, true));
     }
     for channels in [33, 32] {
         let g = BatchNorm {
@@ -121,9 +132,11 @@ pub(super) fn batch_norm_cases(g: BatchNorm, count: usize) -> Vec<Case> {
     let (elements, partials) = (g.rows() * c, g.chunks().count() * 2 * c);
     let sums = Tolerance::sum(8 * g.chunks().size);
     let variant = batch_norm_text(&g, count);
-    vec![
+    let mut cases = vec![
         batch_norm_moments_case(g, count, false),
         batch_norm_statistics_case(g, count, false),
+        batch_norm_shard_moments_case(g, count, false),
+        batch_norm_sync_statistics_case(c, 1 + count % 4, false),
         batch_norm_forward_case(g, false),
         batch_norm_forward_case(g, true),
         batch_norm_evaluate_case(g, false),
@@ -136,16 +149,51 @@ pub(super) fn batch_norm_cases(g: BatchNorm, count: usize) -> Vec<Case> {
                 &g, x, dy, statistics, steps, counter, partials,
             )]
         }),
+        Case::new("batch_norm_shard_sums", variant.clone(), move |b| {
+            let (gradient, before) = (draw(b, 2 * c), b.values(SHARDS * 3 * c));
+            let [steps, counter] = step_table(b, shard(count));
+            let sums = b.updated("shard_sums", &before, Tolerance::EXACT);
+            vec![batch_norm_shard_sums(&g, gradient, steps, counter, sums)]
+        }),
+        Case::new(
+            "batch_norm_sync_gradients",
+            format!("{c} channels"),
+            move |b| {
+                let mut of_shards = b.values(SHARDS * 3 * c);
+                for (i, shard) in of_shards.chunks_exact_mut(3 * c).enumerate() {
+                    shard[..c].fill(7.0 + i as f32);
+                }
+                let (of_shards, [steps, counter]) = (b.input(&of_shards), step_table(b, shard(1)));
+                let means = b.output("mean_gradients", 2 * c, Tolerance::sum(SHARDS));
+                vec![batch_norm_sync_gradients(of_shards, steps, counter, means)]
+            },
+        ),
+    ];
+    cases.extend([false, true].map(|divided| {
+        let variant = format!("{variant}, divided {divided}");
         Case::new("batch_norm_backward_input", variant, move |b| {
             let (x, dy) = (draw(b, elements), draw(b, elements));
             let [statistics, affine, gradient] = [(); 3].map(|()| draw(b, 2 * c));
             let [steps, counter] = step_table(b, samples(3, count));
             let dx = b.output("dx", elements, FEW);
             vec![batch_norm_backward_input(
-                &g, x, dy, statistics, affine, gradient, steps, counter, dx,
+                &g, divided, x, dy, statistics, affine, gradient, steps, counter, dx,
             )]
-        }),
-    ]
+        })
+    }));
+    cases
+}
+
+/// Most shards of a batch here.
+const SHARDS: usize = 5;
+
+/// One of four, of which `count` samples count.
+fn shard(count: usize) -> Step {
+    Step {
+        micro: 2,
+        shards: 4,
+        ..samples(3, count)
+    }
 }
 
 fn batch_norm_text(g: &BatchNorm, count: usize) -> String {
@@ -195,20 +243,72 @@ fn batch_norm_evaluate_case(g: BatchNorm, relu: bool) -> Case {
     })
 }
 
+/// What [`batch_norm_moments`] may have written: as many squares as a chunk has rows; what stands for chunks that do
+/// not count is not zero.
+fn chunk_moments(b: &mut Bench, g: &BatchNorm, nan: bool) -> View {
+    let c = g.channels;
+    let mut partials = b.values(g.chunks().count() * 2 * c);
+    for partial in partials.chunks_exact_mut(2 * c) {
+        let size = g.chunks().size as f32;
+        let (means, squares) = partial.split_at_mut(c);
+        squares.iter_mut().for_each(|v| *v = v.abs() * size);
+        spoil(means.iter_mut().zip(squares), nan);
+    }
+    b.input(&partials)
+}
+
+fn batch_norm_shard_moments_case(g: BatchNorm, count: usize, nan: bool) -> Case {
+    let (c, chunks) = (g.channels, g.chunks().count());
+    let variant = nan_text(batch_norm_text(&g, count), nan);
+    Case::new("batch_norm_shard_moments", variant, move |b| {
+        let (x, partials) = (draw(b, g.rows() * c), chunk_moments(b, &g, nan));
+        let [steps, counter] = step_table(b, shard(count));
+        let before = b.values(SHARDS * 4 * c);
+        let rows = b.updated("shard_moments", &before, Tolerance::sum(8 * chunks));
+        vec![batch_norm_shard_moments(
+            &g, x, partials, steps, counter, rows,
+        )]
+    })
+}
+
+/// Shards of other sizes and other means, of which the batch has some.
+fn batch_norm_sync_statistics_case(c: usize, shards: usize, nan: bool) -> Case {
+    let variant = nan_text(format!("{c} channels, {shards} of {SHARDS} shards"), nan);
+    Case::new("batch_norm_sync_statistics", variant, move |b| {
+        let mut of_shards = b.values(SHARDS * 4 * c);
+        for (i, shard) in of_shards.chunks_exact_mut(4 * c).enumerate() {
+            let n = [3.0, 1.0, 20.0, 7.0, 2.0][i];
+            let (counts, moments) = shard.split_at_mut(c);
+            let (means, squares) = moments[c..].split_at_mut(c);
+            counts.fill(n);
+            squares.iter_mut().for_each(|v| *v = v.abs() * n);
+            spoil(means.iter_mut().zip(squares), nan);
+        }
+        let row = Step {
+            shards: shards as u32,
+            ..samples(3, 1)
+        };
+        let (of_shards, [steps, counter]) = (b.input(&of_shards), step_table(b, row));
+        let (running, tolerance) = (draw(b, 2 * c), Tolerance::sum(8 * SHARDS));
+        let statistics = b.output("statistics", 2 * c, tolerance);
+        let next = b.output("next_running", 2 * c, tolerance);
+        vec![batch_norm_sync_statistics(
+            [0.1, 0.01],
+            of_shards,
+            steps,
+            counter,
+            running,
+            statistics,
+            next,
+        )]
+    })
+}
+
 fn batch_norm_statistics_case(g: BatchNorm, count: usize, nan: bool) -> Case {
     let (c, chunks) = (g.channels, g.chunks().count());
     let variant = nan_text(batch_norm_text(&g, count), nan);
     Case::new("batch_norm_statistics", variant, move |b| {
-        let x = draw(b, g.rows() * c);
-        let mut partials = b.values(chunks * 2 * c);
-        // As many squares as a chunk has rows; what stands for chunks that do not count is not zero.
-        for partial in partials.chunks_exact_mut(2 * c) {
-            let size = g.chunks().size as f32;
-            let (means, squares) = partial.split_at_mut(c);
-            squares.iter_mut().for_each(|v| *v = v.abs() * size);
-            spoil(means.iter_mut().zip(squares), nan);
-        }
-        let partials = b.input(&partials);
+        let (x, partials) = (draw(b, g.rows() * c), chunk_moments(b, &g, nan));
         let [steps, counter] = step_table(b, samples(3, count));
         let tolerance = Tolerance::sum(8 * chunks);
         let statistics = b.output("statistics", 2 * c, tolerance);

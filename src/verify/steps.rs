@@ -241,6 +241,11 @@ fn ways<'a>(model: &Model, adapter: Option<&'a AdapterReport>) -> Result<Vec<Way
             precision: Precision::Mixed,
             ..options.clone()
         };
+        let synced = |options: &Options| Options {
+            sync_batch_norm: true,
+            ..options.clone()
+        };
+        let (synced, synced_mixed) = (synced(&options), synced(&mixed));
         let can_mix = adapter.is_none_or(|adapter| adapter.shader_f16);
         let can_float = family != Some(Family::Matrix);
         let mut seen: Vec<Plan> = Vec::new();
@@ -249,6 +254,8 @@ fn ways<'a>(model: &Model, adapter: Option<&'a AdapterReport>) -> Result<Vec<Way
             (unfused, "unfused"),
             (explicit, "explicit convolution"),
             (mixed, "mixed precision"),
+            (synced, "synced batch-norm"),
+            (synced_mixed, "synced batch-norm in mixed precision"),
         ] {
             let can = match options.precision {
                 Precision::F32 => can_float,
@@ -292,11 +299,7 @@ pub fn steps(gpu: Option<&Arc<Gpu>>, progress: &mut dyn FnMut(&str)) -> Result<V
     let mut outcomes = Vec::new();
     for model in models() {
         let data = Data::of(&model);
-        let precisions = [Precision::F32, Precision::Mixed].into_iter();
-        let references: Vec<_> = precisions
-            .flat_map(|precision| rules(&model).into_iter().map(move |rule| (rule, precision)))
-            .map(|(rule, precision)| Reference::of(&data, rule, precision))
-            .collect::<Result<_>>()?;
+        let mut references: Vec<Reference> = Vec::new();
         for way in ways(&model, gpu.map(|gpu| gpu.report()))? {
             progress(&way.name);
             let gpu = gpu.filter(|_| way.adapter.is_some());
@@ -310,8 +313,16 @@ pub fn steps(gpu: Option<&Arc<Gpu>>, progress: &mut dyn FnMut(&str)) -> Result<V
                 };
                 outcomes.push(each_kernel(&data, plan, mode, &way.name, device)?);
             }
-            let same = |r: &&Reference| r.precision == way.options.precision;
-            for reference in references.iter().filter(same) {
+            let kind = Kind {
+                precision: way.options.precision,
+                synced: way.options.sync_batch_norm,
+            };
+            if references.iter().all(|r| r.kind != kind) {
+                for rule in rules(&model) {
+                    references.push(Reference::of(&data, rule, kind)?);
+                }
+            }
+            for reference in references.iter().filter(|r| r.kind == kind) {
                 outcomes.extend(in_one_go(reference, &way, gpu)?);
             }
         }
@@ -386,7 +397,7 @@ struct Data<'a> {
     train: Images,
     test: Images,
     order: Vec<u32>,
-    /// The last batch is not full.
+    /// Batches of one step, or of as many as a model has shards; the last is not full, and has one.
     steps: Vec<Step>,
     /// Scale and shift of every channel.
     normalization: Vec<f32>,
@@ -399,6 +410,8 @@ impl Data<'_> {
     fn of(model: &Model) -> Data<'_> {
         let mut rng = ChaCha8Rng::seed_from_u64(7);
         let len = STEPS * BATCH - 2;
+        let shards = options(model).shards.unwrap_or(1);
+        let count = |row| BATCH.min(len - row * BATCH);
         let normalization = [1.0 / 128.0, -1.0].map(|value| vec![value; model.input.channels]);
         Data {
             model,
@@ -406,12 +419,20 @@ impl Data<'_> {
             test: Images::draw(&mut rng, model, TEST_IMAGES),
             order: (0..len as u32).rev().collect(),
             steps: (0..STEPS)
-                .map(|i| Step {
-                    lr: 0.05,
-                    seed: 11,
-                    epoch: 2,
-                    average: 0.7,
-                    ..Step::new(i * BATCH, BATCH.min(len - i * BATCH))
+                .map(|i| {
+                    let first = i / shards * shards;
+                    let rows = first..STEPS.min(first + shards);
+                    Step {
+                        lr: 0.05,
+                        seed: 11,
+                        epoch: 2,
+                        average: 0.7,
+                        micro: (i - first) as u32,
+                        shards: rows.len() as u32,
+                        share: 1.0 / rows.len() as f32,
+                        total: rows.map(count).sum::<usize>() as f32,
+                        ..Step::new(i * BATCH, count(i))
+                    }
                 })
                 .collect(),
             normalization: normalization.concat(),
@@ -656,8 +677,10 @@ fn each_kernel<'a>(
 ) -> Result<Outcome> {
     let mut steps = [data.steps[0], data.steps[STEPS - 1]];
     if plan.tensor("accumulated").is_some() {
-        steps[1].micro = 1;
-        (steps[1].shards, steps[1].share) = (2, 0.5);
+        for (i, step) in steps.iter_mut().enumerate() {
+            (step.micro, step.shards, step.total) = (i as u32, i as u32 + 1, step.count as f32);
+            step.share = 1.0 / step.shards as f32;
+        }
     }
     let name = match mode {
         Mode::Train(rule) => {
@@ -934,36 +957,35 @@ fn settle_maxima(spec: &KernelSpec, expected: &mut [u32], found: &[u32], inputs:
 struct Reference<'a> {
     data: &'a Data<'a>,
     rule: Optimizer,
-    precision: Precision,
+    kind: Kind,
     /// Of every step.
     losses: Vec<f64>,
     first_gradients: Vec<f64>,
     last_gradients: Vec<f64>,
 }
 
-fn simplest(model: &Model, batch: usize, mode: Mode, precision: Precision) -> Result<Plan> {
+fn simplest(model: &Model, batch: usize, mode: Mode, kind: Kind) -> Result<Plan> {
+    let Kind { precision, synced } = kind;
     let options = Options {
         // In mixed precision a kernel that is fused rounds once, where each by itself rounds.
         unfused: precision == Precision::F32,
         precision,
+        sync_batch_norm: synced,
         ..apart(&options(model))
     };
     Plan::new(model, batch, mode, &options, Target::Cpu)
 }
 
-const EVERYTHING: [Section; 7] = [
-    Section::Gather,
-    Section::Forward,
-    Section::Loss,
-    Section::Backward,
-    Section::Exchange,
-    Section::Update,
-    Section::Advance,
-];
+/// What changes the results of a training.
+#[derive(Clone, Copy, PartialEq)]
+struct Kind {
+    precision: Precision,
+    synced: bool,
+}
 
 impl Reference<'_> {
-    fn of<'a>(data: &'a Data, rule: Optimizer, precision: Precision) -> Result<Reference<'a>> {
-        let plan = simplest(data.model, BATCH, Mode::Train(rule), precision)?;
+    fn of<'a>(data: &'a Data, rule: Optimizer, kind: Kind) -> Result<Reference<'a>> {
+        let plan = simplest(data.model, BATCH, Mode::Train(rule), kind)?;
         let mut twins = data.twins(plan, &data.train, &data.order, &data.steps);
         // Those of a batch, where a step may be a part of one.
         let name = match twins.plan.tensor("accumulated") {
@@ -971,15 +993,15 @@ impl Reference<'_> {
             None => "gradients",
         };
         let mut gradients = Vec::new();
-        for _ in 0..STEPS {
-            twins.run(&EVERYTHING);
+        for batch in data.steps.iter().filter(|step| step.begins()) {
+            twins.run_phases(batch.shards as usize);
             gradients.push(twins.floats(name).clone());
         }
         let metrics = twins.words("metrics").chunks_exact(2).take(STEPS);
         Ok(Reference {
             data,
             rule,
-            precision,
+            kind,
             losses: metrics.map(|m| f64::from(f32::from_bits(m[0]))).collect(),
             last_gradients: gradients.pop().unwrap_or_default(),
             first_gradients: gradients.swap_remove(0),
@@ -1001,8 +1023,9 @@ fn in_one_go(reference: &Reference, way: &Way, gpu: Option<&Arc<Gpu>>) -> Result
     let mut engine = Engine::new(gpu.cloned(), model, BATCH, rule, &way.options)?;
     engine.set_parameters(parameters)?;
     reference.data.upload(&mut engine, Split::Train, train)?;
-    // One epoch of a single step first: its gradients are those of the initial parameters.
-    engine.train_epoch(order, &steps[..1], &mut |_| Ok(ControlFlow::Continue(())))?;
+    // One epoch of a single batch first: its gradients are those of the initial parameters.
+    let batch = &steps[..steps[0].shards as usize];
+    engine.train_epoch(order, batch, &mut |_| Ok(ControlFlow::Continue(())))?;
     let first_gradients = engine.gradients()?;
     engine.set_parameters(parameters)?;
     engine.set_running(&initial_running(model))?;
@@ -1011,7 +1034,7 @@ fn in_one_go(reference: &Reference, way: &Way, gpu: Option<&Arc<Gpu>>) -> Result
     let metrics = engine.train_epoch(order, steps, &mut |_| Ok(ControlFlow::Continue(())))?;
     let last_gradients = engine.gradients()?;
 
-    let margin = margin(reference.precision);
+    let margin = margin(reference.kind.precision);
     // What is rounded otherwise grows from step to step, and in halves it is not small.
     let last = if margin > 1.0 { 1e-3 } else { 2e-4 };
     let mut worst = Worst::default();
@@ -1073,14 +1096,12 @@ fn evaluation_batch(engine: &mut Engine) -> usize {
 
 /// The evaluation of the parameters that `engine` has.
 fn evaluate(engine: &mut Engine, reference: &Reference, name: &str) -> Result<Outcome> {
-    let Reference {
-        data, precision, ..
-    } = reference;
-    let (test, margin) = (&data.test, margin(*precision));
+    let Reference { data, kind, .. } = reference;
+    let (test, margin) = (&data.test, margin(kind.precision));
     data.upload(engine, Split::Test, test)?;
     let found = engine.evaluate(Split::Test, &mut |_| ControlFlow::Continue(()))?;
 
-    let plan = simplest(data.model, TEST_IMAGES, Mode::Evaluate, *precision)?;
+    let plan = simplest(data.model, TEST_IMAGES, Mode::Evaluate, *kind)?;
     let all: Vec<u32> = (0..TEST_IMAGES as u32).collect();
     let step = Step {
         seed: data.steps[0].seed,
@@ -1242,11 +1263,18 @@ mod tests {
         let trained = |mode: &Mode| matches!(mode, Mode::Train(_));
         let all = models.iter().flat_map(|model| {
             let modes = modes(model).into_iter().filter(trained);
-            modes.map(move |mode| (model, mode))
+            modes.flat_map(move |mode| [false, true].map(|synced| (model, mode, synced)))
         });
-        for (model, mode) in all {
+        for (model, mode, synced) in all {
             let data = Data::of(model);
-            let plan = simplest(model, BATCH, mode, Precision::F32).unwrap();
+            let kind = Kind {
+                precision: Precision::F32,
+                synced,
+            };
+            let plan = simplest(model, BATCH, mode, kind).unwrap();
+            if plan.syncs() != synced {
+                continue;
+            }
             let outcome = |kernel, mistake: Option<Mistake>| {
                 let device = |twins: &Twins<f64>| -> Result<Box<dyn Device>> {
                     Ok(match mistake {
