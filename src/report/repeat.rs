@@ -137,7 +137,7 @@ fn laid_over(base: Result<Definition>, settings: &[&(String, String)]) -> Result
 }
 
 /// The keys that have flags of their own, which take numbers and plain words.
-const FLAGS: [&str; 20] = [
+const FLAGS: [&str; 21] = [
     "epochs",
     "batch_size",
     "micro_batch",
@@ -164,8 +164,10 @@ const FLAGS: [&str; 20] = [
 fn as_flag((key, value): &(String, String)) -> Vec<String> {
     let word = value.trim_matches('"');
     match FLAGS.contains(&key.as_str()) {
-        // The one flag that takes its value by an equals sign alone.
-        true if key == "nesterov" => vec![format!("--nesterov={word}")],
+        // These take their value by an equals sign alone.
+        true if ["nesterov", "sync_batch_norm"].contains(&key.as_str()) => {
+            vec![format!("--{}={word}", key.replace('_', "-"))]
+        }
         true => vec![format!("--{}", key.replace('_', "-")), word.into()],
         false => vec!["--set".into(), format!("{key}={value}")],
     }
