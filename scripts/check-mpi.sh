@@ -18,5 +18,5 @@ need mpicc libopenmpi-dev
 timeout 30 mpirun --oversubscribe --allow-run-as-root -n 2 true >/dev/null 2>&1 ||
     skip "mpirun starts no two processes here"
 
-# As the other tests, whose dependencies are there.
-cargo test --release --quiet --features mpi --test mpi
+# With the dependencies of the other tests; of wgrad itself no more than it takes to be fast enough.
+cargo test --release --quiet --config 'profile.release.package.wgrad.opt-level=1' --features mpi --test mpi

@@ -144,6 +144,11 @@ fn ranks_give_the_same_weights_on_the_software_adapter() {
     ranks_give_the_same_weights("software", &["--no-tune"]);
 }
 
+#[test]
+fn ranks_give_the_same_weights_with_statistics_of_all() {
+    ranks_give_the_same_weights("cpu", &["--sync-batch-norm"]);
+}
+
 /// Without shards in the recipe there are some all the same, and a run goes on with any number of ranks.
 #[test]
 fn a_run_goes_on_with_another_number_of_ranks() {

@@ -80,10 +80,11 @@ impl Traffic {
 /// This process among the others.
 pub struct Cluster {
     link: Box<dyn Link>,
-    /// Of parameters and running statistics.
-    lens: [usize; 2],
+    parameters: usize,
     /// Shares of a batch that the ranks compute.
     shares: Vec<f64>,
+    /// Shards that each was last measured to compute in a second; 0 before.
+    speeds: Vec<f64>,
     interrupted: bool,
     traffic: Traffic,
     pace: Pace,
@@ -120,8 +121,9 @@ impl Cluster {
         }
         Ok(Cluster {
             link,
-            lens: [model.parameter_elements, model.running_elements],
+            parameters: model.parameter_elements,
             shares: vec![1.0 / ranks as f64; ranks],
+            speeds: vec![0.0; ranks],
             interrupted: false,
             traffic: Traffic::default(),
             pace: Pace::default(),
@@ -173,15 +175,15 @@ impl Cluster {
             shards: done,
         } = self.pace;
         let paces = self.gather(bytemuck::cast_slice(&[seconds, done]))?;
-        let speeds: Vec<f64> = paces
-            .iter()
-            .map(|pace| {
-                let pace: Vec<f64> = bytemuck::pod_collect_to_vec(pace);
-                pace[1] / pace[0]
-            })
-            .collect();
-        // One that had nothing to compute so far has no pace.
-        if !speeds.iter().all(|speed| speed.is_finite() && *speed > 0.0) {
+        for (speed, pace) in self.speeds.iter_mut().zip(paces) {
+            let pace: Vec<f64> = bytemuck::pod_collect_to_vec(&pace);
+            // One that had nothing to compute keeps the speed that it had.
+            if pace[0] > 0.0 && pace[1] > 0.0 {
+                *speed = pace[1] / pace[0];
+            }
+        }
+        let speeds = self.speeds.clone();
+        if speeds.contains(&0.0) {
             return Ok(());
         }
         let time = |shares: &[f64]| {
@@ -272,7 +274,7 @@ impl Cluster {
         let state = RefCell::new(State::default());
         let mut exchanging = Exchanging {
             link: &mut *self.link,
-            lens: self.lens,
+            parameters: self.parameters,
             shares: &self.shares,
             state: &state,
             interrupted,
@@ -282,6 +284,7 @@ impl Cluster {
             left: &mut self.left,
             since: None,
             exchanging: 0.0,
+            gathering: 0.0,
         };
         engine.train_shards(order, &own, &mut exchanging, &mut |_| {
             let new = std::mem::take(&mut state.borrow_mut().metrics);
@@ -312,7 +315,7 @@ struct State {
 
 struct Exchanging<'a> {
     link: &'a mut dyn Link,
-    lens: [usize; 2],
+    parameters: usize,
     shares: &'a [f64],
     state: &'a RefCell<State>,
     interrupted: &'a AtomicBool,
@@ -322,8 +325,10 @@ struct Exchanging<'a> {
     left: &'a mut [Vec<f32>; 2],
     /// When the batch before was exchanged.
     since: Option<Instant>,
-    /// Seconds in exchanges of the batch at hand.
+    /// Seconds in exchanges of the batch at hand, and in those among them that the device waits for before it is
+    /// through.
     exchanging: f64,
+    gathering: f64,
 }
 
 /// Words of a message before its metrics.
@@ -398,9 +403,20 @@ impl Exchange for Exchanging<'_> {
         Ok(sums)
     }
 
+    fn rows(&mut self, row: &Step, len: usize, own: &[f32]) -> Result<Vec<f32>> {
+        let begin = Instant::now();
+        let dealt = deal(row.shards as usize, self.shares);
+        let lens: Vec<usize> = dealt.iter().map(|shards| shards.len() * len).collect();
+        let message: Cow<[u32]> = bytemuck::cast_slice(own).into();
+        let received = self.swap(&vec![message; dealt.len()], &lens)?;
+        self.gathering += begin.elapsed().as_secs_f64();
+        Ok(bytemuck::pod_collect_to_vec(&received.concat()))
+    }
+
     fn statistics(
         &mut self,
         row: &Step,
+        len: usize,
         nodes: &[Vec<f32>],
         metrics: &[Metrics],
         computed: Instant,
@@ -421,7 +437,7 @@ impl Exchange for Exchanging<'_> {
         for node in nodes {
             message.extend_from_slice(bytemuck::cast_slice(node));
         }
-        let (all_nodes, len) = (self.all_nodes(row), self.lens[1]);
+        let all_nodes = self.all_nodes(row);
         let lens: Vec<usize> = dealt
             .iter()
             .zip(&all_nodes)
@@ -448,14 +464,15 @@ impl Exchange for Exchanging<'_> {
 
         let end = Instant::now();
         self.exchanging += (end - begin).as_secs_f64();
-        let exchanging = std::mem::take(&mut self.exchanging);
+        let gathering = std::mem::take(&mut self.gathering);
+        let exchanging = std::mem::take(&mut self.exchanging) + gathering;
         self.traffic.batches += 1;
         if let Some(since) = self.since.replace(end) {
-            let computing = (computed - since).as_secs_f64();
+            let computing = (computed - since).as_secs_f64() - gathering;
             self.traffic.timed += 1;
             self.traffic.computing += computing;
             self.traffic.exchanging += exchanging;
-            self.traffic.waiting += (end - computed).as_secs_f64();
+            self.traffic.waiting += (end - computed).as_secs_f64() + gathering;
             if !dealt[rank].is_empty() {
                 self.pace.seconds += computing;
                 self.pace.shards += dealt[rank].len() as f64;
@@ -501,7 +518,7 @@ impl Exchanging<'_> {
             Exchanged::Exact | Exchanged::Fast => bytemuck::cast_slice(values).into(),
             Exchanged::Half => {
                 let left = &mut self.left[which];
-                left.resize(self.lens[0], 0.0);
+                left.resize(self.parameters, 0.0);
                 halves::encoded(values, &mut left[part.clone()]).into()
             }
         }

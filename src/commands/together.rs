@@ -2,7 +2,7 @@
 
 use super::signals::Signals;
 use std::sync::OnceLock;
-use wgrad::gpu::adapters;
+use wgrad::gpu::{AdapterReport, adapters};
 use wgrad::model::recipe::Recipe;
 use wgrad::{Error, Result};
 
@@ -89,25 +89,23 @@ pub(super) fn device(requested: &str) -> Result<String> {
     let Some(place) = place().filter(|_| ["auto", "gpu"].contains(&requested)) else {
         return Ok(requested.into());
     };
-    let mut numbers: Vec<usize> = Vec::new();
-    let mut seen: Vec<String> = Vec::new();
-    for (number, adapter) in (1..).zip(adapters()?) {
+    let number = number_of(place.local_rank, &adapters()?);
+    Ok(number.map_or(requested.into(), |number| number.to_string()))
+}
+
+/// The adapter, by its number from 1, that a process takes which has this number among those on its machine: hardware in
+/// order, and over again; `None` where there is none.
+fn number_of(local_rank: usize, adapters: &[AdapterReport]) -> Option<usize> {
+    let mut seen: Vec<&String> = Vec::new();
+    let hardware = (1..).zip(adapters).filter(|(_, adapter)| {
         // One GPU that two backends show is one.
-        let again = adapter
-            .pci_bus_id
-            .as_ref()
-            .is_some_and(|id| seen.contains(id));
-        if adapter.software || again {
-            continue;
-        }
-        seen.extend(adapter.pci_bus_id);
-        numbers.push(number);
-    }
-    Ok(match numbers.len() {
-        0 => requested.into(),
-        // A name of one digit or two is a number.
-        n => numbers[place.local_rank % n].to_string(),
-    })
+        let id = adapter.pci_bus_id.as_ref();
+        let again = id.is_some_and(|id| seen.contains(&id));
+        seen.extend(id);
+        !adapter.software && !again
+    });
+    let numbers: Vec<usize> = hardware.map(|(number, _)| number).collect();
+    numbers.get(local_rank % numbers.len().max(1)).copied()
 }
 
 /// Shards where several processes train by a recipe without any.
@@ -142,5 +140,42 @@ pub(super) fn expect_shards(recipe: &Recipe) -> Result<()> {
             place.ranks
         ))),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranks_of_a_machine_take_its_adapters_in_order() {
+        let adapter = |software, id: Option<&str>| AdapterReport {
+            pci_bus_id: id.map(String::from),
+            ..AdapterReport::imagined(software)
+        };
+        let of = |adapters: &[AdapterReport]| [0, 1, 2, 3].map(|rank| number_of(rank, adapters));
+        let (one, two) = (Some("0000:01:00.0"), Some("0000:02:00.0"));
+        let both = [
+            adapter(false, one),
+            adapter(true, None),
+            adapter(false, two),
+        ];
+        assert_eq!(of(&both), [Some(1), Some(3), Some(1), Some(3)]);
+        // Shown by two backends.
+        let again = [
+            adapter(false, one),
+            adapter(false, two),
+            adapter(false, one),
+        ];
+        assert_eq!(of(&again), [Some(1), Some(2), Some(1), Some(2)]);
+        // Drivers that do not tell where a device is.
+        let unknown = [
+            adapter(true, None),
+            adapter(false, None),
+            adapter(false, None),
+        ];
+        assert_eq!(of(&unknown), [Some(2), Some(3), Some(2), Some(3)]);
+        assert_eq!(of(&[adapter(true, one)]), [None; 4]);
+        assert_eq!(of(&[]), [None; 4]);
     }
 }

@@ -1017,16 +1017,16 @@ impl<T: Float> Twins<T> {
         let slots = self.plan.slots.len();
         let mut replicas = vec![self.memory.values[..slots].to_vec(); shards];
         let specs: Vec<KernelSpec> = self.plan.specs().cloned().collect();
-        for [of_shards, of_batch] in self.plan.phases() {
+        for phase in self.plan.phases() {
             for (shard, replica) in (counter..).zip(&mut replicas) {
                 self.words("counter")[0] = shard;
                 self.memory.values[..slots].swap_with_slice(replica);
-                for spec in &specs[of_shards.clone()] {
+                for spec in &specs[phase.of_shards.clone()] {
                     run(spec, &mut self.memory);
                 }
                 self.memory.values[..slots].swap_with_slice(replica);
             }
-            for spec in &specs[of_batch] {
+            for spec in &specs[phase.of_batch] {
                 run(spec, &mut self.memory);
             }
         }

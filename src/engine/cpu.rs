@@ -2,19 +2,19 @@
 
 use super::{
     Evaluation, Exchange, Split, StepProgress, batch_from, ends_batch, evaluation_steps,
-    expect_dataset, expect_epoch, expect_len, most_rows, own_nodes, uploaded,
+    expect_dataset, expect_epoch, expect_len, most_rows, own_nodes, own_shards, uploaded,
 };
 use crate::cpu::{Memory, Values, fast};
 use crate::error::Result;
 use crate::kernels::half::LOSS_SCALE;
-use crate::kernels::shards::levels;
-use crate::kernels::{Dtype, Metrics, Step};
+use crate::kernels::shards::{Node, levels};
+use crate::kernels::{Dtype, Metrics, Step, View};
 use crate::model::recipe::{Optimizer, Precision, Views};
 use crate::model::{Model, initial_running};
-use crate::plan::{self, Lifetime, Mode, Options, Plan, SHARD_STATISTICS, Section, Target};
+use crate::plan::{self, Lifetime, Mode, Options, Phase, Plan, SHARD_STATISTICS, Section, Target};
 use std::collections::HashMap;
 use std::ops::{ControlFlow, Range};
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Sender, channel};
 use std::time::Instant;
 
 /// A network on the CPU.
@@ -42,7 +42,25 @@ struct Planned {
     plan: Plan,
     /// Of its tensors in the memory, where several shards of a batch are under way for each.
     places: Vec<Vec<usize>>,
-    phases: Vec<[Range<usize>; 2]>,
+    phases: Vec<Phase>,
+}
+
+/// A batch of the training split.
+struct Batch<'a> {
+    steps: &'a [Step],
+    rows: Range<usize>,
+    /// Of each row.
+    plans: &'a [usize],
+    /// The split's tensors.
+    data: &'a HashMap<&'static str, usize>,
+}
+
+/// What goes to other processes.
+enum Made {
+    /// The sums over the shards here of a part of the gradients.
+    Slab(Range<usize>, Vec<Vec<f32>>),
+    /// Vectors of so many elements, of each shard here, and where those of all shards go.
+    Rows(usize, Vec<f32>, Sender<Vec<f32>>),
 }
 
 /// A split of the dataset: how many samples, and its tensors.
@@ -99,8 +117,9 @@ impl CpuEngine {
 
     /// The CPU in one line, for people.
     pub fn device() -> String {
-        let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
-        format!("CPU ({threads} threads)")
+        let threads = rayon::current_num_threads();
+        let s = if threads == 1 { "" } else { "s" };
+        format!("CPU ({threads} thread{s})")
     }
 
     /// As [`super::Engine::with_views`].
@@ -213,8 +232,16 @@ impl CpuEngine {
         places
     }
 
-    /// Makes a plan the current one, for the shard of that number among those that are under way.
-    fn enter(&mut self, at: usize, replica: usize, data: &HashMap<&'static str, usize>) {
+    /// Makes a plan the current one, for the shard of that number among those that are under way, and a row of the step
+    /// table.
+    fn enter(
+        &mut self,
+        at: usize,
+        replica: usize,
+        row: usize,
+        data: &HashMap<&'static str, usize>,
+    ) {
+        self.memory.values[data["counter"]] = Values::Words(vec![row as u32]);
         while self.plans[at].1.places.len() <= replica {
             let plan = self.plans[at].1.plan.clone();
             let places = self.places_of(&plan, self.plans[at].1.places.len());
@@ -309,8 +336,8 @@ impl CpuEngine {
         let place = samples.tensors["order"];
         self.memory.values[place] = Values::Words(order.to_vec());
         match self.plans[0].1.plan.syncs() {
-            true => self.run_phases(steps, progress),
-            false => self.run(Split::Train, steps, None, progress),
+            true => self.run_phases(steps, None, progress),
+            false => self.run(Split::Train, steps, progress),
         }
     }
 
@@ -326,7 +353,7 @@ impl CpuEngine {
         expect_epoch(samples.len, self.batch, &self.options, order, steps)?;
         let place = samples.tensors["order"];
         self.memory.values[place] = Values::Words(order.to_vec());
-        self.run(Split::Train, steps, Some(exchange), progress)
+        self.run_phases(steps, Some(exchange), progress)
     }
 
     pub(super) fn evaluate(
@@ -339,7 +366,7 @@ impl CpuEngine {
         let steps = evaluation_steps(len, self.batch_of(split), part);
         let first = steps.first().map_or(0, |step| step.first as usize);
         let (mut done, mut losses) = (0, Vec::new());
-        self.run(split, &steps, None, &mut |new| {
+        self.run(split, &steps, &mut |new| {
             for metrics in new {
                 done += steps[losses.len()].count as usize;
                 losses.push(metrics.loss_sum);
@@ -371,40 +398,21 @@ impl CpuEngine {
         &mut self,
         split: Split,
         steps: &[Step],
-        mut exchange: Option<&mut dyn Exchange>,
         progress: StepProgress,
     ) -> Result<Vec<Metrics>> {
-        let tensors = uploaded(self.splits[split as usize].as_ref())?
-            .tensors
-            .clone();
-        self.memory.values[tensors["steps"]] = Values::Words(bytemuck::cast_slice(steps).to_vec());
-        self.memory.values[tensors["counter"]] = Values::Words(vec![0]);
+        let data = self.begin(split, steps)?;
         let mut all = Vec::with_capacity(steps.len());
         let mut stops = false;
-        // The batch's first row.
-        let mut begin = 0;
-        for (i, step) in steps.iter().enumerate() {
+        for (row, step) in steps.iter().enumerate() {
             let at = self.plan((split == Split::Train, step.count as usize))?;
-            self.enter(at, 0, &tensors);
-            let updates = ends_batch(steps, i);
-            match &mut exchange {
-                Some(exchange) if updates => {
-                    self.exchange(split, at, step, begin..i + 1, *exchange)?;
-                }
-                _ => self.carry_out(at, |section| {
-                    section < Section::Exchange || updates && section == Section::Exchange
-                }),
-            }
-            if updates {
-                begin = i + 1;
-            }
-            self.carry_out(at, |section| {
-                section > Section::Exchange && (updates || !section.ends_batch())
+            self.enter(at, 0, row, &data);
+            let updates = ends_batch(steps, row);
+            self.carry_out(at, 0..usize::MAX, |section| {
+                updates || !section.ends_batch()
             });
-            let metrics = &self.words(split, "metrics")[2 * i..2 * i + 2];
-            let metrics: Metrics = bytemuck::cast_slice(metrics)[0];
-            all.push(metrics);
-            stops |= progress(&[metrics])?.is_break();
+            let metrics = self.metrics(split, row..row + 1);
+            stops |= progress(&metrics)?.is_break();
+            all.extend(metrics);
             if stops && updates {
                 break;
             }
@@ -412,21 +420,39 @@ impl CpuEngine {
         Ok(all)
     }
 
-    /// The kernels of the plan `at` that are of these sections.
-    fn carry_out(&mut self, at: usize, wanted: impl Fn(Section) -> bool) {
-        let (_, planned) = &self.plans[at];
-        for (_, spec) in planned.plan.kernels.iter().filter(|(s, _)| wanted(*s)) {
-            fast::run(spec, &mut self.memory, &self.scratch);
-        }
-    }
-
-    /// Carries out batches of the training split phase by phase, for plans whose kernels need all shards at a time.
-    fn run_phases(&mut self, steps: &[Step], progress: StepProgress) -> Result<Vec<Metrics>> {
-        let split = Split::Train;
+    /// Puts a table of steps in its place, and gives those of the split's tensors.
+    fn begin(&mut self, split: Split, steps: &[Step]) -> Result<HashMap<&'static str, usize>> {
         let data = uploaded(self.splits[split as usize].as_ref())?
             .tensors
             .clone();
         self.memory.values[data["steps"]] = Values::Words(bytemuck::cast_slice(steps).to_vec());
+        Ok(data)
+    }
+
+    fn metrics(&self, split: Split, rows: Range<usize>) -> Vec<Metrics> {
+        let metrics = &self.words(split, "metrics")[2 * rows.start..2 * rows.end];
+        bytemuck::cast_slice(metrics).to_vec()
+    }
+
+    /// Those among some kernels of the plan `at`, the current one, that are of the wanted sections.
+    fn carry_out(&mut self, at: usize, kernels: Range<usize>, wanted: impl Fn(Section) -> bool) {
+        let all = &self.plans[at].1.plan.kernels;
+        let kernels = &all[kernels.start..kernels.end.min(all.len())];
+        for (_, spec) in kernels.iter().filter(|(section, _)| wanted(*section)) {
+            fast::run(spec, &mut self.memory, &self.scratch);
+        }
+    }
+
+    /// Carries out batches of the training split phase by phase, for plans whose kernels need all shards at a time, and
+    /// where there is something to `exchange` in each.
+    fn run_phases(
+        &mut self,
+        steps: &[Step],
+        mut exchange: Option<&mut dyn Exchange>,
+        progress: StepProgress,
+    ) -> Result<Vec<Metrics>> {
+        let split = Split::Train;
+        let data = self.begin(split, steps)?;
         let mut all = Vec::with_capacity(steps.len());
         while all.len() < steps.len() {
             let rows = batch_from(steps, all.len());
@@ -434,17 +460,23 @@ impl CpuEngine {
             let plans: Vec<usize> = plans
                 .map(|step| self.plan((true, step.count as usize)))
                 .collect::<Result<_>>()?;
-            // Those for shards of other sizes have the same ones.
-            for phase in 0..self.plans[plans[0]].1.phases.len() {
-                for (replica, (row, at)) in rows.clone().zip(&plans).enumerate() {
-                    self.enter(*at, replica, &data);
-                    self.memory.values[data["counter"]] = Values::Words(vec![row as u32]);
-                    self.run_part(*at, phase, 0);
+            let batch = Batch {
+                steps,
+                rows: rows.clone(),
+                plans: &plans,
+                data: &data,
+            };
+            match &mut exchange {
+                Some(exchange) => self.exchange(&batch, *exchange)?,
+                None => {
+                    self.compute(&batch, None);
                 }
-                self.run_part(plans[plans.len() - 1], phase, 1);
             }
-            let metrics = &self.words(split, "metrics")[2 * rows.start..2 * rows.end];
-            let metrics: Vec<Metrics> = bytemuck::cast_slice(metrics).to_vec();
+            self.enter(plans[0], 0, rows.start, &data);
+            self.carry_out(plans[0], 0..usize::MAX, |section| {
+                section == Section::Update
+            });
+            let metrics = self.metrics(split, rows);
             let flow = progress(&metrics)?;
             all.extend(metrics);
             if flow.is_break() {
@@ -454,78 +486,128 @@ impl CpuEngine {
         Ok(all)
     }
 
-    /// The kernels of a phase of the current plan, of a shard or of the batch.
-    fn run_part(&mut self, at: usize, phase: usize, part: usize) {
-        let (_, planned) = &self.plans[at];
-        for (_, spec) in &planned.plan.kernels[planned.phases[phase][part].clone()] {
-            fast::run(spec, &mut self.memory, &self.scratch);
+    /// Computes a batch up to its update, or to the exchange of what is made here, which hears of it meanwhile. Says
+    /// when that was; nothing where nobody hears any more.
+    fn compute(&mut self, batch: &Batch, made: Option<&Sender<Made>>) -> Option<Instant> {
+        let Batch { rows, plans, .. } = batch;
+        let last = &batch.steps[rows.end - 1];
+        let nodes = own_nodes(last);
+        // Those for shards of other sizes have the same ones.
+        let (plan, phases) = (plans[0], self.plans[plans[0]].1.phases.len());
+        // Shards that have only their sums in common come one after the other.
+        let before = match self.plans[plan].1.plan.syncs() {
+            true => 0,
+            false => rows.len() - 1,
+        };
+        let shards = || rows.clone().zip(*plans);
+        for (row, at) in shards().take(before) {
+            self.enter(*at, 0, row, batch.data);
+            self.carry_out(*at, 0..usize::MAX, |section| section < Section::Exchange);
         }
+        for phase in 0..phases {
+            // A row of no shard is there for the update alone.
+            let shards = shards().skip(before).filter(|_| !nodes.is_empty());
+            for (replica, (row, at)) in shards.enumerate() {
+                self.enter(*at, replica, row, batch.data);
+                let kernels = self.plans[*at].1.phases[phase].of_shards.clone();
+                self.carry_out(*at, kernels, |_| true);
+            }
+            self.enter(plan, 0, rows.start, batch.data);
+            let Phase {
+                of_batch, slabs, ..
+            } = self.plans[plan].1.phases[phase].clone();
+            if let Some(made) = made {
+                self.gather(plan, of_batch.clone(), last, made)?;
+            }
+            self.carry_out(plan, of_batch, |section| {
+                section == Section::Sync || section == Section::Exchange && made.is_none()
+            });
+            if let Some(made) = made {
+                for slab in &self.plans[plan].1.plan.slabs[slabs] {
+                    let sums = self.nodes(&slab.tensor, slab.range.len(), &nodes);
+                    made.send(Made::Slab(slab.range.clone(), sums)).ok()?;
+                }
+            }
+        }
+        Some(Instant::now())
     }
 
-    /// Computes the last shard of a batch here, `row`, by the plan `at`, and exchanges the sums over all that are
-    /// computed here, of each slab while the next is computed. `rows` are those of the batch here.
-    fn exchange(
+    /// Completes, from other processes, what some kernels take of all shards.
+    fn gather(
         &mut self,
-        split: Split,
         at: usize,
+        kernels: Range<usize>,
         row: &Step,
-        rows: Range<usize>,
-        exchange: &mut dyn Exchange,
-    ) -> Result<()> {
-        let nodes = own_nodes(row);
+        made: &Sender<Made>,
+    ) -> Option<()> {
+        let specs = self.plans[at].1.plan.kernels[kernels].iter();
+        let views: Vec<View> = specs.filter_map(|(_, spec)| spec.of_shards()).collect();
+        for view in views {
+            let len = view.len / self.options.shards.unwrap_or(1);
+            let own = own_shards(row);
+            let own = &self.memory.floats(view)[own.start * len..own.end * len];
+            let (sender, all) = channel();
+            made.send(Made::Rows(len, own.to_vec(), sender)).ok()?;
+            let all = all.recv().ok()?;
+            self.memory.change_floats(view, |_, rows| {
+                rows[..all.len()].copy_from_slice(&all);
+            });
+        }
+        Some(())
+    }
+
+    /// The sums over shards that a kept tensor of rows of `len` holds, where there is one.
+    fn nodes(&self, tensor: &str, len: usize, nodes: &[Node]) -> Vec<Vec<f32>> {
         let levels = levels(self.options.shards.unwrap_or(1));
-        let of = |memory: &Memory<f32>, place: Option<&usize>, len: usize| -> Vec<Vec<f32>> {
-            let Some(Values::Floats(values)) = place.map(|place| &memory.values[*place]) else {
-                return Vec::new();
-            };
-            let nodes = nodes.iter().map(|node| node.row(levels) * len);
-            nodes.map(|start| values[start..][..len].to_vec()).collect()
+        let place = self.places.get(tensor);
+        let Some(Values::Floats(values)) = place.map(|place| &self.memory.values[*place]) else {
+            return Vec::new();
         };
-        let (_, Planned { plan, .. }) = &self.plans[at];
-        let (memory, scratch, places) = (&mut self.memory, &self.scratch, &self.places);
-        let (sender, slabs) = channel();
-        let compute = || {
-            for (slab, segment) in plan.slabs.iter().zip(plan.segments()) {
-                // A row of no shard is there for the update alone.
-                for (_, spec) in plan.kernels[segment].iter().filter(|_| !nodes.is_empty()) {
-                    fast::run(spec, memory, scratch);
-                }
-                // Nobody is there to take it after an error.
-                let _ = sender.send(of(memory, places.get(&slab.tensor), slab.range.len()));
-            }
-            drop(sender);
-            Instant::now()
-        };
+        let nodes = nodes.iter().map(|node| node.row(levels) * len);
+        nodes.map(|start| values[start..][..len].to_vec()).collect()
+    }
+
+    /// Computes a batch's shards here, and exchanges what they make while the rest is computed.
+    fn exchange(&mut self, batch: &Batch, exchange: &mut dyn Exchange) -> Result<()> {
+        let row = &batch.steps[batch.rows.end - 1];
+        let (sender, made) = channel();
+        let engine = &mut *self;
         // MPI wants to be called from the thread that started it, so the other one computes.
         let (sums, computed) = std::thread::scope(|scope| {
-            let computing = scope.spawn(compute);
+            let computing = scope.spawn(move || engine.compute(batch, Some(&sender)));
             let mut sums = Vec::new();
-            for (slab, nodes) in plan.slabs.iter().zip(slabs) {
-                sums.push(exchange.gradients(row, &slab.range, &nodes)?);
+            for made in made {
+                match made {
+                    Made::Slab(slab, nodes) => sums.push(exchange.gradients(row, &slab, &nodes)?),
+                    Made::Rows(len, own, all) => {
+                        // Who asked for them waits, unless it is gone.
+                        let _ = all.send(exchange.rows(row, len, &own)?);
+                    }
+                }
             }
             match computing.join() {
-                Ok(computed) => Ok((sums, computed)),
+                Ok(computed) => Ok((sums, computed.unwrap_or_else(Instant::now))),
                 Err(panic) => std::panic::resume_unwind(panic),
             }
         })?;
-        let statistics = of(
-            &self.memory,
-            self.places.get(SHARD_STATISTICS),
-            self.len_of("running"),
-        );
-        let metrics = &self.words(split, "metrics")[2 * rows.start..2 * rows.end];
-        let metrics: Vec<Metrics> = bytemuck::cast_slice(metrics).to_vec();
-        let running = exchange.statistics(row, &statistics, &metrics, computed)?;
+        let len = self.statistics_len();
+        let statistics = self.nodes(SHARD_STATISTICS, len, &own_nodes(row));
+        let metrics = self.metrics(Split::Train, batch.rows.clone());
+        let running = exchange.statistics(row, len, &statistics, &metrics, computed)?;
         // The slabs go from the end to the beginning.
         let gradients: Vec<f32> = sums.into_iter().rev().flatten().collect();
         self.set_kept("accumulated", &gradients)?;
-        self.set_kept("running", &running)
+        match len {
+            0 => Ok(()),
+            _ => self.set_kept("running", &running),
+        }
     }
 
-    fn len_of(&self, name: &str) -> usize {
-        match self.places.get(name).map(|p| &self.memory.values[*p]) {
-            Some(Values::Floats(values)) => values.len(),
-            _ => 0,
+    /// How many running statistics are exchanged.
+    fn statistics_len(&self) -> usize {
+        match self.places.contains_key(SHARD_STATISTICS) {
+            true => self.model.running_elements,
+            false => 0,
         }
     }
 

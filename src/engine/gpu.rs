@@ -4,7 +4,7 @@
 
 use super::{
     Evaluation, Exchange, Split, StepProgress, batch_from, ends_batch, evaluation_steps,
-    expect_dataset, expect_epoch, expect_len, most_rows, own_nodes, uploaded,
+    expect_dataset, expect_epoch, expect_len, most_rows, own_nodes, own_shards, uploaded,
 };
 use crate::error::{Error, Result};
 use crate::gpu::{AdapterReport, Buffer, Dispatch, Gpu, Readback, Span, Ticket};
@@ -251,6 +251,69 @@ fn slot_of(gpu: &Gpu, plan: &Plan, i: usize) -> Result<Buffer> {
     let label = largest.map_or("unused", |t| &t.name);
     let slot = plan.slots[i];
     gpu.buffer(label, slot.dtype.words(slot.elements))
+}
+
+/// The images of a split, brought to the device as the rows of a step table come that look at them.
+struct Images<'a> {
+    gpu: &'a Gpu,
+    resident: &'a Resident,
+    slabs: Vec<Slab>,
+    /// The one that is at hand, and how many were brought.
+    slab: usize,
+    brought: usize,
+}
+
+impl<'a> Images<'a> {
+    fn of(gpu: &'a Gpu, resident: &'a Resident, steps: &[Step]) -> Images<'a> {
+        Images {
+            gpu,
+            resident,
+            slabs: resident.slabs(steps),
+            slab: 0,
+            brought: 0,
+        }
+    }
+
+    /// Whether those of the next row, this one, are yet to be brought.
+    fn lack(&mut self, row: usize) -> bool {
+        self.slab += usize::from(row == self.slabs[self.slab].rows.end);
+        self.brought == self.slab
+    }
+
+    fn bring(&mut self) -> Result<()> {
+        self.brought += 1;
+        let slab = &self.slabs[self.slab];
+        self.resident.bring(self.gpu, self.slab, slab)
+    }
+
+    /// The kernels of a step for one of the shards that are under way at a time, bound to them.
+    fn bound(&self, replica: usize) -> &'a [Dispatch] {
+        self.resident.bound(replica, self.slab)
+    }
+}
+
+/// Sums over shards that are on their way to the host, and what an exchange made of those before, each for its part of
+/// the gradients.
+#[derive(Default)]
+struct SlabsUnderWay {
+    coming: Vec<(Range<usize>, Vec<Readback>)>,
+    sums: Vec<(Range<usize>, Vec<f32>)>,
+}
+
+impl SlabsUnderWay {
+    fn exchange(&mut self, gpu: &Gpu, row: &Step, exchange: &mut dyn Exchange) -> Result<()> {
+        for (range, readbacks) in self.coming.drain(..) {
+            let nodes = arrived(gpu, readbacks)?;
+            let sum = exchange.gradients(row, &range, &nodes)?;
+            self.sums.push((range, sum));
+        }
+        Ok(())
+    }
+}
+
+fn arrived(gpu: &Gpu, readbacks: Vec<Readback>) -> Result<Vec<Vec<f32>>> {
+    let values = readbacks.into_iter();
+    values.map(|readback| readback.finish(gpu)).collect()
 }
 
 /// Dispatches on their way to the device: in pieces that take about [`SUBMISSION`] each, of which two are under way.
@@ -775,6 +838,9 @@ impl GpuEngine {
         progress: StepProgress,
     ) -> Result<Vec<Metrics>> {
         self.begin_epoch(order, steps)?;
+        if self.training.plan.syncs() {
+            self.add_replicas(steps)?;
+        }
         let resident = uploaded(self.splits[Split::Train as usize].as_ref())?;
         self.run_shards(resident, steps, exchange, progress)
     }
@@ -975,8 +1041,7 @@ impl GpuEngine {
     ) -> Result<Vec<Metrics>> {
         let (gpu, plan) = (&self.gpu, &self.training.plan);
         let phases = plan.phases();
-        let slabs = resident.slabs(steps);
-        let (mut slab, mut brought) = (0, 0);
+        let mut images = Images::of(gpu, resident, steps);
         let all_metrics = &resident.tensors["metrics"];
         let mut feed = Feed::new(gpu, plan.kernels.len());
         let mut all: Vec<Metrics> = Vec::with_capacity(steps.len());
@@ -985,25 +1050,17 @@ impl GpuEngine {
         while next < steps.len() && !stops {
             let rows = batch_from(steps, next);
             next = rows.end;
-            let mut counters = vec![0; PARAMETER_ALIGNMENT * rows.len()];
-            for (replica, row) in rows.clone().enumerate() {
-                counters[PARAMETER_ALIGNMENT * replica] = row as u32;
-            }
-            gpu.write("step counter", &resident.tensors["counter"], &counters)?;
-            for (phase, [of_shards, of_batch]) in phases.iter().enumerate() {
+            self.set_counters(resident, rows.clone())?;
+            for (number, phase) in phases.iter().enumerate() {
                 for (replica, row) in rows.clone().enumerate() {
                     // The first one looks at the images.
-                    if phase == 0 {
-                        slab += usize::from(row == slabs[slab].rows.end);
-                        if brought == slab {
-                            feed.flush()?;
-                            resident.bring(gpu, slab, &slabs[slab])?;
-                            brought += 1;
-                        }
+                    if number == 0 && images.lack(row) {
+                        feed.flush()?;
+                        images.bring()?;
                     }
-                    feed.push(&resident.bound(replica, slab)[of_shards.clone()])?;
+                    feed.push(&images.bound(replica)[phase.of_shards.clone()])?;
                 }
-                feed.push(&resident.bound(0, slab)[of_batch.clone()])?;
+                feed.push(&images.bound(0)[phase.of_batch.clone()])?;
             }
             feed.flush()?;
             let new = all_metrics.slice(2 * rows.start, 2 * rows.len());
@@ -1022,8 +1079,18 @@ impl GpuEngine {
         Ok(all)
     }
 
-    /// Carries out a step per row of the step table, and with the last one of each batch an exchange, which the update
-    /// waits for.
+    /// Has each of these rows be the current one of a shard that is under way.
+    fn set_counters(&self, resident: &Resident, rows: Range<usize>) -> Result<()> {
+        let mut counters = vec![0; PARAMETER_ALIGNMENT * (rows.len() - 1) + 1];
+        for (replica, row) in rows.enumerate() {
+            counters[PARAMETER_ALIGNMENT * replica] = row as u32;
+        }
+        let buffer = &resident.tensors["counter"];
+        self.gpu.write("step counter", buffer, &counters)
+    }
+
+    /// Carries out batches of which other processes compute some shards, with an exchange in each that the update waits
+    /// for.
     fn run_shards(
         &self,
         resident: &Resident,
@@ -1031,38 +1098,42 @@ impl GpuEngine {
         exchange: &mut dyn Exchange,
         progress: StepProgress,
     ) -> Result<Vec<Metrics>> {
-        let (gpu, kernels) = (&self.gpu, &self.training.plan.kernels);
-        let slabs = resident.slabs(steps);
-        let (mut slab, mut brought) = (0, 0);
-        let all_metrics = &resident.tensors["metrics"];
-        gpu.write("step counter", &resident.tensors["counter"], &[0u32])?;
+        let (gpu, plan) = (&self.gpu, &self.training.plan);
+        let mut images = Images::of(gpu, resident, steps);
+        let of = |bound, wanted: &dyn Fn(Section) -> bool| -> Vec<&Dispatch> {
+            let kernels = plan.kernels.iter().zip(bound);
+            let wanted = kernels.filter(|((section, _), _)| wanted(*section));
+            wanted.map(|(_, dispatch)| dispatch).collect()
+        };
         let mut all: Vec<Metrics> = Vec::with_capacity(steps.len());
         let mut last: Option<Ticket> = None;
-        for (row, step) in steps.iter().enumerate() {
-            if row == slabs[slab].rows.end {
-                slab += 1;
-            }
-            if brought == slab {
-                resident.bring(gpu, slab, &slabs[slab])?;
-                brought += 1;
-            }
-            let bound = &resident.dispatches[slab % resident.dispatches.len()];
-            let of = |wanted: &dyn Fn(Section) -> bool| -> Vec<&Dispatch> {
-                let parts = kernels.iter().zip(bound);
-                let wanted = parts.filter(|((section, _), _)| wanted(*section));
-                wanted.map(|(_, dispatch)| dispatch).collect()
-            };
-            if !ends_batch(steps, row) {
-                let shard = of(&|s| s < Section::Exchange || s == Section::Advance);
-                // Two steps are under way at most.
-                if let Some(last) = last.replace(gpu.submit("step", &shard, 1)?) {
-                    gpu.wait(&last)?;
+        while all.len() < steps.len() {
+            let rows = batch_from(steps, all.len());
+            let mut together = rows.clone();
+            if !plan.syncs() {
+                // Shards that have only their sums in common come one after the other.
+                self.set_counters(resident, rows.start..rows.start + 1)?;
+                together = rows.end - 1..rows.end;
+                for row in rows.start..together.start {
+                    if images.lack(row) {
+                        images.bring()?;
+                    }
+                    let shard = of(images.bound(0), &|section| {
+                        section < Section::Exchange || section == Section::Advance
+                    });
+                    // Two of them are under way at most.
+                    if let Some(last) = last.replace(gpu.submit("step", &shard, 1)?) {
+                        gpu.wait(&last)?;
+                    }
                 }
-                continue;
+            } else {
+                self.set_counters(resident, rows.clone())?;
             }
-            let metrics = self.exchange(step, bound, all_metrics, all.len()..row + 1, exchange)?;
-            let after = of(&|s| s > Section::Exchange);
-            last = Some(gpu.submit("step", &after, 1)?);
+            let metrics = resident.tensors["metrics"].slice(2 * rows.start, 2 * rows.len());
+            let row = &steps[rows.end - 1];
+            let metrics = self.exchange(row, together, &mut images, &metrics, exchange)?;
+            let update = of(images.bound(0), &|section| section == Section::Update);
+            last = Some(gpu.submit("step", &update, 1)?);
             let stops = progress(&metrics)?.is_break();
             all.extend(metrics);
             if stops {
@@ -1075,57 +1146,89 @@ impl GpuEngine {
         Ok(all)
     }
 
-    /// Computes the last shard of a batch here, `row`, and exchanges the sums over all that are computed here, of each
-    /// slab as soon as it has them. Gives the metrics of these rows.
+    /// Computes the shards of these rows phase by phase, of which `row` is the last, and exchanges what a batch makes
+    /// here while the rest is computed. Gives the batch's metrics.
     fn exchange(
         &self,
         row: &Step,
-        bound: &[Dispatch],
-        metrics: &Buffer,
         rows: Range<usize>,
+        images: &mut Images,
+        metrics: &Buffer,
         exchange: &mut dyn Exchange,
     ) -> Result<Vec<Metrics>> {
         let (gpu, plan) = (&self.gpu, &self.training.plan);
-        let nodes = own_nodes(row);
-        let mut slabs = Vec::new();
-        for (slab, segment) in plan.slabs.iter().zip(plan.segments()) {
-            // A row of no shard is there for the update alone.
-            if !nodes.is_empty() {
-                let dispatches: Vec<&Dispatch> = bound[segment].iter().collect();
-                gpu.submit("step", &dispatches, 1)?;
-            }
-            slabs.push(self.start_nodes(&slab.tensor, slab.range.len(), &nodes)?);
-        }
-        let statistics = self.start_nodes(SHARD_STATISTICS, self.len_of("running"), &nodes)?;
-        let metrics = metrics.slice(2 * rows.start, 2 * rows.len());
-        let metrics = gpu.start_readback("metrics", &metrics)?;
-        let arrived = |readbacks: Vec<Readback>| -> Result<Vec<Vec<f32>>> {
-            let values = readbacks.into_iter();
-            values.map(|readback| readback.finish(gpu)).collect()
+        let (nodes, shards) = (own_nodes(row), own_shards(row));
+        let submit = |dispatches: &[Dispatch]| -> Result<()> {
+            let dispatches: Vec<&Dispatch> = dispatches.iter().collect();
+            gpu.submit("step", &dispatches, 1).map(drop)
         };
-        let (sums, metrics, running) = std::thread::scope(|scope| {
+        let mut under_way = SlabsUnderWay::default();
+        for (number, phase) in plan.phases().into_iter().enumerate() {
+            for (replica, row) in rows.clone().enumerate() {
+                if number == 0 && images.lack(row) {
+                    images.bring()?;
+                }
+                // A row of no shard is there for the update alone.
+                if !nodes.is_empty() {
+                    submit(&images.bound(replica)[phase.of_shards.clone()])?;
+                }
+            }
+            let kernels = phase.of_batch.clone();
+            let specs = plan.kernels[kernels.clone()].iter();
+            let views: Vec<View> = specs.filter_map(|(_, spec)| spec.of_shards()).collect();
+            if !views.is_empty() {
+                let len = |view: View| view.len / self.options.shards.unwrap_or(1);
+                let mut own = Vec::new();
+                for view in &views {
+                    let rows = &self.kept[&plan.tensors[view.tensor].name];
+                    let rows = rows.slice(shards.start * len(*view), shards.len() * len(*view));
+                    let some = !shards.is_empty();
+                    own.push(
+                        some.then(|| gpu.start_readback("shards", &rows))
+                            .transpose()?,
+                    );
+                }
+                // While the device computes this phase.
+                under_way.exchange(gpu, row, exchange)?;
+                for (view, own) in views.iter().zip(own) {
+                    let own = own.map_or(Ok(Vec::new()), |own| own.finish(gpu))?;
+                    let all = exchange.rows(row, len(*view), &own)?;
+                    let rows = &self.kept[&plan.tensors[view.tensor].name];
+                    gpu.write("shards", &rows.slice(0, all.len()), &all)?;
+                }
+                submit(&images.bound(0)[kernels])?;
+            }
+            for slab in &plan.slabs[phase.slabs.clone()] {
+                let sums = self.start_nodes(&slab.tensor, slab.range.len(), &nodes)?;
+                under_way.coming.push((slab.range.clone(), sums));
+            }
+        }
+        let len = match self.kept.contains_key(SHARD_STATISTICS) {
+            true => self.len_of("running"),
+            false => 0,
+        };
+        let statistics = self.start_nodes(SHARD_STATISTICS, len, &nodes)?;
+        let metrics = gpu.start_readback("metrics", metrics)?;
+        let (metrics, running) = std::thread::scope(|scope| {
             // Nothing else says when the device is through while slabs are exchanged.
             let computed = scope.spawn(|| {
                 let metrics = metrics.finish::<Metrics>(gpu);
                 (metrics, Instant::now())
             });
-            let mut sums = Vec::new();
-            for (slab, readbacks) in plan.slabs.iter().zip(slabs) {
-                sums.push(exchange.gradients(row, &slab.range, &arrived(readbacks)?)?);
-            }
+            under_way.exchange(gpu, row, exchange)?;
             let (metrics, computed) = computed.join().map_err(|_| Error::Gpu {
                 label: "metrics".into(),
                 what: "the thread that waited for them failed".into(),
             })?;
-            let (metrics, statistics) = (metrics?, arrived(statistics)?);
-            let running = exchange.statistics(row, &statistics, &metrics, computed)?;
-            Ok::<_, Error>((sums, metrics, running))
+            let (metrics, statistics) = (metrics?, arrived(gpu, statistics)?);
+            let running = exchange.statistics(row, len, &statistics, &metrics, computed)?;
+            Ok::<_, Error>((metrics, running))
         })?;
-        for (slab, sum) in plan.slabs.iter().zip(sums) {
-            let place = self.kept["accumulated"].slice(slab.range.start, slab.range.len());
+        for (range, sum) in under_way.sums {
+            let place = self.kept["accumulated"].slice(range.start, range.len());
             gpu.write("gradients", &place, &sum)?;
         }
-        if !running.is_empty() {
+        if len > 0 {
             gpu.write("running statistics", &self.kept["running"], &running)?;
         }
         Ok(metrics)

@@ -83,24 +83,35 @@ pub trait Exchange {
         nodes: &[Vec<f32>],
     ) -> Result<Vec<f32>>;
 
-    /// The same of the running statistics, behind all slabs; gives their mean. `metrics` are those of the rows here,
-    /// `computed` is when the device was through with them.
+    /// The vectors of `len` that all shards have, one after the other; `own` are those of the shards here.
+    ///
+    /// # Errors
+    /// As [`Exchange::gradients`].
+    fn rows(&mut self, row: &Step, len: usize, own: &[f32]) -> Result<Vec<f32>>;
+
+    /// As [`Exchange::gradients`] of the running statistics, so many, behind all slabs; gives their mean. `metrics` are
+    /// those of the rows here, `computed` is when the device was through with them.
     ///
     /// # Errors
     /// As [`Exchange::gradients`].
     fn statistics(
         &mut self,
         row: &Step,
+        len: usize,
         nodes: &[Vec<f32>],
         metrics: &[Metrics],
         computed: Instant,
     ) -> Result<Vec<f32>>;
 }
 
-/// The nodes of the shards of a batch that are computed here, by its last row here.
-fn own_nodes(row: &Step) -> Vec<Node> {
+/// The shards of a batch that are computed here, by its last row here.
+fn own_shards(row: &Step) -> Range<usize> {
     let end = (row.micro + 1).min(row.shards);
-    nodes(row.first_shard as usize..end as usize)
+    row.first_shard as usize..end as usize
+}
+
+fn own_nodes(row: &Step) -> Vec<Node> {
+    nodes(own_shards(row))
 }
 
 impl Engine {

@@ -387,6 +387,12 @@ impl KernelSpec {
         argument.view
     }
 
+    /// What it takes of all shards of a batch, if anything.
+    pub fn of_shards(&self) -> Option<View> {
+        let found = self.arguments.iter().find(|a| a.name == "of_shards");
+        found.map(|argument| argument.view)
+    }
+
     /// The same for a layer.
     pub fn of_layer(mut self, layer: &str) -> KernelSpec {
         self.layer = layer.into();

@@ -100,8 +100,8 @@ pub struct Options {
     pub shards: Option<usize>,
     /// Whether other processes compute some of the shards.
     pub spread: bool,
-    /// Elements of the gradients that are exchanged with these at a time, about; 1 MiB of them or an eighth unless
-    /// given.
+    /// Elements of the gradients that other processes are sent at a time, at least; unless given, 1 MiB of them or an
+    /// eighth of all.
     pub slab_elements: Option<usize>,
     /// Whether a batch-norm takes its statistics of all shards of a batch together.
     pub sync_batch_norm: bool,
@@ -262,6 +262,17 @@ const SLABS: usize = 8;
 /// Elements of a slab at least, 1 MiB: of a smaller one the exchange is waiting rather than sending.
 const SLAB_ELEMENTS: usize = 1 << 18;
 
+/// A part of what is done with a batch.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Phase {
+    /// The kernels to carry out for each of its shards.
+    pub of_shards: Range<usize>,
+    /// Those to carry out once behind them.
+    pub of_batch: Range<usize>,
+    /// Which slabs of the gradients are whole behind the first ones.
+    pub slabs: Range<usize>,
+}
+
 /// A step as data.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -302,12 +313,6 @@ impl Plan {
             Mode::Evaluate => expect_samples(model, batch, options)?,
         }
         let trains = mode != Mode::Evaluate;
-        if trains && options.spread && options.sync_batch_norm && model.running_elements > 0 {
-            return Err(Error::Usage(
-                "expected no --sync-batch-norm in several processes, found it; leave it out, or train without mpirun"
-                    .into(),
-            ));
-        }
         if trains && options.augment.mixes() && model.loss != Loss::SoftmaxCrossEntropy {
             return Err(Error::Usage(format!(
                 "expected no mix_up and no cut_mix with the loss {}, which takes one label an image; set both to 0, or the model's loss to softmax_cross_entropy",
@@ -371,6 +376,7 @@ impl Plan {
             tensors: builder.tensors,
             kernels: builder.kernels,
             replicas: match builder.synced {
+                // Those that this process computes are not known yet.
                 Some((shards, _)) if !options.spread => shards,
                 _ => 1,
             },
@@ -394,51 +400,52 @@ impl Plan {
         self.kernels.iter().map(|(_, spec)| spec)
     }
 
-    /// The kernels before the exchange, cut behind those that make the sums of a slab whole: as many parts as slabs.
-    pub fn segments(&self) -> Vec<Range<usize>> {
-        let end = self
-            .kernels
-            .iter()
-            .position(|(s, _)| *s >= Section::Exchange);
-        let end = end.unwrap_or(self.kernels.len());
-        let completes = |spec: &KernelSpec, slab: &Slab| {
-            matches!(spec.work, Work::SumShards { .. })
-                && self.tensors[spec.view("nodes").tensor].name == slab.tensor
-        };
-        let mut first = 0;
-        let cuts = self.slabs.iter().enumerate().map(|(i, slab)| {
-            let whole = self.specs().position(|spec| completes(spec, slab));
-            let cut = match whole {
-                // What is behind the last one is no work to speak of.
-                Some(whole) if i + 1 < self.slabs.len() => whole + 1,
-                _ => end,
-            };
-            std::mem::replace(&mut first, cut)..cut
-        });
-        cuts.collect()
-    }
-
     /// Whether some kernels need all shards of a batch at a time, see [`Plan::phases`].
     pub fn syncs(&self) -> bool {
         self.kernels.iter().any(|(s, _)| *s == Section::Sync)
     }
 
-    /// The kernels of a batch in turn: those to carry out for each of its shards, then those to carry out once. The
-    /// last phase ends with the update; the counter's advance is in none.
-    pub fn phases(&self) -> Vec<[Range<usize>; 2]> {
-        let ends = |(section, _): &(Section, KernelSpec)| *section == Section::Advance;
-        let end = self.kernels.iter().position(ends);
+    /// The kernels of a batch in turn, to the update; the counter's advance is in none. Without kernels that need all
+    /// shards at a time a phase ends where a slab of the gradients is whole.
+    pub fn phases(&self) -> Vec<Phase> {
+        let sections = self.kernels.iter().map(|(section, _)| *section);
+        let end = sections.clone().position(|s| s == Section::Advance);
         let end = end.unwrap_or(self.kernels.len());
-        let next = |from: usize, of_batch: bool| {
-            let found = (from..end).find(|i| self.kernels[*i].0.is_of_batch() == of_batch);
-            found.unwrap_or(end)
+        let completes = |spec: &KernelSpec, slab: &Slab| {
+            matches!(spec.work, Work::SumShards { .. })
+                && self.tensors[spec.view("nodes").tensor].name == slab.tensor
         };
-        let mut phases = Vec::new();
+        // Behind which kernel each slab is whole.
+        let slabs = self.slabs.iter();
+        let whole = slabs.filter_map(|slab| self.specs().position(|spec| completes(spec, slab)));
+        let whole: Vec<usize> = whole.map(|kernel| kernel + 1).collect();
+        // What is behind the last one is no work to speak of.
+        let cuts = match self.syncs() {
+            true => &[],
+            false => &whole[..whole.len().saturating_sub(1)],
+        };
+        let next = |from: usize, of_batch: bool| {
+            let mut kernels = sections.clone().enumerate().take(end).skip(from);
+            kernels
+                .find(|(_, s)| s.is_of_batch() == of_batch)
+                .map_or(end, |(i, _)| i)
+        };
+        let mut phases: Vec<Phase> = Vec::new();
         let mut at = 0;
         while at < end {
-            let middle = next(at, true);
+            let of_batch = next(at, true);
+            let middle = cuts
+                .iter()
+                .copied()
+                .find(|cut| at < *cut && *cut < of_batch);
+            let middle = middle.unwrap_or(of_batch);
             let to = next(middle, false);
-            phases.push([at..middle, middle..to]);
+            let before = phases.last().map_or(0, |phase| phase.slabs.end);
+            phases.push(Phase {
+                of_shards: at..middle,
+                of_batch: middle..to,
+                slabs: before..whole.partition_point(|slab| *slab <= middle).max(before),
+            });
             at = to;
         }
         phases

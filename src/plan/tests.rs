@@ -179,7 +179,7 @@ fn a_flaw_of_synced_shards_is_found() {
             assert_eq!(plan.flaws(), [""; 0], "{name}");
             let phases = plan.phases();
             assert_eq!(phases.len() > 1, plan.syncs());
-            let kernels = phases.iter().flatten().map(|range| range.len());
+            let kernels = phases.iter().map(|p| p.of_shards.len() + p.of_batch.len());
             assert_eq!(kernels.sum::<usize>() + 1, plan.kernels.len());
             assert_eq!(plan.replicas, if plan.syncs() { 4 } else { 1 });
         }
@@ -422,8 +422,10 @@ fn slabs_of_gradients_are_whole_before_the_backward_pass_ends() {
             ..Options::default()
         };
         let plan = Plan::new(&model, 8, SGD, &options, Target::Cpu).unwrap();
-        let (slabs, segments) = (&plan.slabs, plan.segments());
-        assert_eq!(slabs.len(), segments.len(), "{name}");
+        let (slabs, phases) = (&plan.slabs, plan.phases());
+        let segments: Vec<Range<usize>> = phases.iter().map(|p| p.of_shards.clone()).collect();
+        let own = phases.iter().map(|p| p.slabs.clone());
+        assert!(own.eq((0..slabs.len()).map(|i| i..i + 1)), "{name}");
         assert!(slabs.len() <= SLABS, "{name}");
         let elements = model.parameter_elements;
         assert_eq!(slabs.len() > 1, elements > SLAB_ELEMENTS, "{name}");
