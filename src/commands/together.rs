@@ -55,13 +55,19 @@ pub(super) fn join(signals: &Signals) -> Result<Option<Box<dyn Link>>> {
     let host = Mpi::host();
     let hosts = gather(&mut link, host.as_bytes())?;
     let (rank, ranks) = (link.rank(), link.ranks());
-    let before = hosts[..rank].iter();
     PLACE.get_or_init(|| Place {
         rank,
         ranks,
-        local_rank: before.filter(|other| **other == host.as_bytes()).count(),
+        local_rank: local_rank(rank, &hosts),
     });
     Ok(Some(Box::new(link)))
+}
+
+/// The number of a process among those on its machine, by the names of the machines of all.
+#[cfg(any(test, feature = "mpi"))]
+fn local_rank(rank: usize, hosts: &[Vec<u8>]) -> usize {
+    let before = hosts[..rank].iter();
+    before.filter(|host| **host == hosts[rank]).count()
 }
 
 /// Makes sure that this process is alone: each of several would train the same by itself.
@@ -86,7 +92,15 @@ pub(super) fn join(_: &Signals) -> Result<Option<Box<dyn wgrad::cluster::Link>>>
 /// # Errors
 /// As [`adapters`].
 pub(super) fn device(requested: &str) -> Result<String> {
-    let Some(place) = place().filter(|_| ["auto", "gpu"].contains(&requested)) else {
+    device_of(place(), requested, adapters)
+}
+
+fn device_of(
+    place: Option<Place>,
+    requested: &str,
+    adapters: impl FnOnce() -> Result<Vec<AdapterReport>>,
+) -> Result<String> {
+    let Some(place) = place.filter(|_| ["auto", "gpu"].contains(&requested)) else {
         return Ok(requested.into());
     };
     let number = number_of(place.local_rank, &adapters()?);
@@ -147,12 +161,55 @@ pub(super) fn expect_shards(recipe: &Recipe) -> Result<()> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn ranks_of_a_machine_take_its_adapters_in_order() {
-        let adapter = |software, id: Option<&str>| AdapterReport {
+    fn adapter(software: bool, id: Option<&str>) -> AdapterReport {
+        AdapterReport {
             pci_bus_id: id.map(String::from),
             ..AdapterReport::imagined(software)
+        }
+    }
+
+    #[test]
+    fn ranks_are_counted_on_each_machine() {
+        let of = |hosts: &[&str]| -> Vec<usize> {
+            let hosts: Vec<Vec<u8>> = hosts.iter().map(|host| host.as_bytes().to_vec()).collect();
+            (0..hosts.len())
+                .map(|rank| local_rank(rank, &hosts))
+                .collect()
         };
+        assert_eq!(of(&["a", "a", "b", "b"]), [0, 1, 0, 1]);
+        assert_eq!(of(&["a", "b", "a", "b"]), [0, 0, 1, 1]);
+        assert_eq!(of(&["a", "aa", "b", "a"]), [0, 0, 0, 1]);
+    }
+
+    #[test]
+    fn what_is_asked_for_by_name_is_the_same_for_all() {
+        let both = || Ok(vec![adapter(false, Some("1")), adapter(false, Some("2"))]);
+        let of = |requested: &str, local_rank: usize| {
+            let place = Place {
+                rank: local_rank,
+                ranks: 2,
+                local_rank,
+            };
+            device_of(Some(place), requested, both).unwrap()
+        };
+        for requested in ["auto", "gpu"] {
+            assert_eq!([0, 1].map(|rank| of(requested, rank)), ["1", "2"]);
+            assert_eq!(device_of(None, requested, both).unwrap(), requested);
+        }
+        for requested in ["cpu", "software", "2", "RTX"] {
+            assert_eq!([0, 1].map(|rank| of(requested, rank)), [requested; 2]);
+        }
+        let place = Place {
+            rank: 1,
+            ranks: 2,
+            local_rank: 1,
+        };
+        let software = || Ok(vec![adapter(true, None)]);
+        assert_eq!(device_of(Some(place), "auto", software).unwrap(), "auto");
+    }
+
+    #[test]
+    fn ranks_of_a_machine_take_its_adapters_in_order() {
         let of = |adapters: &[AdapterReport]| [0, 1, 2, 3].map(|rank| number_of(rank, adapters));
         let (one, two) = (Some("0000:01:00.0"), Some("0000:02:00.0"));
         let both = [

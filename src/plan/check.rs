@@ -3,7 +3,7 @@
 use super::memory::alignment;
 use super::{Lifetime, Mode, Options, Plan, SHARD_STATISTICS, Target, Tensor};
 use crate::error::{Error, Result};
-use crate::host::{batch_advice, fitting_batch};
+use crate::host::fitting_batch;
 use crate::kernels::{Access, AdapterReport, View};
 use crate::model::recipe::Views;
 use crate::model::{MAX_ELEMENTS, Model};
@@ -60,24 +60,24 @@ pub(super) fn expect_samples(model: &Model, batch: usize, options: &Options) -> 
             "expected at most {MAX_ELEMENTS} elements in a tensor, found {elements} an image in {name}; leave --conv explicit out"
         ),
         _ => format!(
-            "expected --{} from 1 to {most} ({name} has {elements} elements an image, and a tensor holds {MAX_ELEMENTS} at most), found {batch}; {}",
-            if options.micro {
-                "micro-batch"
-            } else {
-                "batch-size"
+            "expected {} 1 to {most} ({name} has {elements} elements an image, and a tensor holds {MAX_ELEMENTS} at most), found {batch}; {}",
+            match (options.shards, options.micro) {
+                (Some(_), _) => "shards of",
+                (None, true) => "--micro-batch from",
+                (None, false) => "--batch-size from",
             },
-            batch_advice(most, options.micro)
+            options.batch_advice(most)
         ),
     }))
 }
 
 impl Plan {
-    /// Refuses a plan with a tensor that `adapter` does not bind, with the flag that helps; `micro` says
-    /// whether its steps are parts of batches. `smaller` makes the same plan for another batch.
+    /// Refuses a plan with a tensor that `adapter` does not bind, with the flag that helps; `options`
+    /// are those that it was made by. `smaller` makes the same plan for another batch.
     pub(super) fn expect_bindings(
         &self,
         adapter: &AdapterReport,
-        micro: bool,
+        options: &Options,
         smaller: impl Fn(usize) -> Result<Plan>,
     ) -> Result<()> {
         let limit = adapter.binding_limit();
@@ -123,7 +123,7 @@ impl Plan {
         }
         let fits = |batch| Ok(largest(&smaller(batch)?, Lifetime::Step).1 <= limit);
         let advice = match fitting_batch(self.batch, fits)? {
-            Some(batch) => batch_advice(batch, micro),
+            Some(batch) => options.batch_advice(batch),
             None => "even one image is too large; use a smaller model or smaller images, or another --device: cpu has no such limit".into(),
         };
         Err(Error::Usage(format!(
@@ -131,7 +131,11 @@ impl Plan {
             BinaryBytes(limit),
             adapter.name,
             BinaryBytes(size),
-            if micro { "micro-batch" } else { "batch size" },
+            match (options.shards, options.micro) {
+                (Some(_), _) => "shards of",
+                (None, true) => "micro-batch",
+                (None, false) => "batch size",
+            },
             self.batch
         )))
     }

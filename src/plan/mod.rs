@@ -330,7 +330,7 @@ impl Plan {
             )));
         }
         if let Target::Gpu(adapter) = target {
-            plan.expect_bindings(adapter, options.micro, |batch| {
+            plan.expect_bindings(adapter, options, |batch| {
                 Plan::unchecked(model, batch, mode, options, target)
             })?;
         }
