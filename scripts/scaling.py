@@ -16,11 +16,21 @@ BEHIND = 0.5  # share of a step that is left when the first slab of gradients is
 NETWORKS = {"1 Gbit/s": (1, 50e-6), "10 Gbit/s": (10, 25e-6), "100 Gbit/s": (100, 5e-6)}
 RANKS = (2, 4, 8, 16, 64, 256)
 
-# bytes of gradients, batch, images per second of an NVIDIA H200 (benches/RESULTS.md; none measured: None) and of two CPU
-# cores (docs/scaling.md says which)
+# bytes of gradients, batch, images per second of an NVIDIA H200 (cifar-fast: H100; benches/RESULTS.md) and of two CPU
+# cores (docs/scaling.md); None: not measured
 MODELS = {
+    "default": (615_016, 128, None, 7_234),
+    "lenet5": (246_824, 128, 723_341, 12_087),
+    "tutorial": (1_819_688, 128, 298_389, 2_091),
+    "mlp-sigmoid": (318_040, 32, None, 78_602),
+    "vgg-cifar": (8_787_240, 64, 30_119, 273),
+    "cnn-bn": (1_152_680, 128, None, 2_149),
+    "tiny": (39_656, 128, None, 3_032),
+    "cifar-fast": (7_891_168, 500, 33_000, 146),
+    "resnet9": (26_292_520, 128, None, 69),
+    "resnet18-cifar": (44_695_848, 128, 8_307, None),
 }
-GPU_HOST, CPU_HOST = 0.6e-9, 1.5e-9
+GPU_HOST, CPU_HOST = 0.6e-9, 3.4e-9
 
 
 def slabs(size):
@@ -60,6 +70,8 @@ def main():
             print(f"| `{name}` | {size / 1e6:.1f} | {gpu:,} | " + " | ".join(cells) + " |")
     print("\n| model | step | " + " | ".join(NETWORKS) + " |\n|---|---|---|---|---|")
     for name, (size, batch, _, cpu) in MODELS.items():
+        if not cpu:
+            continue
         step = batch / cpu
         cells = [
             ", ".join(f"{100 * efficiency(step, size, CPU_HOST, False, *net, n):.0f}" for n in RANKS)
