@@ -227,7 +227,7 @@ impl Engine {
     /// rest. The metrics are those of these rows.
     ///
     /// # Errors
-    /// As [`Engine::train_epoch`], and as [`Exchange::exchange`].
+    /// As [`Engine::train_epoch`], and as [`Exchange::gradients`].
     pub fn train_shards(
         &mut self,
         order: &[u32],
