@@ -24,16 +24,6 @@ fn grace() -> Duration {
     Duration::from_secs_f64(GRACE * f64::from(seconds.unwrap_or(1).max(1)))
 }
 
-/// Lets Open MPI have two TCP connections between any two processes, where nobody says otherwise: over one it sends large
-/// messages in one direction at a time, and an exchange takes up to twice the time. Other libraries don't look there.
-fn two_connections() {
-    const LINKS: &str = "OMPI_MCA_btl_tcp_links";
-    if std::env::var_os(LINKS).is_none() {
-        // SAFETY: MPI is yet to start, and no other thread reads the environment but through Rust's own lock.
-        unsafe { std::env::set_var(LINKS, "2") };
-    }
-}
-
 /// This process in the world of those that `mpirun` started.
 pub struct Mpi {
     /// `None` after the end, and after a failure, when MPI's own end would wait for ever.
@@ -49,7 +39,6 @@ impl Mpi {
     /// # Errors
     /// [`Error::Cluster`] where MPI was started before.
     pub fn start(interrupted: Arc<AtomicBool>) -> Result<Mpi> {
-        two_connections();
         let started = mpi::initialize_with_threading(mpi::Threading::Funneled);
         let (universe, _) = started.ok_or_else(|| {
             Error::Cluster("expected to start MPI, found it started before".into())
