@@ -155,19 +155,15 @@ pub(super) fn batch_norm_cases(g: BatchNorm, count: usize) -> Vec<Case> {
             let sums = b.updated("shard_sums", &before, Tolerance::EXACT);
             vec![batch_norm_shard_sums(&g, gradient, steps, counter, sums)]
         }),
-        Case::new(
-            "batch_norm_sync_gradients",
-            format!("{c} channels"),
-            move |b| {
-                let mut of_shards = b.values(SHARDS * 3 * c);
-                for (i, shard) in of_shards.chunks_exact_mut(3 * c).enumerate() {
-                    shard[..c].fill(7.0 + i as f32);
-                }
-                let (of_shards, [steps, counter]) = (b.input(&of_shards), step_table(b, shard(1)));
-                let means = b.output("mean_gradients", 2 * c, Tolerance::sum(SHARDS));
-                vec![batch_norm_sync_gradients(of_shards, steps, counter, means)]
-            },
-        ),
+        Case::new("batch_norm_sync_gradients", variant.clone(), move |b| {
+            let mut of_shards = b.values(SHARDS * 3 * c);
+            for (i, shard) in of_shards.chunks_exact_mut(3 * c).enumerate() {
+                shard[..c].fill(7.0 + i as f32);
+            }
+            let (of_shards, [steps, counter]) = (b.input(&of_shards), step_table(b, shard(1)));
+            let means = b.output("mean_gradients", 2 * c, Tolerance::sum(SHARDS));
+            vec![batch_norm_sync_gradients(of_shards, steps, counter, means)]
+        }),
     ];
     cases.extend([false, true].map(|divided| {
         let variant = format!("{variant}, divided {divided}");
