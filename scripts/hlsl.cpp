@@ -1,8 +1,7 @@
-// hlsl.exe dxc|fxc LIST PART PARTS: compiles each "FILE ENTRY" of LIST with Microsoft's DLL beside the program, with
-// the flags that wgpu gives it, but for those that hold nothing new: of files that differ in numbers alone (the
-// shapes of layers) DXC gets the first; FXC, which is three times as slow, gets no file whose every line, but for
-// numbers, stood in one before. Of what is left it takes one of so many parts. Prints every refusal and exits with 1
-// if there was one.
+// hlsl.exe dxc|fxc LIST lines|files PART PARTS: compiles each "FILE ENTRY" of LIST with Microsoft's DLL beside the
+// program, with the flags that wgpu gives it, but for those that hold nothing new but numbers (the shapes of layers):
+// no file whose every line stood in one before, or none that stood before as a whole. Of what is left it takes one of
+// so many parts. Prints every refusal and exits with 1 if there was one.
 //
 // Built with mingw-w64 and run under wine. DXC's interfaces are declared here, up to the last method that is
 // called, because Debian 12's mingw-w64 has no dxcapi.h.
@@ -93,15 +92,17 @@ static std::string compile(pD3DCompile fxc, const std::string &text, const std::
     return "";
 }
 
-// The text without its numbers.
+// The text without its numbers, those in naga's names of values (`_e12`, `local_3`) included, those of types
+// (`float4`) not.
 static std::string structure(const std::string &text) {
     std::string kept;
     bool word = false, number = false;
     for (unsigned char c : text) {
         bool part = isalnum(c) || c == '_' || c == '.';
         if (part && !word) number = isdigit(c);
+        if (c == '_') number = true;
         word = part;
-        if (!word || !number) kept += c;
+        if (!word || !number || !isdigit(c)) kept += c;
     }
     return kept;
 }
@@ -130,7 +131,8 @@ int main(int, char **arguments) {
         printf("%s could not be loaded\n", dll);
         return 2;
     }
-    size_t part = atoi(arguments[3]), parts = atoi(arguments[4]), chosen = 0;
+    char separator = std::string(arguments[3]) == "lines" ? '\n' : 0;
+    size_t part = atoi(arguments[4]), parts = atoi(arguments[5]), chosen = 0;
     int count = 0, refused = 0, alike = 0;
     std::set<std::string> seen;
     std::ifstream list(arguments[2]);
@@ -140,7 +142,7 @@ int main(int, char **arguments) {
         words >> file >> entry;
         std::ifstream in(file, std::ios::binary);
         std::string text((std::istreambuf_iterator<char>(in)), {});
-        if (!text.empty() && !is_new(structure(text), dxc ? 0 : '\n', seen)) {
+        if (!text.empty() && !is_new(structure(text), separator, seen)) {
             alike++;
             continue;
         }

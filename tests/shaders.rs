@@ -40,8 +40,15 @@ static KERNELS: LazyLock<Vec<KernelSpec>> = LazyLock::new(|| {
         .collect()
 });
 
-/// Name and text of every WGSL source: the files as they are, and what the templates give.
-fn sources() -> Vec<(String, String)> {
+/// A WGSL source and what naga makes of it.
+struct Source {
+    name: String,
+    text: String,
+    parsed: Result<(Module, ModuleInfo), String>,
+}
+
+/// Every WGSL source: the files as they are, and what the templates give.
+static SOURCES: LazyLock<Vec<Source>> = LazyLock::new(|| {
     let mut sources = shader_files();
     sources.retain(|(_, text)| !is_template(text));
     let mut seen: HashSet<String> = sources.iter().map(|(_, text)| text.clone()).collect();
@@ -51,8 +58,13 @@ fn sources() -> Vec<(String, String)> {
             sources.push((format!("{i}: {}", kernel.entry), text));
         }
     }
-    sources
-}
+    let parse = |(name, text): (String, String)| Source {
+        parsed: parse(&text),
+        name,
+        text,
+    };
+    sources.into_iter().map(parse).collect()
+});
 
 /// The files in `shaders/` by name.
 fn shader_files() -> Vec<(String, String)> {
@@ -101,12 +113,12 @@ fn has_matrices(module: &Module) -> bool {
 }
 
 /// Runs `check` on every source and fails with all complaints at once.
-fn check_sources(check: impl Fn(&str, &Module, &ModuleInfo) -> Vec<String>) {
+fn check_sources(check: impl Fn(&Module) -> Vec<String>) {
     let mut complaints = Vec::new();
-    for (name, source) in sources() {
-        let found = match parse(&source) {
-            Ok((module, info)) => check(&source, &module, &info),
-            Err(e) => vec![e],
+    for Source { name, parsed, .. } in SOURCES.iter() {
+        let found = match parsed {
+            Ok((module, _)) => check(module),
+            Err(e) => vec![e.clone()],
         };
         complaints.extend(found.into_iter().map(|what| format!("{name}: {what}")));
     }
@@ -245,14 +257,11 @@ fn check_kernel(kernel: &KernelSpec, module: &Module, info: &ModuleInfo) -> Vec<
 
 #[test]
 fn every_kernel_fits_its_shader_and_translates_to_spirv_msl_and_hlsl() {
-    let mut modules = HashMap::new();
+    let sources = SOURCES.iter().map(|s| (&*s.text, &s.parsed));
+    let parsed: HashMap<_, _> = sources.collect();
     let mut complaints = Vec::new();
     for kernel in KERNELS.iter() {
-        let source = kernel.source().unwrap().into_owned();
-        let parsed = modules
-            .entry(source)
-            .or_insert_with_key(|source| parse(source));
-        let found = match parsed {
+        let found = match parsed[&*kernel.source().unwrap()] {
             Ok((module, info)) => check_kernel(kernel, module, info),
             Err(e) => vec![e.clone()],
         };
@@ -290,10 +299,10 @@ fn on_a_gpu_the_subgroup_family_takes_few_registers_and_fuses() {
 #[test]
 fn no_module_has_cooperative_matrices_and_subgroup_operations() {
     let (mut matrices, mut subgroups) = (0, 0);
-    for (name, source) in sources() {
-        let (module, _) = parse(&source).unwrap();
+    for Source { name, parsed, .. } in SOURCES.iter() {
+        let (module, _) = parsed.as_ref().unwrap();
         let has = [
-            has_matrices(&module),
+            has_matrices(module),
             format!("{module:?}").contains("Subgroup"),
         ];
         assert_ne!(has, [true, true], "{name} has both, which crashes a driver");
@@ -408,7 +417,7 @@ fn reserved_words() -> HashSet<&'static str> {
 #[test]
 fn nothing_is_named_by_a_word_that_another_language_reserves() {
     let reserved = reserved_words();
-    check_sources(|_, module, _| {
+    check_sources(|module| {
         let names = reserved_names(module, &reserved);
         let complaint = |name| format!("'{name}' is reserved in HLSL, MSL or GLSL");
         names.into_iter().map(complaint).collect()
@@ -446,7 +455,7 @@ fn a_reserved_name_is_noticed_wherever_it_stands() {
 
 #[test]
 fn binding_numbers_are_unique_within_a_file() {
-    check_sources(|_, module, _| {
+    check_sources(|module| {
         let mut seen = HashSet::new();
         module
             .global_variables
@@ -488,7 +497,7 @@ fn structs_are_laid_out_as_on_the_host() {
         ],
     );
     let seen = std::sync::Mutex::new(HashSet::new());
-    check_sources(|_, module, _| {
+    check_sources(|module| {
         let mut complaints = Vec::new();
         for (_, variable) in module.global_variables.iter() {
             // What crosses to the host: elements of the storage buffers.

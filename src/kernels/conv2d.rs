@@ -8,6 +8,7 @@ use crate::model::{Conv2d, Pool2d};
 use minijinja::{Environment, context};
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::sync::LazyLock;
 
 /// How a product is spread over the device; see the four `shaders/product_*.wgsl`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -983,19 +984,15 @@ impl Product {
             },
             Tile::Plain | Tile::Whole => context! {},
         };
-        let render = || -> std::result::Result<String, minijinja::Error> {
-            let mut environment = Environment::new();
-            environment.set_undefined_behavior(minijinja::UndefinedBehavior::Strict);
-            for (name, text) in TEMPLATES {
-                environment.add_template(name, text)?;
-            }
-            environment
-                .get_template("conv2d.wgsl")?
-                .render(context! { ..shape, ..tile })
-        };
-        render().map_err(|e| Error::Gpu {
+        let rendered = ENVIRONMENT.as_ref().map_err(|e| format!("{e:#}"));
+        let rendered = rendered.and_then(|environment| {
+            let template = environment.get_template("conv2d.wgsl");
+            let rendered = template.and_then(|t| t.render(context! { ..shape, ..tile }));
+            rendered.map_err(|e| format!("{e:#}"))
+        });
+        rendered.map_err(|e| Error::Gpu {
             label: self.pass.name().into(),
-            what: format!("the kernel template cannot be rendered: {e:#}"),
+            what: format!("the kernel template cannot be rendered: {e}"),
         })
     }
 
@@ -1155,6 +1152,17 @@ const TEMPLATES: [(&str, &str); 5] = [
         include_str!("../../shaders/product_plain.wgsl"),
     ),
 ];
+
+/// The templates, compiled once.
+static ENVIRONMENT: LazyLock<std::result::Result<Environment, minijinja::Error>> =
+    LazyLock::new(|| {
+        let mut environment = Environment::new();
+        environment.set_undefined_behavior(minijinja::UndefinedBehavior::Strict);
+        for (name, text) in TEMPLATES {
+            environment.add_template(name, text)?;
+        }
+        Ok(environment)
+    });
 
 /// `y[N,OH,OW,OC] = im2col(x[N,H,W,C]) · W + b`, then ReLU, then max-pooling if the product says so.
 /// `parameters` is the layer's `[KH·KW·C + 1, OC]` matrix, without the last row where it has no bias;
