@@ -269,7 +269,7 @@ pub(super) fn scaled(
     scaled.ok_or_else(|| "not scaled".into())
 }
 
-/// The same for one type of pixels. Not `Resizer::resize`, which is compiled for all its 15 types: a fifth of all
+/// The same for one type of pixels. Not `Resizer::resize`, which is compiled for all its 13 types: a fifth of all
 /// code that a build of wgrad compiles.
 fn scaled_pixels<P: PixelTrait>(
     picture: &DynamicImage,
